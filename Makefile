@@ -1,0 +1,65 @@
+# `make` alone lists the targets. Each target sets up .venv first; python3 is all it needs.
+# Works with GNU make 3.81, the one on macOS.
+
+VENV := .venv
+BIN := $(VENV)/bin
+# Written last, so that an interrupted setup runs again.
+STAMP := $(VENV)/.dynquant-setup
+NUM_TEST_WORKERS ?= 2
+PYTEST_ARGS ?=
+# What mypy checks, as far as it is there: it refuses a folder without Python files.
+TYPED = $(strip dynquant $(foreach d,tests benchmarks scripts,$(if $(wildcard $(d)/*.py $(d)/*/*.py),$(d))) $(wildcard app.py))
+# Add `web` here once dynquant/web exists; it resolves together with these.
+LOCK_EXTRAS := --extra mlx --extra dev
+# The oldest Python we support decides what is locked.
+LOCK := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	--no-annotate --no-header --no-emit-index-url --upgrade
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format bench lock clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+setup: $(STAMP) ## make .venv with the locked packages and dynquant itself
+	@echo "$(VENV) is ready"
+
+$(STAMP): pyproject.toml requirements/dev.lock scripts/setup_venv.sh
+	@rm -f $@
+	@sh scripts/setup_venv.sh $(VENV)
+	@touch $@
+	@$(BIN)/python scripts/blas_hint.py
+
+demo: $(STAMP) ## quantize a small model from start to finish, without network or account
+	@$(BIN)/python scripts/blas_hint.py
+	@$(BIN)/dynquant demo
+
+test: $(STAMP) ## all tests, with branch coverage
+	@$(BIN)/python -m pytest -n $(NUM_TEST_WORKERS) --cov --cov-report=term $(PYTEST_ARGS)
+	@echo "coverage of the core alone:"
+	@$(BIN)/coverage report --include='dynquant/core/*' --fail-under=97
+
+lint: $(STAMP) ## format, lint, types and the direction of imports; changes nothing
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy $(TYPED)
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/python scripts/space_requirements.py --check
+
+format: $(STAMP) ## format the code and mend what ruff can mend
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(STAMP) ## dynquant beside its peers (slow)
+	@$(BIN)/python scripts/blas_hint.py
+	$(BIN)/python benchmarks/allocation.py
+	$(BIN)/python benchmarks/quality.py
+
+lock: $(STAMP) ## resolve the newest allowed versions into requirements (needs uv)
+	$(LOCK) $(LOCK_EXTRAS) pyproject.toml --output-file requirements/dev.lock
+	$(BIN)/python scripts/space_requirements.py
+
+clean: ## remove .venv, caches and build output
+	rm -rf $(VENV) .coverage .coverage.* .hypothesis .import_linter_cache .mypy_cache .pytest_cache \
+		.ruff_cache build dist htmlcov *.egg-info
+	find dynquant tests benchmarks scripts -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

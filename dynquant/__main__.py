@@ -1,0 +1,5 @@
+"""`python -m dynquant`."""
+
+from dynquant.cli import main
+
+main()

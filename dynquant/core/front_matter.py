@@ -1,0 +1,73 @@
+"""The metadata of a model card, which the Hub reads."""
+
+from __future__ import annotations
+
+import math
+import re
+
+import yaml  # its stubs are not among the pinned packages
+
+from dynquant.core.facts import ModelFacts
+from dynquant.core.markdown import clean
+
+__all__ = ["LICENSE_KEYS", "REPO_ID", "front_matter"]
+
+LICENSE_KEYS = ("license", "license_name", "license_link")
+REPO_ID = re.compile(r"[\w\-.]+(/[\w\-.]+)?", re.ASCII)
+
+_TAGS = ("mlx", "dynquant", "quantized")
+_METRIC_DIGITS = 6
+
+
+def front_matter(facts: ModelFacts) -> str:
+    """The block between the `---` lines, in YAML.
+
+    `base_model` is left out where the source is no repo, and so are figures that are not finite.
+    """
+    header: dict[str, object] = {"library_name": "mlx", "pipeline_tag": "text-generation"}
+    mixed = len(set(facts.plan.formats.values())) > 1
+    header["tags"] = [*_TAGS, *(["mixed-precision"] if mixed else [])]
+    if facts.source_is_repo and REPO_ID.fullmatch(facts.source):
+        header["base_model"] = facts.source
+        header["base_model_relation"] = "quantized"
+    for key in LICENSE_KEYS:
+        if value := _plain(facts.license_fields.get(key, "")):
+            header[key] = value
+    if results := _results(facts):
+        header["model-index"] = [{"name": _plain(facts.name), "results": results}]
+    dumped: str = yaml.safe_dump(header, sort_keys=False, allow_unicode=True, width=math.inf)
+    return dumped
+
+
+def _results(facts: ModelFacts) -> list[dict[str, object]]:
+    """Entries of `model-index`, which the Hub shows as evaluation results."""
+    quality, text = facts.rows[-1].quality, facts.evaluation
+    metrics = [
+        {"type": kind, "name": name, "value": float(f"{value:.{_METRIC_DIGITS}g}")}
+        for kind, name, value in (
+            ("perplexity", "Perplexity", quality.perplexity),
+            ("kl_divergence", "Mean KL(original ‖ quantized), nats", quality.mean_kl_nats),
+        )
+        if math.isfinite(value)
+    ]
+    if not metrics:
+        return []
+    # The Hub wants the id of a data set as the type; a file's name is made to look like one.
+    repo, *parts = _plain(text.name).split(":")
+    is_repo = "/" in repo and REPO_ID.fullmatch(repo) is not None
+    slug = re.sub(r"[^A-Za-z0-9_.]+", "-", text.name).strip("-.")
+    dataset: dict[str, object] = {
+        "type": repo if is_repo else slug or "text",
+        "name": _plain(text.name) or "text",
+    }
+    if is_repo:
+        dataset |= {
+            key: part for key, part in zip(("config", "split"), parts, strict=False) if part
+        }
+    task = {"type": "text-generation", "name": "Text Generation"}
+    return [{"task": task, "dataset": dataset, "metrics": metrics}]
+
+
+def _plain(text: str) -> str:
+    """`text` without angle brackets, for readers that take the metadata for a part of the page."""
+    return clean(re.sub("[<>]", " ", text))

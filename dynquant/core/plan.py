@@ -1,0 +1,162 @@
+"""The records between the steps: what a model is made of, what formats cost, what was chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+
+from dynquant.core.formats import QuantFormat
+
+__all__ = ["CostTable", "LayerProfile", "ModelInventory", "QuantPlan", "TextFacts"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerProfile:
+    """One quantizable layer and what each format that it may take costs.
+
+    Attributes:
+        path: Path of the module in the model, such as `model.layers.0.mlp.up_proj`.
+        shape: Shape of its weight, (..., out, in).
+        dtype_bits: Width of the dtype that the weight is stored in.
+        formats: The formats that it may take; never empty.
+        costs_nats: Expected KL divergence per token that each of `formats` brings,
+            in the same order; empty before measuring.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    dtype_bits: int
+    formats: tuple[QuantFormat, ...]
+    costs_nats: tuple[float, ...] = ()
+
+    @property
+    def num_weights(self) -> int:
+        """Number of weights."""
+        return prod(self.shape)
+
+    def stored_bits(self, fmt: QuantFormat) -> int:
+        """Size in bits when stored as `fmt`."""
+        return fmt.stored_bits(self.shape, self.dtype_bits)
+
+    def cost_nats(self, fmt: QuantFormat) -> float:
+        """Measured cost of `fmt`."""
+        return self.costs_nats[self.formats.index(fmt)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelInventory:
+    """What a model weighs, from its config and safetensors headers alone.
+
+    Attributes:
+        model_type: `model_type` of the config, which names the family.
+        layers: The quantizable layers, costs not yet measured.
+        num_parameters: Parameters as `mlx_lm.utils.get_total_parameters` counts them.
+        fixed_bits: Stored size of everything that is never quantized.
+        dtype: Name of the dtype of the scales and of unquantized weights.
+    """
+
+    model_type: str
+    layers: tuple[LayerProfile, ...]
+    num_parameters: int
+    fixed_bits: int
+    dtype: str
+
+    @property
+    def min_bpw(self) -> float:
+        """Stored bits per weight with the smallest format everywhere."""
+        smallest = sum(min(map(layer.stored_bits, layer.formats)) for layer in self.layers)
+        return self.bpw(smallest)
+
+    @property
+    def max_bpw(self) -> float:
+        """Stored bits per weight with the largest format everywhere."""
+        largest = sum(max(map(layer.stored_bits, layer.formats)) for layer in self.layers)
+        return self.bpw(largest)
+
+    def bpw(self, layer_bits: int) -> float:
+        """Stored bits per weight of the model when its layers take `layer_bits` in all."""
+        return (self.fixed_bits + layer_bits) / self.num_parameters
+
+    def budget_bits(self, target_bpw: float) -> int:
+        """Most bits that the layers may take for the model to stay at or below `target_bpw`."""
+        bits = int(target_bpw * self.num_parameters) - self.fixed_bits + 1
+        while self.bpw(bits) > target_bpw:  # whatever the product rounded to
+            bits -= 1
+        return bits
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextFacts:
+    """A text that figures rest on.
+
+    Attributes:
+        name: What the person called it: a file name or `org/name:config:split:column`.
+        sha256: Hash of the text that was used.
+        num_tokens: Tokens that were used.
+        window_tokens: Length of a window.
+        chat_formatted: Whether the model's chat template was put around it.
+    """
+
+    name: str
+    sha256: str
+    num_tokens: int
+    window_tokens: int
+    chat_formatted: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class CostTable:
+    """What every format of every layer costs; measured once, used for every target.
+
+    Attributes:
+        inventory: The model, with `costs_nats` of every layer filled in.
+        method: `fisher`, or `block_output` where the model's blocks cannot be differentiated.
+        encoder: The encoder that the costs were computed with.
+        calibration: The calibration text.
+        seed: Seed of the sampled labels.
+        source: Repo id or folder name of the model.
+        source_sha: Revision sha or fingerprint of the model's weights.
+        scales: Role and bits (`v_proj:4`) → measured over predicted KL, from whole-model
+            probes; already multiplied into the costs.
+        importance: Path → stored terms of the layers whose importance a forward pass alone
+            does not give again (embeddings); opaque here.
+        versions: Versions of the tools.
+    """
+
+    inventory: ModelInventory
+    method: str
+    encoder: str
+    calibration: TextFacts
+    seed: int
+    source: str
+    source_sha: str
+    scales: Mapping[str, float]
+    importance: Mapping[str, tuple[tuple[str, str], ...]]
+    versions: Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantPlan:
+    """One format per layer.
+
+    Attributes:
+        formats: Path of each quantizable layer to its format, in the model's order.
+        target_bpw: What was asked for.
+        stored_bpw: What the plan stores; never above `target_bpw`.
+        predicted_kl_nats: Summed cost of the chosen formats.
+        lower_bound_nats: No plan within the budget costs less (the LP bound, or tighter).
+    """
+
+    formats: Mapping[str, QuantFormat]
+    target_bpw: float
+    stored_bpw: float
+    predicted_kl_nats: float
+    lower_bound_nats: float
+
+    @cached_property
+    def most_common(self) -> QuantFormat:
+        """The format of the most layers; it becomes the top level of `quantization`."""
+        chosen = [fmt for fmt in self.formats.values() if fmt.mode != "unquantized"]
+        return max(sorted(set(chosen)), key=chosen.count)

@@ -1,0 +1,269 @@
+"""Texts to measure on: local files, and datasets that someone else opens."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dynquant.errors import TextError
+from dynquant.ports import Text
+
+__all__ = ["DEFAULT_CALIBRATION", "DEFAULT_EVALUATION", "Corpus", "DatasetFiles"]
+
+DEFAULT_CALIBRATION = "allenai/tulu-3-sft-mixture:default:train:messages"
+DEFAULT_EVALUATION = "Salesforce/wikitext:wikitext-2-raw-v1:test:text"
+# Two sets, so that no figure rests on text that was calibrated on; chats to calibrate because
+# that is what models are used for, and plain text that other published figures use as well.
+
+_DEFAULT_COLUMNS = ("messages", "text")
+_LINES = (".jsonl", ".ndjson")
+_TABLE = (".parquet",)
+_TEXT_LIKE = (".txt", ".md", ".json", *_LINES, *_TABLE)
+_PIECE_BYTES = 16 * 2**20
+"""A larger text is cut at the next end of line, so that it never has to fit in memory."""
+_BATCH_ROWS = 256
+_NUM_LISTED = 30
+
+Document = str | Sequence[Mapping[str, str]]
+
+
+class DatasetFiles(Protocol):
+    """A dataset as parquet files."""
+
+    @property
+    def name(self) -> str:
+        """What to call it, without the column."""
+        ...
+
+    @property
+    def column(self) -> str | None:
+        """The column that was asked for, if one was."""
+        ...
+
+    @property
+    def files(self) -> Sequence[Callable[[], BinaryIO]]:
+        """Each opens one file."""
+        ...
+
+
+class Corpus:
+    """Opens texts; a `dynquant.ports.TextReader`.
+
+    Args:
+        open_dataset: Opens `org/name:config:split:column`.
+    """
+
+    def __init__(self, *, open_dataset: Callable[[str], DatasetFiles]) -> None:
+        self._open_dataset = open_dataset
+
+    def open(self, source: str) -> Text:
+        """The text that `source` names.
+
+        `notes.txt` (anything but the following is one plain text in UTF-8), `chats.jsonl` (an
+        object per line), `chats.parquet`, either of the last two with `:column`, or a dataset.
+        The column is `messages` or `text` if none is named. Rows without text are passed over.
+
+        Raises:
+            TextError: No such file or dataset, not UTF-8, no text in it, or no such column.
+            HubUnavailableError: The dataset cannot be reached.
+        """
+        path, column = _local_file(source)
+        if path is not None:
+            text = Text(name=path.name, documents=_documents_of_file(path, column))
+        else:
+            dataset = self._open_dataset(source)
+            column = dataset.column or _default_column(dataset.files[0], dataset.name)
+            text = Text(
+                name=f"{dataset.name}:{column}",
+                documents=partial(_table_documents, dataset.files, column, dataset.name),
+            )
+        if next(text.documents(), None) is None:
+            raise TextError(f"There is no text in '{text.name}'. Pass another one.")
+        return text
+
+
+def _local_file(source: str) -> tuple[Path | None, str | None]:
+    """The file and the column that `source` names; no file if it may be a dataset."""
+    path = Path(source)
+    if source and _is(Path.is_file, path):
+        return path, None
+    head, _, column = source.rpartition(":")
+    path = Path(head)
+    if head and column and _is(Path.is_file, path):
+        if path.suffix.lower() in (*_LINES, *_TABLE):
+            return path, column
+        raise TextError(f"'{head}' has no columns; pass it without ':{column}'.")
+    if source.strip() and _is(Path.is_dir, Path(source)):
+        raise TextError(f"'{source}' is a folder. Pass a file in it, or a dataset on the Hub.")
+    if (
+        not source.strip()
+        or source.startswith((".", "/", "~"))
+        or "\\" in source
+        or source.count("/") > 1
+        or Path(head or source).suffix.lower() in _TEXT_LIKE
+    ):
+        raise TextError(
+            f"There is no file '{source}'. Pass a .txt, .md, .jsonl or .parquet file, or a "
+            "dataset on the Hub as 'org/name:config:split:column'."
+        )
+    return None, None
+
+
+def _is(kind: Callable[[Path], bool], path: Path) -> bool:
+    try:
+        return kind(path)
+    except OSError:  # longer than a name may be
+        return False
+
+
+def _documents_of_file(path: Path, column: str | None) -> Callable[[], Iterator[Document]]:
+    if path.suffix.lower() in _LINES:
+        return partial(_line_documents, path, column)
+    if path.suffix.lower() in _TABLE:
+        open_file: Callable[[], BinaryIO] = lambda: path.open("rb")  # noqa: E731
+        column = column or _default_column(open_file, path.name)
+        return partial(_table_documents, [open_file], column, path.name)
+    return partial(_text_documents, path)
+
+
+def _text_documents(path: Path) -> Iterator[str]:
+    offset = 0
+    try:
+        with path.open("rb") as stream:
+            while piece := stream.read(_PIECE_BYTES):
+                piece += stream.readline()
+                text = _decoded(piece, path.name, offset)
+                if offset == 0:
+                    text = text.removeprefix("\ufeff")
+                if text.strip():
+                    yield text
+                offset += len(piece)
+    except OSError as error:
+        raise _unreadable(path.name) from error
+
+
+def _line_documents(path: Path, column: str | None) -> Iterator[Document]:
+    offset = 0
+    try:
+        with path.open("rb") as stream:
+            for number, line in enumerate(stream, 1):
+                where = f"Line {number} of '{path.name}'"
+                row = _row(_decoded(line, path.name, offset), where)
+                offset += len(line)
+                if row is None:
+                    continue
+                column = column or _chosen(row, where)
+                if column not in row:
+                    raise _no_column(where, column, row)
+                document = _document(row[column], f"{where}, '{column}',")
+                if document is not None:
+                    yield document
+    except OSError as error:
+        raise _unreadable(path.name) from error
+
+
+def _row(line: str, where: str) -> dict[str, Any] | None:
+    line = line.removeprefix("\ufeff").strip()
+    if not line:
+        return None
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        row = None
+    if not isinstance(row, dict):
+        raise TextError(f'{where} is not a JSON object such as {{"text": "…"}}.')
+    return row
+
+
+def _table_documents(
+    files: Sequence[Callable[[], BinaryIO]], column: str, name: str
+) -> Iterator[Document]:
+    """Row group by row group, so that only what is consumed is read."""
+    number = 0
+    try:
+        for open_file in files:
+            with open_file() as stream, pq.ParquetFile(stream, pre_buffer=False) as table:
+                if column not in table.schema_arrow.names:
+                    raise _no_column(f"'{name}'", column, table.schema_arrow.names)
+                for group in range(table.num_row_groups):
+                    for batch in table.iter_batches(
+                        _BATCH_ROWS, row_groups=[group], columns=[column], use_threads=False
+                    ):
+                        for value in batch.column(0).to_pylist():
+                            number += 1
+                            document = _document(value, f"Row {number} of '{name}', '{column}',")
+                            if document is not None:
+                                yield document
+    except (pa.ArrowException, OSError) as error:
+        raise _unreadable(name) from error
+
+
+def _default_column(open_file: Callable[[], BinaryIO], name: str) -> str:
+    try:
+        with open_file() as stream, pq.ParquetFile(stream, pre_buffer=False) as table:
+            columns = table.schema_arrow.names
+    except (pa.ArrowException, OSError) as error:
+        raise _unreadable(name) from error
+    return _chosen(columns, f"'{name}'")
+
+
+def _chosen(columns: Sequence[str] | Mapping[str, Any], where: str) -> str:
+    for column in _DEFAULT_COLUMNS:
+        if column in columns:
+            return column
+    raise TextError(
+        f"{where} has neither 'messages' nor 'text'. Name the column after a colon; there are: "
+        f"{_listed(columns)}."
+    )
+
+
+def _document(value: Any, where: str) -> Document | None:
+    """A text, or a chat of which `role` and `content` are kept; None if there is nothing in it."""
+    if value is None or value == []:
+        return None
+    if isinstance(value, str):
+        return value if value.strip() else None
+    if not isinstance(value, list):
+        raise TextError(f"{where} is neither a text nor a chat but {type(value).__name__}.")
+    chat = [
+        {"role": message["role"], "content": message["content"]}
+        for message in value
+        if isinstance(message, dict)
+        and isinstance(message.get("role"), str)
+        and isinstance(message.get("content"), str)
+    ]
+    if len(chat) < len(value):
+        raise TextError(
+            f"{where} is not a chat: every message needs a 'role' and a 'content' that are text."
+        )
+    return chat
+
+
+def _decoded(content: bytes, name: str, offset: int) -> str:
+    try:
+        return content.decode("utf-8").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        raise TextError(
+            f"'{name}' is not UTF-8 text: byte {offset + error.start} cannot be read. Save it as "
+            "UTF-8, or pass another file."
+        ) from error
+
+
+def _no_column(where: str, column: str, columns: Sequence[str] | Mapping[str, Any]) -> TextError:
+    return TextError(f"{where} has no column '{column}'. There are: {_listed(columns)}.")
+
+
+def _listed(columns: Sequence[str] | Mapping[str, Any]) -> str:
+    names = [name[:100] for name in columns]
+    more = len(names) - _NUM_LISTED
+    return ", ".join(names[:_NUM_LISTED]) + (f" and {more} more" if more > 0 else "")
+
+
+def _unreadable(name: str) -> TextError:
+    return TextError(f"'{name}' cannot be read; it may be damaged, or no file of that kind.")

@@ -1,0 +1,249 @@
+"""Calls to the Hub: bounded in time, tried again where that helps, their errors in our words.
+
+Most calls of huggingface_hub neither retry nor time out by themselves.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import httpx2
+from huggingface_hub import get_session
+from huggingface_hub.errors import (
+    DisabledRepoError,
+    EntryNotFoundError,
+    FileMetadataError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+    SafetensorsParsingError,
+)
+from huggingface_hub.utils import parse_ratelimit_headers  # type: ignore[attr-defined]
+
+from dynquant.errors import (
+    DynquantError,
+    HubUnavailableError,
+    InvalidModelError,
+    RequestError,
+    StorageFullError,
+)
+
+__all__ = ["NUM_DOWNLOAD_TRIES", "TIMEOUT_SECS", "HubCaller"]
+
+T = TypeVar("T")
+
+TIMEOUT_SECS = 30.0
+"""How long one request may take to send its next bytes."""
+
+_MAX_WAIT_SECS = 30.0
+"""A longer pause, asked for by the Hub, is left to the person."""
+
+_NUM_TRIES = 3
+NUM_DOWNLOAD_TRIES = 2
+"""Fewer for downloads: the client itself retries most of their requests for some 20 seconds."""
+
+_UNAUTHORIZED = 401
+_FORBIDDEN = 403
+_NOT_FOUND = 404
+_TOO_MANY_REQUESTS = 429
+_TRANSIENT_STATUS = frozenset({408, _TOO_MANY_REQUESTS, 500, 502, 503, 504})
+_DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_NOT_WRITABLE = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
+
+# What huggingface_hub, httpx2 and hf_xet raise. The last tells of network trouble by RuntimeError.
+_LIBRARY_ERRORS = (
+    httpx2.HTTPError,
+    httpx2.InvalidURL,
+    OSError,
+    EntryNotFoundError,
+    HFValidationError,
+    SafetensorsParsingError,
+    json.JSONDecodeError,
+    RuntimeError,
+)
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HubCaller:
+    """Runs calls of the client and translates what they raise.
+
+    Attributes:
+        noun: What is asked for: `model` or `dataset`.
+        refusal: The error that says that this request cannot work.
+        page_prefix: Address under which a repo's page is found.
+        sleep: Waits that many seconds between two tries.
+    """
+
+    noun: str
+    refusal: type[RequestError]
+    page_prefix: str
+    sleep: Callable[[float], None] = time.sleep
+
+    def __call__(
+        self,
+        action: Callable[[], T],
+        *,
+        repo: str,
+        revision: str | None = None,
+        num_tries: int = _NUM_TRIES,
+    ) -> T:
+        """Result of `action`, a call about `repo`.
+
+        Raises:
+            RequestError: `refusal`: no such repo, revision or file, or no access to it.
+            InvalidModelError: The header of a safetensors file is no header.
+            HubUnavailableError: Network, rate limit, 5xx, or the client is set offline.
+            StorageFullError: The cache cannot take more.
+        """
+        for num_failures in range(1, num_tries + 1):
+            # The client has no limit of its own, and makes a new session after a failed connection.
+            get_session().timeout = httpx2.Timeout(TIMEOUT_SECS)
+            try:
+                return action()
+            except _LIBRARY_ERRORS as error:
+                wait_secs = _wait_secs(error, num_failures)
+                if wait_secs is None or num_failures == num_tries:
+                    raise self._translated(error, repo, revision) from error
+                _logger.info("The Hub failed (%s); next try soon", type(error).__name__)
+                self.sleep(wait_secs)
+        raise AssertionError("unreachable")
+
+    def _translated(self, error: Exception, repo: str, revision: str | None) -> DynquantError:
+        cause = error.__cause__
+        if isinstance(error, LocalEntryNotFoundError) and isinstance(cause, _LIBRARY_ERRORS):
+            return self._translated(cause, repo, revision)
+        if isinstance(error, SafetensorsParsingError):
+            return InvalidModelError(
+                f"A safetensors file of '{repo}' has no valid header: it is truncated or corrupt. "
+                "Ask its author to upload it again, or take another model."
+            )
+        if (sentence := self._refusal_sentence(error, repo, revision)) is not None:
+            return self.refusal(sentence)
+        if isinstance(error, OSError) and error.errno in _DISK_FULL:
+            return StorageFullError(
+                f"The disk is full: '{repo}' could not be stored in the Hugging Face cache. "
+                "Free some space, or set HF_HOME to a folder on a larger disk."
+            )
+        if isinstance(error, OSError) and error.errno in _NOT_WRITABLE:
+            return StorageFullError(
+                "The Hugging Face cache cannot be written. Make it writable, or set HF_HOME to "
+                "another folder."
+            )
+        return HubUnavailableError(_unavailable_sentence(error, repo))
+
+    def _refusal_sentence(self, error: Exception, repo: str, revision: str | None) -> str | None:
+        # A gated repo is a kind of missing repo for the client, so it comes first.
+        if isinstance(error, GatedRepoError):
+            return (
+                f"'{repo}' is gated, and its terms are not accepted for the token in use. Accept "
+                f"them at {self.page_prefix}{repo}, then set HF_TOKEN to a token of that account."
+            )
+        if isinstance(error, DisabledRepoError):
+            return f"The Hub has disabled '{repo}', so nobody can read it. Take another one."
+        if isinstance(error, RevisionNotFoundError):
+            return (
+                f"'{repo}' has no revision '{revision}'. Give a branch, a tag or a commit that "
+                "exists, or none at all."
+            )
+        if isinstance(error, RepositoryNotFoundError) or (
+            type(error) is HfHubHTTPError and _status(error) == _NOT_FOUND
+        ):
+            return (
+                f"There is no {self.noun} '{repo}' on the Hub, or it is private. Check the "
+                "spelling; for a private one set HF_TOKEN to a token that may read it."
+            )
+        if isinstance(error, HFValidationError):
+            return (
+                f"'{repo}' cannot be the id of a {self.noun} on the Hub. An id looks like "
+                "'organization/name'."
+            )
+        if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
+            return f"A file of '{repo}' is missing there. Look at its page on the Hub."
+        return self._status_sentence(error, repo)
+
+    def _status_sentence(self, error: Exception, repo: str) -> str | None:
+        status = _status(error)
+        if status == _UNAUTHORIZED:
+            return (
+                "The Hub does not accept the token in use; it may have expired. Set HF_TOKEN to a "
+                "valid one, or log in again with 'hf auth login'."
+            )
+        if status == _FORBIDDEN:
+            return (
+                f"The token in use may not read '{repo}'. Set HF_TOKEN to one with that permission."
+            )
+        if status is not None and 400 <= status < 500 and status not in _TRANSIENT_STATUS:  # noqa: PLR2004
+            return f"The Hub refuses to give '{repo}' (status {status}). Look at its page there."
+        return None
+
+
+def _unavailable_sentence(error: Exception, repo: str) -> str:
+    status = _status(error)
+    if isinstance(error, OfflineModeIsEnabled):
+        return (
+            f"'{repo}' is on the Hub, and HF_HUB_OFFLINE forbids to ask there. Unset it, or pass "
+            "a local folder or file."
+        )
+    if status == _TOO_MANY_REQUESTS:
+        wait_secs = _asked_wait_secs(error)
+        when = "later" if wait_secs is None else f"in {wait_secs:.0f} seconds"
+        return f"The Hub was asked too often. Try again {when}; a token raises the limit."
+    if status is not None:
+        return f"The Hub answered with an error (status {status}). Try again later."
+    if isinstance(error, httpx2.TimeoutException):
+        return f"The Hub took too long to answer about '{repo}'. Try again later."
+    if isinstance(error, httpx2.ProxyError | FileMetadataError | json.JSONDecodeError):
+        return (
+            "Something between this machine and the Hub answers in its place. Check the proxy "
+            "settings, and HF_ENDPOINT if it is set."
+        )
+    if isinstance(error, httpx2.ConnectError | httpx2.InvalidURL | httpx2.UnsupportedProtocol):
+        return (
+            "The Hub cannot be reached. Check the network connection, and HF_ENDPOINT if it is "
+            "set, and try again."
+        )
+    return f"The connection to the Hub broke while reading '{repo}'. Try again."
+
+
+def _wait_secs(error: Exception, num_failures: int) -> float | None:
+    """Pause before the next try; None where another try would not help."""
+    if isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
+        return _wait_secs(error.__cause__, num_failures)
+    status = _status(error)
+    if status is not None:
+        if status not in _TRANSIENT_STATUS:
+            return None
+        asked = _asked_wait_secs(error)
+        if asked is not None:
+            return asked if asked <= _MAX_WAIT_SECS else None
+    elif not isinstance(
+        error, httpx2.TimeoutException | httpx2.NetworkError | httpx2.RemoteProtocolError
+    ):
+        return None
+    return float(2 ** (num_failures - 1))
+
+
+def _asked_wait_secs(error: Exception) -> float | None:
+    if not isinstance(error, HfHubHTTPError):
+        return None
+    limit = parse_ratelimit_headers(error.response.headers)
+    if limit is not None and limit.remaining == 0:
+        return float(limit.reset_in_seconds)
+    asked = error.response.headers.get("Retry-After", "")
+    return float(asked) if asked.isdigit() else None
+
+
+def _status(error: Exception) -> int | None:
+    return error.response.status_code if isinstance(error, HfHubHTTPError) else None

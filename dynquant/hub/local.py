@@ -1,0 +1,110 @@
+"""Models in local folders, and what their cards say about the license."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import metadata_load
+from yaml import YAMLError
+
+from dynquant.errors import InvalidOptionError, ModelNotFoundError
+from dynquant.ports import ModelSource
+
+__all__ = ["license_fields", "local_source"]
+
+_LICENSE_FIELDS = ("license", "license_name", "license_link")
+
+
+def license_fields(card: Mapping[str, Any]) -> dict[str, str]:
+    """The license fields of a card; a list of licenses is joined, other things are left out."""
+    fields = {}
+    for name in _LICENSE_FIELDS:
+        value = card.get(name)
+        if isinstance(value, list):
+            value = ", ".join(each for each in value if isinstance(each, str))
+        if isinstance(value, str) and value:
+            fields[name] = value
+    return fields
+
+
+def _front_matter(readme: Path) -> Mapping[str, Any]:
+    try:
+        return metadata_load(readme) or {}
+    except (OSError, ValueError, YAMLError):
+        return {}  # a card that nobody can read carries no license
+
+
+def local_source(model: str, revision: str | None) -> ModelSource | None:
+    """The model in a local folder; None if `model` is to be looked for on the Hub.
+
+    Raises:
+        ModelNotFoundError: It is a path, and no folder.
+        InvalidOptionError: A revision of a local folder.
+    """
+    folder = _expanded(model)
+    if not model.strip() or not _is_dir(folder):
+        if (complaint := _complaint_about_path(model, folder)) is not None:
+            raise ModelNotFoundError(complaint)
+        return None
+    if revision:
+        raise InvalidOptionError(
+            f"'{model}' is a local folder, and only models on the Hub have revisions. "
+            "Leave the revision out."
+        )
+    name = folder.name if folder.name not in {"", ".."} else folder.resolve().name
+    readme = folder / "README.md"
+    return ModelSource(
+        name=name or "model",
+        folder=folder,
+        is_repo=False,
+        revision_sha="",
+        license_fields=license_fields(_front_matter(readme)) if readme.is_file() else {},
+    )
+
+
+def _complaint_about_path(model: str, path: Path) -> str | None:
+    """Why this can be neither a folder nor a Hub id; None if it may be an id."""
+    if "://" in model:
+        return (
+            f"'{model}' is a web address. Pass the id of the model alone, such as "
+            "'Qwen/Qwen3-0.6B'."
+        )
+    if _is_file(path):
+        return (
+            f"'{model}' is a file. Pass the folder that holds config.json and the safetensors "
+            "files."
+        )
+    if (
+        not model.strip()
+        or model.startswith((".", "/", "~"))
+        or "\\" in model
+        or model.count("/") > 1
+    ):
+        return (
+            f"There is no folder '{model}'. Pass a folder that holds config.json and safetensors "
+            "files, or a Hub id such as 'Qwen/Qwen3-0.6B'."
+        )
+    return None
+
+
+def _expanded(path: str) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:  # `~someone` who has no home here
+        return Path(path)
+
+
+def _is_dir(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # longer than a name may be
+        return False
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:
+        return False

@@ -1,0 +1,182 @@
+"""From text to token windows, and the check that figures do not rest on calibration text."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any, Self
+
+import mlx.core as mx
+import numpy as np
+from mlx_lm.utils import load_tokenizer
+
+from dynquant.core.plan import TextFacts
+from dynquant.errors import InvalidModelError, TextError
+from dynquant.ports import Text
+
+__all__ = ["Windows", "cut_windows", "open_tokenizer", "window_length"]
+
+MAX_WINDOW_TOKENS = 512
+_BATCH_TOKENS = 2048  # enough to keep a matrix unit busy, little enough to keep logits small
+_SPREAD = 32  # windows are spread over up to this many times the tokens asked for
+_CHUNK_CHARACTERS = 1 << 20
+_SHINGLE_TOKENS = 32
+_MAX_OVERLAP = 0.05
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Token windows of one text.
+
+    Attributes:
+        tokens: (windows, seq), int32.
+        shingles: Hashes of every run of 32 tokens in the text that was read, uint64.
+        facts: What the card says about the text.
+    """
+
+    tokens: np.ndarray
+    shingles: np.ndarray
+    facts: TextFacts
+
+    def batches(self, start: int = 0, stop: int | None = None) -> list[mx.array]:
+        """Windows from `start` to `stop` in batches, each (batch, seq), int32."""
+        chosen = self.tokens[start:stop]
+        size = max(1, _BATCH_TOKENS // chosen.shape[1])
+        return [mx.array(chosen[i : i + size]) for i in range(0, len(chosen), size)]
+
+    def check_disjoint(self, calibration: Self) -> None:
+        """Refuse to evaluate on what was calibrated on.
+
+        Raises:
+            TextError: The texts are the same, or more than 5 % of these windows begin
+                with 32 tokens that the calibration text has too.
+        """
+        starts = _shingles(self.tokens[:, :_SHINGLE_TOKENS])
+        share = float(np.isin(starts, calibration.shingles).mean()) if len(starts) else 0.0
+        if self.facts.sha256 == calibration.facts.sha256:
+            share = 1.0
+        if share > _MAX_OVERLAP:
+            raise TextError(
+                f"The evaluation text '{self.facts.name}' shares {share:.0%} of its windows with "
+                "the calibration text, so its figures would flatter. Pass a text to --eval that "
+                "the calibration did not see."
+            )
+
+
+def open_tokenizer(folder: Path) -> Any:
+    """The model's tokenizer, without running code from the model.
+
+    Raises:
+        InvalidModelError: There is none, or it cannot be opened.
+    """
+    logging.getLogger("transformers.tokenization_utils_base").setLevel(logging.ERROR)
+    try:
+        return load_tokenizer(folder)
+    except Exception as error:  # transformers raises whatever its parsers raise
+        reason = str(error).strip().splitlines()[0][:200].replace(str(folder), "the model")
+        raise InvalidModelError(
+            f"The tokenizer of this model cannot be opened: {reason}"
+        ) from error
+
+
+def window_length(config: Mapping[str, Any]) -> int:
+    """Tokens of a window: 512, or the model's context where that is shorter."""
+    text_config = config.get("text_config")
+    nested = text_config.get("max_position_embeddings") if isinstance(text_config, dict) else None
+    context = config.get("max_position_embeddings") or nested or MAX_WINDOW_TOKENS
+    return min(MAX_WINDOW_TOKENS, int(context))
+
+
+def cut_windows(
+    text: Text, tokenizer: Any, *, window_tokens: int, num_windows: int, min_windows: int
+) -> Windows:
+    """Windows spread evenly over the beginning of `text`; chats go through the chat template.
+
+    Args:
+        text: Documents; plain ones are joined by an empty line.
+        tokenizer: The model's own.
+        window_tokens: Length of a window.
+        num_windows: How many to cut; fewer where the text is short.
+        min_windows: With fewer than these the text is refused.
+
+    Raises:
+        TextError: The text is empty or too short; carries `num_tokens_needed`.
+    """
+    digest = hashlib.sha256()
+    parts: list[np.ndarray] = []
+    count, wanted, chat = 0, _SPREAD * num_windows * window_tokens, False
+    for piece, is_chat in _pieces(text.documents()):
+        ids, rendered = _encoded(piece, tokenizer, first=not parts)
+        digest.update(rendered.encode())
+        parts.append(np.asarray(ids, dtype=np.int32))
+        count += len(ids)
+        chat = chat or (is_chat and _has_template(tokenizer))
+        if count >= wanted:
+            break
+    if count < min_windows * window_tokens:
+        raise TextError(
+            f"The text '{text.name}' has {count:,} tokens, and at least "
+            f"{min_windows * window_tokens:,} are needed. Pass a longer text.",
+            num_tokens_needed=min_windows * window_tokens,
+        )
+    stream = np.concatenate(parts)
+    whole = stream[: len(stream) // window_tokens * window_tokens].reshape(-1, window_tokens)
+    kept = min(num_windows, len(whole))
+    chosen = whole[np.linspace(0, len(whole) - 1, kept).astype(int)]
+    return Windows(
+        tokens=chosen,
+        shingles=_shingles(stream),
+        facts=TextFacts(
+            name=text.name,
+            sha256=digest.hexdigest(),
+            num_tokens=int(chosen.size),
+            window_tokens=window_tokens,
+            chat_formatted=chat,
+        ),
+    )
+
+
+def _pieces(
+    documents: Iterator[str | Sequence[Mapping[str, str]]],
+) -> Iterator[tuple[str | Sequence[Mapping[str, str]], bool]]:
+    """Documents, long texts in chunks so that no more is tokenized than is used."""
+    for document in documents:
+        if not isinstance(document, str):
+            yield document, True
+            continue
+        for start in range(0, len(document), _CHUNK_CHARACTERS):
+            yield document[start : start + _CHUNK_CHARACTERS], False
+
+
+def _encoded(
+    piece: str | Sequence[Mapping[str, str]], tokenizer: Any, *, first: bool
+) -> tuple[Iterable[int], str]:
+    """Token ids and the text that they stand for."""
+    if isinstance(piece, str):
+        rendered = piece if first else f"\n\n{piece}"
+    elif _has_template(tokenizer):
+        rendered = tokenizer.apply_chat_template(list(piece), tokenize=False)
+    else:
+        rendered = "\n\n".join(chain([""], (message["content"] for message in piece)))
+    return tokenizer.encode(rendered, add_special_tokens=False), rendered
+
+
+def _has_template(tokenizer: Any) -> bool:
+    return bool(getattr(tokenizer, "has_chat_template", False))
+
+
+def _shingles(tokens: np.ndarray) -> np.ndarray:
+    """Hash of every run of 32 tokens along the last axis, flattened, uint64."""
+    if tokens.shape[-1] < _SHINGLE_TOKENS:
+        return np.zeros(0, dtype=np.uint64)
+    rng = np.random.default_rng(0)
+    factors = rng.integers(1, 2**63, _SHINGLE_TOKENS, dtype=np.uint64) | np.uint64(1)
+    total = np.zeros((*tokens.shape[:-1], tokens.shape[-1] - _SHINGLE_TOKENS + 1), dtype=np.uint64)
+    for offset, factor in enumerate(factors):
+        end = tokens.shape[-1] - _SHINGLE_TOKENS + 1 + offset
+        total += tokens[..., offset:end].astype(np.uint64) * factor
+    return total.reshape(-1)

@@ -1,0 +1,85 @@
+"""One streamed pass that encodes every block for every target, as its inputs become known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import mlx.core as mx
+
+from dynquant.core.formats import QuantFormat
+from dynquant.core.plan import QuantPlan
+from dynquant.mlx_backend.encoders import LayerEncoder
+from dynquant.mlx_backend.encoding import Encoded
+from dynquant.mlx_backend.importance import Importance
+from dynquant.mlx_backend.loading import Weights
+from dynquant.mlx_backend.moments import MomentsObserver
+from dynquant.mlx_backend.observing import observed
+from dynquant.mlx_backend.sensitivity import Measurement
+from dynquant.mlx_backend.streaming import BlockWeights, Forward
+from dynquant.mlx_backend.writing import FolderWriter
+
+__all__ = ["encode_plans"]
+
+
+def encode_plans(
+    measurement: Measurement,
+    plans: Mapping[Path, QuantPlan],
+    writers: Mapping[Path, FolderWriter],
+    *,
+    encoder: str,
+    importance: Mapping[str, Importance],
+    on_step: Callable[[], None],
+) -> None:
+    """Encode the model once per plan; a layer's format that several plans share, once.
+
+    Args:
+        measurement: The model, and the windows that tell its layers' inputs.
+        plans: Folder → one format per layer.
+        writers: Folder → where the arrays go.
+        encoder: Name of the encoder.
+        importance: Path → importance of the layers where inputs alone do not tell it.
+        on_step: Called after each block.
+    """
+    watcher = MomentsObserver(measurement.shapes, covariance=measurement.feedback)
+    layers = LayerEncoder(encoder, watcher, importance)
+    weights = BlockWeights(measurement.blocks, measurement.load)
+
+    def write(_block: str | None, held: Weights) -> None:
+        _write(weights.as_stored(held), layers, plans, writers)
+        watcher.drop_covariances()
+        on_step()
+
+    if encoder == "minmax":  # needs no inputs
+        for block in measurement.blocks.blocks:
+            with weights.holding(block) as held:
+                write(block, held)
+    else:
+        forward = Forward(measurement.blocks, weights, measurement.batches)
+        with observed(measurement.layers, watcher):
+            while forward.next_block is not None:
+                forward.step(watcher.pending, write)
+            with weights.holding_outer():
+                mx.eval(watcher.pending())
+    write(None, weights.outer)
+
+
+def _write(
+    stored: Weights,
+    encoder: LayerEncoder,
+    plans: Mapping[Path, QuantPlan],
+    writers: Mapping[Path, FolderWriter],
+) -> None:
+    paths = {f"{path}.weight": path for plan in plans.values() for path in plan.formats}
+    for name, array in stored.items():
+        if name not in paths:
+            for writer in writers.values():
+                writer.add(name, array)
+            continue
+        path, done = paths[name], dict[QuantFormat, Encoded]()
+        for folder, plan in plans.items():
+            fmt = plan.formats[path]
+            if fmt not in done:
+                done[fmt] = encoder.encode(path, array, fmt)
+                mx.eval(list(done[fmt].arrays.values()))
+            writers[folder].add_layer(path, done[fmt])

@@ -1,0 +1,259 @@
+"""Turn a weight into MLX's stock quantized arrays, with better numbers in them.
+
+Layout (affine): codes are a little-endian bit stream in uint32 words along the input
+axis; each group of `group_size` weights has one scale and one bias in the weight's dtype.
+`mx.quantize` takes them from the group's minimum and maximum; here they are chosen by
+least squares, weighted by how much each input matters, over a few clipped ranges, and
+judged as they will be stored (rounded scale, rounded bias).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+
+import mlx.core as mx
+import numpy as np
+
+from dynquant.core.formats import UNQUANTIZED, QuantFormat
+
+__all__ = ["Encoded", "decode", "encode", "encode_min_max", "pack"]
+
+# Fractions of a group's range at its lower and upper end; coarse codes gain from clipping.
+_CLIPPED = {
+    2: (1.0, 0.85, 0.7, 0.55),
+    3: (1.0, 0.9, 0.8),
+    4: (1.0, 0.92, 0.84),
+    5: (1.0, 0.95),
+    6: (1.0, 0.97),
+    8: (1.0,),
+}
+_CHUNK_WEIGHTS = 1 << 18  # rows are encoded in chunks of about this many weights
+_TINY = 1e-12
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A weight as MLX stores it.
+
+    Attributes:
+        arrays: Parameter name (`weight`, `scales`, `biases`) → array.
+        fmt: The format that they are in.
+    """
+
+    arrays: Mapping[str, mx.array]
+    fmt: QuantFormat
+
+
+def encode(
+    weight: mx.array,
+    importance_of: Callable[[mx.array], mx.array],
+    fmt: QuantFormat,
+    *,
+    search: bool = True,
+) -> Encoded:
+    """Store `weight` as `fmt`, with the least weighted square error that the search finds.
+
+    Args:
+        weight: (..., out, in), in the dtype of the scales and biases.
+        importance_of: Indices of rows, (n,) → weight of each squared error in them,
+            broadcastable to (n, in), float32; rows count over all leading axes.
+        fmt: A format that fits the weight.
+        search: Choose scales by least squares; False gives `mx.quantize`'s own.
+    """
+    if fmt == UNQUANTIZED:
+        return Encoded({"weight": weight}, fmt)
+    if fmt.mode != "affine" or not search:
+        return encode_min_max(weight, fmt)
+    rows = weight.reshape(-1, weight.shape[-1])
+    step = max(1, _CHUNK_WEIGHTS // rows.shape[-1])
+    parts = []
+    for start in range(0, rows.shape[0], step):
+        chunk = rows[start : start + step]
+        matter = importance_of(mx.arange(start, start + chunk.shape[0]))
+        part = _encode_rows(chunk, mx.broadcast_to(matter, chunk.shape), fmt)
+        mx.eval(part)
+        parts.append(part)
+    columns = zip(*parts, strict=True)
+    codes, scales, biases = (mx.concatenate(column) for column in columns)
+    return affine(codes.reshape(weight.shape), scales, biases, fmt)
+
+
+def affine(codes: mx.array, scales: mx.array, biases: mx.array, fmt: QuantFormat) -> Encoded:
+    """The stock arrays of codes (..., out, in) and their groups' scales and biases."""
+    lead = codes.shape[:-1]
+    return Encoded(
+        {
+            "weight": pack(codes, fmt.bits).reshape(*lead, -1),
+            "scales": scales.reshape(*lead, -1),
+            "biases": biases.reshape(*lead, -1),
+        },
+        fmt,
+    )
+
+
+def encode_min_max(weight: mx.array, fmt: QuantFormat) -> Encoded:
+    """Store `weight` as stock `mx.quantize` does."""
+    names = ("weight", "scales", "biases")
+    parts = mx.quantize(weight, fmt.group_size, fmt.bits, mode=fmt.mode)
+    return Encoded(dict(zip(names, parts, strict=False)), fmt)
+
+
+def decode(encoded: Encoded) -> mx.array:
+    """The weights that MLX will compute with, (..., out, in), float32."""
+    arrays, fmt = encoded.arrays, encoded.fmt
+    if fmt == UNQUANTIZED:
+        return arrays["weight"].astype(mx.float32)
+    if fmt.mode != "affine":
+        return mx.dequantize(
+            arrays["weight"], arrays["scales"], None, fmt.group_size, fmt.bits, fmt.mode
+        ).astype(mx.float32)
+    return mx.dequantize(
+        arrays["weight"],
+        arrays["scales"].astype(mx.float32),
+        arrays["biases"].astype(mx.float32),
+        fmt.group_size,
+        fmt.bits,
+    )
+
+
+def pack(codes: mx.array, bits: int) -> mx.array:
+    """Pack codes below 2**bits, (..., n), 32 dividing n, into (..., n * bits / 32) uint32."""
+    blocks = codes.astype(mx.uint32).reshape(*codes.shape[:-1], -1, 32)
+    words: list[mx.array | None] = [None] * bits
+    for index in range(32):
+        code = blocks[..., index]
+        word, shift = divmod(index * bits, 32)
+        _or_into(words, word, code << shift)
+        if shift + bits > 32:
+            _or_into(words, word + 1, code >> (32 - shift))
+    packed = mx.stack([word for word in words if word is not None], axis=-1)
+    return packed.reshape(*codes.shape[:-1], -1)
+
+
+def fit_groups(
+    weight: mx.array, matter: mx.array, bits: int, dtype: mx.Dtype
+) -> tuple[mx.array, mx.array]:
+    """Scale and bias of each group, by weighted least squares over clipped ranges.
+
+    Args:
+        weight: (..., group_size), float32.
+        matter: Importance of each weight, broadcastable to `weight`, float32.
+        bits: Width of a code.
+        dtype: What scales and biases will be rounded to.
+
+    Returns:
+        Scales and biases, (...,) each, float32 numbers that `dtype` represents exactly.
+
+    Source: the range search follows llama.cpp's `make_qkx3_quants`.
+    """
+    return _fit_function(bits, dtype)(weight, matter)
+
+
+def _encode_rows(
+    rows: mx.array, matter: mx.array, fmt: QuantFormat
+) -> tuple[mx.array, mx.array, mx.array]:
+    grouped = rows.astype(mx.float32).reshape(rows.shape[0], -1, fmt.group_size)
+    matter = matter.reshape(grouped.shape)
+    scales, biases = fit_groups(grouped, matter, fmt.bits, rows.dtype)
+    codes = quantize_to(grouped, scales[..., None], biases[..., None], fmt.bits)
+    return (
+        codes.astype(mx.uint32).reshape(rows.shape),
+        scales.astype(rows.dtype),
+        biases.astype(rows.dtype),
+    )
+
+
+def quantize_to(weight: mx.array, scales: mx.array, biases: mx.array, bits: int) -> mx.array:
+    """Nearest codes for given scales and biases, float32."""
+    return mx.clip(mx.round((weight - biases) / scales), 0, 2**bits - 1)
+
+
+@cache
+def _fit_function(bits: int, dtype: mx.Dtype) -> Callable[..., tuple[mx.array, mx.array]]:
+    def fit(weight: mx.array, matter: mx.array) -> tuple[mx.array, mx.array]:
+        return _fit(weight, matter, bits, dtype)
+
+    # On the CPU `mx.compile` starts a C++ compiler at run time, which may not be there.
+    return fit if mx.default_device() == mx.Device(mx.cpu) else mx.compile(fit)
+
+
+def _fit(
+    weight: mx.array, matter: mx.array, bits: int, dtype: mx.Dtype
+) -> tuple[mx.array, mx.array]:
+    top = 2**bits - 1
+    low, high = weight.min(-1), weight.max(-1)
+    floor = _TINY * mx.maximum(mx.abs(low), mx.abs(high)) + 1e-30
+    # All-zero importance must not make every choice look equally good.
+    matter = matter / (matter.mean(-1, keepdims=True) + 1e-37) + 1e-6
+    total = matter.sum(-1)
+    weighted = matter * weight
+    first = weighted.sum(-1)
+
+    def stored(values: mx.array) -> mx.array:
+        return values.astype(dtype).astype(mx.float32)
+
+    def error(scales: mx.array, biases: mx.array) -> mx.array:
+        codes = quantize_to(weight, scales[..., None], biases[..., None], bits)
+        return (matter * mx.square(codes * scales[..., None] + biases[..., None] - weight)).sum(-1)
+
+    def solved(scales: mx.array, biases: mx.array) -> tuple[mx.array, mx.array]:
+        """Least squares for fixed codes, rounded as stored; the old pair where singular."""
+        codes = quantize_to(weight, scales[..., None], biases[..., None], bits)
+        ones = (matter * codes).sum(-1)
+        determinant = total * (matter * mx.square(codes)).sum(-1) - ones * ones
+        numerator = total * (weighted * codes).sum(-1) - ones * first
+        singular = determinant <= 1e-9 * total * total
+        slope = stored(numerator / mx.where(singular, 1.0, determinant))
+        singular = singular | (mx.abs(slope) < 1e-30)
+        slope = mx.where(singular, scales, slope)
+        return slope, mx.where(singular, biases, stored((first - slope * ones) / total))
+
+    def better(
+        best: tuple[mx.array, mx.array, mx.array], scales: mx.array, biases: mx.array
+    ) -> tuple[mx.array, mx.array, mx.array]:
+        cost = error(scales, biases)
+        won = cost < best[2]
+        return (
+            mx.where(won, scales, best[0]),
+            mx.where(won, biases, best[1]),
+            mx.where(won, cost, best[2]),
+        )
+
+    scales, biases = _min_max(low, high, top, floor)
+    scales, biases = stored(scales), stored(biases)
+    scales = mx.where(mx.abs(scales) < 1e-30, 1e-30, scales)
+    best = (scales, biases, error(scales, biases))
+    for below in _CLIPPED[bits]:
+        for above in _CLIPPED[bits]:
+            middle = first / total
+            bottom = middle + below * (low - middle)
+            span = mx.maximum((middle + above * (high - middle) - bottom) / top, floor)
+            best = better(best, *solved(span, bottom))
+    for _ in range(2):
+        best = better(best, *solved(best[0], best[1]))
+    return best[0], best[1]
+
+
+def _min_max(low: mx.array, high: mx.array, top: int, floor: mx.array) -> tuple[mx.array, mx.array]:
+    """Scale and bias as `mx.quantize` chooses them: the larger end exact, zero a code."""
+    span = mx.maximum((high - low) / top, floor)
+    at_low = mx.abs(low) > mx.abs(high)
+    scales = mx.where(at_low, span, -span)
+    edge = mx.where(at_low, low, high)
+    codes = mx.round(edge / scales)
+    scales = mx.where(codes == 0, scales, edge / mx.where(codes == 0, 1.0, codes))
+    return scales, mx.where(codes == 0, 0.0, edge)
+
+
+def _or_into(words: list[mx.array | None], index: int, value: mx.array) -> None:
+    present = words[index]
+    words[index] = value if present is None else present | value
+
+
+def unpack(packed: np.ndarray, bits: int) -> np.ndarray:
+    """Codes of packed words, (..., words) uint32 → (..., n): the plain reference for `pack`."""
+    as_bits = np.unpackbits(packed.view(np.uint8), axis=-1, bitorder="little")
+    codes = as_bits.reshape(*packed.shape[:-1], -1, bits)
+    return (codes.astype(np.uint32) << np.arange(bits, dtype=np.uint32)).sum(-1)

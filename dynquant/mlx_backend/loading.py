@@ -1,0 +1,295 @@
+"""Open a model folder: check it, build its modules, hand out its weights lazily.
+
+Nothing here reads weights: mlx-lm loads lazily, so a fresh load costs only the
+safetensors headers, and each pass over the model takes a fresh one.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten, tree_reduce
+from mlx_lm import utils as mlx_lm_utils
+
+from dynquant.core.formats import UNQUANTIZED, QuantFormat
+from dynquant.core.plan import LayerProfile, ModelInventory
+from dynquant.errors import InvalidModelError, UnsupportedModelError
+from dynquant.mlx_backend.folder import check_folder
+
+__all__ = ["ModelFolder", "compute_dtype", "for_compute", "open_model", "quantizable"]
+
+logger = logging.getLogger(__name__)
+
+Weights = dict[str, mx.array]
+
+_DTYPES = {"float16": mx.float16, "bfloat16": mx.bfloat16, "float32": mx.float32}
+
+
+def compute_dtype(stored: mx.Dtype) -> mx.Dtype:
+    """Dtype to compute in: the stored one, but float32 on a CPU and for float16 gradients.
+
+    On the CPU a bfloat16 product runs at 5 GFLOP/s, a float32 one at 190.
+    """
+    if mx.default_device() == mx.Device(mx.cpu) or stored == mx.float16:
+        return mx.float32
+    return stored
+
+
+def for_compute(weights: Weights) -> Weights:
+    """`weights`, floating ones lazily cast to the dtype that this machine computes in."""
+    return {
+        path: array.astype(compute_dtype(array.dtype)) if is_floating(array) else array
+        for path, array in weights.items()
+    }
+
+
+def scalar(array: mx.array) -> float:
+    """The number in a floating array of one element."""
+    value = array.item()
+    assert isinstance(value, float)
+    return value
+
+
+def is_floating(array: mx.array) -> bool:
+    """Whether `array` holds floating-point numbers."""
+    return bool(mx.issubdtype(array.dtype, mx.floating))
+
+
+def quantizable(model: nn.Module) -> dict[str, nn.Module]:
+    """Path → module of everything that mlx-lm can store quantized, in the model's order."""
+    leaves = tree_flatten(model.leaf_modules(), is_leaf=nn.Module.is_module)
+    return {path: leaf for path, leaf in leaves if hasattr(leaf, "to_quantized")}
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A local folder that holds one model in a layout that mlx-lm understands.
+
+    Attributes:
+        folder: The folder.
+        config: Its `config.json`, without quantization settings.
+        quantized: Whether the stored weights are quantized (they are then dequantized on load).
+    """
+
+    folder: Path
+    config: dict[str, Any]
+    quantized: bool
+
+    @cached_property
+    def skeleton(self) -> nn.Module:
+        """The model's modules with empty parameters: an architecture without weights."""
+        model = self._built()
+        model.eval()
+        clear_parameters(model)
+        return model
+
+    @cached_property
+    def _buffer_bytes(self) -> int:
+        """Arrays that modules make for themselves, such as rope frequencies: mlx-lm counts them.
+
+        Counted on modules that never ran: some keep what their first call computed.
+        """
+        model = self._built()
+        parameters = {id(array) for _, array in tree_flatten(model.parameters())}
+        arrays: list[mx.array] = tree_reduce(
+            lambda found, leaf: [*found, leaf] if isinstance(leaf, mx.array) else found, model, []
+        )
+        return sum(array.nbytes for array in arrays if id(array) not in parameters)
+
+    def _built(self) -> nn.Module:
+        """The model's modules with lazily made parameters."""
+        if not self.quantized:
+            return self._load()
+        model_class, args_class = mlx_lm_utils._get_classes(self.config)
+        model: nn.Module = model_class(args_class.from_dict(self.config))
+        return model
+
+    def lazy_weights(self) -> Weights:
+        """Parameter path → array in its stored dtype, not yet read from disk."""
+        model = self._load()
+        weights = dict(tree_flatten(model.parameters()))
+        if self.quantized:
+            weights = _dequantized(model, weights)
+        if (dtype := self._conversion_dtype) is None:
+            return weights
+        may_cast = getattr(model, "cast_predicate", lambda _: True)
+        return {
+            path: array.astype(dtype) if is_floating(array) and may_cast(path) else array
+            for path, array in weights.items()
+        }
+
+    def inventory(self, menu: Sequence[QuantFormat]) -> ModelInventory:
+        """What the model weighs and which formats of `menu` each layer may take.
+
+        A layer's own protections (`model.quant_predicate`, such as 8-bit routers)
+        stand as floors. A layer that no format of the menu fits stays unquantized.
+        """
+        model = self.skeleton
+        weights = self.lazy_weights()
+        layers = tuple(
+            LayerProfile(
+                path=path,
+                shape=tuple(weights[f"{path}.weight"].shape),
+                dtype_bits=weights[f"{path}.weight"].dtype.size * 8,
+                formats=_allowed(model, path, module, weights[f"{path}.weight"].shape, menu),
+            )
+            for path, module in quantizable(model).items()
+        )
+        quantized_paths = {f"{layer.path}.weight" for layer in layers}
+        parameter_bytes = sum(
+            array.nbytes for path, array in weights.items() if path not in quantized_paths
+        )
+        dtypes = [str(weights[path].dtype).rpartition(".")[2] for path in sorted(quantized_paths)]
+        return ModelInventory(
+            model_type=str(self.config["model_type"]),
+            layers=layers,
+            num_parameters=self._count_parameters(weights),
+            fixed_bits=8 * (parameter_bytes + self._buffer_bytes),
+            dtype=max(sorted(set(dtypes)), key=dtypes.count) if dtypes else "float32",
+        )
+
+    @property
+    def _conversion_dtype(self) -> mx.Dtype | None:
+        """What `mlx_lm.convert` would cast to; it settles the size of scales and biases."""
+        text_config = self.config.get("text_config") or {}
+        for config in (self.config, text_config):
+            for key in ("torch_dtype", "dtype"):
+                if dtype := _DTYPES.get(str(config.get(key)).removeprefix("torch.")):
+                    return dtype
+        return None
+
+    def _count_parameters(self, weights: Weights) -> int:
+        """`mlx_lm.utils.get_total_parameters`: parameters held by leaf modules."""
+        return sum(
+            weights[f"{path}.{name}" if path else name].size
+            for path, leaf in tree_flatten(
+                self.skeleton.leaf_modules(), is_leaf=nn.Module.is_module
+            )
+            for name, _ in tree_flatten(leaf.parameters())
+        )
+
+    def _load(self) -> nn.Module:
+        """Stock mlx-lm's own lazy and strict load, its errors put in our words."""
+        family = self.config.get("model_type")
+        try:
+            model, _ = mlx_lm_utils.load_model(self.folder, lazy=True, strict=True)
+        except (ValueError, TypeError, KeyError, AttributeError, IndexError, RuntimeError) as error:
+            reason = str(error)
+            if "not supported" in reason:
+                raise UnsupportedModelError(
+                    f"mlx-lm has no architecture for model_type '{family}'. A newer mlx-lm may "
+                    "have it; dynquant takes every model that mlx-lm takes."
+                ) from error
+            raise InvalidModelError(
+                f"The weights or the config of this '{family}' model do not fit together: "
+                f"{_first_line(reason)}. Download the model again, or ask its author."
+            ) from error
+        return model
+
+
+def open_model(folder: Path, *, dequantize: bool = False) -> ModelFolder:
+    """Check `folder` and open it.
+
+    Args:
+        folder: A model folder as on the Hub: `config.json`, safetensors, tokenizer.
+        dequantize: Take a model that is quantized already, by dequantizing it first.
+
+    Raises:
+        ModelNotFoundError: There is no such folder.
+        InvalidModelError: Files are missing, corrupt, or do not fit together.
+        UnsupportedModelError: An unknown architecture, remote code, only pickled
+            weights, or a quantized model without `dequantize`.
+    """
+    config = check_folder(folder)
+    quantized = _is_quantized(folder, config)
+    if quantized and not dequantize:
+        raise UnsupportedModelError(
+            "This model is quantized already, and quantizing it again would add its error to ours. "
+            "Use the original model, or pass --dequantize to start from these weights all the same."
+        )
+    own = {k: v for k, v in config.items() if k not in ("quantization", "quantization_config")}
+    opened = ModelFolder(folder=folder, config=own, quantized=quantized)
+    _ = opened.skeleton  # a model that does not build is refused here
+    return opened
+
+
+def clear_parameters(module: nn.Module) -> None:
+    """Replace every parameter of `module` by an empty array, so that its memory is let go."""
+    for path, _ in tree_flatten(module.parameters()):
+        set_parameter(module, path, mx.array([]))
+
+
+def set_parameter(module: nn.Module, path: str, array: mx.array) -> None:
+    """Put `array` at the dotted `path` of `module`, whatever its shape was before."""
+    *parents, name = path.split(".")
+    node: Any = module
+    for part in parents:
+        node = node[int(part)] if isinstance(node, list | tuple) else node[part]
+    if isinstance(node, list):
+        node[int(name)] = array
+    else:
+        node[name] = array
+
+
+def _is_quantized(folder: Path, config: dict[str, Any]) -> bool:
+    text_config = config.get("text_config")
+    nested = isinstance(text_config, dict) and "quantization_config" in text_config
+    return (
+        bool(config.get("quantization"))
+        or bool(config.get("quantization_config"))
+        or nested
+        or (folder / "hf_quant_config.json").exists()
+    )
+
+
+def _dequantized(model: nn.Module, weights: Weights) -> Weights:
+    result = dict(weights)
+    for path, module in tree_flatten(model.leaf_modules(), is_leaf=nn.Module.is_module):
+        if "scales" not in module:
+            continue
+        for name in ("scales", "biases", "global_scale"):
+            result.pop(f"{path}.{name}", None)
+        result[f"{path}.weight"] = mx.dequantize(
+            module["weight"],
+            module["scales"],
+            module.get("biases"),
+            module.group_size,
+            module.bits,
+            module.mode,
+        )
+    return result
+
+
+def _allowed(
+    model: nn.Module,
+    path: str,
+    module: nn.Module,
+    shape: Sequence[int],
+    menu: Sequence[QuantFormat],
+) -> tuple[QuantFormat, ...]:
+    predicate = getattr(model, "quant_predicate", None)
+    protection = predicate(path, module) if predicate is not None else True
+    if not protection:
+        return (UNQUANTIZED,)
+    floor = protection.get("bits", 0) if isinstance(protection, dict) else 0
+    any_mode = "mode" in signature(module.to_quantized).parameters
+    formats = tuple(
+        fmt
+        for fmt in menu
+        if fmt.fits(shape)
+        and (fmt == UNQUANTIZED or fmt.bits >= floor)
+        and (any_mode or fmt.mode in ("affine", "unquantized"))
+    )
+    return formats or (UNQUANTIZED,)
+
+
+def _first_line(text: str) -> str:
+    return next(iter(text.strip().splitlines()), "no details").rstrip(".: ")[:300]

@@ -1,0 +1,72 @@
+"""How much memory a model takes to run and to convert, without reading its weights."""
+
+from __future__ import annotations
+
+import logging
+from math import prod
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
+from mlx_lm.models.cache import make_prompt_cache
+
+from dynquant.mlx_backend.loading import (
+    ModelFolder,
+    clear_parameters,
+    compute_dtype,
+    is_floating,
+    set_parameter,
+)
+from dynquant.mlx_backend.streaming import BlockModel
+
+__all__ = ["cache_bytes", "conversion_bytes"]
+
+logger = logging.getLogger(__name__)
+
+_PROCESS_BYTES = 400 << 20  # Python, MLX and mlx-lm themselves
+
+
+def cache_bytes(model: ModelFolder, context_tokens: int) -> int:
+    """Bytes of everything that generation keeps per sequence, at `context_tokens`.
+
+    The model's own code is asked: its graph is built for that many tokens and not
+    evaluated, so shapes are exact for every kind of cache and no weight is read.
+    """
+    skeleton = model.skeleton
+    try:
+        for path, array in model.lazy_weights().items():
+            set_parameter(skeleton, path, array)
+        cache = make_prompt_cache(skeleton)
+        skeleton(mx.zeros((1, context_tokens), dtype=mx.int32), cache=cache)
+        states = [leaf for entry in cache for _, leaf in tree_flatten(entry.state)]
+        return sum(leaf.nbytes for leaf in states if isinstance(leaf, mx.array))
+    except (ValueError, TypeError, AttributeError, RuntimeError, IndexError) as error:
+        logger.info("the cache's size is estimated from the config: %s", error)
+        config = model.config.get("text_config") or model.config
+        width = int(config.get("hidden_size") or 0)
+        return 4 * context_tokens * width * int(config.get("num_hidden_layers") or 0)
+    finally:
+        clear_parameters(skeleton)
+
+
+def conversion_bytes(model: ModelFolder, num_tokens: int) -> int:
+    """Estimated peak memory of a conversion with `num_tokens` of calibration text.
+
+    Two blocks, the weights outside all blocks, the hidden state of every token before
+    every block, and the products of the widest layers' inputs.
+    """
+    blocks = BlockModel(model.skeleton)
+    outer, inner = blocks.split(model.lazy_weights())
+
+    def bytes_of(weights: dict[str, mx.array]) -> int:
+        return sum(
+            array.size * (compute_dtype(array.dtype) if is_floating(array) else array.dtype).size
+            for array in weights.values()
+        )
+
+    matrices = [array.shape for weights in inner.values() for array in weights.values()]
+    matrices = [shape for shape in matrices if len(shape) > 1]
+    width = max((array.shape[-1] for array in outer.values() if array.ndim == 2), default=0)
+    products = 4 * max((prod(shape[:-2]) * shape[-1] ** 2 for shape in matrices), default=0)
+    activations = 4 * num_tokens * width * (len(inner) + 2)
+    largest = max((bytes_of(weights) for weights in inner.values()), default=0)
+    return 2 * largest + bytes_of(outer) + activations + 3 * products + _PROCESS_BYTES

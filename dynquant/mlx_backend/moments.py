@@ -1,0 +1,188 @@
+"""Second moments of what goes into each layer, gathered while a model runs forward."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import prod
+
+import mlx.core as mx
+import numpy as np
+
+from dynquant.mlx_backend.observing import Observation, Role, squares
+
+__all__ = ["Moments", "MomentsObserver", "takes_feedback"]
+
+_PRIOR_TOKENS = 16.0  # how many tokens the mean expert stands for, beside an expert's own
+_MAX_COVARIANCE_BYTES = 4 << 30  # of one layer; a larger one keeps only its diagonal
+
+
+@dataclass
+class Moments:
+    """Sums over everything that one layer was given in one role.
+
+    Attributes:
+        inputs: Squares of the inputs, (*lead, in), float32; token counts for a lookup, (rows,).
+        num_vectors: How many vectors went in, (); per expert for a switch layer, (experts, 1).
+        covariance: Products of the inputs, (*lead, in, in), float32, where asked for.
+    """
+
+    inputs: mx.array
+    num_vectors: mx.array
+    covariance: mx.array | None = None
+
+    def arrays(self) -> list[mx.array]:
+        """All sums, to be evaluated."""
+        sums = (self.inputs, self.num_vectors, self.covariance)
+        return [array for array in sums if array is not None]
+
+    def smoothed(self) -> Moments:
+        """For experts: sums pulled towards the mean expert, so that none counts for nothing."""
+        if self.num_vectors.ndim == 0:
+            return self
+        total = mx.maximum(self.num_vectors.sum(), 1.0)
+        covariance = self.covariance
+        if covariance is not None:
+            covariance = covariance + _PRIOR_TOKENS * covariance.sum(0) / total
+        return Moments(
+            self.inputs + _PRIOR_TOKENS * self.inputs.sum(0) / total, self.num_vectors, covariance
+        )
+
+    def towards_mean_expert(self, means: mx.array) -> mx.array:
+        """Means per expert, (experts, n), pulled towards the mean over all tokens."""
+        total = mx.maximum(self.num_vectors.sum(), 1.0)
+        overall = (means * self.num_vectors).sum(0) / total
+        return (means * self.num_vectors + _PRIOR_TOKENS * overall) / (
+            self.num_vectors + _PRIOR_TOKENS
+        )
+
+    def __add__(self, other: Moments) -> Moments:
+        """Sums over both."""
+        covariance = self.covariance
+        if covariance is not None and other.covariance is not None:
+            covariance = covariance + other.covariance
+        return Moments(self.inputs + other.inputs, self.num_vectors + other.num_vectors, covariance)
+
+
+class MomentsObserver:
+    """Adds up `Moments` per layer and role; layers that share an input share its sums.
+
+    Args:
+        shapes: Path of each layer → shape of its weight, (*lead, out, in).
+        covariance: Whether to keep products of inputs too, not only squares.
+    """
+
+    def __init__(self, shapes: Mapping[str, Sequence[int]], *, covariance: bool) -> None:
+        self._shapes = shapes
+        self._covariance = covariance
+        self._sums: dict[tuple[str, Role], Moments] = {}
+        self._leader: dict[tuple[str, Role], tuple[str, Role]] = {}
+        self._inputs: dict[tuple[int, int], tuple[tuple[str, Role], Observation]] = {}
+        self._touched: set[tuple[str, Role]] = set()
+        self._paused = False
+
+    def __call__(self, seen: Observation) -> mx.array:
+        """Note the input; the output goes on as it is."""
+        if self._paused:
+            return seen.y
+        key = (seen.path, seen.role)
+        leader, _ = self._inputs.setdefault((id(seen.x), id(seen.experts)), (key, seen))
+        if leader[1] is not seen.role or self._lead(leader[0]) != self._lead(seen.path):
+            leader = key
+        self._leader[key] = leader
+        if leader == key:
+            new = self._moments(seen)
+            self._sums[key] = self._sums[key] + new if key in self._sums else new
+            self._touched.add(key)
+        return seen.y
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """What runs in this context does not count."""
+        self._paused = True
+        try:
+            yield
+        finally:
+            self._paused = False
+
+    def pending(self) -> list[mx.array]:
+        """Sums that changed since the last call, for the caller to evaluate after each batch."""
+        self._inputs.clear()
+        touched, self._touched = self._touched, set()
+        return [array for key in touched for array in self._sums[key].arrays()]
+
+    def roles(self) -> list[tuple[str, Role]]:
+        """Every layer seen, with its role."""
+        return list(self._leader)
+
+    def of(self, path: str, role: Role) -> Moments | None:
+        """What `path` was given in `role`; None when it never ran so."""
+        leader = self._leader.get((path, role))
+        return None if leader is None else self._sums[leader]
+
+    def covariance(self, path: str, role: Role) -> mx.array:
+        """Products of the inputs of a layer that `takes_feedback`."""
+        moments = self.of(path, role)
+        assert moments is not None
+        covariance = moments.smoothed().covariance
+        assert covariance is not None
+        return covariance
+
+    def drop_covariances(self) -> None:
+        """Let all products of inputs go."""
+        for moments in self._sums.values():
+            moments.covariance = None
+
+    def forget(self, paths: Collection[str]) -> None:
+        """Let everything about `paths` go, so that another pass can gather it anew."""
+        for key in [key for key in self._leader if key[0] in paths]:
+            del self._leader[key]
+            self._sums.pop(key, None)
+
+    def _lead(self, path: str) -> tuple[int, ...]:
+        return tuple(self._shapes[path][:-2])
+
+    def _moments(self, seen: Observation) -> Moments:
+        shape = self._shapes[seen.path]
+        lead = self._lead(seen.path)
+        if seen.role is Role.LOOKUP:
+            ids = seen.x.reshape(-1)
+            counts = mx.zeros(shape[0]).at[ids].add(mx.ones(ids.shape))
+            return Moments(counts, mx.array(float(ids.size)))
+        inputs = squares(seen.x, seen.role, seen.experts, lead)
+        wanted = self._covariance and seen.role is not Role.TRANSPOSED
+        fits = 4 * prod(lead) * seen.x.shape[-1] ** 2 <= _MAX_COVARIANCE_BYTES
+        covariance = _covariance(seen, lead) if wanted and fits else None
+        return Moments(inputs, _num_vectors(seen, lead), covariance)
+
+
+def takes_feedback(watcher: MomentsObserver, path: str) -> bool:
+    """Whether errors in `path` can be fed back: one role only, and its covariance is at hand."""
+    roles = [role for role in Role if watcher.of(path, role) is not None]
+    moments = watcher.of(path, roles[0]) if len(roles) == 1 else None
+    return moments is not None and moments.covariance is not None
+
+
+def _num_vectors(seen: Observation, lead: tuple[int, ...]) -> mx.array:
+    if seen.experts is not None:
+        experts = seen.experts.reshape(-1)
+        return mx.zeros((*lead, 1)).at[experts].add(mx.ones((experts.size, 1)))
+    heads = seen.x.shape[-3] if seen.role in (Role.HEADS, Role.TRANSPOSED) else 1
+    return mx.array(float(prod(seen.x.shape[:-1]) // heads))
+
+
+def _covariance(seen: Observation, lead: tuple[int, ...]) -> mx.array:
+    x = seen.x.astype(mx.float32)
+    width = x.shape[-1]
+    if seen.experts is not None:
+        rows = mx.broadcast_to(x.squeeze(-2), (*seen.experts.shape, width)).reshape(-1, width)
+        experts = np.asarray(seen.experts).reshape(-1)
+        chosen = [rows[mx.array(np.flatnonzero(experts == e))] for e in range(lead[0])]
+        return mx.stack([part.T @ part for part in chosen])
+    if seen.role is Role.HEADS:
+        by_head = mx.moveaxis(x.reshape(-1, *x.shape[-3:]), 1, 0).reshape(x.shape[-3], -1, width)
+        products = by_head.swapaxes(-1, -2) @ by_head
+        return mx.broadcast_to(products, (*lead, width, width))
+    flat = x.reshape(-1, width)
+    return flat.T @ flat

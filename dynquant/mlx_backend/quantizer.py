@@ -1,0 +1,328 @@
+"""The MLX side of the pipeline: one open model, and each step as one method."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import mlx.core as mx
+
+from dynquant import __version__
+from dynquant.core.formats import UNQUANTIZED, QuantFormat
+from dynquant.core.plan import CostTable, LayerProfile, ModelInventory, QuantPlan
+from dynquant.core.quality import Quality
+from dynquant.errors import SensitivitiesError
+from dynquant.mlx_backend.alignment import measure_alignment
+from dynquant.mlx_backend.calibration import Windows, cut_windows, open_tokenizer, window_length
+from dynquant.mlx_backend.conversion import encode_plans
+from dynquant.mlx_backend.encoding import decode, encode_min_max
+from dynquant.mlx_backend.evaluation import compare
+from dynquant.mlx_backend.folder import fingerprint
+from dynquant.mlx_backend.importance import Importance
+from dynquant.mlx_backend.loading import Weights, open_model
+from dynquant.mlx_backend.measuring import measure_costs
+from dynquant.mlx_backend.memory import cache_bytes, conversion_bytes
+from dynquant.mlx_backend.sensitivity import Measurement
+from dynquant.mlx_backend.streaming import BlockModel, BlockWeights, Forward
+from dynquant.mlx_backend.verify import verify_folder
+from dynquant.mlx_backend.writing import (
+    FolderWriter,
+    quantization_config,
+    translated_storage_errors,
+)
+from dynquant.ports import OnStep, Text
+
+__all__ = ["MlxQuantizer", "tool_versions"]
+
+_PROBE_TOKENS = 2048
+_MIN_WINDOWS = 10  # of a calibration text: eight to calibrate on, two to probe
+
+
+def tool_versions() -> dict[str, str]:
+    """Versions that a result depends on."""
+    names = ("mlx", "mlx-lm", "transformers", "numpy")
+    found = {name: importlib.metadata.version(name) for name in names}
+    return {"dynquant": __version__, "python": platform.python_version(), **found}
+
+
+class MlxQuantizer:
+    """One model folder, opened; implements `ports.Quantizer`.
+
+    Args:
+        folder: The model's folder.
+        name: Repo id or folder name, for artefacts.
+        revision_sha: Commit of the repo; empty for a local folder.
+        dequantize: Take a model that is quantized already.
+    """
+
+    def __init__(
+        self, folder: Path, *, name: str, revision_sha: str = "", dequantize: bool = False
+    ) -> None:
+        self._model = open_model(folder, dequantize=dequantize)
+        self._name = name
+        self._revision_sha = revision_sha
+
+    @cached_property
+    def revision_sha(self) -> str:
+        """Commit of the repo, or the fingerprint of a local folder's weights."""
+        return self._revision_sha or fingerprint(self._model.folder)
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Versions of the tools that a result depends on."""
+        return tool_versions()
+
+    def inventory(self, menu: Sequence[QuantFormat]) -> ModelInventory:
+        """What the model weighs, and which formats of `menu` each layer may take."""
+        return self._model.inventory(menu)
+
+    def cache_bytes(self, context_tokens: int) -> int:
+        """Memory of the key-value cache and other state at `context_tokens`."""
+        return cache_bytes(self._model, context_tokens)
+
+    def conversion_bytes(self, num_tokens: int) -> int:
+        """Memory that converting takes at its peak, estimated."""
+        return conversion_bytes(self._model, num_tokens)
+
+    def calibration_windows(self, text: Text, num_tokens: int) -> Windows:
+        """Windows to calibrate on, with some more behind them to probe on.
+
+        Raises:
+            TextError: The text is too short.
+        """
+        length = window_length(self._model.config)
+        return cut_windows(
+            text,
+            self._tokenizer,
+            window_tokens=length,
+            num_windows=(num_tokens + _PROBE_TOKENS) // length,
+            min_windows=_MIN_WINDOWS,
+        )
+
+    def evaluation_windows(self, text: Text, num_tokens: int) -> Windows:
+        """Windows to evaluate on.
+
+        Raises:
+            TextError: The text is too short.
+        """
+        length = window_length(self._model.config)
+        return cut_windows(
+            text,
+            self._tokenizer,
+            window_tokens=length,
+            num_windows=max(2, num_tokens // length),
+            min_windows=2,
+        )
+
+    def measure(
+        self,
+        windows: Windows,
+        *,
+        menu: Sequence[QuantFormat],
+        encoder: str,
+        seed: int,
+        on_step: OnStep,
+    ) -> CostTable:
+        """What every format of every layer costs.
+
+        Raises:
+            NonFiniteError: NaN or infinity; names the layer.
+        """
+        inventory = self.inventory(menu)
+        num_probes = _num_probe_windows(windows)
+        measurement = self._measurement(
+            inventory, windows.batches(0, -num_probes), feedback=encoder == "gptq", seed=seed
+        )
+        costs = measure_costs(
+            measurement,
+            inventory.layers,
+            encoder=encoder,
+            probe_windows=windows.batches(-num_probes),
+            on_step=on_step,
+        )
+        return CostTable(
+            inventory=_with_layers(inventory, costs.profiles),
+            method=costs.method,
+            encoder=encoder,
+            calibration=windows.facts,
+            seed=seed,
+            source=self._name,
+            source_sha=self.revision_sha,
+            scales=costs.scales,
+            importance={path: i.to_stored() for path, i in costs.importance.items()},
+            versions=tool_versions(),
+        )
+
+    def align(
+        self,
+        windows: Windows,
+        *,
+        low: QuantFormat,
+        high: QuantFormat,
+        on_step: OnStep,
+    ) -> dict[str, float]:
+        """The seed's sensitivities: gradient times quantization error, per million weights."""
+        inventory = self.inventory((low, high))
+        measurement = self._measurement(inventory, windows.batches(), feedback=False, seed=0)
+        return measure_alignment(
+            measurement, inventory.layers, low=low, high=high, on_step=lambda: on_step("align")
+        )
+
+    def encode(
+        self,
+        plans: Mapping[Path, QuantPlan],
+        windows: Windows,
+        *,
+        encoder: str,
+        importance: Mapping[str, tuple[tuple[str, str], ...]],
+        on_step: OnStep,
+    ) -> dict[Path, int]:
+        """Write one folder per plan, all in one streamed pass.
+
+        Args:
+            plans: Empty folder → what to write there.
+            windows: The calibration windows.
+            encoder: Name of the encoder.
+            importance: `CostTable.importance`.
+            on_step: Called with `encode` after each block.
+
+        Returns:
+            Folder → bytes of weights.
+
+        Raises:
+            StorageFullError: The disk is full.
+            NonFiniteError: A weight is NaN or infinite; names the layer.
+        """
+        inventory = self.inventory(())
+        num_probes = _num_probe_windows(windows)
+        batches = windows.batches(0, -num_probes) if encoder != "minmax" else []
+        measurement = self._measurement(inventory, batches, feedback=encoder == "gptq", seed=0)
+        writers = {
+            folder: FolderWriter(folder, num_parameters=inventory.num_parameters)
+            for folder in plans
+        }
+        encode_plans(
+            measurement,
+            plans,
+            writers,
+            encoder=encoder,
+            importance=_stored_importance(importance),
+            on_step=lambda: on_step("encode"),
+        )
+        keep_vision = "vision_tower" in getattr(self._model.skeleton, "model", {})
+        sizes = {}
+        for folder, writer in writers.items():
+            config = dict(self._model.config)
+            if entry := quantization_config(plans[folder]):
+                config["quantization"] = entry
+            with translated_storage_errors():
+                sizes[folder] = writer.finish(
+                    self._model.folder, config, keep_vision_config=keep_vision
+                )
+        return sizes
+
+    def verify(self, folder: Path, plan: QuantPlan) -> str:
+        """Load `folder` with stock mlx-lm in a fresh process; returns what it generated.
+
+        Raises:
+            VerificationError: It does not load, or stores something else than planned.
+        """
+        return verify_folder(folder, stored_bpw=plan.stored_bpw)
+
+    def evaluate(
+        self,
+        folders: Mapping[str, Path],
+        uniform: Mapping[str, QuantPlan],
+        windows: Windows,
+        *,
+        on_step: OnStep,
+    ) -> tuple[Quality, dict[str, Quality]]:
+        """Figures of the original, of written folders and of uniform plans, in one pass.
+
+        Args:
+            folders: Name → a folder that dynquant or mlx-lm wrote of this model.
+            uniform: Name → plan, encoded with stock `mx.quantize` on the fly.
+            windows: Held-out windows.
+            on_step: Called with `evaluate` after each block.
+        """
+        blocks, load = self._blocks, self._model.lazy_weights
+        candidates = {
+            name: BlockWeights(blocks, open_model(folder, dequantize=True).lazy_weights)
+            for name, folder in folders.items()
+        }
+        for name, plan in uniform.items():
+            candidates[name] = BlockWeights(blocks, load, _min_max(plan, self._dtypes))
+        return compare(
+            blocks,
+            BlockWeights(blocks, load),
+            candidates,
+            windows.batches(),
+            on_step=lambda: on_step("evaluate"),
+        )
+
+    @cached_property
+    def _blocks(self) -> BlockModel:
+        blocks = BlockModel(self._model.skeleton)
+        trial = Forward(
+            blocks, BlockWeights(blocks, self._model.lazy_weights), [mx.zeros((1, 2), mx.int32)]
+        )
+        # Some models drive the parts of their blocks without calling the blocks.
+        return blocks if trial.next_block is not None else blocks.treat_as_whole()
+
+    @cached_property
+    def _dtypes(self) -> dict[str, mx.Dtype]:
+        return {path: array.dtype for path, array in self._model.lazy_weights().items()}
+
+    @cached_property
+    def _tokenizer(self) -> object:
+        return open_tokenizer(self._model.folder)
+
+    def _measurement(
+        self, inventory: ModelInventory, batches: Sequence[mx.array], *, feedback: bool, seed: int
+    ) -> Measurement:
+        return Measurement(
+            blocks=self._blocks,
+            load=self._model.lazy_weights,
+            batches=batches,
+            shapes={layer.path: layer.shape for layer in inventory.layers},
+            feedback=feedback,
+            seed=seed,
+        )
+
+
+def _num_probe_windows(windows: Windows) -> int:
+    return max(2, _PROBE_TOKENS // windows.facts.window_tokens)
+
+
+def _with_layers(inventory: ModelInventory, layers: tuple[LayerProfile, ...]) -> ModelInventory:
+    return dataclasses.replace(inventory, layers=layers)
+
+
+def _stored_importance(
+    stored: Mapping[str, tuple[tuple[str, str], ...]],
+) -> dict[str, Importance]:
+    try:
+        return {path: Importance.from_stored(terms) for path, terms in stored.items()}
+    except (ValueError, TypeError) as error:
+        raise SensitivitiesError(
+            "The importance vectors in the cost table are damaged. Measure again."
+        ) from error
+
+
+def _min_max(plan: QuantPlan, dtypes: Mapping[str, mx.Dtype]) -> Callable[[Weights], Weights]:
+    """Replaces weights by what stock `mx.quantize` makes of them."""
+
+    def amend(weights: Weights) -> Weights:
+        amended = dict(weights)
+        for path, fmt in plan.formats.items():
+            name = f"{path}.weight"
+            if name in weights and fmt != UNQUANTIZED:
+                stored = encode_min_max(weights[name].astype(dtypes[name]), fmt)
+                amended[name] = decode(stored).astype(weights[name].dtype)
+        return amended
+
+    return amend

@@ -1,0 +1,212 @@
+"""The reverse pass over recorded block calls: one VJP per block, its weights read again.
+
+An array that a block took is either another block's output (then its cotangent goes
+straight there) or came from between the blocks; for the latter the model's own `__call__`
+runs again with every block replaced by its recorded result, and is differentiated with
+respect to those results. That makes the chain exact for every architecture, also where
+blocks share keys and values or a residual stream is mixed between them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+import mlx.core as mx
+
+from dynquant.mlx_backend.loading import Weights
+from dynquant.mlx_backend.streaming import BlockModel, BlockWeights, Call, Forward, Tape
+
+__all__ = ["Gauge", "backward"]
+
+
+class Gauge(Protocol):
+    """What to differentiate with respect to, besides the blocks' inputs."""
+
+    def primals(self, block: str | None) -> dict[str, mx.array]:
+        """Name → value of what belongs to `block` (None: to what lies outside all blocks)."""
+        ...
+
+    def applied(self, primals: dict[str, mx.array]) -> AbstractContextManager[None]:
+        """Make the layers depend on traced `primals` for the duration of the context."""
+        ...
+
+    def take(self, gradients: dict[str, mx.array]) -> None:
+        """Gets the evaluated gradients of one VJP; they add up over calls and batches."""
+        ...
+
+
+Loss = Callable[[int, mx.array], mx.array]
+"""(index of the batch, logits (batch, seq, vocab)) → scalar."""
+
+
+def backward(
+    forward: Forward,
+    weights: BlockWeights,
+    *,
+    loss: Loss,
+    gauge: Gauge,
+    on_block: Callable[[str | None, Weights], None] = lambda _path, _weights: None,
+) -> None:
+    """Differentiate the summed `loss` of all batches; gradients go to `gauge`.
+
+    Args:
+        forward: A finished forward pass that recorded its calls; its tapes are consumed.
+        weights: A fresh set of the same weights.
+        loss: Loss of one batch.
+        gauge: What to differentiate with respect to.
+        on_block: Called with a block's path and weights when its gradients are complete;
+            at the end with None and the weights outside all blocks.
+
+    Raises:
+        ValueError, RuntimeError: A block uses an operation that has no VJP.
+    """
+    blocks = forward.blocks
+    reversal = [
+        _Reversal(blocks, tape, batch)
+        for tape, batch in zip(forward.tapes, forward.batches, strict=True)
+    ]
+    # Fused kernels without a VJP are used for inference only.
+    blocks.model.train()
+    try:
+        with weights.holding_outer():
+            for index, batch in enumerate(reversal):
+                batch.start(lambda logits, index=index: loss(index, logits), gauge)
+        for position in reversed(range(len(reversal[0].tape))):
+            path = reversal[0].tape[position].path
+            with weights.holding(path) as held:
+                for batch in reversal:
+                    batch.through_block(position, gauge)
+                if all(call.path != path for call in reversal[0].tape[:position]):
+                    on_block(path, held)
+            with weights.holding_outer():
+                for batch in reversal:
+                    batch.between_blocks(position, gauge)
+                    batch.tape.pop()
+        with weights.holding_outer():
+            on_block(None, weights.outer)
+    finally:
+        blocks.model.eval()
+
+
+class _Reached(Exception):  # noqa: N818  control flow, not an error
+    """The replay came to the call that it was to stop at."""
+
+    def __init__(self, call: Call) -> None:
+        super().__init__()
+        self.call = call
+
+
+class _Reversal:
+    """The way back of one batch: cotangents by the identity of the arrays they belong to."""
+
+    def __init__(self, blocks: BlockModel, tape: Tape, batch: mx.array) -> None:
+        self.tape = tape
+        self._blocks = blocks
+        self._batch = batch
+        self._cotangents: dict[int, mx.array] = {}
+        self._derived: dict[int, list[int]] = {}
+        known: set[int] = set()
+        for position, call in enumerate(tape):
+            inputs = [id(array) for array in call.inputs()]
+            self._derived[position] = [i for i, key in enumerate(inputs) if key not in known]
+            known.update(inputs, map(id, call.outputs()))
+
+    def start(self, loss: Callable[[mx.array], mx.array], gauge: Gauge) -> None:
+        """From the loss to the blocks' outputs."""
+        self._replay(len(self.tape), lambda logits: [loss(logits)], [mx.array(1.0)], gauge)
+
+    def through_block(self, position: int, gauge: Gauge) -> None:
+        """From the outputs of the call at `position` to its inputs."""
+        call = self.tape[position]
+        inputs = call.inputs()
+        cotangents = [self._pop(array) for array in call.outputs()]
+        primals = gauge.primals(call.path)
+
+        def run(arrays: Sequence[mx.array]) -> list[mx.array]:
+            traced = Call(call.path, *call.with_inputs(arrays))
+            traced.result = self._blocks.call_block(call.path, traced.args, traced.kwargs)
+            traced.cache_states = traced.states()
+            return traced.outputs()
+
+        gradients = _vjp(run, inputs, primals, cotangents, gauge)
+        self._add(zip(inputs, gradients, strict=True))
+
+    def between_blocks(self, position: int, gauge: Gauge) -> None:
+        """From inputs of the call at `position` that no block made, to what they came from."""
+        inputs = self.tape[position].inputs()
+        derived = [i for i in self._derived[position] if id(inputs[i]) in self._cotangents]
+        if not derived:
+            return
+        cotangents = [self._pop(inputs[i]) for i in derived]
+        self._replay(position, lambda call: [call.inputs()[i] for i in derived], cotangents, gauge)
+
+    def _replay(
+        self,
+        stop: int,
+        select: Callable[[Any], list[mx.array]],
+        cotangents: list[mx.array],
+        gauge: Gauge,
+    ) -> None:
+        """Differentiate what lies between the blocks, up to the call at `stop`.
+
+        `select` picks what to differentiate from the call reached, or from the logits.
+        """
+        recorded = self.tape[:stop]
+        results = [array for call in recorded for array in call.outputs()]
+
+        def run(arrays: Sequence[mx.array]) -> list[mx.array]:
+            pool = iter(arrays)
+            counter = iter(range(stop + 1))
+
+            def give_recorded(path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+                reached = Call(path, args, kwargs)
+                if (position := next(counter)) == stop:
+                    raise _Reached(reached)
+                call = recorded[position]
+                result, states = call.with_outputs([next(pool) for _ in call.outputs()])
+                reached.restore(states)
+                return result
+
+            with self._blocks.intercepted(give_recorded):
+                try:
+                    return select(self._blocks.model(self._batch))
+                except _Reached as reached:
+                    return select(reached.call)
+
+        gradients = _vjp(run, results, gauge.primals(None), cotangents, gauge)
+        self._add(zip(results, gradients, strict=True))
+
+    def _add(self, pairs: Iterable[tuple[mx.array, mx.array]]) -> None:
+        for array, cotangent in pairs:
+            present = self._cotangents.get(id(array))
+            self._cotangents[id(array)] = cotangent if present is None else present + cotangent
+        mx.eval(list(self._cotangents.values()))
+
+    def _pop(self, array: mx.array) -> mx.array:
+        cotangent = self._cotangents.pop(id(array), None)
+        return mx.zeros_like(array) if cotangent is None else cotangent.astype(array.dtype)
+
+
+def _vjp(
+    run: Callable[[Sequence[mx.array]], list[mx.array]],
+    inputs: list[mx.array],
+    primals: dict[str, mx.array],
+    cotangents: list[mx.array],
+    gauge: Gauge,
+) -> list[mx.array]:
+    """Gradients of `run` with respect to `inputs`; those of `primals` go to the gauge."""
+    names = list(primals)
+
+    def traced(*arrays: mx.array) -> list[mx.array]:
+        with gauge.applied(dict(zip(names, arrays[len(inputs) :], strict=True))):
+            return run(arrays[: len(inputs)])
+
+    everything = [*inputs, *primals.values()]
+    if not everything:
+        return []
+    _, gradients = mx.vjp(traced, everything, cotangents)
+    mx.eval(gradients)
+    gauge.take(dict(zip(names, gradients[len(inputs) :], strict=True)))
+    return list(gradients[: len(inputs)])

@@ -1,0 +1,242 @@
+"""How much each weight matters: one streamed pass forward, one backward.
+
+For a layer y = Wx the KL divergence per token that an error ΔW brings is, to second
+order and with diagonal factors, ½ Σ_oi row_o · col_i · ΔW²_oi, with row the mean squared
+gradient of the log-likelihood at y (labels sampled from the model itself, the true
+Fisher) and col the mean squared input. Every role that a weight plays adds one such term.
+With an encoder that feeds errors back, col is the part of the input that the inputs
+encoded later cannot make up for.
+
+Source: K-FAC (arXiv 1503.05671) for the factors, HAWQ-V2 (arXiv 1911.03852) for the use,
+the linearity theorem of HIGGS (arXiv 2411.17525) for adding layers up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from dynquant.errors import NonFiniteError
+from dynquant.mlx_backend.gptq import conditional_variances
+from dynquant.mlx_backend.importance import Importance, Term
+from dynquant.mlx_backend.loading import Weights, quantizable
+from dynquant.mlx_backend.moments import MomentsObserver, takes_feedback
+from dynquant.mlx_backend.observing import Observation, Role, observed, squares
+from dynquant.mlx_backend.reverse import backward
+from dynquant.mlx_backend.streaming import BlockModel, BlockWeights, Forward
+
+__all__ = ["Measurement", "measure_importance"]
+
+_UNSEEN_TOKENS = 0.5  # Jeffreys prior: a token that the text lacks still turns up in use
+_ORDER_GROUP_SIZE = 32  # the finest group, for the order in which feedback takes columns
+
+
+@dataclass
+class FisherGauge:
+    """Sums the squared gradient at every layer's output, by a VJP that needs no weight gradient.
+
+    Each output passes through an identity whose VJP hands `Σ g²` to an accumulator.
+    """
+
+    blocks: BlockModel
+    layers: Mapping[str, nn.Module]
+    shapes: Mapping[str, Sequence[int]]
+    roles: Sequence[tuple[str, Role]]
+    sums: dict[str, mx.array] = field(default_factory=dict)
+
+    def primals(self, block: str | None) -> dict[str, mx.array]:
+        """One zero accumulator per layer and role, (*lead, out)."""
+        return {
+            _key(path, role): mx.zeros(_output_shape(self.shapes[path], role))
+            for path, role in self.roles
+            if self.blocks.block_of(path) == block
+        }
+
+    @contextmanager
+    def applied(self, primals: dict[str, mx.array]) -> Iterator[None]:
+        """Route the outputs through the accumulators."""
+
+        def observer(seen: Observation) -> mx.array:
+            accumulator = primals.get(_key(seen.path, seen.role))
+            return seen.y if accumulator is None else _gauged(seen, accumulator)
+
+        paths = {key.rpartition("|")[0] for key in primals}
+        with observed({path: self.layers[path] for path in paths}, observer):
+            yield
+
+    def take(self, gradients: dict[str, mx.array]) -> None:
+        """Add up over calls and batches."""
+        for key, gradient in gradients.items():
+            self.sums[key] = self.sums[key] + gradient if key in self.sums else gradient
+        mx.eval(list(self.sums.values()))
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What a measuring pass starts from.
+
+    Attributes:
+        blocks: The model.
+        load: Gives a fresh set of lazily loaded weights.
+        batches: Calibration windows, each (batch, seq), int32.
+        shapes: Path of each quantizable layer → shape of its weight.
+        feedback: Whether the encoder will feed errors back.
+        seed: Seed of the labels that are sampled from the model.
+    """
+
+    blocks: BlockModel
+    load: Callable[[], Weights]
+    batches: Sequence[mx.array]
+    shapes: Mapping[str, Sequence[int]]
+    feedback: bool
+    seed: int
+
+    @cached_property
+    def dtypes(self) -> dict[str, mx.Dtype]:
+        """Parameter path → dtype that it is stored in."""
+        return {path: array.dtype for path, array in self.load().items()}
+
+    @property
+    def num_tokens(self) -> int:
+        """Calibration tokens in all."""
+        return sum(batch.size for batch in self.batches)
+
+    @property
+    def layers(self) -> dict[str, nn.Module]:
+        """The quantizable layers."""
+        found = quantizable(self.blocks.model)
+        return {path: layer for path, layer in found.items() if path in self.shapes}
+
+
+def measure_importance(
+    measurement: Measurement,
+    *,
+    on_layers: Callable[[Mapping[str, Importance], Weights], None],
+    on_step: Callable[[], None] = lambda: None,
+) -> MomentsObserver:
+    """One streamed pass forward and one backward over the calibration windows.
+
+    Args:
+        measurement: What to measure.
+        on_layers: Gets the importance of a block's layers, and the block's weights.
+        on_step: Called after each block, both ways.
+
+    Returns:
+        The second moments, with covariances only of the layers outside all blocks.
+
+    Raises:
+        NonFiniteError: A squared input or gradient is NaN or infinite.
+        ValueError, RuntimeError: The model has an operation without a VJP.
+    """
+    blocks = measurement.blocks
+    watcher, columns = MomentsObserver(measurement.shapes, covariance=measurement.feedback), {}
+    weights = BlockWeights(blocks, measurement.load)
+    forward = Forward(blocks, weights, measurement.batches, record=True)
+
+    def settle(block: str | None, *, keep: bool) -> None:
+        """Take from the covariances what the costs need."""
+        for path, role in watcher.roles():
+            if blocks.block_of(path) == block and takes_feedback(watcher, path):
+                covariance = watcher.covariance(path, role)
+                columns[path] = conditional_variances(covariance, _ORDER_GROUP_SIZE)
+                mx.eval(columns[path])
+        if not keep:
+            watcher.drop_covariances()
+
+    with observed(measurement.layers, watcher):
+        while (path := forward.next_block) is not None:
+            forward.step(watcher.pending)
+            settle(path, keep=False)
+            on_step()
+        with weights.holding_outer():  # the head's inputs are needed, its logits are not
+            mx.eval(watcher.pending())
+        settle(None, keep=True)
+    gauge = FisherGauge(blocks, measurement.layers, measurement.shapes, watcher.roles())
+
+    def finish(block: str | None, held: Weights) -> None:
+        mine = [path for path in measurement.shapes if blocks.block_of(path) == block]
+        on_layers(
+            {path: _importance(measurement, path, watcher, gauge, columns) for path in mine}, held
+        )
+        on_step()
+
+    backward(
+        forward,
+        BlockWeights(blocks, measurement.load),
+        loss=lambda index, logits: _sampled_log_likelihood(logits, measurement.seed + index),
+        gauge=gauge,
+        on_block=finish,
+    )
+    return watcher
+
+
+def _sampled_log_likelihood(logits: mx.array, seed: int) -> mx.array:
+    """Summed log-likelihood of labels drawn from the model itself, one per position."""
+    logits = logits.astype(mx.float32)
+    labels = mx.random.categorical(mx.stop_gradient(logits), key=mx.random.key(seed))
+    chosen = mx.take_along_axis(logits, labels[..., None], axis=-1).squeeze(-1)
+    return (chosen - mx.logsumexp(logits, axis=-1)).sum()
+
+
+def _importance(
+    measurement: Measurement,
+    path: str,
+    watcher: MomentsObserver,
+    gauge: FisherGauge,
+    columns: Mapping[str, mx.array],
+) -> Importance:
+    terms = []
+    for role in Role:
+        moments = watcher.of(path, role)
+        gradients = gauge.sums.get(_key(path, role))
+        if moments is None or gradients is None:
+            continue
+        inputs = columns.get(path, moments.smoothed().inputs) / measurement.num_tokens
+        if role is Role.LOOKUP:
+            unseen = _UNSEEN_TOKENS * inputs.size
+            inputs = (moments.inputs + _UNSEEN_TOKENS) / (measurement.num_tokens + unseen)
+        gradients = gradients / mx.maximum(moments.num_vectors, 1.0)
+        if role is Role.SWITCH:
+            gradients = moments.towards_mean_expert(gradients)
+        mass = (inputs.sum() * gradients.sum()).item()
+        if not mass < float("inf"):
+            raise NonFiniteError(
+                f"NaN or infinity in the calibration pass at layer '{path}'. The model's weights "
+                "are damaged, or it needs a wider dtype than this machine computes in.",
+                layer=path,
+            )
+        if mass > 0:  # a layer without a gradient (a sparse index) tells nothing of its cost
+            as_output = role not in (Role.LOOKUP, Role.TRANSPOSED)
+            terms.append(Term(gradients, inputs) if as_output else Term(inputs, gradients))
+    return Importance(tuple(terms))
+
+
+def _gauged(seen: Observation, accumulator: mx.array) -> mx.array:
+    lead = accumulator.shape[:-1]
+
+    @mx.custom_function
+    def identity(y: mx.array, _accumulator: mx.array) -> mx.array:
+        return y
+
+    @identity.vjp  # type: ignore[untyped-decorator]
+    def identity_vjp(
+        _primals: list[mx.array], cotangent: mx.array, _output: mx.array
+    ) -> tuple[mx.array, mx.array]:
+        return cotangent, squares(cotangent, seen.role, seen.experts, lead)
+
+    result: mx.array = identity(seen.y, accumulator)
+    return result
+
+
+def _output_shape(shape: Sequence[int], role: Role) -> tuple[int, ...]:
+    *lead, outputs, inputs = shape
+    return (*lead, inputs if role in (Role.LOOKUP, Role.TRANSPOSED) else outputs)
+
+
+def _key(path: str, role: Role) -> str:
+    return f"{path}|{role}"

@@ -1,0 +1,362 @@
+"""Run a model block by block: one block's weights in memory, all inputs advancing together.
+
+The model's own `__call__` runs, unchanged, once per batch, each in a greenlet that is
+suspended whenever it calls a block of `model.layers`. When every batch stands before
+the same block, that block's weights are read, all batches go through it, and the weights
+are let go. What happens between blocks (masks, residual streams, shared keys and values)
+stays in the suspended frames, so no architecture needs code of its own.
+
+The reverse pass takes the recorded calls backwards, one VJP per block. An array that a
+block received from between the blocks is differentiated by running the model's `__call__`
+again with the blocks replaced by their recorded results.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import greenlet
+import mlx.core as mx
+import mlx.nn as nn
+
+from dynquant.mlx_backend.loading import (
+    Weights,
+    clear_parameters,
+    for_compute,
+    is_floating,
+    set_parameter,
+)
+
+__all__ = ["BlockModel", "BlockWeights", "Call", "Forward", "Tape"]
+
+
+class BlockModel:
+    """A skeleton whose blocks can be intercepted.
+
+    The blocks are the modules of `model.layers`. A model without them is one block:
+    it then runs as a whole, in the memory that this takes.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        paths = {id(module): path for path, module in model.named_modules()}
+        layers = getattr(model, "layers", None)
+        blocks = [b for b in layers if isinstance(b, nn.Module)] if isinstance(layers, list) else []
+        self.blocks = {paths[id(b)]: b for b in blocks if paths.get(id(b))} or {"": model}
+        self.interceptor: Callable[[str, tuple[Any, ...], dict[str, Any]], Any] | None = None
+        self._original_calls = {path: type(b).__call__ for path, b in self.blocks.items()}
+        for path, block in self.blocks.items():
+            _intercept(block, path, self)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the model runs as one block."""
+        return "" in self.blocks
+
+    def treat_as_whole(self) -> BlockModel:
+        """The same model as one block, for models whose blocks are not called one by one."""
+        for block in self.blocks.values():
+            block.__class__ = type(block).__mro__[1]
+        whole = copy.copy(self)
+        whole.blocks = {"": self.model}
+        whole._original_calls = {"": type(self.model).__call__}
+        _intercept(self.model, "", whole)
+        return whole
+
+    def block_of(self, path: str) -> str | None:
+        """Path of the block that the parameter or module at `path` lies in, if any."""
+        parts = path.split(".")
+        prefixes = (".".join(parts[:end]) for end in range(len(parts), -1, -1))
+        return next((prefix for prefix in prefixes if prefix in self.blocks), None)
+
+    def call_block(self, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run a block itself, not intercepted."""
+        return self._original_calls[path](self.blocks[path], *args, **kwargs)
+
+    @contextmanager
+    def intercepted(self, interceptor: Callable[..., Any]) -> Iterator[None]:
+        """Send every call of a block to `interceptor(path, args, kwargs)`."""
+        outer, self.interceptor = self.interceptor, interceptor
+        try:
+            yield
+        finally:
+            self.interceptor = outer
+
+    def split(self, weights: Weights) -> tuple[Weights, dict[str, Weights]]:
+        """`weights` outside all blocks, and those of each block."""
+        inner: dict[str, Weights] = {path: {} for path in self.blocks}
+        outer: Weights = {}
+        for path, array in weights.items():
+            block = self.block_of(path)
+            (outer if block is None else inner[block])[path] = array
+        return outer, inner
+
+    def install(self, weights: Weights) -> None:
+        """Put `weights` at their paths."""
+        for path, array in weights.items():
+            set_parameter(self.model, path, array)
+
+
+class BlockWeights:
+    """One set of weights for a `BlockModel`, put in place block by block.
+
+    Args:
+        blocks: The model.
+        load: Gives a fresh set of lazily loaded weights, path → array.
+        amend: Changes some of the weights of a block, once they are in memory.
+    """
+
+    def __init__(
+        self,
+        blocks: BlockModel,
+        load: Callable[[], Weights],
+        amend: Callable[[Weights], Weights] = lambda weights: weights,
+    ) -> None:
+        self._blocks = blocks
+        self._load = load
+        self._amend = amend
+        weights = load()
+        self.stored_dtypes = {path: array.dtype for path, array in weights.items()}
+        outer, self._inner = blocks.split(for_compute(weights))
+        self.outer = amend(outer)
+
+    @contextmanager
+    def holding(self, path: str) -> Iterator[Weights]:
+        """The block at `path` with its weights in place and read, for as long as the context."""
+        if path not in self._inner:  # looped models call a block again
+            self._inner = self._blocks.split(for_compute(self._load()))[1]
+        weights = self._amend(self._inner.pop(path))
+        self._blocks.install(weights)
+        mx.eval(list(weights.values()))
+        try:
+            yield weights
+        finally:
+            weights.clear()
+            clear_parameters(self._blocks.blocks[path])
+            mx.clear_cache()
+
+    def as_stored(self, weights: Weights) -> Weights:
+        """`weights` in the dtype that they are stored in; the way back is exact."""
+        return {path: array.astype(self.stored_dtypes[path]) for path, array in weights.items()}
+
+    @contextmanager
+    def holding_outer(self) -> Iterator[None]:
+        """The weights outside all blocks in place; they are read when something needs them."""
+        self._blocks.install(self.outer)
+        try:
+            yield
+        finally:
+            for path in self.outer:
+                set_parameter(self._blocks.model, path, mx.array([]))
+
+
+@dataclass
+class Call:
+    """One recorded call of a block: what it got, what it gave."""
+
+    path: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    result: Any = None
+    cache_states: list[Any] = field(default_factory=list)
+
+    def inputs(self) -> list[mx.array]:
+        """Floating-point arrays among the arguments."""
+        return [leaf for leaf in _leaves((self.args, self.kwargs)) if _is_floating_array(leaf)]
+
+    def outputs(self) -> list[mx.array]:
+        """Floating-point arrays that the block returned or left in a cache."""
+        leaves = _leaves((self.result, self.cache_states))
+        return [leaf for leaf in leaves if _is_floating_array(leaf)]
+
+    def states(self) -> list[Any]:
+        """What the caches among the arguments hold now."""
+        return [cache.state for cache in _caches((self.args, self.kwargs))]
+
+    def restore(self, states: Sequence[Any]) -> None:
+        """Make the caches among the arguments hold `states`."""
+        for cache, state in zip(_caches((self.args, self.kwargs)), states, strict=True):
+            cache.state = state
+
+    def with_inputs(self, arrays: Sequence[mx.array]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments with `arrays` in place of `inputs()`, caches as they were before."""
+        replaced = _replace((self.args, self.kwargs), iter(arrays))
+        args, kwargs = _map_leaves(_copy_cache, replaced)
+        return args, kwargs
+
+    def with_outputs(self, arrays: Sequence[mx.array]) -> tuple[Any, list[Any]]:
+        """The result and cache states with `arrays` in place of `outputs()`."""
+        result, states = _replace((self.result, self.cache_states), iter(arrays))
+        return result, states
+
+
+Tape = list[Call]
+
+
+class Forward:
+    """Forward passes of all `batches` that advance block by block together.
+
+    Args:
+        blocks: The model; several `Forward`s may share it, each with its own weights.
+        weights: One set of weights, used up by the pass.
+        batches: Token batches, each (batch, seq), int32.
+        record: Keep every call for the reverse pass, in `tapes`, one per batch.
+
+    Source: the lockstep is this project's own; see docs/method.md.
+    """
+
+    def __init__(
+        self,
+        blocks: BlockModel,
+        weights: BlockWeights,
+        batches: Sequence[mx.array],
+        *,
+        record: bool = False,
+    ) -> None:
+        self.blocks = blocks
+        self.weights = weights
+        self.batches = batches
+        self.tapes: list[Tape] = [[] for _ in batches] if record else []
+        self._greenlets = [greenlet.greenlet(self._call_model) for _ in batches]
+        self._waiting: list[Call | None] = [None] * len(batches)
+        self._logits: list[mx.array | None] = [None] * len(batches)
+        self._started = False
+
+    @property
+    def next_block(self) -> str | None:
+        """Path of the block that all batches stand before; None once all are through."""
+        if not self._started:
+            self._started = True
+            with self._glue():
+                for index, batch in enumerate(self.batches):
+                    self._resume(index, batch)
+        paths = {call.path if call else None for call in self._waiting}
+        if len(paths) != 1:
+            raise RuntimeError("the batches went through the model's blocks in different orders")
+        return paths.pop()
+
+    def step(
+        self,
+        observe: Callable[[], list[mx.array]] = list,
+        while_held: Callable[[str, Weights], None] = lambda _path, _weights: None,
+    ) -> None:
+        """Take every batch through the next block.
+
+        Args:
+            observe: Called after the block ran on a batch; returns arrays to evaluate
+                together with the block's output.
+            while_held: Called with the block's path and weights once all batches are
+                through, before the weights are let go.
+        """
+        path = self.next_block
+        if path is None:
+            raise RuntimeError("all batches are through")
+        with self.weights.holding(path) as held:
+            for index, call in enumerate(self._waiting):
+                assert call is not None
+                kept = Call(path, *_map_leaves(_copy_cache, (call.args, call.kwargs)))
+                kept.result = self.blocks.call_block(path, call.args, call.kwargs)
+                kept.cache_states = call.states()
+                mx.eval(kept.outputs(), observe())
+                self._waiting[index] = kept
+                if self.tapes:
+                    self.tapes[index].append(kept)
+            while_held(path, held)
+        with self._glue():
+            for index, call in enumerate(self._waiting):
+                assert call is not None
+                self._resume(index, call.result)
+
+    @property
+    def last_calls(self) -> list[Call]:
+        """The calls of the latest `step`, one per batch; valid while its weights are held."""
+        return [call for call in self._waiting if call is not None]
+
+    def logits(self) -> Iterator[mx.array]:
+        """Logits of each batch, (batch, seq, vocab), computed one batch at a time."""
+        assert self.next_block is None
+        for index in range(len(self.batches)):
+            logits, self._logits[index] = self._logits[index], None
+            assert logits is not None
+            yield logits
+
+    def run(self) -> Iterator[mx.array]:
+        """All blocks, then the logits."""
+        while self.next_block is not None:
+            self.step()
+        yield from self.logits()
+
+    def _call_model(self, batch: mx.array) -> mx.array:
+        result: mx.array = self.blocks.model(batch)
+        return result
+
+    @contextmanager
+    def _glue(self) -> Iterator[None]:
+        with self.weights.holding_outer(), self.blocks.intercepted(_suspend):
+            yield
+
+    def _resume(self, index: int, value: Any) -> None:
+        waiting = self._greenlets[index].switch(value)
+        if isinstance(waiting, Call):
+            self._waiting[index] = waiting
+        else:
+            self._waiting[index] = None
+            self._logits[index] = waiting
+
+
+def _suspend(path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return greenlet.getcurrent().parent.switch(Call(path, args, kwargs))
+
+
+def _intercept(block: nn.Module, path: str, owner: BlockModel) -> None:
+    """Give `block` a class of its own whose `__call__` asks `owner.interceptor` first."""
+    original = type(block)
+
+    def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if owner.interceptor is None:
+            return original.__call__(self, *args, **kwargs)
+        return owner.interceptor(path, args, kwargs)
+
+    block.__class__ = type(original.__name__, (original,), {"__call__": call})
+
+
+def _is_floating_array(leaf: Any) -> bool:
+    return isinstance(leaf, mx.array) and is_floating(leaf)
+
+
+def _is_cache(leaf: Any) -> bool:
+    return hasattr(leaf, "state") and not isinstance(leaf, nn.Module | mx.array)
+
+
+def _copy_cache(leaf: Any) -> Any:
+    return copy.copy(leaf) if _is_cache(leaf) else leaf
+
+
+def _leaves(tree: Any) -> list[Any]:
+    leaves: list[Any] = []
+    _map_leaves(leaves.append, tree)
+    return leaves
+
+
+def _caches(tree: Any) -> list[Any]:
+    return [leaf for leaf in _leaves(tree) if _is_cache(leaf)]
+
+
+def _map_leaves(function: Callable[[Any], Any], tree: Any) -> Any:
+    """`tree_map` that keeps tuples, lists, dicts and named tuples as they are."""
+    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
+        return type(tree)(*(_map_leaves(function, item) for item in tree))
+    if isinstance(tree, list | tuple):
+        return type(tree)(_map_leaves(function, item) for item in tree)
+    if isinstance(tree, dict):
+        return {key: _map_leaves(function, value) for key, value in tree.items()}
+    return function(tree)
+
+
+def _replace(tree: Any, arrays: Iterator[mx.array]) -> Any:
+    """`tree` with its floating arrays replaced by `arrays`, in order."""
+    return _map_leaves(lambda leaf: next(arrays) if _is_floating_array(leaf) else leaf, tree)

@@ -1,0 +1,153 @@
+"""Write a quantized model into a folder that any MLX loader opens, or leave no trace."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+from mlx_lm import utils as mlx_lm_utils
+
+from dynquant.core.formats import QuantFormat
+from dynquant.core.plan import QuantPlan
+from dynquant.errors import StorageFullError
+from dynquant.mlx_backend.encoding import Encoded
+
+__all__ = ["FolderWriter", "quantization_config"]
+
+_SHARD_BYTES = 1 << 30  # what is held in memory before it is written
+_COPIED = (
+    "tokenizer*", "*.model", "*.tiktoken", "*.jinja", "vocab.*", "merges.txt", "added_tokens.json",
+    "special_tokens_map.json", "generation_config.json", "chat_template*",
+    "preprocessor_config.json",
+    "LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*",
+)  # fmt: skip
+
+
+class FolderWriter:
+    """Takes arrays one by one and writes them in shards, in a folder not yet final.
+
+    Args:
+        folder: An empty folder.
+        num_parameters: For the index's metadata.
+    """
+
+    def __init__(self, folder: Path, *, num_parameters: int) -> None:
+        self._folder = folder
+        self._num_parameters = num_parameters
+        self._pending: dict[str, mx.array] = {}
+        self._pending_bytes = 0
+        self._total_bytes = 0
+        self._shards: list[list[str]] = []
+
+    def add(self, name: str, array: mx.array) -> None:
+        """Write parameter `name`."""
+        if self._pending and self._pending_bytes + array.nbytes > _SHARD_BYTES:
+            self._flush()
+        self._pending[name] = array
+        self._pending_bytes += array.nbytes
+
+    def add_layer(self, path: str, encoded: Encoded) -> None:
+        """Write the arrays of the layer at `path`."""
+        for name, array in encoded.arrays.items():
+            self.add(f"{path}.{name}", array)
+
+    def finish(self, source: Path, config: Mapping[str, Any], *, keep_vision_config: bool) -> int:
+        """Write the last shard, the index, the config and the source's tokenizer and license.
+
+        Returns:
+            Bytes of weights written.
+        """
+        self._flush()
+        count = len(self._shards)
+        weight_map = {}
+        with translated_storage_errors():
+            for number, names in enumerate(self._shards, start=1):
+                final = f"model-{number:05d}-of-{count:05d}.safetensors"
+                if count == 1:
+                    final = "model.safetensors"
+                (self._folder / _staged(number)).rename(self._folder / final)
+                weight_map.update(dict.fromkeys(names, final))
+            index = {
+                "metadata": {
+                    "total_size": self._total_bytes,
+                    "total_parameters": self._num_parameters,
+                },
+                "weight_map": dict(sorted(weight_map.items())),
+            }
+            path = self._folder / "model.safetensors.index.json"
+            path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+            mlx_lm_utils.save_config(
+                dict(config), self._folder / "config.json", keep_vision_config=keep_vision_config
+            )
+            for pattern in _COPIED:
+                for file in sorted(source.glob(pattern)):
+                    if file.is_file() and file.suffix != ".safetensors":
+                        shutil.copyfile(file, self._folder / file.name)
+        return self._total_bytes
+
+    def _flush(self) -> None:
+        if not self._pending:
+            return
+        number = len(self._shards) + 1
+        file = self._folder / _staged(number)
+        with translated_storage_errors():
+            mx.save_safetensors(str(file), self._pending, metadata={"format": "mlx"})
+            # MLX does not report a short write.
+            if file.stat().st_size < self._pending_bytes:
+                raise OSError(errno.ENOSPC, "short write")
+        self._total_bytes += self._pending_bytes
+        self._shards.append(list(self._pending))
+        self._pending, self._pending_bytes = {}, 0
+        mx.clear_cache()
+
+
+def quantization_config(plan: QuantPlan) -> dict[str, Any]:
+    """The `quantization` entry of config.json; empty when nothing is quantized.
+
+    The most common format stands at the top level, every other layer by its path.
+    """
+    if all(fmt.mode == "unquantized" for fmt in plan.formats.values()):
+        return {}
+    common = plan.most_common
+    entry: dict[str, Any] = _settings(common) | {"mode": common.mode}
+    for path, fmt in plan.formats.items():
+        if fmt.mode == "unquantized":
+            entry[path] = False
+        elif fmt != common:
+            # `affine` is every layer's default, and some layers take no `mode`.
+            mode = {} if fmt.mode == "affine" else {"mode": fmt.mode}
+            entry[path] = _settings(fmt) | mode
+    return entry
+
+
+@contextmanager
+def translated_storage_errors() -> Iterator[None]:
+    """Turn a full or vanished disk into our own error.
+
+    Raises:
+        StorageFullError: The disk is full or cannot be written.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        codes = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)
+        if isinstance(error, OSError) and error.errno not in codes:
+            raise
+        raise StorageFullError(
+            "The disk is full or cannot be written, so nothing was kept. Free some space, or "
+            "choose another --out, and run the same command again."
+        ) from error
+
+
+def _settings(fmt: QuantFormat) -> dict[str, int]:
+    return {"group_size": fmt.group_size, "bits": fmt.bits}
+
+
+def _staged(number: int) -> str:
+    return f"shard-{number:05d}.staged.safetensors"

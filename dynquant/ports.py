@@ -1,0 +1,221 @@
+"""What the pipeline speaks to; the implementations are wired in `runner.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, Self, TypeVar
+
+from dynquant.core.formats import QuantFormat
+from dynquant.core.plan import CostTable, ModelInventory, QuantPlan, TextFacts
+from dynquant.core.quality import Quality
+
+__all__ = [
+    "ModelHub",
+    "ModelSource",
+    "OnStep",
+    "OutputStore",
+    "Progress",
+    "Quantizer",
+    "Text",
+    "TextReader",
+    "W",
+    "Windows",
+]
+
+OnStep = Callable[[str], None]
+"""Called with the name of a step whenever a part of it is done."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSource:
+    """A model in a local folder, and where it came from.
+
+    Attributes:
+        name: Repo id, or the name of the local folder; never a path.
+        folder: Where the files are.
+        is_repo: Whether it came from the Hub.
+        revision_sha: Commit of the repo; empty for a local folder.
+        license_fields: `license`, `license_name`, `license_link` of the card, as far as present.
+    """
+
+    name: str
+    folder: Path
+    is_repo: bool
+    revision_sha: str
+    license_fields: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Text:
+    """A text to measure on.
+
+    Attributes:
+        name: What the person called it, without folders: `heldout.txt`, or a dataset's name.
+        documents: Gives a fresh pass over the documents; each is plain text, or a chat as
+            messages with `role` and `content`.
+    """
+
+    name: str
+    documents: Callable[[], Iterator[str | Sequence[Mapping[str, str]]]]
+
+
+class ModelHub(Protocol):
+    """Where models come from."""
+
+    def fetch(self, model: str, *, revision: str | None = None) -> ModelSource:
+        """The whole model in a local folder; downloads what is missing.
+
+        Raises:
+            ModelNotFoundError, UnsupportedModelError, HubUnavailableError, StorageFullError.
+        """
+        ...
+
+    def fetch_headers(self, model: str, *, revision: str | None = None) -> ModelSource:
+        """The model with real headers and no weights: its safetensors files are sparse."""
+        ...
+
+
+class TextReader(Protocol):
+    """Where texts come from."""
+
+    def open(self, source: str) -> Text:
+        """The text that `source` names: a local file or a Hub dataset.
+
+        Raises:
+            TextError: No such file or dataset, not UTF-8, or no text in it.
+        """
+        ...
+
+
+class Progress(Protocol):
+    """Shows how far a long step is."""
+
+    def track(self, step: str) -> AbstractContextManager[OnStep]:
+        """A context for one step of the pipeline; its value is called as parts are done."""
+        ...
+
+
+class Windows(Protocol):
+    """Token windows of one text, opaque to the pipeline."""
+
+    @property
+    def facts(self) -> TextFacts:
+        """What the card says about the text."""
+        ...
+
+    def check_disjoint(self, calibration: Self) -> None:
+        """Refuse to evaluate on what was calibrated on.
+
+        Raises:
+            TextError: The texts are the same, or overlap.
+        """
+        ...
+
+
+W = TypeVar("W", bound=Windows)
+
+
+class Quantizer(Protocol[W]):
+    """One open model, and what can be done with it; see `mlx_backend.quantizer`."""
+
+    @property
+    def revision_sha(self) -> str:
+        """Commit of the model's repo, or the fingerprint of its weights."""
+        ...
+
+    @property
+    def versions(self) -> Mapping[str, str]:
+        """Versions of the tools that a result depends on."""
+        ...
+
+    def inventory(self, menu: Sequence[QuantFormat]) -> ModelInventory:
+        """What the model weighs, and which formats of `menu` each layer may take."""
+        ...
+
+    def cache_bytes(self, context_tokens: int) -> int:
+        """Memory of the key-value cache at `context_tokens`."""
+        ...
+
+    def conversion_bytes(self, num_tokens: int) -> int:
+        """Memory that converting takes at its peak, estimated."""
+        ...
+
+    def calibration_windows(self, text: Text, num_tokens: int) -> W:
+        """Windows to calibrate on."""
+        ...
+
+    def evaluation_windows(self, text: Text, num_tokens: int) -> W:
+        """Windows to evaluate on."""
+        ...
+
+    def measure(
+        self,
+        windows: W,
+        *,
+        menu: Sequence[QuantFormat],
+        encoder: str,
+        seed: int,
+        on_step: OnStep,
+    ) -> CostTable:
+        """What every format of every layer costs."""
+        ...
+
+    def align(
+        self, windows: W, *, low: QuantFormat, high: QuantFormat, on_step: OnStep
+    ) -> dict[str, float]:
+        """The seed's sensitivities, path → value."""
+        ...
+
+    def encode(
+        self,
+        plans: Mapping[Path, QuantPlan],
+        windows: W,
+        *,
+        encoder: str,
+        importance: Mapping[str, tuple[tuple[str, str], ...]],
+        on_step: OnStep,
+    ) -> dict[Path, int]:
+        """Write one folder per plan; folder → bytes of weights."""
+        ...
+
+    def verify(self, folder: Path, plan: QuantPlan) -> str:
+        """Load a folder with stock mlx-lm in a fresh process; what it generated."""
+        ...
+
+    def evaluate(
+        self,
+        folders: Mapping[str, Path],
+        uniform: Mapping[str, QuantPlan],
+        windows: W,
+        *,
+        on_step: OnStep,
+    ) -> tuple[Quality, dict[str, Quality]]:
+        """Figures of the original, and by name of written folders and uniform plans."""
+        ...
+
+
+class OutputStore(Protocol):
+    """Where finished folders go; a folder is there whole or not at all."""
+
+    def check(self, names: Sequence[str]) -> None:
+        """Refuse before any work when one of the folders could not be made.
+
+        Raises:
+            OutputFolderError: Something that is not ours is in the way.
+        """
+        ...
+
+    def staged(self, names: Sequence[str]) -> AbstractContextManager[Mapping[str, Path]]:
+        """Name → a folder to fill; on leaving without an error they take their final names."""
+        ...
+
+    def write_text(self, folder: Path, name: str, content: str) -> None:
+        """Write a file into a staged folder."""
+        ...
+
+    def final(self, name: str) -> Path:
+        """Where the finished folder is."""
+        ...

@@ -1,0 +1,87 @@
+"""Wires MLX, the Hub, texts and folders into the pipeline."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from dynquant.core.plan import TextFacts
+from dynquant.core.quality import Quality
+from dynquant.corpus import Corpus
+from dynquant.errors import TextError
+from dynquant.hub.datasets import HubDatasets
+from dynquant.hub.models import HubModels
+from dynquant.mlx_backend.folder import check_folder
+from dynquant.mlx_backend.quantizer import MlxQuantizer
+from dynquant.outputs import MARKER, OutputFolders
+from dynquant.ports import ModelSource, Progress
+
+__all__ = ["OutputFolders", "evaluate_folder", "open_model", "open_texts"]
+
+
+@contextmanager
+def open_model(
+    model: str, *, headers_only: bool = False, dequantize: bool = False
+) -> Iterator[tuple[ModelSource, MlxQuantizer]]:
+    """A local folder or a Hub repo, opened.
+
+    Args:
+        model: Folder or Hub id.
+        headers_only: Download no weights; enough to plan.
+        dequantize: Take a model that is quantized already.
+    """
+    with HubModels() as hub:
+        source = hub.fetch_headers(model) if headers_only else hub.fetch(model)
+        quantizer = MlxQuantizer(
+            source.folder,
+            name=source.name,
+            revision_sha=source.revision_sha,
+            dequantize=dequantize,
+        )
+        yield source, quantizer
+
+
+def evaluate_folder(
+    folder: Path, reference: str, evaluation: str, *, num_tokens: int, progress: Progress
+) -> tuple[Quality, Quality]:
+    """Figures of the original and of a quantized folder on held-out text.
+
+    Raises:
+        TextError: The text is too short, or the folder was calibrated on it.
+    """
+    check_folder(folder)
+    text = open_texts().open(evaluation)
+    with open_model(reference) as (_, quantizer):
+        windows = quantizer.evaluation_windows(text, num_tokens)
+        check_not_calibrated_on(folder, windows.facts)
+        with progress.track("evaluate") as on_step:
+            original, found = quantizer.evaluate(
+                {folder.name: folder}, {}, windows, on_step=on_step
+            )
+    return original, found[folder.name]
+
+
+def check_not_calibrated_on(folder: Path, facts: TextFacts) -> None:
+    """Refuse a text that the folder's own plan says it was calibrated on.
+
+    Raises:
+        TextError: It is that text.
+    """
+    try:
+        plan = json.loads((folder / MARKER).read_text(encoding="utf-8"))
+        calibration = plan["calibration"]
+        same = calibration["sha256"] == facts.sha256 or calibration["name"] == facts.name
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # not a folder of ours: nobody can tell
+    if same:
+        raise TextError(
+            f"This model was calibrated on '{facts.name}', so figures on it would flatter. "
+            "Pass a text to --eval that it has not seen."
+        )
+
+
+def open_texts() -> Corpus:
+    """Local files and Hub datasets."""
+    return Corpus(open_dataset=HubDatasets().open)

@@ -1,0 +1,297 @@
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+import yaml  # its stubs are not among the pinned packages
+from huggingface_hub import ModelCard
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from markdown_it import MarkdownIt
+
+from dynquant.core.card import MAX_OPEN_LAYERS, render_card
+from dynquant.core.facts import TextFacts
+from dynquant.core.formats import QuantFormat
+from dynquant.core.markdown import clean
+from tests.core.card_factories import (
+    NAN,
+    make_facts,
+    make_layer,
+    make_original,
+    make_plan,
+    make_row,
+    make_text,
+    make_uniform,
+)
+from tests.core.golden_files import assert_golden
+
+RENDERER = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
+LIGHT, DARK = "dynquant/bits-light.svg", "dynquant/bits-dark.svg"
+
+
+def render(facts, **options):
+    return render_card(facts, picture_light=LIGHT, picture_dark=DARK, **options)
+
+
+def halves(card):
+    """Front matter and text, told apart as the Hub does: by lines of `---`."""
+    _, header, body = re.split("^---\n", card, maxsplit=2, flags=re.MULTILINE)
+    return yaml.safe_load(header), body
+
+
+def header_of(facts):
+    return halves(render(facts))[0]
+
+
+class Outline(HTMLParser):
+    """Tags and attributes of a rendered card, without those of inline text."""
+
+    def __init__(self, card):
+        super().__init__()
+        self.tags, self.hrefs, self.attributes = [], [], set()
+        self.feed(RENDERER.render(halves(card)[1]))
+
+    def handle_starttag(self, tag, attrs):
+        self.hrefs += [value for name, value in attrs if name == "href"]
+        self.attributes |= {name for name, _ in attrs}
+        if tag not in {"a", "code"}:
+            self.tags.append(tag)
+
+
+def test_the_card_is_the_golden_one():
+    assert_golden("card.md", render(make_facts(6), repo_id="someone/Qwen3-0.6B-MLX-4.5bpw"))
+
+
+def test_the_card_of_a_local_model_without_figures_is_the_golden_one():
+    layers = (make_layer("embed", costs_nats=()), make_layer("blocks.0.fc", costs_nats=()))
+    formats = {layer.path: QuantFormat(4, 64) for layer in layers}
+    single: dict[str, Any] = {"perplexity_se": NAN, "mean_kl_se_nats": NAN, "num_windows": 1}
+    facts = make_facts(
+        layers=layers,
+        plan=make_plan(layers, formats=formats, predicted_kl_nats=NAN, lower_bound_nats=NAN),
+        name="tiny-MLX-4.5bpw",
+        source="tiny",
+        source_is_repo=False,
+        revision_sha="f" * 64,
+        license_fields={},
+        method="block_output",
+        encoder="minmax",
+        num_parameters=16_500,
+        rows=(make_original(**single), make_uniform(**single), make_row(**single)),
+        evaluation=make_text("held-out.txt", "c"),
+        notes=(),
+    )
+    assert_golden("card-local.md", render(facts))
+
+
+def test_the_hub_client_accepts_the_card():
+    data: Any = ModelCard(render(make_facts())).data
+    assert data.library_name == "mlx"
+    assert data.pipeline_tag == "text-generation"
+    assert data.base_model == "Qwen/Qwen3-0.6B"
+    assert data.license == "apache-2.0"
+    assert data.tags == ["mlx", "dynquant", "quantized", "mixed-precision"]
+    perplexity, kl = data.eval_results
+    assert (perplexity.metric_type, perplexity.metric_value) == ("perplexity", 14.2371)
+    assert (kl.metric_type, kl.metric_value) == ("kl_divergence", 0.00653)
+    assert perplexity.dataset_type == "Salesforce/wikitext"
+    assert perplexity.dataset_config == "wikitext-2-raw-v1"
+    assert perplexity.dataset_split == "test"
+
+
+def test_a_local_source_is_not_called_a_base_model():
+    facts = make_facts(1, source="tiny", source_is_repo=False)
+    assert not {"base_model", "base_model_relation"} & header_of(facts).keys()
+    assert not [href for href in Outline(render(facts)).hrefs if "huggingface.co" in href]
+
+
+def test_license_fields_are_carried_over_as_far_as_known():
+    fields = {
+        "license": "other",
+        "license_name": "qwen-research",
+        "license_link": "https://example.org/LICENSE",
+        "unrelated": "x",
+    }
+    card = render(make_facts(1, license_fields=fields))
+    header, body = halves(card)
+    assert {key: header[key] for key in fields if key in header} == {
+        key: value for key, value in fields.items() if key != "unrelated"
+    }
+    assert "[https&#58;//example.org/LICENSE](https://example.org/LICENSE)" in body
+    assert "names no license" in render(make_facts(1, license_fields={}))
+    assert "Its text: `LICENSE`" in render(
+        make_facts(1, license_fields={"license": "other", "license_link": "LICENSE"})
+    )
+
+
+def test_figures_that_are_not_finite_stay_out_of_the_metadata():
+    rows = (make_original(), make_row(perplexity=NAN))
+    (result,) = header_of(make_facts(1, rows=rows))["model-index"][0]["results"]
+    assert [metric["type"] for metric in result["metrics"]] == ["kl_divergence"]
+    rows = (make_original(), make_row(perplexity=NAN, mean_kl_nats=NAN))
+    card = render(make_facts(1, rows=rows))
+    assert "model-index" not in halves(card)[0]
+    assert "nan" not in card.lower().split()
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("org/name", "org/name"),
+        ("held out.txt", "held-out.txt"),
+        ("模型", "text"),
+        ("a/b c/d", "a-b-c-d"),
+    ],
+)
+def test_the_evaluation_text_has_a_type_that_looks_like_a_data_set(name, kind):
+    facts = make_facts(1, evaluation=make_text(name, "b"))
+    (result,) = header_of(facts)["model-index"][0]["results"]
+    assert result["dataset"] == {"type": kind, "name": name}
+
+
+def test_a_plan_of_one_format_is_not_tagged_mixed():
+    layers = (make_layer("layers.0.a"),)
+    formats = {"layers.0.a": QuantFormat(4, 64)}
+    facts = make_facts(layers=layers, plan=make_plan(layers, formats=formats))
+    assert "mixed-precision" not in header_of(facts)["tags"]
+
+
+def test_the_table_of_layers_is_folded_when_long():
+    few = tuple(make_layer(f"layers.{i}.a") for i in range(MAX_OPEN_LAYERS))
+    assert "<details>" not in render(make_facts(layers=few, plan=make_plan(few)))
+    many = (*few, make_layer("layers.99.a"))
+    card = render(make_facts(layers=many, plan=make_plan(many)))
+    assert "<summary>All 41 layers</summary>" in card
+    assert Outline(card).tags.count("details") == 1
+
+
+def test_what_is_unknown_or_absent_is_left_out():
+    facts = make_facts(1, rows=(make_original(num_bytes=0), make_row()), num_parameters=0)
+    card = render(facts)
+    assert "| Weights on disk | 336 MB |" in card
+    assert "never quantized" not in card
+
+
+def test_a_format_without_a_price_shows_a_dash():
+    layer = make_layer("layers.0.a", formats=(QuantFormat(4, 64),), costs_nats=(0.5,))
+    plan = make_plan((layer,), formats={layer.path: QuantFormat(8, 32)})
+    assert "| `layers.0.a` | `8g32` | 9.0 | 8.19 K | – |" in render(
+        make_facts(layers=(layer,), plan=plan)
+    )
+
+
+def test_examples_name_the_published_repo_where_there_is_one():
+    published = render(make_facts(1), repo_id="me/x")
+    assert "mlx_lm.generate --model me/x --prompt" in published
+    assert 'load("me/x")' in published
+    assert "mlx_lm.server --model me/x" in published
+    assert "is a folder here" not in published
+    local = render(make_facts(1))
+    assert "mlx_lm.chat --model Qwen3-0.6B-MLX-4.5bpw" in local
+    assert "is a folder here" in local
+
+
+def test_a_hostile_name_is_quoted_for_the_shell_and_for_python():
+    card = render(make_facts(1, name='a"; rm -rf ~; $(x)'))
+    assert """--model 'a"; rm -rf ~; $(x)' --prompt""" in card
+    assert 'load("a\\"; rm -rf ~; $(x)")' in card
+
+
+def test_the_python_example_is_python():
+    (example,) = re.findall(r"```python\n(.*?)```", render(make_facts(1)), re.DOTALL)
+    compile(example, "card", "exec")
+
+
+def test_chat_format_and_fallback_are_said():
+    chat = TextFacts(name="c", sha256="0" * 64, num_tokens=10, window_tokens=5, chat_formatted=True)
+    card = render(make_facts(1, calibration=chat, method="block_output"))
+    assert "in the model's chat format" in card
+    assert "fallback" in card
+    assert "| Predicted cost |" in card
+    assert "gradient" in render(make_facts(1, method="alignment"))
+
+
+def test_both_pictures_are_shown():
+    card = render(make_facts(1))
+    assert f'srcset="{DARK}"' in card
+    assert f'src="{LIGHT}"' in card
+    assert "picture" in Outline(card).tags
+
+
+NASTY = st.sampled_from(
+    [
+        "<script>alert(1)</script>",
+        "</code></pre><script>",
+        "| a | b |",
+        "`",
+        "```\n# x",
+        "\n---\n",
+        "--- ",
+        "a: b\nlicense: mit",
+        "</details>",
+        "<!--",
+        "](javascript:alert(1))",
+        "[x](javascript:y)",
+        '"><img src=x onerror=y>',
+        "\\",
+        "\u2028\u0085\ud800\u202e",
+        "{{x}}",
+        "!!python/object",
+        "&lt;script&gt;",
+        "'; rm -rf ~",
+    ]
+)
+TEXT = (
+    st.lists(NASTY | st.text(max_size=8), min_size=1, max_size=4)
+    .map("".join)
+    .filter(lambda text: clean(text).strip("<> ") != "")
+)
+
+
+def is_repo_id(text):
+    return re.fullmatch(r"[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)?", text) is not None
+
+
+def facts_around(text):
+    paths = [f"model.layers.0.{text()}", text()]
+    layers = tuple(make_layer(path) for path in dict.fromkeys(paths))
+    return make_facts(
+        layers=layers,
+        plan=make_plan(layers),
+        name=text(),
+        source=text(),
+        revision_sha=text(),
+        model_type=text(),
+        license_fields={"license": text(), "license_name": text(), "license_link": text()},
+        method=text(),
+        encoder=text(),
+        rows=(make_original(), make_row(text()), make_row(text())),
+        calibration=make_text(text(), "a"),
+        evaluation=make_text(text(), "b"),
+        command=text(),
+        versions={text(): text()},
+        notes=(text(), text()),
+    )
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.data())
+def test_no_text_from_outside_changes_the_structure(data):
+    facts = facts_around(lambda: data.draw(TEXT))
+    counter = iter(range(100))
+    plain = facts_around(lambda: f"word{next(counter)}")
+    card = render(facts)
+    card.encode()
+    assert "<script" not in card.lower()
+    assert header_of(facts).keys() == header_of(plain).keys() - {
+        key for key in ("base_model", "base_model_relation") if not is_repo_id(facts.source)
+    }
+    assert header_of(facts)["model-index"][0]["name"] == clean(re.sub("[<>]", " ", facts.name))
+    hostile, benign = Outline(card), Outline(render(plain))
+    if len(facts.layers) == len(plain.layers):
+        assert sorted(hostile.tags) == sorted(benign.tags)
+    assert all(href.startswith("https://") or "http://" in href for href in hostile.hrefs)
+    assert hostile.attributes <= benign.attributes | {"class", "href"}
+    assert ModelCard(card).data.to_dict()["library_name"] == "mlx"
