@@ -126,7 +126,7 @@ def measure(
     )
     text = open_texts().open(calibration)
     with open_model(model, dequantize=dequantize) as (_, quantizer):
-        table = measure_model(quantizer, text, recipe, progress=console.ConsoleProgress())
+        table = measure_model(quantizer, text, recipe, console.ConsoleProgress())
     _write(out, cost_table_to_json(table))
     if as_json:
         console.print_json(

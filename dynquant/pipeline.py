@@ -337,7 +337,7 @@ def _facts(
     rows: tuple[QuantizedRow, ...],
 ) -> ModelFacts:
     gap = plan.target_bpw - plan.stored_bpw
-    notes = ()
+    notes: tuple[str, ...] = ()
     if gap >= MAX_GAP_BPW:
         notes = (_GAP_NOTE.format(gap=gap),)
     cache_bytes = quantizer.cache_bytes(recipe.context_tokens)

@@ -9,7 +9,8 @@ at W = W_low + α (W_low − W_high), block by block.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -138,15 +139,17 @@ def measure_alignment(
             "This model has an operation without a gradient, which the alignment method needs. "
             "Use --method fisher: it falls back to a method that needs none."
         ) from error
-    for name, value in gauge.sums.items():
-        if not abs(value) < float("inf"):
-            path = name.removesuffix(".weight")
+    return _per_million_weights(gauge.sums, sizes)
+
+
+def _per_million_weights(sums: Mapping[str, float], sizes: Mapping[str, int]) -> dict[str, float]:
+    found = {}
+    for name, size in sizes.items():
+        path, value = name.removesuffix(".weight"), sums.get(name, 0.0)
+        if not math.isfinite(value):
             raise NonFiniteError(f"The sensitivity of layer '{path}' is not finite.", layer=path)
-    return {
-        name.removesuffix(".weight"): 1e6 * gauge.sums[name] / size
-        for name, size in sizes.items()
-        if name in gauge.sums
-    }
+        found[path] = 1e6 * value / size
+    return found
 
 
 def _quantized(weight: mx.array, fmt: QuantFormat) -> mx.array:

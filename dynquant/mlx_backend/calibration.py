@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -154,7 +154,7 @@ def _pieces(
 
 def _encoded(
     piece: str | Sequence[Mapping[str, str]], tokenizer: Any, *, first: bool
-) -> tuple[Iterable[int], str]:
+) -> tuple[list[int], str]:
     """Token ids and the text that they stand for."""
     if isinstance(piece, str):
         rendered = piece if first else f"\n\n{piece}"

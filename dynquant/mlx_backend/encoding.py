@@ -76,7 +76,7 @@ def encode(
         mx.eval(part)
         parts.append(part)
     columns = zip(*parts, strict=True)
-    codes, scales, biases = (mx.concatenate(column) for column in columns)
+    codes, scales, biases = (mx.concatenate(list(column)) for column in columns)
     return affine(codes.reshape(weight.shape), scales, biases, fmt)
 
 

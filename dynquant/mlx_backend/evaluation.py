@@ -14,6 +14,7 @@ import numpy as np
 
 from dynquant.core.quality import Quality, summarize
 from dynquant.errors import NonFiniteError
+from dynquant.mlx_backend.loading import scalar
 from dynquant.mlx_backend.streaming import BlockModel, BlockWeights, Forward
 
 __all__ = ["compare", "kl_divergences"]
@@ -69,7 +70,7 @@ def kl_divergences(original: Forward, others: Mapping[str, Forward]) -> dict[str
         num_tokens += log_p[..., 0].size
         for name, stream in streams.items():
             log_q = _log_probabilities(next(stream), f"the model with {name} quantized")
-            sums[name] += float(_kl(log_p, log_q).sum().item())
+            sums[name] += scalar(_kl(log_p, log_q).sum())
         mx.clear_cache()
     return {name: total / num_tokens for name, total in sums.items()}
 

@@ -40,11 +40,9 @@ def encode_with_feedback(weight: mx.array, covariance: mx.array, fmt: QuantForma
         end = start + size
         block = factor[..., start:end, start:end]
         group = columns[..., :size]
-        pivots = mx.diagonal(block, axis1=-2, axis2=-1)
-        scale, bias = fit_groups(
-            group, 1.0 / mx.square(pivots)[..., None, :], fmt.bits, weight.dtype
-        )
-        code, errors = _encode_group(group, block, pivots, scale, bias, fmt.bits)
+        matter = mx.square(1.0 / mx.diagonal(block, axis1=-2, axis2=-1))[..., None, :]
+        scale, bias = fit_groups(group, matter, fmt.bits, weight.dtype)
+        code, errors = _encode_group(group, block, scale, bias, bits=fmt.bits)
         columns = columns[..., size:]
         if columns.shape[-1]:
             columns = columns - errors @ factor[..., start:end, end:]

@@ -119,7 +119,7 @@ def _observed_class(original: type, path: str, observer: Observer) -> type:
         return observe(Role.LOOKUP if issubclass(original, nn.Embedding) else Role.LINEAR, x, y)
 
     def as_linear(self: Any, x: mx.array) -> Any:
-        return observe(Role.LINEAR, x, original.as_linear(self, x))
+        return observe(Role.LINEAR, x, original.as_linear(self, x))  # type: ignore[attr-defined]
 
     methods: dict[str, Any] = {"__call__": call}
     if hasattr(original, "as_linear"):

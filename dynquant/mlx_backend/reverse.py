@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any, Protocol
 
 import mlx.core as mx
@@ -72,7 +73,7 @@ def backward(
     try:
         with weights.holding_outer():
             for index, batch in enumerate(reversal):
-                batch.start(lambda logits, index=index: loss(index, logits), gauge)
+                batch.start(partial(loss, index), gauge)
         for position in reversed(range(len(reversal[0].tape))):
             path = reversal[0].tape[position].path
             with weights.holding(path) as held:

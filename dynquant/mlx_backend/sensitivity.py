@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -24,7 +25,7 @@ import mlx.nn as nn
 from dynquant.errors import NonFiniteError
 from dynquant.mlx_backend.gptq import conditional_variances
 from dynquant.mlx_backend.importance import Importance, Term
-from dynquant.mlx_backend.loading import Weights, quantizable
+from dynquant.mlx_backend.loading import Weights, quantizable, scalar
 from dynquant.mlx_backend.moments import MomentsObserver, takes_feedback
 from dynquant.mlx_backend.observing import Observation, Role, observed, squares
 from dynquant.mlx_backend.reverse import backward
@@ -203,7 +204,7 @@ def _importance(
         gradients = gradients / mx.maximum(moments.num_vectors, 1.0)
         if role is Role.SWITCH:
             gradients = moments.towards_mean_expert(gradients)
-        mass = (inputs.sum() * gradients.sum()).item()
+        mass = scalar(inputs.sum() * gradients.sum())
         if not mass < float("inf"):
             raise NonFiniteError(
                 f"NaN or infinity in the calibration pass at layer '{path}'. The model's weights "
@@ -223,14 +224,13 @@ def _gauged(seen: Observation, accumulator: mx.array) -> mx.array:
     def identity(y: mx.array, _accumulator: mx.array) -> mx.array:
         return y
 
-    @identity.vjp  # type: ignore[untyped-decorator]
+    @identity.vjp
     def identity_vjp(
         _primals: list[mx.array], cotangent: mx.array, _output: mx.array
     ) -> tuple[mx.array, mx.array]:
         return cotangent, squares(cotangent, seen.role, seen.experts, lead)
 
-    result: mx.array = identity(seen.y, accumulator)
-    return result
+    return cast("mx.array", identity(seen.y, accumulator))
 
 
 def _output_shape(shape: Sequence[int], role: Role) -> tuple[int, ...]:

@@ -67,7 +67,7 @@ def _main(folder: str) -> None:
 
     import dynquant.mlx_backend  # noqa: F401, PLC0415  OpenBLAS before MLX
 
-    model, tokenizer = mlx_lm.load(folder)
+    model, tokenizer, *_ = mlx_lm.load(folder)
     stored_bpw = compute_bits_per_weight(model)
     if mx.default_device() == mx.Device(mx.cpu):
         # On the CPU MLX multiplies unquantized experts in float32 only.
