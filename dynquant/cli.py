@@ -126,7 +126,7 @@ def measure(
     )
     text = open_texts().open(calibration)
     with open_model(model, dequantize=dequantize) as (_, quantizer):
-        table = measure_model(quantizer, text, recipe, console.ConsoleProgress())
+        table = measure_model(quantizer, text, recipe, progress=console.ConsoleProgress())
     _write(out, cost_table_to_json(table))
     if as_json:
         console.print_json(
@@ -215,7 +215,7 @@ def quantize(
     if as_json:
         console.print_json({"models": [_result(each) for each in finished]})
     else:
-        _print_finished(finished)
+        console.print_finished(finished)
 
 
 @app.command()
@@ -344,12 +344,3 @@ def _result(model: QuantizedModel) -> dict[str, Any]:
         "formats": formats_to_json(model.facts.plan),
         "report": report(model.facts),
     }
-
-
-def _print_finished(finished: list[QuantizedModel]) -> None:
-    console.print_quality(console.quality_rows([each.facts for each in finished]))
-    for each in finished:
-        console.stdout.print(
-            f"[bold]{each.facts.name}[/] says: {console.escaped(repr(each.sample))}"
-        )
-        console.stdout.print(f"  card: {each.folder / 'README.md'}")

@@ -10,18 +10,27 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape as escaped
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Column, Table
 
 from dynquant.core.facts import ModelFacts
 from dynquant.core.figures import percent, size, with_error
 from dynquant.core.planning import Forecast
 from dynquant.core.quality import Quality
+from dynquant.pipeline import QuantizedModel
 from dynquant.ports import OnStep
 
 __all__ = [
     "ConsoleProgress",
     "escaped",
+    "print_finished",
     "print_forecasts",
     "print_json",
     "print_quality",
@@ -30,7 +39,10 @@ __all__ = [
     "stdout",
 ]
 
-stdout = Console(soft_wrap=True)
+# Where nobody watches (a pipe, a log) tables get the width that they want.
+_PIPE_WIDTH = 120
+
+stdout = Console(soft_wrap=True, width=None if sys.stdout.isatty() else _PIPE_WIDTH)
 stderr = Console(stderr=True, soft_wrap=True)
 
 _STEPS = {
@@ -47,25 +59,29 @@ class ConsoleProgress:
     """Progress on stderr; implements `ports.Progress`."""
 
     @contextmanager
-    def track(self, step: str) -> Iterator[OnStep]:
-        """One line per step, with the parts that are done and the time."""
+    def track(self, steps: Mapping[str, int]) -> Iterator[OnStep]:
+        """A bar per step, with the time that is left."""
         columns = (
-            SpinnerColumn(finished_text="✓"),
-            TextColumn("{task.description}"),
-            TextColumn("{task.completed:.0f} done"),
+            TextColumn("{task.description:<24}"),
+            BarColumn(),
+            TaskProgressColumn(),
             TimeElapsedColumn(),
+            TimeRemainingColumn(),
         )
-        with Progress(*columns, console=stderr) as progress:
-            tasks = {step: progress.add_task(_STEPS[step], total=None)}
+        with Progress(*columns, console=stderr) as bars:
+            tasks = {
+                step: bars.add_task(_STEPS[step], total=total, start=False)
+                for step, total in steps.items()
+            }
 
-            def advance(name: str) -> None:
-                if name not in tasks:
-                    tasks[name] = progress.add_task(_STEPS[name], total=None)
-                progress.advance(tasks[name])
+            def advance(step: str) -> None:
+                bars.start_task(tasks[step])
+                bars.advance(tasks[step])
 
+            bars.start_task(next(iter(tasks.values())))
             yield advance
             for task in tasks.values():
-                progress.update(task, total=progress.tasks[task].completed)
+                bars.update(task, completed=bars.tasks[task].total)
 
 
 def print_json(content: Mapping[str, Any]) -> None:
@@ -96,7 +112,8 @@ def print_forecasts(forecasts: Sequence[Forecast]) -> None:
 
 def print_quality(rows: Sequence[tuple[str, float | None, int | None, Quality]]) -> None:
     """The quality table: label, stored BPW, bytes of weights, figures."""
-    table = Table("", "BPW", "size", "perplexity", "mean KL (nats)", "99 % KL", "top-1")
+    figures = ("BPW", "size", "perplexity", "mean KL (nats)", "99 % KL", "top-1")
+    table = Table(Column(overflow="fold"), *figures)
     for label, bpw, num_bytes, quality in rows:
         table.add_row(
             label,
@@ -118,3 +135,11 @@ def quality_rows(facts: Sequence[ModelFacts]) -> list[tuple[str, float, int, Qua
         rows.append((uniform.label, uniform.stored_bpw, uniform.num_bytes, uniform.quality))
         rows.append((each.name, ours.stored_bpw, ours.num_bytes, ours.quality))
     return rows
+
+
+def print_finished(finished: Sequence[QuantizedModel]) -> None:
+    """Figures, what each model wrote when it was tried, and where the cards are."""
+    print_quality(quality_rows([each.facts for each in finished]))
+    for each in finished:
+        stdout.print(f"[bold]{each.facts.name}[/] writes: {escaped(repr(each.sample))}")
+        stdout.print(f"  card: {each.folder / 'README.md'}")

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import errno
+import fcntl
+import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from dynquant.errors import OutputFolderError, StorageFullError
 
-__all__ = ["MARKER", "OutputFolders"]
+__all__ = ["MARKER", "OutputFolders", "check_file", "write_file"]
 
 MARKER = "dynquant/plan.json"
 """A folder that has this file was made by dynquant."""
+
+_STAGED = ".dynquant-partial"
+_OLD = f".old{_STAGED}"
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO}
+_IN_THE_WAY = {
+    errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG,
+    errno.ELOOP,
+}  # fmt: skip
 
 
 class OutputFolders:
@@ -28,49 +39,46 @@ class OutputFolders:
         Raises:
             OutputFolderError: Something that is not ours is in the way.
         """
-        if self._root.exists() and not self._root.is_dir():
-            raise OutputFolderError(
-                f"'{self._root}' is a file, so no folder can be made there. Pass another --out."
-            )
-        if self._root.is_dir():
-            foreign = [entry.name for entry in sorted(self._root.iterdir()) if not _is_ours(entry)]
-            if foreign:
-                raise OutputFolderError(
-                    f"'{self._root}' holds '{foreign[0]}', which dynquant did not make. "
-                    "Pass a new folder to --out, or one that dynquant made before."
-                )
-        for name in names:
-            target = self.final(name)
-            if target.exists() and not _is_ours(target):
-                raise OutputFolderError(
-                    f"'{target}' exists and dynquant did not make it. Pass another --out."
-                )
+        with _translated():
+            _check_place(self._root)
+            entries = sorted(self._root.iterdir()) if self._root.is_dir() else []
+            for entry in entries:
+                if not _is_ours(entry):
+                    raise OutputFolderError(
+                        f"'{self._root}' holds '{entry.name}', which dynquant did not make. "
+                        "Pass a new folder to --out, or one that dynquant made before."
+                    )
+            for name in names:
+                if _is_locked(self._staged(name)):
+                    raise _busy(name)
 
     @contextmanager
     def staged(self, names: Sequence[str]) -> Iterator[Mapping[str, Path]]:
-        """Name → an empty folder; they take their final names together, or none stays.
+        """Name → an empty folder; they take their final names when all are whole.
+
+        What a run that was killed left behind is removed first.
 
         Raises:
             OutputFolderError: See `check`.
             StorageFullError: The disk is full or cannot be written.
         """
         self.check(names)
-        created_root = not self._root.exists()
-        folders = {name: self._root / f".{name}.partial" for name in names}
-        try:
+        folders = {name: self._staged(name) for name in names}
+        made = [path for path in (self._root, *self._root.parents) if not path.exists()]
+        with ExitStack() as exits:
+            exits.callback(_remove_empty, made)
             with _translated():
-                for folder in folders.values():
-                    shutil.rmtree(folder, ignore_errors=True)
-                    folder.mkdir(parents=True)
+                self._root.mkdir(parents=True, exist_ok=True)
+                with _locked(self._root):  # so that two runs do not take one name
+                    self._sweep(names)
+                    for folder in folders.values():
+                        exits.callback(shutil.rmtree, folder, ignore_errors=True)
+                        folder.mkdir()
+                        exits.enter_context(_locked(folder))
             yield folders
             with _translated():
                 for name, folder in folders.items():
-                    self._replace(folder, self.final(name))
-        finally:
-            for folder in folders.values():
-                shutil.rmtree(folder, ignore_errors=True)
-            if created_root and self._root.is_dir() and not any(self._root.iterdir()):
-                self._root.rmdir()
+                    self._replace(folder, name)
 
     def write_text(self, folder: Path, name: str, content: str) -> None:
         """Write file `name` into a staged folder.
@@ -87,20 +95,115 @@ class OutputFolders:
         """Where the finished folder is."""
         return self._root / name
 
-    def _replace(self, folder: Path, target: Path) -> None:
-        """Move `folder` to `target`; an older one goes only once the new one is there."""
-        old = target.with_name(f".{target.name}.old.partial")
-        shutil.rmtree(old, ignore_errors=True)
+    def _staged(self, name: str) -> Path:
+        return self._root / f".{name}{_STAGED}"
+
+    def _sweep(self, names: Sequence[str]) -> None:
+        """Remove what killed runs left; what another run holds is its own."""
+        for entry in sorted(self._root.glob(f".*{_STAGED}")):
+            name = entry.name.removesuffix(_OLD).removeprefix(".")
+            if _is_locked(entry):
+                if entry in map(self._staged, names):
+                    raise _busy(name.removesuffix(_STAGED))
+            elif entry.name.endswith(_OLD) and not self.final(name).exists():
+                entry.rename(self.final(name))  # killed between the two renames of `_replace`
+            else:
+                shutil.rmtree(entry, ignore_errors=True)
+
+    def _replace(self, folder: Path, name: str) -> None:
+        """Give `folder` its final name; an older one goes only once the new one is there."""
+        target, old = self.final(name), self._root / f".{name}{_OLD}"
         if target.exists():
             target.rename(old)
         folder.rename(target)
         shutil.rmtree(old, ignore_errors=True)
 
 
+def check_file(path: Path) -> None:
+    """Refuse before any work when the file `path` could not be written.
+
+    Raises:
+        OutputFolderError: A folder has that name, or the folder to hold it cannot be written.
+    """
+    with _translated():
+        if path.is_dir():
+            raise OutputFolderError(f"'{path}' is a folder. Pass the name of a file.")
+        _check_place(path.parent)
+
+
+def write_file(path: Path, content: str) -> None:
+    """Write a text file whole or not at all.
+
+    Raises:
+        OutputFolderError: It cannot be written there.
+        StorageFullError: The disk is full or cannot be written.
+    """
+    staged = path.with_name(f".{path.name}{_STAGED}")
+    with _translated():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            staged.write_text(content, encoding="utf-8")
+            staged.replace(path)
+        finally:
+            staged.unlink(missing_ok=True)
+
+
+def _check_place(folder: Path) -> None:
+    """Refuse a folder that is none, or that nobody could make."""
+    here = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not here.is_dir():
+        raise OutputFolderError(
+            f"'{here}' is a file, so no folder can be made there. Pass another --out."
+        )
+    if not os.access(here, os.W_OK | os.X_OK):
+        raise OutputFolderError(
+            f"'{here}' cannot be written. Pass another --out, or change its permissions."
+        )
+
+
 def _is_ours(entry: Path) -> bool:
-    if entry.name.startswith(".") and (entry.name.endswith(".partial") or entry.is_file()):
+    if entry.name.startswith(".") and (entry.name.endswith(_STAGED) or entry.is_file()):
         return True
     return (entry / MARKER).is_file()
+
+
+def _busy(name: str) -> OutputFolderError:
+    return OutputFolderError(
+        f"Another run is writing '{name}' there. Wait for it, or pass another --out."
+    )
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold `folder`; the system lets go of it when this process ends, however it ends."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _is_locked(folder: Path) -> bool:
+    if not folder.is_dir():
+        return False
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def _remove_empty(folders: Sequence[Path]) -> None:
+    """Remove the folders that are empty, the innermost first."""
+    for folder in folders:
+        try:
+            folder.rmdir()
+        except OSError:
+            return
 
 
 @contextmanager
@@ -108,14 +211,14 @@ def _translated() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO}:
+        if error.errno in _FULL:
             raise StorageFullError(
                 "The disk is full or cannot be written, so nothing was kept. Free some space, "
                 "or choose another --out, and run the same command again."
             ) from error
-        if error.errno in {errno.EACCES, errno.EPERM, errno.ENOTDIR}:
+        if error.errno in _IN_THE_WAY:
             raise OutputFolderError(
-                "The output folder cannot be written. Pass another --out, or change its "
-                "permissions."
+                "The output cannot be written there. Pass another --out, or change the "
+                "permissions of the folder."
             ) from error
         raise

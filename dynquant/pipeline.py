@@ -7,7 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dynquant.core.allocate import allocate, allocate_by_threshold, check_target
-from dynquant.core.artefacts import check_table, cost_table_to_json, plan_to_json, report_to_json
+from dynquant.core.artefacts import (
+    cost_table_to_json,
+    matched_table,
+    plan_to_json,
+    report_to_json,
+)
 from dynquant.core.card import render_card
 from dynquant.core.facts import ModelFacts, QuantizedRow
 from dynquant.core.formats import DEFAULT_MENU, QuantFormat
@@ -178,6 +183,8 @@ def quantize(
     inventory = quantizer.inventory(recipe.menu)
     for target in recipe.targets_bpw:
         check_target(inventory, target)
+    if recipe.alignment is not None:  # refuse what cannot work before measuring
+        _thresholds(inventory, recipe, {layer.path: 0.0 for layer in inventory.layers})
     names = {target: quantized_name(source.name, target) for target in recipe.targets_bpw}
     if len(set(names.values())) < len(recipe.targets_bpw):
         raise InvalidOptionError("Two of the targets are the same. Name each BPW once.")
@@ -204,7 +211,7 @@ def quantize(
 
     with outputs.staged(list(names.values())) as folders:
         staged = {target: folders[name] for target, name in names.items()}
-        with progress.track("encode") as on_step:
+        with progress.track({"encode": quantizer.num_blocks + 1}) as on_step:
             sizes = quantizer.encode(
                 {staged[target]: plan for target, plan in plans.items()},
                 windows,
@@ -212,14 +219,14 @@ def quantize(
                 importance=table.importance if table else {},
                 on_step=on_step,
             )
-        with progress.track("verify") as on_step:
+        with progress.track({"verify": len(plans)}) as on_step:
             samples = {}
             for target, plan in plans.items():
                 samples[target] = quantizer.verify(staged[target], plan)
                 on_step("verify")
         full = quantizer.inventory(DEFAULT_MENU)
         uniform = {t: nearest_uniform(full, plan.stored_bpw) for t, plan in plans.items()}
-        with progress.track("evaluate") as on_step:
+        with progress.track({"evaluate": quantizer.num_blocks}) as on_step:
             original, qualities = quantizer.evaluate(
                 {names[target]: folder for target, folder in staged.items()},
                 {_UNIFORM + fmt.name: plan for fmt, plan in uniform.values()},
@@ -237,6 +244,7 @@ def quantize(
                 name=names[target],
                 inventory=table.inventory if table else inventory,
                 method=table.method if table else "alignment",
+                seed=table.seed if table else recipe.seed,
                 calibration=windows.facts,
                 evaluation=held_out.facts,
                 rows=(
@@ -260,7 +268,8 @@ def quantize(
 
 
 def _measured(quantizer: Quantizer[W], windows: W, recipe: Recipe, progress: Progress) -> CostTable:
-    with progress.track("measure") as on_step:
+    num_blocks = quantizer.num_blocks
+    with progress.track({"measure": 2 * num_blocks + 1, "probe": num_blocks}) as on_step:
         return quantizer.measure(
             windows, menu=recipe.menu, encoder=recipe.encoder, seed=recipe.seed, on_step=on_step
         )
@@ -273,10 +282,10 @@ def _reusable(
     recipe: Recipe,
     windows: W,
 ) -> CostTable | None:
-    """`table`, if it was given, after checking that it belongs to this job."""
+    """What this job needs of `table`, if one was given that belongs to the job."""
     if table is None:
         return None
-    check_table(table, inventory, quantizer.revision_sha)
+    table = matched_table(table, inventory, quantizer.revision_sha)
     if table.calibration != windows.facts:
         raise SensitivitiesError(
             f"The cost table was measured on another calibration text ('{table.calibration.name}'"
@@ -305,11 +314,19 @@ def _aligned(
     assert alignment is not None
     sensitivities = alignment.sensitivities
     if sensitivities is None:
-        with progress.track("align") as on_step:
+        with progress.track({"align": 2 * quantizer.num_blocks + 1}) as on_step:
             sensitivities = quantizer.align(
                 windows, low=alignment.low, high=alignment.high, on_step=on_step
             )
     on_sensitivities(sensitivities)
+    return _thresholds(inventory, recipe, sensitivities)
+
+
+def _thresholds(
+    inventory: ModelInventory, recipe: Recipe, sensitivities: Mapping[str, float]
+) -> dict[float, QuantPlan]:
+    alignment = recipe.alignment
+    assert alignment is not None
     return {
         target: allocate_by_threshold(
             inventory,
@@ -332,6 +349,7 @@ def _facts(
     name: str,
     inventory: ModelInventory,
     method: str,
+    seed: int,
     calibration: TextFacts,
     evaluation: TextFacts,
     rows: tuple[QuantizedRow, ...],
@@ -358,7 +376,7 @@ def _facts(
         context_tokens=recipe.context_tokens,
         calibration=calibration,
         evaluation=evaluation,
-        seed=recipe.seed,
+        seed=seed,
         command=recipe.command,
         versions=quantizer.versions,
         notes=notes,

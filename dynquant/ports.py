@@ -93,8 +93,11 @@ class TextReader(Protocol):
 class Progress(Protocol):
     """Shows how far a long step is."""
 
-    def track(self, step: str) -> AbstractContextManager[OnStep]:
-        """A context for one step of the pipeline; its value is called as parts are done."""
+    def track(self, steps: Mapping[str, int]) -> AbstractContextManager[OnStep]:
+        """A context in which `steps` (name → number of parts) are done.
+
+        Its value is called with a step's name whenever a part of that step is done.
+        """
         ...
 
 
@@ -124,6 +127,11 @@ class Quantizer(Protocol[W]):
     @property
     def revision_sha(self) -> str:
         """Commit of the model's repo, or the fingerprint of its weights."""
+        ...
+
+    @property
+    def num_blocks(self) -> int:
+        """How many blocks a pass goes through."""
         ...
 
     @property

@@ -56,7 +56,7 @@ def evaluate_folder(
     with open_model(reference) as (_, quantizer):
         windows = quantizer.evaluation_windows(text, num_tokens)
         check_not_calibrated_on(folder, windows.facts)
-        with progress.track("evaluate") as on_step:
+        with progress.track({"evaluate": quantizer.num_blocks}) as on_step:
             original, found = quantizer.evaluate(
                 {folder.name: folder}, {}, windows, on_step=on_step
             )

@@ -5,19 +5,19 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from dynquant.core.facts import ModelFacts
-from dynquant.core.formats import QuantFormat
+from dynquant.core.formats import UNQUANTIZED, QuantFormat
 from dynquant.core.plan import CostTable, LayerProfile, ModelInventory, QuantPlan, TextFacts
 from dynquant.errors import DynquantError, SensitivitiesError
 
 __all__ = [
-    "check_table",
     "cost_table_from_json",
     "cost_table_to_json",
     "formats_to_json",
+    "matched_table",
     "plan_to_json",
     "report",
     "report_to_json",
@@ -27,6 +27,7 @@ __all__ = [
 
 _COST_TABLE = "dynquant-cost-table"
 _VERSION = 1
+_MALFORMED = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
 
 
 def cost_table_to_json(table: CostTable) -> str:
@@ -90,7 +91,7 @@ def cost_table_from_json(text: str, *, name: str) -> CostTable:
             ),
             method=str(raw["method"]),
             encoder=str(raw["encoder"]),
-            calibration=TextFacts(**raw["calibration"]),
+            calibration=_text_facts(raw["calibration"]),
             seed=int(raw["seed"]),
             source=str(raw["source"]),
             source_sha=str(raw["source_sha"]),
@@ -101,18 +102,18 @@ def cost_table_from_json(text: str, *, name: str) -> CostTable:
             },
             versions={str(key): str(value) for key, value in raw["versions"].items()},
         )
-    except (DynquantError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (DynquantError, *_MALFORMED) as error:
         raise SensitivitiesError(
             f"'{name}' is not a cost table of this version of dynquant. Measure again with "
             "'dynquant measure'."
         ) from error
 
 
-def check_table(table: CostTable, inventory: ModelInventory, source_sha: str) -> None:
-    """Refuse a cost table of another model.
+def matched_table(table: CostTable, inventory: ModelInventory, source_sha: str) -> CostTable:
+    """`table` with the formats of `inventory` alone.
 
     Raises:
-        SensitivitiesError: Layers, shapes or weights differ.
+        SensitivitiesError: It is of another model, or was measured without these formats.
     """
     mine = {(layer.path, layer.shape, layer.dtype_bits) for layer in inventory.layers}
     theirs = {(layer.path, layer.shape, layer.dtype_bits) for layer in table.inventory.layers}
@@ -121,6 +122,9 @@ def check_table(table: CostTable, inventory: ModelInventory, source_sha: str) ->
             f"The cost table was measured on another model ('{table.source}'). "
             "Measure this one with 'dynquant measure'."
         )
+    measured = {layer.path: layer for layer in table.inventory.layers}
+    layers = tuple(_with_costs(layer, measured[layer.path]) for layer in inventory.layers)
+    return replace(table, inventory=replace(inventory, layers=layers))
 
 
 def plan_to_json(facts: ModelFacts) -> str:
@@ -196,7 +200,7 @@ def sensitivities_from_json(text: str, inventory: ModelInventory, *, name: str) 
     try:
         pairs = json.loads(text)
         values = {str(path): float(value) for path, value in pairs}
-    except (ValueError, TypeError) as error:
+    except _MALFORMED as error:
         raise SensitivitiesError(
             f"'{name}' is not a sensitivities file: it must be a JSON list of [path, number]."
         ) from error
@@ -218,6 +222,8 @@ def sensitivities_from_json(text: str, inventory: ModelInventory, *, name: str) 
 
 def _layer(raw: Mapping[str, Any]) -> LayerProfile:
     costs = {QuantFormat.from_name(name): float(cost) for name, cost in raw["costs_nats"].items()}
+    if not costs or not all(map(math.isfinite, costs.values())):
+        raise ValueError(raw["path"])
     return LayerProfile(
         path=str(raw["path"]),
         shape=tuple(int(size) for size in raw["shape"]),
@@ -225,6 +231,26 @@ def _layer(raw: Mapping[str, Any]) -> LayerProfile:
         formats=tuple(costs),
         costs_nats=tuple(costs.values()),
     )
+
+
+def _text_facts(raw: Mapping[str, Any]) -> TextFacts:
+    return TextFacts(
+        name=str(raw["name"]),
+        sha256=str(raw["sha256"]),
+        num_tokens=int(raw["num_tokens"]),
+        window_tokens=int(raw["window_tokens"]),
+        chat_formatted=bool(raw["chat_formatted"]),
+    )
+
+
+def _with_costs(layer: LayerProfile, measured: LayerProfile) -> LayerProfile:
+    costs = {UNQUANTIZED: 0.0} | dict(zip(measured.formats, measured.costs_nats, strict=True))
+    if lost := [fmt.name for fmt in layer.formats if fmt not in costs]:
+        raise SensitivitiesError(
+            f"The cost table has no cost of '{lost[0]}' for layer '{layer.path}'. Pass --formats "
+            "with those that were measured, or measure again."
+        )
+    return replace(layer, costs_nats=tuple(costs[fmt] for fmt in layer.formats))
 
 
 def _number(value: float) -> float | None:

@@ -7,7 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dynquant.errors import NonFiniteError
+
 __all__ = ["Quality", "summarize"]
+
+_MAX_MEAN_NLL = 700.0  # the exponential of more overflows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,8 +41,18 @@ def summarize(nll: np.ndarray, kl: np.ndarray, agree: np.ndarray) -> Quality:
         nll: Negative log-likelihood of each token in nats, (windows, tokens).
         kl: KL(original ‖ model) at each token in nats, (windows, tokens).
         agree: 1 where both models' most likely token is the same, (windows, tokens).
+
+    Raises:
+        NonFiniteError: A score is NaN or infinite, or the perplexity is beyond all numbers.
     """
     mean_nll = float(nll.mean(dtype=np.float64))
+    num_damaged = int(nll.size - (np.isfinite(nll) & np.isfinite(kl)).sum())
+    if num_damaged or mean_nll > _MAX_MEAN_NLL:
+        raise NonFiniteError(
+            f"The scores of {num_damaged or nll.size:,} of {nll.size:,} tokens are no finite "
+            "numbers, so the figures would be worthless.",
+            layer="logits",
+        )
     perplexity = math.exp(mean_nll)
     median, p99, p999 = (float(q) for q in np.quantile(kl, (0.5, 0.99, 0.999)))
     return Quality(

@@ -14,10 +14,12 @@ import numpy as np
 
 from dynquant.core.quality import Quality, summarize
 from dynquant.errors import NonFiniteError
-from dynquant.mlx_backend.loading import scalar
 from dynquant.mlx_backend.streaming import BlockModel, BlockWeights, Forward
 
 __all__ = ["compare", "kl_divergences"]
+
+_ORIGINAL = "original"
+_CHUNK_LOGITS = 1 << 21  # scored at a time: 8 MiB in float32 stay in a processor's cache
 
 
 def compare(
@@ -48,73 +50,84 @@ def compare(
         for forward in others.values():
             forward.step()
         on_step()
-    scores = {name: _Scores() for name in ("original", *others)}
-    streams = {name: forward.logits() for name, forward in others.items()}
-    for batch, logits in zip(batches, original.logits(), strict=True):
-        log_p = _log_probabilities(logits, "the original model")
-        scores["original"].add(log_p, log_p, batch)
-        for name, stream in streams.items():
-            scores[name].add(log_p, _log_probabilities(next(stream), f"the {name} model"), batch)
-        mx.clear_cache()
+    scores = _scored(original, others)
     results = {name: score.summary() for name, score in scores.items()}
-    return results.pop("original"), results
+    return results.pop(_ORIGINAL), results
 
 
 def kl_divergences(original: Forward, others: Mapping[str, Forward]) -> dict[str, float]:
     """Mean KL(original ‖ other) per token in nats, of forwards that are through their blocks."""
-    sums = dict.fromkeys(others, 0.0)
+    scores = _scored(original, others)
+    return {name: scores[name].summary().mean_kl_nats for name in others}
+
+
+def _scored(original: Forward, others: Mapping[str, Forward]) -> dict[str, _Scores]:
+    """Scores of all models, one batch of logits at a time."""
+    scores = {name: _Scores(name) for name in (_ORIGINAL, *others)}
     streams = {name: forward.logits() for name, forward in others.items()}
-    num_tokens = 0
-    for logits in original.logits():
-        log_p = _log_probabilities(logits, "the original model")
-        num_tokens += log_p[..., 0].size
+    for batch, logits in zip(original.batches, original.logits(), strict=True):
+        scores[_ORIGINAL].add(logits, None, batch)
         for name, stream in streams.items():
-            log_q = _log_probabilities(next(stream), f"the model with {name} quantized")
-            sums[name] += scalar(_kl(log_p, log_q).sum())
+            scores[name].add(next(stream), logits, batch)
         mx.clear_cache()
-    return {name: total / num_tokens for name, total in sums.items()}
-
-
-def _kl(log_p: mx.array, log_q: mx.array) -> mx.array:
-    """KL(p ‖ q) over the last axis; tokens that the model masks out (-inf) count for nothing."""
-    return mx.where(log_p == -math.inf, 0.0, mx.exp(log_p) * (log_p - log_q)).sum(-1)
+    return scores
 
 
 class _Scores:
     """Per-token scores of one model, gathered batch by batch."""
 
-    def __init__(self) -> None:
-        self._nll: list[np.ndarray] = []
-        self._kl: list[np.ndarray] = []
-        self._agree: list[np.ndarray] = []
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._windows: list[np.ndarray] = []
 
-    def add(self, log_p: mx.array, log_q: mx.array, batch: mx.array) -> None:
-        """Score one batch; `log_p` and `log_q` are (batch, seq - 1, vocab), float32."""
-        targets = batch[:, 1:, None]
-        nll = -mx.take_along_axis(log_q, targets, axis=-1).squeeze(-1)
-        if log_q is log_p:
-            kl, agree = mx.zeros_like(nll), mx.ones_like(nll)
-        else:
-            kl = _kl(log_p, log_q)
-            agree = (mx.argmax(log_p, axis=-1) == mx.argmax(log_q, axis=-1)).astype(mx.float32)
-        mx.eval(nll, kl, agree)
-        self._nll.append(np.asarray(nll))
-        self._kl.append(np.asarray(kl))
-        self._agree.append(np.asarray(agree))
+    def add(self, logits: mx.array, reference: mx.array | None, batch: mx.array) -> None:
+        """Score one batch.
+
+        Args:
+            logits: Of this model, (batch, seq, vocab).
+            reference: Of the original, the same shape; None for the original itself.
+            batch: Tokens, (batch, seq).
+
+        Raises:
+            NonFiniteError: The logits hold NaN.
+        """
+        vocab = logits.shape[-1]
+        rows = logits[:, :-1].reshape(-1, vocab)
+        originals = rows if reference is None else reference[:, :-1].reshape(-1, vocab)
+        targets = batch[:, 1:].reshape(-1, 1)
+        step = max(1, _CHUNK_LOGITS // vocab)
+        parts = []
+        for start in range(0, rows.shape[0], step):
+            chunk = slice(start, start + step)
+            part = _row_scores(rows[chunk], originals[chunk], targets[chunk])
+            mx.eval(part)
+            parts.append(np.asarray(part))
+        scores = np.concatenate(parts, axis=1)
+        if np.isnan(scores).any():
+            raise NonFiniteError(
+                f"NaN or infinity in the logits of the {self._name} model, so its figures would "
+                "be worthless.",
+                layer="logits",
+            )
+        self._windows.append(scores.reshape(3, batch.shape[0], -1))
 
     def summary(self) -> Quality:
-        return summarize(
-            np.concatenate(self._nll), np.concatenate(self._kl), np.concatenate(self._agree)
-        )
+        nll, kl, agree = np.concatenate(self._windows, axis=1)
+        return summarize(nll, kl, agree)
 
 
-def _log_probabilities(logits: mx.array, whose: str) -> mx.array:
-    logits = logits[:, :-1].astype(mx.float32)
-    log_p = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
-    # Some models mask tokens with -inf; anything else that is not finite is damage.
-    if mx.any(mx.isnan(log_p)).item():
-        raise NonFiniteError(
-            f"NaN or infinity in the logits of {whose}, so its figures would be worthless.",
-            layer="logits",
-        )
-    return log_p
+def _row_scores(logits: mx.array, originals: mx.array, targets: mx.array) -> mx.array:
+    """Negative log-likelihood, KL(original ‖ model) and agreement of each row, (3, rows), float32.
+
+    With p the original's probabilities and d the difference of the logits, centred under p,
+    KL = log Σ p exp(−d) = log1p(Σ p expm1(−d)): exact also where the models hardly differ,
+    and no array of log-probabilities is needed. Tokens masked out (-inf) count for nothing.
+    """
+    a, b = originals.astype(mx.float32), logits.astype(mx.float32)
+    nll = mx.logsumexp(b, axis=-1) - mx.take_along_axis(b, targets, axis=-1).squeeze(-1)
+    p = mx.softmax(a, axis=-1)
+    difference = mx.where(a == -math.inf, 0.0, a - b)
+    centre = (p * difference).sum(-1, keepdims=True)
+    kl = mx.maximum(mx.log1p((p * mx.expm1(centre - difference)).sum(-1)), 0.0)
+    agree = mx.argmax(a, axis=-1) == mx.argmax(b, axis=-1)
+    return mx.stack([nll, kl, agree.astype(mx.float32)])

@@ -10,11 +10,13 @@ from math import prod
 import mlx.core as mx
 import numpy as np
 
+from dynquant.core.formats import AFFINE_GROUP_SIZES
 from dynquant.mlx_backend.observing import Observation, Role, squares
 
 __all__ = ["Moments", "MomentsObserver", "takes_feedback"]
 
 _PRIOR_TOKENS = 16.0  # how many tokens the mean expert stands for, beside an expert's own
+_MIN_GROUP_SIZE = min(AFFINE_GROUP_SIZES)
 _MAX_COVARIANCE_BYTES = 4 << 30  # of one layer; a larger one keeps only its diagonal
 
 
@@ -151,8 +153,10 @@ class MomentsObserver:
             counts = mx.zeros(shape[0]).at[ids].add(mx.ones(ids.shape))
             return Moments(counts, mx.array(float(ids.size)))
         inputs = squares(seen.x, seen.role, seen.experts, lead)
+        width = seen.x.shape[-1]
+        # Feedback goes by whole groups; a width without them has no format to feed back in.
         wanted = self._covariance and seen.role is not Role.TRANSPOSED
-        fits = 4 * prod(lead) * seen.x.shape[-1] ** 2 <= _MAX_COVARIANCE_BYTES
+        fits = width % _MIN_GROUP_SIZE == 0 and 4 * prod(lead) * width**2 <= _MAX_COVARIANCE_BYTES
         covariance = _covariance(seen, lead) if wanted and fits else None
         return Moments(inputs, _num_vectors(seen, lead), covariance)
 

@@ -72,6 +72,11 @@ class MlxQuantizer:
         return self._revision_sha or fingerprint(self._model.folder)
 
     @property
+    def num_blocks(self) -> int:
+        """How many blocks a pass goes through."""
+        return len(self._blocks.blocks)
+
+    @property
     def versions(self) -> dict[str, str]:
         """Versions of the tools that a result depends on."""
         return tool_versions()
@@ -295,7 +300,9 @@ class MlxQuantizer:
 
 
 def _num_probe_windows(windows: Windows) -> int:
-    return max(2, _PROBE_TOKENS // windows.facts.window_tokens)
+    """Of a short text's few windows, most are to calibrate on."""
+    wanted = _PROBE_TOKENS // windows.facts.window_tokens
+    return max(2, min(wanted, len(windows.tokens) // _MIN_WINDOWS * 2))
 
 
 def _with_layers(inventory: ModelInventory, layers: tuple[LayerProfile, ...]) -> ModelInventory:

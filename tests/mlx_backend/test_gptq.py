@@ -1,0 +1,182 @@
+from __future__ import annotations
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from dynquant.core.formats import QuantFormat
+from dynquant.mlx_backend.encoding import Encoded, decode, encode
+from dynquant.mlx_backend.gptq import conditional_variances, encode_with_feedback
+
+WIDTH = 128
+DAMPING = 0.01
+
+
+def random_weight(*shape: int, dtype: mx.Dtype = mx.float32, seed: int = 0) -> mx.array:
+    rng = np.random.default_rng(seed)
+    return mx.array(rng.normal(0, 0.05, shape).astype(np.float32)).astype(dtype)
+
+
+def correlated_inputs(num: int = 1000, *, rank: int = 12, seed: int = 0) -> np.ndarray:
+    """Inputs that mostly lie in a few directions, (num, in), of uneven sizes."""
+    rng = np.random.default_rng(seed)
+    mixed = rng.normal(size=(num, rank)) @ rng.normal(size=(rank, WIDTH))
+    sizes = np.random.default_rng(99).lognormal(0, 0.7, WIDTH)
+    return (mixed + 0.3 * rng.normal(size=(num, WIDTH))) * sizes
+
+
+def covariance_of(inputs: np.ndarray) -> mx.array:
+    return mx.array((inputs.T @ inputs).astype(np.float32))
+
+
+def output_error(encoded: Encoded, weight: mx.array, inputs: np.ndarray) -> float:
+    difference = np.asarray(decode(encoded) - weight.astype(mx.float32), np.float64)
+    return float(np.square(difference @ inputs.T).sum())
+
+
+def least_squares(weight: mx.array, covariance: mx.array, fmt: QuantFormat) -> Encoded:
+    matter = mx.diagonal(covariance, axis1=-2, axis2=-1)[None]
+    return encode(weight, lambda _: matter, fmt)
+
+
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16], ids=str)
+@pytest.mark.parametrize("fmt", [QuantFormat(2, 32), QuantFormat(3, 64), QuantFormat(4, 128)])
+def test_feedback_lowers_the_output_error_on_correlated_inputs(fmt, dtype):
+    weight, inputs = random_weight(48, WIDTH, dtype=dtype), correlated_inputs()
+    covariance = covariance_of(inputs)
+    feedback = encode_with_feedback(weight, covariance, fmt)
+    assert feedback.fmt == fmt
+    assert feedback.arrays["scales"].dtype == dtype
+    ours = output_error(feedback, weight, inputs)
+    assert ours < 0.5 * output_error(least_squares(weight, covariance, fmt), weight, inputs)
+
+
+@pytest.mark.parametrize("fmt", [QuantFormat(3, 32), QuantFormat(4, 64)])
+def test_without_correlation_feedback_does_about_as_well_as_least_squares(fmt):
+    weight, covariance = random_weight(32, WIDTH), 1000 * mx.eye(WIDTH)
+    inputs = np.eye(WIDTH)
+    feedback = output_error(encode_with_feedback(weight, covariance, fmt), weight, inputs)
+    plain = output_error(least_squares(weight, covariance, fmt), weight, inputs)
+    assert feedback == pytest.approx(plain, rel=0.02)
+
+
+@pytest.mark.parametrize("group_size", [32, 64])
+def test_every_column_comes_back_where_it_was_however_the_order_runs(group_size):
+    """Eight bits: a column out of place would be off by far more than a step."""
+    weight = random_weight(16, WIDTH) + mx.arange(WIDTH)  # each column near its own index
+    sizes = np.random.default_rng(3).permutation(WIDTH).astype(np.float32) + 1
+    stored = encode_with_feedback(weight, mx.diag(mx.array(sizes)), QuantFormat(8, group_size))
+    steps = group_size / 255
+    assert mx.abs(decode(stored) - weight).max().item() < steps
+
+
+def test_the_columns_that_carry_the_most_are_encoded_the_best():
+    weight = random_weight(64, WIDTH)
+    sizes = np.where(np.arange(WIDTH) % 4 == 0, 100.0, 1.0).astype(np.float32)
+    stored = encode_with_feedback(weight, mx.diag(mx.array(sizes)), QuantFormat(3, 64))
+    errors = np.square(np.asarray(decode(stored) - weight)).mean(0)
+    assert errors[sizes > 1].mean() < errors[sizes == 1].mean()
+
+
+@pytest.mark.parametrize("rank", [1, 5])
+def test_a_singular_covariance_is_damped_and_stays_finite(rank):
+    rng = np.random.default_rng(0)
+    inputs = rng.normal(size=(rank, WIDTH)) * 100
+    weight, fmt = random_weight(8, WIDTH), QuantFormat(4, 64)
+    stored = encode_with_feedback(weight, covariance_of(inputs), fmt)
+    assert mx.all(mx.isfinite(decode(stored))).item()
+    plain = least_squares(weight, covariance_of(inputs), fmt)
+    assert output_error(stored, weight, inputs) < output_error(plain, weight, inputs)
+
+
+def test_inputs_that_are_always_zero_get_plain_rounding():
+    inputs = correlated_inputs()
+    inputs[:, 10:40] = 0
+    weight = random_weight(8, WIDTH)
+    stored = encode_with_feedback(weight, covariance_of(inputs), QuantFormat(8, 32))
+    assert mx.abs(decode(stored) - weight)[:, 10:40].max().item() < 0.01
+
+
+def test_a_layer_that_saw_nothing_is_encoded_all_the_same():
+    weight = random_weight(8, WIDTH)
+    stored = encode_with_feedback(weight, mx.zeros((WIDTH, WIDTH)), QuantFormat(8, 64))
+    assert mx.abs(decode(stored) - weight).max().item() < 0.01
+
+
+def test_experts_are_encoded_each_with_its_own_covariance():
+    """They share the order of the columns, so each is a little worse than alone."""
+    weight, fmt = random_weight(3, 16, WIDTH), QuantFormat(4, 32)
+    inputs = [correlated_inputs(seed=seed) for seed in range(3)]
+    together = encode_with_feedback(weight, mx.stack(list(map(covariance_of, inputs))), fmt)
+    assert together.arrays["weight"].shape == (3, 16, WIDTH * 4 // 32)
+    assert together.arrays["scales"].shape == (3, 16, WIDTH // 32)
+    decoded = decode(together)
+    for e in range(3):
+        alone = encode_with_feedback(weight[e], covariance_of(inputs[e]), fmt)
+        mine = float(np.square(np.asarray(decoded[e] - weight[e]) @ inputs[e].T).sum())
+        other = encode_with_feedback(weight[e], covariance_of(inputs[(e + 1) % 3]), fmt)
+        assert mine < 1.5 * output_error(alone, weight[e], inputs[e])
+        assert mine < output_error(other, weight[e], inputs[e])
+
+
+def test_encoding_twice_gives_the_same_bits():
+    weight, covariance = random_weight(8, WIDTH), covariance_of(correlated_inputs())
+    first, second = (encode_with_feedback(weight, covariance, QuantFormat(3, 32)) for _ in "ab")
+    for name, array in first.arrays.items():
+        assert mx.array_equal(array, second.arrays[name]).item()
+
+
+def naive_conditional_variances(covariance: np.ndarray, group_size: int) -> np.ndarray:
+    """Of each input, what the inputs encoded after it do not explain: Schur complements."""
+    diagonal = np.diag(covariance)
+    masses = diagonal.reshape(-1, group_size)
+    order = []
+    for group in np.argsort(-masses.sum(1), kind="stable"):
+        within = np.argsort(-masses[group], kind="stable")
+        order += [group * group_size + column for column in within]
+    damped = covariance + DAMPING * diagonal.mean() * np.eye(len(diagonal))
+    found = np.zeros(len(diagonal))
+    for place, column in enumerate(order):
+        later = order[place + 1 :]
+        across = damped[column, later]
+        explained = across @ np.linalg.solve(damped[np.ix_(later, later)], across) if later else 0
+        found[column] = damped[column, column] - explained
+    return found
+
+
+@pytest.mark.parametrize("group_size", [32, 64])
+def test_conditional_variances_are_the_schur_complements(group_size):
+    covariance = covariance_of(correlated_inputs())
+    expected = naive_conditional_variances(np.asarray(covariance, np.float64), group_size)
+    found = np.asarray(conditional_variances(covariance, group_size))
+    np.testing.assert_allclose(found, expected, rtol=2e-3)
+
+
+def test_conditional_variances_of_independent_inputs_are_their_second_moments():
+    sizes = mx.array(np.random.default_rng(0).lognormal(0, 1, WIDTH).astype(np.float32))
+    found = conditional_variances(mx.diag(sizes), 32)
+    assert mx.allclose(found, sizes + DAMPING * sizes.mean(), rtol=1e-5).item()
+
+
+def test_conditional_variances_of_experts_have_one_row_each():
+    covariances = mx.stack([covariance_of(correlated_inputs(seed=seed)) for seed in range(2)])
+    found = conditional_variances(covariances, 32)
+    assert found.shape == (2, WIDTH)
+    assert mx.all(found > 0).item()
+
+
+def test_they_predict_the_loss_of_feedback_better_than_second_moments_do():
+    weight, inputs = random_weight(64, WIDTH), correlated_inputs()
+    covariance, fmt = covariance_of(inputs), QuantFormat(4, 32)
+    stored = encode_with_feedback(weight, covariance, fmt)
+    loss = output_error(stored, weight, inputs)
+    squares = mx.square(decode(least_squares(weight, covariance, fmt)) - weight)
+    predicted = (squares * conditional_variances(covariance, 32)).sum().item()
+    naive = (squares * mx.diagonal(covariance)).sum().item()
+    assert abs(np.log(predicted / loss)) < abs(np.log(naive / loss))
+    assert loss < predicted < 3 * loss
+
+
+def test_a_covariance_that_no_damping_mends_is_refused():
+    with pytest.raises(ValueError, match="not positive definite"):
+        conditional_variances(mx.full((32, 32), float("nan")), 32)
