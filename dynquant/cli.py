@@ -18,6 +18,7 @@ from dynquant.core.artefacts import (
     cost_table_from_json,
     cost_table_to_json,
     formats_to_json,
+    is_cost_table,
     report,
     sensitivities_from_json,
     sensitivities_to_json,
@@ -26,12 +27,20 @@ from dynquant.core.formats import DEFAULT_MENU, QuantFormat, parse_menu
 from dynquant.core.plan import CostTable
 from dynquant.core.planning import parse_memory
 from dynquant.corpus import DEFAULT_CALIBRATION, DEFAULT_EVALUATION
-from dynquant.errors import DynquantError, InvalidOptionError, SensitivitiesError
+from dynquant.errors import (
+    DynquantError,
+    InvalidOptionError,
+    OutputFolderError,
+    SensitivitiesError,
+)
+from dynquant.outputs import OutputFolders, check_file, write_file
 from dynquant.pipeline import Alignment, QuantizedModel, Recipe, forecast
 from dynquant.pipeline import measure as measure_model
 from dynquant.pipeline import quantize as quantize_model
 
 __all__ = ["app", "main"]
+
+_PATH_OPTIONS = ("--out", "--cost-table", "--sensitivities")
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -41,6 +50,8 @@ app = typer.Typer(
 )
 
 _DEFAULT_RECIPE = Recipe(targets_bpw=())
+_MAX_SEED = 2**32 - 1
+_MAX_CONTEXT_TOKENS = 10**9  # MLX counts the elements of a side in 32 bits
 
 Model = Annotated[str, typer.Argument(help="A local model folder, or a Hub id.")]
 Bpw = Annotated[str, typer.Option(help="Stored bits per weight; several with commas.")]
@@ -58,12 +69,17 @@ Formats = Annotated[
     str | None, typer.Option(help="Formats to choose from, such as '3g64,4g64,8g32,unquantized'.")
 ]
 EncoderName = Annotated[str, typer.Option("--encoder", help="gptq, wls or minmax.")]
-Seed = Annotated[int, typer.Option(help="Seed of the labels sampled while measuring.")]
+Seed = Annotated[
+    int, typer.Option(min=0, max=_MAX_SEED, help="Seed of the labels sampled while measuring.")
+]
 CalibrationTokens = Annotated[int, typer.Option(min=1, help="Tokens to calibrate on.")]
 EvaluationTokens = Annotated[
     int, typer.Option("--eval-tokens", min=1, help="Tokens to evaluate on.")
 ]
-Context = Annotated[int, typer.Option(min=1, help="Context in tokens for memory figures.")]
+Context = Annotated[
+    int,
+    typer.Option(min=1, max=_MAX_CONTEXT_TOKENS, help="Context in tokens for memory figures."),
+]
 Dequantize = Annotated[
     bool, typer.Option("--dequantize", help="Take a model that is quantized already.")
 ]
@@ -124,10 +140,15 @@ def measure(
         calibration_tokens=calibration_tokens,
         seed=seed,
     )
+    check_file(out)
+    if out.exists() and not is_cost_table(_read(out)):
+        raise OutputFolderError(
+            f"'{out}' exists and is no cost table of dynquant. Pass another --out."
+        )
     text = open_texts().open(calibration)
     with open_model(model, dequantize=dequantize) as (_, quantizer):
         table = measure_model(quantizer, text, recipe, progress=console.ConsoleProgress())
-    _write(out, cost_table_to_json(table))
+    write_file(out, cost_table_to_json(table))
     if as_json:
         console.print_json(
             {"cost_table": str(out), "method": table.method, "layers": len(table.inventory.layers)}
@@ -167,7 +188,7 @@ def quantize(
     as_json: Json = False,
 ) -> None:
     """Quantize a model to each target, one finished folder each, with its card and figures."""
-    from dynquant.runner import OutputFolders, open_model, open_texts
+    from dynquant.runner import open_model, open_texts
 
     targets, menu = _targets(bpw), _menu(formats)
     if method not in {"fisher", "alignment"}:
@@ -175,6 +196,15 @@ def quantize(
     aligned = method == "alignment"
     if sensitivities is not None and not aligned:
         raise InvalidOptionError("--sensitivities goes with --method alignment.")
+    if aligned and (formats is not None or cost_table is not None):
+        raise InvalidOptionError(
+            "--formats and --cost-table go with --method fisher; the alignment method takes "
+            "--low, --high and --sensitivities."
+        )
+    outputs, table = OutputFolders(out), _cost_table(cost_table)
+    outputs.check([])
+    if sensitivities is not None:
+        check_file(sensitivities)
     pair = (QuantFormat.from_name(low), QuantFormat.from_name(high))
     texts = open_texts()
     calibration_text, evaluation_text = texts.open(calibration), texts.open(evaluation)
@@ -203,11 +233,11 @@ def quantize(
             recipe,
             calibration=calibration_text,
             evaluation=evaluation_text,
-            outputs=OutputFolders(out),
+            outputs=outputs,
             progress=console.ConsoleProgress(),
-            table=_cost_table(cost_table),
+            table=table,
             on_sensitivities=lambda found: (
-                _write(sensitivities, sensitivities_to_json(found))
+                write_file(sensitivities, sensitivities_to_json(found))
                 if sensitivities is not None and known is None
                 else None
             ),
@@ -312,25 +342,24 @@ def _read(path: Path) -> str:
         raise SensitivitiesError(f"'{path}' cannot be read as text. Pass another file.") from error
 
 
-def _write(path: Path, content: str) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        staged = path.with_name(f".{path.name}.partial")
-        staged.write_text(content, encoding="utf-8")
-        staged.replace(path)
-    except OSError as error:
-        raise InvalidOptionError(f"'{path}' cannot be written. Pass another path.") from error
-
-
 def _command(source: str, is_repo: bool) -> str:
     """This command line, with names in place of paths of this machine."""
     words = ["dynquant"]
     for word in sys.argv[1:]:
-        is_path = (
-            "/" in word and not word.startswith("-") and (Path(word).exists() or word[0] == "/")
-        )
-        words.append(Path(word).name if is_path and not (is_repo and word == source) else word)
+        option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+        is_model = is_repo and value == source
+        if (option or words[-1]) in _PATH_OPTIONS or (_is_path(value) and not is_model):
+            value = Path(value).name or value
+        words.append(f"{option}{equals}{value}")
     return shlex.join(words)
+
+
+def _is_path(word: str) -> bool:
+    """Whether `word` names something on this machine: a text may have `:column` behind it."""
+    if "/" not in word:
+        return False
+    file = word.rpartition(":")[0]
+    return word.startswith(("/", ".", "~")) or Path(word).exists() or Path(file or word).exists()
 
 
 def _result(model: QuantizedModel) -> dict[str, Any]:

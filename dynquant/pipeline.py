@@ -327,10 +327,14 @@ def _thresholds(
 ) -> dict[float, QuantPlan]:
     alignment = recipe.alignment
     assert alignment is not None
+    # A layer that may take one format only has no say, and need not have been measured.
+    least = min(sensitivities.values(), default=0.0)
+    known = {layer.path: least for layer in inventory.layers if len(layer.formats) == 1}
+    known |= sensitivities
     return {
         target: allocate_by_threshold(
             inventory,
-            sensitivities,
+            known,
             low=alignment.low,
             high=alignment.high,
             target_bpw=target,

@@ -10,7 +10,7 @@ from pathlib import Path
 from dynquant.core.plan import TextFacts
 from dynquant.core.quality import Quality
 from dynquant.corpus import Corpus
-from dynquant.errors import TextError
+from dynquant.errors import InvalidModelError, TextError
 from dynquant.hub.datasets import HubDatasets
 from dynquant.hub.models import HubModels
 from dynquant.mlx_backend.folder import check_folder
@@ -49,11 +49,17 @@ def evaluate_folder(
     """Figures of the original and of a quantized folder on held-out text.
 
     Raises:
+        InvalidModelError: The folder is of another model than the reference.
         TextError: The text is too short, or the folder was calibrated on it.
     """
     check_folder(folder)
     text = open_texts().open(evaluation)
     with open_model(reference) as (_, quantizer):
+        if _layers(MlxQuantizer(folder, name=folder.name, dequantize=True)) != _layers(quantizer):
+            raise InvalidModelError(
+                f"'{folder.name}' is not of the same model as the reference: their layers differ. "
+                "Pass the original that it was made from to --reference."
+            )
         windows = quantizer.evaluation_windows(text, num_tokens)
         check_not_calibrated_on(folder, windows.facts)
         with progress.track({"evaluate": quantizer.num_blocks}) as on_step:
@@ -80,6 +86,10 @@ def check_not_calibrated_on(folder: Path, facts: TextFacts) -> None:
             f"This model was calibrated on '{facts.name}', so figures on it would flatter. "
             "Pass a text to --eval that it has not seen."
         )
+
+
+def _layers(quantizer: MlxQuantizer) -> set[tuple[str, tuple[int, ...]]]:
+    return {(layer.path, layer.shape) for layer in quantizer.inventory(()).layers}
 
 
 def open_texts() -> Corpus:

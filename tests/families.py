@@ -83,13 +83,27 @@ MASKED_LOGITS: Mapping[str, str] = MappingProxyType(
     {"phi3small": "the model sets the logits of 91 unused ids from 100256 on to -inf"}
 )
 
-#: Family id -> why ``nn.value_and_grad`` fails on the model as mlx-lm builds it.
+#: Family id -> why its layers are judged by the error at their block's output.
 NO_GRADIENT: Mapping[str, str] = MappingProxyType(
     {
-        "deepseek_v41": "ValueError: [gather_axis] Cannot calculate VJP with respect to indices. "
-        "Use stop_gradient on indices to stop gradients from being computed.",
-        "recurrent_gemma": "AttributeError: 'Model' object has no attribute '_no_grad' (its "
-        "constructor does not call that of nn.Module; freeze and unfreeze fail alike)",
+        "deepseek_v41": "its activations are rounded to FP8 and picked by indices that mlx would "
+        "differentiate: [gather_axis] Cannot calculate VJP with respect to indices",
+    }
+)
+
+#: Family id -> why it is measured and encoded as a whole instead of block by block.
+WHOLE: Mapping[str, str] = MappingProxyType(
+    {
+        "iquestloopcoder": "the model runs the parts of its blocks itself, twice over, and never "
+        "calls a block",
+    }
+)
+
+#: Family id -> why dynquant refuses it.
+REFUSED: Mapping[str, str] = MappingProxyType(
+    {
+        "prism_hadamard_qwen35": "it exists only quantized, as 2-bit Hadamard packs that its "
+        "constructor insists on, so that there are no weights to quantize",
     }
 )
 

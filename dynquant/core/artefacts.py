@@ -17,6 +17,7 @@ __all__ = [
     "cost_table_from_json",
     "cost_table_to_json",
     "formats_to_json",
+    "is_cost_table",
     "matched_table",
     "plan_to_json",
     "report",
@@ -79,7 +80,7 @@ def cost_table_from_json(text: str, *, name: str) -> CostTable:
     try:
         raw = json.loads(text)
         if (raw["kind"], raw["version"]) != (_COST_TABLE, _VERSION):
-            raise ValueError(raw["kind"])  # noqa: TRY301  caught below, with the other ways
+            raise ValueError(raw["kind"])
         layers = tuple(map(_layer, raw["layers"]))
         return CostTable(
             inventory=ModelInventory(
@@ -107,6 +108,14 @@ def cost_table_from_json(text: str, *, name: str) -> CostTable:
             f"'{name}' is not a cost table of this version of dynquant. Measure again with "
             "'dynquant measure'."
         ) from error
+
+
+def is_cost_table(text: str) -> bool:
+    """Whether `text` is a cost table, of whichever version."""
+    try:
+        return bool(json.loads(text)["kind"] == _COST_TABLE)
+    except _MALFORMED:
+        return False
 
 
 def matched_table(table: CostTable, inventory: ModelInventory, source_sha: str) -> CostTable:

@@ -75,20 +75,34 @@ def open_tokenizer(folder: Path) -> Any:
     """
     logging.getLogger("transformers.tokenization_utils_base").setLevel(logging.ERROR)
     try:
-        return load_tokenizer(folder)
+        tokenizer = load_tokenizer(folder)
     except Exception as error:  # transformers raises whatever its parsers raise
-        reason = str(error).strip().splitlines()[0][:200].replace(str(folder), "the model")
+        reason = " ".join(str(error).replace(str(folder), "the model").split())[:200]
         raise InvalidModelError(
-            f"The tokenizer of this model cannot be opened: {reason}"
+            f"The tokenizer of this model cannot be opened ({reason.rstrip('.')}). "
+            "Download the model again."
         ) from error
+    # Where there is none, transformers makes one that knows no text.
+    if not tokenizer.encode("a", add_special_tokens=False):
+        raise InvalidModelError("This model has no tokenizer. Download the whole model again.")
+    return tokenizer
 
 
 def window_length(config: Mapping[str, Any]) -> int:
-    """Tokens of a window: 512, or the model's context where that is shorter."""
+    """Tokens of a window: 512, or the model's context where that is shorter.
+
+    Raises:
+        InvalidModelError: The config's context makes no sense.
+    """
     text_config = config.get("text_config")
     nested = text_config.get("max_position_embeddings") if isinstance(text_config, dict) else None
     context = config.get("max_position_embeddings") or nested or MAX_WINDOW_TOKENS
-    return min(MAX_WINDOW_TOKENS, int(context))
+    if not isinstance(context, int | float) or context < _SHINGLE_TOKENS:
+        raise InvalidModelError(
+            f"max_position_embeddings in config.json must be a number of at least "
+            f"{_SHINGLE_TOKENS}. Download the model again."
+        )
+    return int(min(MAX_WINDOW_TOKENS, context))
 
 
 def cut_windows(

@@ -13,7 +13,6 @@ from dynquant.mlx_backend.encoders import LayerEncoder
 from dynquant.mlx_backend.encoding import Encoded
 from dynquant.mlx_backend.importance import Importance
 from dynquant.mlx_backend.loading import Weights
-from dynquant.mlx_backend.moments import MomentsObserver
 from dynquant.mlx_backend.observing import observed
 from dynquant.mlx_backend.sensitivity import Measurement
 from dynquant.mlx_backend.streaming import BlockWeights, Forward
@@ -41,27 +40,30 @@ def encode_plans(
         importance: Path → importance of the layers where inputs alone do not tell it.
         on_step: Called after each block.
     """
-    watcher = MomentsObserver(measurement.shapes, covariance=measurement.feedback)
+    watcher = measurement.observer()
     layers = LayerEncoder(encoder, watcher, importance)
     weights = BlockWeights(measurement.blocks, measurement.load)
 
-    def write(_block: str | None, held: Weights) -> None:
+    unwritten = list(measurement.blocks.blocks)
+
+    def write(block: str, held: Weights) -> None:
         _write(weights.as_stored(held), layers, plans, writers)
+        unwritten.remove(block)
         watcher.drop_covariances()
         on_step()
 
-    if encoder == "minmax":  # needs no inputs
-        for block in measurement.blocks.blocks:
-            with weights.holding(block) as held:
-                write(block, held)
-    else:
+    if encoder != "minmax":  # which needs no inputs
         forward = Forward(measurement.blocks, weights, measurement.batches)
         with observed(measurement.layers, watcher):
             while forward.next_block is not None:
                 forward.step(watcher.pending, write)
             with weights.holding_outer():
                 mx.eval(watcher.pending())
-    write(None, weights.outer)
+    for block in list(unwritten):
+        with weights.holding(block) as held:
+            write(block, held)
+    _write(weights.as_stored(weights.outer), layers, plans, writers)
+    on_step()
 
 
 def _write(

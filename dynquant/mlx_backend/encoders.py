@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 import mlx.core as mx
 
 from dynquant.core.formats import UNQUANTIZED, QuantFormat
-from dynquant.errors import InvalidOptionError, NonFiniteError
+from dynquant.errors import InvalidOptionError
 from dynquant.mlx_backend.encoding import Encoded, encode, encode_min_max
 from dynquant.mlx_backend.gptq import encode_with_feedback
 from dynquant.mlx_backend.importance import Importance, Term
+from dynquant.mlx_backend.loading import check_finite
 from dynquant.mlx_backend.moments import MomentsObserver, takes_feedback
 from dynquant.mlx_backend.observing import Role
 
@@ -57,12 +58,7 @@ class LayerEncoder:
         Raises:
             NonFiniteError: The weight holds NaN or infinity.
         """
-        if not mx.isfinite(weight.astype(mx.float32).sum()).item():
-            raise NonFiniteError(
-                f"The weight of layer '{path}' holds NaN or infinity, so the model is damaged. "
-                "Download it again, or ask its author.",
-                layer=path,
-            )
+        check_finite({f"{path}.weight": weight})
         if fmt == UNQUANTIZED:
             return Encoded({"weight": weight}, fmt)
         if self.name == "minmax" or fmt.mode != "affine":

@@ -13,7 +13,7 @@ import mlx.core as mx
 from dynquant.core.formats import QuantFormat
 from dynquant.mlx_backend.encoding import decode, encode_min_max
 from dynquant.mlx_backend.importance import Importance, Term
-from dynquant.mlx_backend.loading import Weights, scalar
+from dynquant.mlx_backend.loading import Weights, check_finite, scalar
 from dynquant.mlx_backend.moments import MomentsObserver
 from dynquant.mlx_backend.observing import Role, observed
 from dynquant.mlx_backend.sensitivity import Measurement
@@ -40,13 +40,17 @@ def measure_block_outputs(
 
     Returns:
         The second moments, with covariances only of the layers outside all blocks.
+
+    Raises:
+        NonFiniteError: A weight is NaN or infinite; names the layer.
     """
     blocks = measurement.blocks
-    watcher = MomentsObserver(measurement.shapes, covariance=measurement.feedback)
+    watcher = measurement.observer()
     weights = BlockWeights(blocks, measurement.load)
     forward = Forward(blocks, weights, measurement.batches)
 
     def judge(block: str, held: Weights) -> None:
+        check_finite(held)
         call = forward.last_calls[0]
         found = {}
         for path in measurement.shapes:
@@ -56,6 +60,7 @@ def measure_block_outputs(
         watcher.drop_covariances()
         on_step()
 
+    check_finite(weights.outer)
     with observed(measurement.layers, watcher):
         while forward.next_block is not None:
             forward.step(watcher.pending, judge)
@@ -78,11 +83,10 @@ def _inside(
     blocks = measurement.blocks
     blocks.install({name: disturbed.astype(weight.dtype)})
     try:
-        traced = Call(call.path, *call.with_inputs(call.inputs()))
+        again = call.copied()
         with watcher.paused():
-            traced.result = blocks.call_block(call.path, traced.args, traced.kwargs)
-        traced.cache_states = traced.states()
-        error = _distance(traced, call)
+            again.run(blocks.call_block)
+        error = _distance(again, call)
     finally:
         blocks.install({name: weight})
     raw = scalar((inputs[..., None, :] * mx.square(disturbed - weight.astype(mx.float32))).sum())

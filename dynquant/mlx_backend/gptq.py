@@ -11,7 +11,6 @@ Source: GPTQ (arXiv 2210.17323), with the Cholesky form of its section 3.3.
 from __future__ import annotations
 
 import mlx.core as mx
-import numpy as np
 
 from dynquant.core.formats import QuantFormat
 from dynquant.mlx_backend.encoding import Encoded, affine, fit_groups, quantize_to
@@ -33,7 +32,7 @@ def encode_with_feedback(weight: mx.array, covariance: mx.array, fmt: QuantForma
     """
     order = _column_order(covariance, fmt.group_size)
     factor = _inverse_factor(covariance, order)
-    columns = weight.astype(mx.float32)[..., mx.array(order)]
+    columns = _taken(weight.astype(mx.float32), order[..., None, :])
     size = fmt.group_size
     codes, scales, biases = [], [], []
     for start in range(0, columns.shape[-1], size):
@@ -50,12 +49,12 @@ def encode_with_feedback(weight: mx.array, covariance: mx.array, fmt: QuantForma
         codes.append(code)
         scales.append(scale)
         biases.append(bias)
-    back = mx.array(np.argsort(order))
-    groups_back = mx.array(np.argsort(order[::size] // size))
+    back = mx.argsort(order, axis=-1)[..., None, :]
+    groups_back = mx.argsort(order[..., ::size] // size, axis=-1)[..., None, :]
     return affine(
-        mx.concatenate(codes, axis=-1)[..., back].astype(mx.uint32),
-        mx.stack(scales, axis=-1)[..., groups_back].astype(weight.dtype),
-        mx.stack(biases, axis=-1)[..., groups_back].astype(weight.dtype),
+        _taken(mx.concatenate(codes, axis=-1), back).astype(mx.uint32),
+        _taken(mx.stack(scales, axis=-1), groups_back).astype(weight.dtype),
+        _taken(mx.stack(biases, axis=-1), groups_back).astype(weight.dtype),
         fmt,
     )
 
@@ -81,13 +80,18 @@ def _encode_group(
     return mx.stack(codes, axis=-1), mx.stack(errors, axis=-1)
 
 
-def _column_order(covariance: mx.array, group_size: int) -> np.ndarray:
-    """Columns, (in,): whole groups by falling mass, within each by falling second moment."""
-    diagonal = np.asarray(mx.diagonal(covariance, axis1=-2, axis2=-1))
-    masses = diagonal.reshape(-1, diagonal.shape[-1]).sum(0).reshape(-1, group_size)
-    groups = np.argsort(-masses.sum(1), kind="stable")
-    within = np.argsort(-masses, axis=1, kind="stable")
-    return (groups[:, None] * group_size + within[groups]).reshape(-1)
+def _taken(array: mx.array, columns: mx.array) -> mx.array:
+    """`array` (..., n) with its last axis in the order of `columns` (..., n)."""
+    return mx.take_along_axis(array, mx.broadcast_to(columns, array.shape), axis=-1)
+
+
+def _column_order(covariance: mx.array, group_size: int) -> mx.array:
+    """Columns, (..., in): whole groups by falling mass, within each by falling second moment."""
+    diagonal = mx.diagonal(covariance, axis1=-2, axis2=-1)
+    masses = diagonal.reshape(*diagonal.shape[:-1], -1, group_size)
+    groups = mx.argsort(-masses.sum(-1), axis=-1)[..., None]
+    within = mx.take_along_axis(mx.argsort(-masses, axis=-1), groups, axis=-2)
+    return (groups * group_size + within).reshape(diagonal.shape)
 
 
 def conditional_variances(covariance: mx.array, group_size: int) -> mx.array:
@@ -102,19 +106,20 @@ def conditional_variances(covariance: mx.array, group_size: int) -> mx.array:
     """
     order = _column_order(covariance, group_size)
     pivots = mx.diagonal(_upper_factor(covariance, order), axis1=-2, axis2=-1)
-    return mx.square(pivots)[..., mx.array(np.argsort(order))]
+    return _taken(mx.square(pivots), mx.argsort(order, axis=-1))
 
 
-def _inverse_factor(covariance: mx.array, order: np.ndarray) -> mx.array:
+def _inverse_factor(covariance: mx.array, order: mx.array) -> mx.array:
     """Upper U with UᵀU = C⁻¹, C the damped covariance, columns in `order`."""
     with mx.stream(mx.cpu):
         return mx.linalg.tri_inv(_upper_factor(covariance, order), upper=True)
 
 
-def _upper_factor(covariance: mx.array, order: np.ndarray) -> mx.array:
+def _upper_factor(covariance: mx.array, order: mx.array) -> mx.array:
     """Upper R with R·Rᵀ = C: a Cholesky factorization that starts at the last column."""
-    backwards = mx.array(order[::-1].copy())
-    flipped = covariance[..., backwards, :][..., backwards]
+    backwards = order[..., ::-1]
+    rows = mx.broadcast_to(backwards[..., :, None], covariance.shape)
+    flipped = _taken(mx.take_along_axis(covariance, rows, axis=-2), backwards[..., None, :])
     diagonal = mx.diagonal(flipped, axis1=-2, axis2=-1)
     mean = diagonal.mean(-1, keepdims=True)
     mean = mx.where(mean > 0, mean, 1.0)

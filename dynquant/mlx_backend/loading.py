@@ -21,15 +21,32 @@ from mlx_lm import utils as mlx_lm_utils
 
 from dynquant.core.formats import UNQUANTIZED, QuantFormat
 from dynquant.core.plan import LayerProfile, ModelInventory
-from dynquant.errors import InvalidModelError, UnsupportedModelError
+from dynquant.errors import InvalidModelError, NonFiniteError, UnsupportedModelError
 from dynquant.mlx_backend.folder import check_folder
 
-__all__ = ["ModelFolder", "compute_dtype", "for_compute", "open_model", "quantizable"]
+__all__ = [
+    "ModelFolder",
+    "check_finite",
+    "compute_dtype",
+    "for_compute",
+    "open_model",
+    "quantizable",
+]
 
 logger = logging.getLogger(__name__)
 
 Weights = dict[str, mx.array]
 
+# What the constructors of models raise when a config makes no sense to them.
+_MODEL_CODE_ERRORS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 _DTYPES = {"float16": mx.float16, "bfloat16": mx.bfloat16, "float32": mx.float32}
 
 
@@ -63,10 +80,31 @@ def is_floating(array: mx.array) -> bool:
     return bool(mx.issubdtype(array.dtype, mx.floating))
 
 
+def check_finite(weights: Weights) -> None:
+    """Refuse damaged weights before anything rests on them.
+
+    Raises:
+        NonFiniteError: A weight holds NaN or infinity; names its layer.
+    """
+    for path, array in weights.items():
+        if is_floating(array) and not mx.isfinite(array.astype(mx.float32).sum()).item():
+            layer = path.rpartition(".")[0]
+            raise NonFiniteError(
+                f"The weight of layer '{layer}' holds NaN or infinity, so the model is damaged. "
+                "Download it again, or ask its author.",
+                layer=layer,
+            )
+
+
 def quantizable(model: nn.Module) -> dict[str, nn.Module]:
     """Path → module of everything that mlx-lm can store quantized, in the model's order."""
     leaves = tree_flatten(model.leaf_modules(), is_leaf=nn.Module.is_module)
     return {path: leaf for path, leaf in leaves if hasattr(leaf, "to_quantized")}
+
+
+def takes_mode(layer: nn.Module) -> bool:
+    """Whether mlx-lm can store `layer` in other modes than `affine`."""
+    return "mode" in signature(layer.to_quantized).parameters
 
 
 @dataclass(frozen=True)
@@ -109,7 +147,13 @@ class ModelFolder:
         if not self.quantized:
             return self._load()
         model_class, args_class = mlx_lm_utils._get_classes(self.config)
-        model: nn.Module = model_class(args_class.from_dict(self.config))
+        try:
+            model: nn.Module = model_class(args_class.from_dict(self.config))
+        except (ValueError, TypeError, KeyError) as error:
+            raise UnsupportedModelError(
+                f"A '{self.config.get('model_type')}' model exists only quantized, in a form of "
+                f"its own, and cannot be dequantized: {_one_line(str(error))}."
+            ) from error
         return model
 
     def lazy_weights(self) -> Weights:
@@ -181,16 +225,16 @@ class ModelFolder:
         family = self.config.get("model_type")
         try:
             model, _ = mlx_lm_utils.load_model(self.folder, lazy=True, strict=True)
-        except (ValueError, TypeError, KeyError, AttributeError, IndexError, RuntimeError) as error:
+        except _MODEL_CODE_ERRORS as error:
             reason = str(error)
-            if "not supported" in reason:
+            if reason.startswith("Model type") and "not supported" in reason:
                 raise UnsupportedModelError(
                     f"mlx-lm has no architecture for model_type '{family}'. A newer mlx-lm may "
                     "have it; dynquant takes every model that mlx-lm takes."
                 ) from error
             raise InvalidModelError(
                 f"The weights or the config of this '{family}' model do not fit together: "
-                f"{_first_line(reason)}. Download the model again, or ask its author."
+                f"{_one_line(reason)}. Download the model again, or ask its author."
             ) from error
         return model
 
@@ -280,7 +324,7 @@ def _allowed(
     if not protection:
         return (UNQUANTIZED,)
     floor = protection.get("bits", 0) if isinstance(protection, dict) else 0
-    any_mode = "mode" in signature(module.to_quantized).parameters
+    any_mode = takes_mode(module)
     formats = tuple(
         fmt
         for fmt in menu
@@ -291,5 +335,5 @@ def _allowed(
     return formats or (UNQUANTIZED,)
 
 
-def _first_line(text: str) -> str:
-    return next(iter(text.strip().splitlines()), "no details").rstrip(".: ")[:300]
+def _one_line(text: str) -> str:
+    return " ".join(text.split())[:300].rstrip(".: ") or "no details"

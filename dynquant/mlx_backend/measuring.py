@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -14,19 +15,21 @@ import numpy as np
 
 from dynquant.core.formats import UNQUANTIZED, QuantFormat
 from dynquant.core.plan import LayerProfile
-from dynquant.errors import NonFiniteError
 from dynquant.mlx_backend.encoders import LayerEncoder
 from dynquant.mlx_backend.encoding import decode, encode
 from dynquant.mlx_backend.fallback import measure_block_outputs
 from dynquant.mlx_backend.importance import Importance
 from dynquant.mlx_backend.loading import Weights, scalar
 from dynquant.mlx_backend.probing import corrected, measure_scales
+from dynquant.mlx_backend.reverse import NoGradientError
 from dynquant.mlx_backend.sensitivity import Measurement, measure_importance
+from dynquant.mlx_backend.streaming import BlockWeights
 
 __all__ = ["Costs", "format_costs", "measure_costs"]
 
 logger = logging.getLogger(__name__)
 
+_MAX_SPREAD = 8.0  # of the probes' factors around their median; beyond it they tell of noise
 _SAMPLE_WEIGHTS = 1 << 17  # costs of one layer are estimated on about this many weights
 
 
@@ -92,7 +95,7 @@ def measure_costs(
         watcher = measure_importance(
             measurement, on_layers=judge, on_step=lambda: on_step("measure")
         )
-    except (ValueError, RuntimeError, NonFiniteError, AttributeError) as error:
+    except (NoGradientError, FloatingPointError) as error:
         logger.warning(
             "This model's blocks cannot be differentiated (%s); "
             "layers are judged by the error at their block's output instead.",
@@ -104,18 +107,24 @@ def measure_costs(
         watcher = measure_block_outputs(
             measurement, on_layers=judge, on_step=lambda: on_step("measure")
         )
+    blocks = measurement.blocks
+    for block in (path for path, calls in blocks.num_calls.items() if not calls):
+        paths = [path for path in by_path if blocks.block_of(path) == block]
+        with BlockWeights(blocks, measurement.load).holding(block) as held:
+            judge(dict.fromkeys(paths, Importance(())), held)
     # A layer that the text never reached counts like the median weight.
     typical = median(densities) if densities else 1.0
     for path in unknown:
         costs[path] = tuple(typical * cost for cost in costs[path])
     measured = [dataclasses.replace(p, costs_nats=costs[p.path]) for p in profiles]
-    blocks = measurement.blocks
     watcher.forget({path for path in by_path if blocks.block_of(path) is not None})
     scales = measure_scales(
         measurement,
         probe_windows,
         measured,
         LayerEncoder(encoder, watcher, kept),
+        # Relative errors know nothing of nats; there any factor may be right.
+        max_spread=_MAX_SPREAD if method == "fisher" else math.inf,
         on_step=lambda: on_step("probe"),
     )
     return Costs(tuple(corrected(p, scales) for p in measured), method, scales, kept)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
@@ -68,19 +68,26 @@ class Moments:
 
 
 class MomentsObserver:
-    """Adds up `Moments` per layer and role; layers that share an input share its sums.
+    """Adds up `Moments` per layer and role; layers that always share an input share its sums.
 
     Args:
         shapes: Path of each layer → shape of its weight, (*lead, out, in).
         covariance: Whether to keep products of inputs too, not only squares.
+        squares_only: Paths of layers to keep squares of all the same.
     """
 
-    def __init__(self, shapes: Mapping[str, Sequence[int]], *, covariance: bool) -> None:
+    def __init__(
+        self,
+        shapes: Mapping[str, Sequence[int]],
+        *,
+        covariance: bool,
+        squares_only: Collection[str] = (),
+    ) -> None:
         self._shapes = shapes
-        self._covariance = covariance
+        self._with_products = set(shapes) - set(squares_only) if covariance else set()
         self._sums: dict[tuple[str, Role], Moments] = {}
-        self._leader: dict[tuple[str, Role], tuple[str, Role]] = {}
-        self._inputs: dict[tuple[int, int], tuple[tuple[str, Role], Observation]] = {}
+        self._fresh: dict[Hashable, tuple[Observation, Moments]] = {}
+        self._added: dict[tuple[int, int], tuple[Moments, Moments, Moments]] = {}
         self._touched: set[tuple[str, Role]] = set()
         self._paused = False
 
@@ -89,14 +96,15 @@ class MomentsObserver:
         if self._paused:
             return seen.y
         key = (seen.path, seen.role)
-        leader, _ = self._inputs.setdefault((id(seen.x), id(seen.experts)), (key, seen))
-        if leader[1] is not seen.role or self._lead(leader[0]) != self._lead(seen.path):
-            leader = key
-        self._leader[key] = leader
-        if leader == key:
-            new = self._moments(seen)
-            self._sums[key] = self._sums[key] + new if key in self._sums else new
-            self._touched.add(key)
+        new = self._moments(seen)
+        old = self._sums.get(key)
+        if old is None:
+            self._sums[key] = new
+        else:  # equal sums plus an equal input stay one object
+            found = self._added.get((id(old), id(new)))
+            _, _, self._sums[key] = found or (old, new, old + new)
+            self._added[id(old), id(new)] = (old, new, self._sums[key])
+        self._touched.add(key)
         return seen.y
 
     @contextmanager
@@ -110,18 +118,19 @@ class MomentsObserver:
 
     def pending(self) -> list[mx.array]:
         """Sums that changed since the last call, for the caller to evaluate after each batch."""
-        self._inputs.clear()
+        self._fresh.clear()
+        self._added.clear()
         touched, self._touched = self._touched, set()
-        return [array for key in touched for array in self._sums[key].arrays()]
+        sums = {id(self._sums[key]): self._sums[key] for key in touched}
+        return [array for moments in sums.values() for array in moments.arrays()]
 
     def roles(self) -> list[tuple[str, Role]]:
         """Every layer seen, with its role."""
-        return list(self._leader)
+        return list(self._sums)
 
     def of(self, path: str, role: Role) -> Moments | None:
         """What `path` was given in `role`; None when it never ran so."""
-        leader = self._leader.get((path, role))
-        return None if leader is None else self._sums[leader]
+        return self._sums.get((path, role))
 
     def covariance(self, path: str, role: Role) -> mx.array:
         """Products of the inputs of a layer that `takes_feedback`."""
@@ -138,27 +147,34 @@ class MomentsObserver:
 
     def forget(self, paths: Collection[str]) -> None:
         """Let everything about `paths` go, so that another pass can gather it anew."""
-        for key in [key for key in self._leader if key[0] in paths]:
-            del self._leader[key]
-            self._sums.pop(key, None)
-
-    def _lead(self, path: str) -> tuple[int, ...]:
-        return tuple(self._shapes[path][:-2])
+        for key in [key for key in self._sums if key[0] in paths]:
+            del self._sums[key]
 
     def _moments(self, seen: Observation) -> Moments:
+        """Moments of one call; the same object for every layer that shares the input."""
         shape = self._shapes[seen.path]
-        lead = self._lead(seen.path)
-        if seen.role is Role.LOOKUP:
-            ids = seen.x.reshape(-1)
-            counts = mx.zeros(shape[0]).at[ids].add(mx.ones(ids.shape))
-            return Moments(counts, mx.array(float(ids.size)))
-        inputs = squares(seen.x, seen.role, seen.experts, lead)
+        lead = tuple(shape[:-2])
         width = seen.x.shape[-1]
         # Feedback goes by whole groups; a width without them has no format to feed back in.
-        wanted = self._covariance and seen.role is not Role.TRANSPOSED
-        fits = width % _MIN_GROUP_SIZE == 0 and 4 * prod(lead) * width**2 <= _MAX_COVARIANCE_BYTES
-        covariance = _covariance(seen, lead) if wanted and fits else None
-        return Moments(inputs, _num_vectors(seen, lead), covariance)
+        products = (
+            seen.path in self._with_products
+            and seen.role not in (Role.TRANSPOSED, Role.LOOKUP)
+            and width % _MIN_GROUP_SIZE == 0
+            and 4 * prod(lead) * width**2 <= _MAX_COVARIANCE_BYTES
+        )
+        num_rows = shape[0] if seen.role is Role.LOOKUP else 0
+        key = (id(seen.x), id(seen.experts), seen.role, lead, products, num_rows)
+        if key not in self._fresh:
+            if seen.role is Role.LOOKUP:
+                ids = seen.x.reshape(-1)
+                counts = mx.zeros(num_rows).at[ids].add(mx.ones(ids.shape))
+                new = Moments(counts, mx.array(float(ids.size)))
+            else:
+                inputs = squares(seen.x, seen.role, seen.experts, lead)
+                covariance = _covariance(seen, lead) if products else None
+                new = Moments(inputs, _num_vectors(seen, lead), covariance)
+            self._fresh[key] = seen, new  # `seen` keeps the ids taken
+        return self._fresh[key][1]
 
 
 def takes_feedback(watcher: MomentsObserver, path: str) -> bool:

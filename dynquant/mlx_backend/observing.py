@@ -112,7 +112,10 @@ def _observed_class(original: type, path: str, observer: Observer) -> type:
     def call(self: Any, x: mx.array, *args: Any, **kwargs: Any) -> Any:
         y = original.__call__(self, x, *args, **kwargs)
         if issubclass(original, SwitchLinear):
-            return observe(Role.SWITCH, x, y, args[0] if args else kwargs["indices"])
+            experts = args[0] if args else kwargs["indices"]
+            if experts.shape != y.shape[:-2]:  # one choice for many rows
+                experts = mx.broadcast_to(experts, y.shape[:-2])
+            return observe(Role.SWITCH, x, y, experts)
         if issubclass(original, MultiLinear):
             transpose = args[0] if args else kwargs.get("transpose", True)
             return observe(Role.HEADS if transpose else Role.TRANSPOSED, x, y)

@@ -34,7 +34,6 @@ logger = logging.getLogger(__name__)
 
 _PROBED_BITS = (2, 4)
 _PROBED_GROUP_SIZE = 64
-_MAX_SPREAD = 8.0  # times the median; beyond it a probe says more about noise than about costs
 
 
 def role_of(profile: LayerProfile) -> str:
@@ -48,6 +47,7 @@ def measure_scales(
     profiles: Sequence[LayerProfile],
     encoder: LayerEncoder,
     *,
+    max_spread: float,
     on_step: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
     """Measured over predicted KL of each role at each probed width.
@@ -58,6 +58,7 @@ def measure_scales(
         profiles: The layers with their costs.
         encoder: It holds the moments of the layers outside all blocks; those of each
             block are gathered as the model advances.
+        max_spread: Factors are kept within this many times their median.
         on_step: Called after each block.
 
     Returns:
@@ -85,7 +86,7 @@ def measure_scales(
         logger.info("probe %s: predicted %.3g, measured %.3g", name, cost, measured[name])
     ratios = {n: measured[n] / cost for n, cost in predicted.items() if cost > 0 < measured[n]}
     middle = median(ratios.values()) if ratios else 1.0
-    low, high = middle / _MAX_SPREAD, middle * _MAX_SPREAD
+    low, high = middle / max_spread, middle * max_spread
     return {name: min(max(ratio, low), high) for name, ratio in ratios.items()}
 
 

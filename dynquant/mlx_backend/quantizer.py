@@ -23,11 +23,11 @@ from dynquant.mlx_backend.encoding import decode, encode_min_max
 from dynquant.mlx_backend.evaluation import compare
 from dynquant.mlx_backend.folder import fingerprint
 from dynquant.mlx_backend.importance import Importance
-from dynquant.mlx_backend.loading import Weights, open_model
+from dynquant.mlx_backend.loading import Weights, open_model, takes_mode
 from dynquant.mlx_backend.measuring import measure_costs
 from dynquant.mlx_backend.memory import cache_bytes, conversion_bytes
 from dynquant.mlx_backend.sensitivity import Measurement
-from dynquant.mlx_backend.streaming import BlockModel, BlockWeights, Forward
+from dynquant.mlx_backend.streaming import BlockModel, BlockWeights
 from dynquant.mlx_backend.verify import verify_folder
 from dynquant.mlx_backend.writing import (
     FolderWriter,
@@ -218,11 +218,13 @@ class MlxQuantizer:
             importance=_stored_importance(importance),
             on_step=lambda: on_step("encode"),
         )
+        layers = measurement.layers
+        affine_only = {path for path, layer in layers.items() if not takes_mode(layer)}
         keep_vision = "vision_tower" in getattr(self._model.skeleton, "model", {})
         sizes = {}
         for folder, writer in writers.items():
             config = dict(self._model.config)
-            if entry := quantization_config(plans[folder]):
+            if entry := quantization_config(plans[folder], named=affine_only):
                 config["quantization"] = entry
             with translated_storage_errors():
                 sizes[folder] = writer.finish(
@@ -272,11 +274,8 @@ class MlxQuantizer:
     @cached_property
     def _blocks(self) -> BlockModel:
         blocks = BlockModel(self._model.skeleton)
-        trial = Forward(
-            blocks, BlockWeights(blocks, self._model.lazy_weights), [mx.zeros((1, 2), mx.int32)]
-        )
-        # Some models drive the parts of their blocks without calling the blocks.
-        return blocks if trial.next_block is not None else blocks.treat_as_whole()
+        by_blocks = blocks.survey(self._model.lazy_weights())
+        return blocks if by_blocks else blocks.treat_as_whole()
 
     @cached_property
     def _dtypes(self) -> dict[str, mx.Dtype]:

@@ -4,13 +4,16 @@ An array that a block took is either another block's output (then its cotangent 
 straight there) or came from between the blocks; for the latter the model's own `__call__`
 runs again with every block replaced by its recorded result, and is differentiated with
 respect to those results. That makes the chain exact for every architecture, also where
-blocks share keys and values or a residual stream is mixed between them.
+blocks share keys and values or a residual stream is mixed between them. What reaches the
+layers outside all blocks is gathered first and goes to them at once, since the gradient's
+square is not the sum of its parts' squares.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from functools import partial
 from typing import Any, Protocol
 
@@ -19,7 +22,11 @@ import mlx.core as mx
 from dynquant.mlx_backend.loading import Weights
 from dynquant.mlx_backend.streaming import BlockModel, BlockWeights, Call, Forward, Tape
 
-__all__ = ["Gauge", "backward"]
+__all__ = ["Gauge", "NoGradientError", "backward"]
+
+
+class NoGradientError(RuntimeError):
+    """The model has an operation without a VJP."""
 
 
 class Gauge(Protocol):
@@ -61,7 +68,7 @@ def backward(
             at the end with None and the weights outside all blocks.
 
     Raises:
-        ValueError, RuntimeError: A block uses an operation that has no VJP.
+        NoGradientError: The model has an operation without a VJP.
     """
     blocks = forward.blocks
     reversal = [
@@ -84,8 +91,9 @@ def backward(
             with weights.holding_outer():
                 for batch in reversal:
                     batch.between_blocks(position, gauge)
-                    batch.tape.pop()
         with weights.holding_outer():
+            for batch in reversal:
+                batch.finish(gauge)
             on_block(None, weights.outer)
     finally:
         blocks.model.eval()
@@ -93,10 +101,6 @@ def backward(
 
 class _Reached(Exception):  # noqa: N818  control flow, not an error
     """The replay came to the call that it was to stop at."""
-
-    def __init__(self, call: Call) -> None:
-        super().__init__()
-        self.call = call
 
 
 class _Reversal:
@@ -107,77 +111,110 @@ class _Reversal:
         self._blocks = blocks
         self._batch = batch
         self._cotangents: dict[int, mx.array] = {}
-        self._derived: dict[int, list[int]] = {}
+        # Per call, which inputs came from between the blocks, and in the end their cotangents.
+        self._derived: list[list[int]] = []
+        self._arrived: dict[int, list[mx.array]] = {}
         known: set[int] = set()
-        for position, call in enumerate(tape):
+        for call in tape:
             inputs = [id(array) for array in call.inputs()]
-            self._derived[position] = [i for i, key in enumerate(inputs) if key not in known]
+            self._derived.append([i for i, key in enumerate(inputs) if key not in known])
             known.update(inputs, map(id, call.outputs()))
 
     def start(self, loss: Callable[[mx.array], mx.array], gauge: Gauge) -> None:
         """From the loss to the blocks' outputs."""
-        self._replay(len(self.tape), lambda logits: [loss(logits)], [mx.array(1.0)], gauge)
+        results = self._results(len(self.tape))
+
+        def run(arrays: Sequence[mx.array]) -> list[mx.array]:
+            return [loss(self._replay(arrays, lambda _position, _call: None))]
+
+        gradients = _vjp(run, results, gauge.primals(None), [mx.array(1.0)], gauge)
+        self._add(zip(results, gradients, strict=True))
 
     def through_block(self, position: int, gauge: Gauge) -> None:
         """From the outputs of the call at `position` to its inputs."""
         call = self.tape[position]
         inputs = call.inputs()
         cotangents = [self._pop(array) for array in call.outputs()]
-        primals = gauge.primals(call.path)
 
         def run(arrays: Sequence[mx.array]) -> list[mx.array]:
-            traced = Call(call.path, *call.with_inputs(arrays))
-            traced.result = self._blocks.call_block(call.path, traced.args, traced.kwargs)
-            traced.cache_states = traced.states()
+            traced = call.with_inputs(arrays)
+            traced.run(self._blocks.call_block)
             return traced.outputs()
 
-        gradients = _vjp(run, inputs, primals, cotangents, gauge)
+        gradients = _vjp(run, inputs, gauge.primals(call.path), cotangents, gauge)
         self._add(zip(inputs, gradients, strict=True))
 
     def between_blocks(self, position: int, gauge: Gauge) -> None:
         """From inputs of the call at `position` that no block made, to what they came from."""
         inputs = self.tape[position].inputs()
         derived = [i for i in self._derived[position] if id(inputs[i]) in self._cotangents]
-        if not derived:
+        self._derived[position] = derived
+        self._arrived[position] = [self._pop(inputs[i]) for i in derived]
+        results = self._results(position)
+        if not derived or not results:
             return
-        cotangents = [self._pop(inputs[i]) for i in derived]
-        self._replay(position, lambda call: [call.inputs()[i] for i in derived], cotangents, gauge)
-
-    def _replay(
-        self,
-        stop: int,
-        select: Callable[[Any], list[mx.array]],
-        cotangents: list[mx.array],
-        gauge: Gauge,
-    ) -> None:
-        """Differentiate what lies between the blocks, up to the call at `stop`.
-
-        `select` picks what to differentiate from the call reached, or from the logits.
-        """
-        recorded = self.tape[:stop]
-        results = [array for call in recorded for array in call.outputs()]
 
         def run(arrays: Sequence[mx.array]) -> list[mx.array]:
-            pool = iter(arrays)
-            counter = iter(range(stop + 1))
+            found: list[mx.array] = []
 
-            def give_recorded(path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-                reached = Call(path, args, kwargs)
-                if (position := next(counter)) == stop:
-                    raise _Reached(reached)
-                call = recorded[position]
-                result, states = call.with_outputs([next(pool) for _ in call.outputs()])
-                reached.restore(states)
-                return result
+            def note(at: int, call: Call) -> None:
+                if at == position:
+                    found.extend(self._chosen(at, call))
+                    raise _Reached
 
-            with self._blocks.intercepted(give_recorded):
-                try:
-                    return select(self._blocks.model(self._batch))
-                except _Reached as reached:
-                    return select(reached.call)
+            with suppress(_Reached):
+                self._replay(arrays, note)
+            return found
 
-        gradients = _vjp(run, results, gauge.primals(None), cotangents, gauge)
+        gradients = _vjp(run, results, {}, self._arrived[position], gauge)
         self._add(zip(results, gradients, strict=True))
+
+    def finish(self, gauge: Gauge) -> None:
+        """To the layers outside all blocks; all that comes from the blocks meets in them."""
+        if not (primals := gauge.primals(None)):
+            return
+        results = self._results(len(self.tape))
+
+        cotangents = [c for at in range(len(self.tape)) for c in self._arrived[at]]
+
+        def run(_arrays: Sequence[mx.array]) -> list[mx.array]:
+            found: list[mx.array] = []
+
+            def note(at: int, call: Call) -> None:
+                found.extend(self._chosen(at, call))
+                if len(found) == len(cotangents):
+                    raise _Reached
+
+            with suppress(_Reached):  # the model may change what it gets in place
+                self._replay([copy.copy(array) for array in results], note)
+            return found
+
+        if cotangents:
+            _vjp(run, [], primals, cotangents, gauge)
+
+    def _results(self, stop: int) -> list[mx.array]:
+        return [array for call in self.tape[:stop] for array in call.outputs()]
+
+    def _chosen(self, position: int, call: Call) -> list[mx.array]:
+        inputs = call.inputs()
+        return [inputs[i] for i in self._derived[position]]
+
+    def _replay(self, arrays: Sequence[mx.array], note: Callable[[int, Call], None]) -> mx.array:
+        """Run the model with its blocks replaced by what they gave, with `arrays` in its place.
+
+        `note` gets the position and the arguments of each call, and may end the run.
+        """
+        pool, positions = iter(arrays), iter(range(len(self.tape)))
+
+        def give_recorded(path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            position, reached = next(positions), Call(path, args, kwargs)
+            note(position, reached)
+            call = self.tape[position]
+            return call.leave(reached, [next(pool) for _ in call.outputs()])
+
+        with self._blocks.intercepted(give_recorded):
+            logits: mx.array = self._blocks.model(self._batch)
+        return logits
 
     def _add(self, pairs: Iterable[tuple[mx.array, mx.array]]) -> None:
         for array, cotangent in pairs:
@@ -207,7 +244,10 @@ def _vjp(
     everything = [*inputs, *primals.values()]
     if not everything:
         return []
-    _, gradients = mx.vjp(traced, everything, cotangents)
-    mx.eval(gradients)
+    try:
+        _, gradients = mx.vjp(traced, everything, cotangents)
+        mx.eval(gradients)
+    except (ValueError, RuntimeError) as error:
+        raise NoGradientError(str(error)) from error
     gauge.take(dict(zip(names, gradients[len(inputs) :], strict=True)))
     return list(gradients[: len(inputs)])

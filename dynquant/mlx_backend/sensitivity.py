@@ -25,7 +25,7 @@ import mlx.nn as nn
 from dynquant.errors import NonFiniteError
 from dynquant.mlx_backend.gptq import conditional_variances
 from dynquant.mlx_backend.importance import Importance, Term
-from dynquant.mlx_backend.loading import Weights, quantizable, scalar
+from dynquant.mlx_backend.loading import Weights, check_finite, quantizable, scalar
 from dynquant.mlx_backend.moments import MomentsObserver, takes_feedback
 from dynquant.mlx_backend.observing import Observation, Role, observed, squares
 from dynquant.mlx_backend.reverse import backward
@@ -113,6 +113,15 @@ class Measurement:
         found = quantizable(self.blocks.model)
         return {path: layer for path, layer in found.items() if path in self.shapes}
 
+    def observer(self) -> MomentsObserver:
+        """Gathers the layers' inputs; products too, where the encoder feeds errors back.
+
+        Products must go with their block, so a block that is called again keeps squares.
+        """
+        calls = self.blocks.num_calls
+        again = {p for p in self.shapes if calls.get(self.blocks.block_of(p) or "", 1) > 1}
+        return MomentsObserver(self.shapes, covariance=self.feedback, squares_only=again)
+
 
 def measure_importance(
     measurement: Measurement,
@@ -131,27 +140,32 @@ def measure_importance(
         The second moments, with covariances only of the layers outside all blocks.
 
     Raises:
-        NonFiniteError: A squared input or gradient is NaN or infinite.
-        ValueError, RuntimeError: The model has an operation without a VJP.
+        NonFiniteError: A weight or a layer's input is NaN or infinite; names the layer.
+        FloatingPointError: A gradient is, though the forward pass was sound.
+        NoGradientError: The model has an operation without a VJP.
     """
     blocks = measurement.blocks
-    watcher, columns = MomentsObserver(measurement.shapes, covariance=measurement.feedback), {}
+    watcher, columns = measurement.observer(), dict[str, mx.array]()
     weights = BlockWeights(blocks, measurement.load)
     forward = Forward(blocks, weights, measurement.batches, record=True)
 
     def settle(block: str | None, *, keep: bool) -> None:
         """Take from the covariances what the costs need."""
         for path, role in watcher.roles():
-            if blocks.block_of(path) == block and takes_feedback(watcher, path):
+            if blocks.block_of(path) != block:
+                continue
+            _check_inputs(watcher, path, role)
+            if takes_feedback(watcher, path):
                 covariance = watcher.covariance(path, role)
                 columns[path] = conditional_variances(covariance, _ORDER_GROUP_SIZE)
                 mx.eval(columns[path])
         if not keep:
             watcher.drop_covariances()
 
+    check_finite(weights.outer)
     with observed(measurement.layers, watcher):
         while (path := forward.next_block) is not None:
-            forward.step(watcher.pending)
+            forward.step(watcher.pending, lambda _path, held: check_finite(held))
             settle(path, keep=False)
             on_step()
         with weights.holding_outer():  # the head's inputs are needed, its logits are not
@@ -184,6 +198,17 @@ def _sampled_log_likelihood(logits: mx.array, seed: int) -> mx.array:
     return (chosen - mx.logsumexp(logits, axis=-1)).sum()
 
 
+def _check_inputs(watcher: MomentsObserver, path: str, role: Role) -> None:
+    moments = watcher.of(path, role)
+    assert moments is not None
+    if not mx.isfinite(moments.inputs.sum()).item():
+        raise NonFiniteError(
+            f"NaN or infinity went into layer '{path}' in the calibration pass, though the "
+            "weights before it are finite. The model needs a wider dtype than it is stored in.",
+            layer=path,
+        )
+
+
 def _importance(
     measurement: Measurement,
     path: str,
@@ -206,11 +231,7 @@ def _importance(
             gradients = moments.towards_mean_expert(gradients)
         mass = scalar(inputs.sum() * gradients.sum())
         if not mass < float("inf"):
-            raise NonFiniteError(
-                f"NaN or infinity in the calibration pass at layer '{path}'. The model's weights "
-                "are damaged, or it needs a wider dtype than this machine computes in.",
-                layer=path,
-            )
+            raise FloatingPointError(f"the gradient at layer '{path}' is not finite")
         if mass > 0:  # a layer without a gradient (a sparse index) tells nothing of its cost
             as_output = role not in (Role.LOOKUP, Role.TRANSPOSED)
             terms.append(Term(gradients, inputs) if as_output else Term(inputs, gradients))

@@ -39,6 +39,11 @@ class BlockModel:
 
     The blocks are the modules of `model.layers`. A model without them is one block:
     it then runs as a whole, in the memory that this takes.
+
+    Attributes:
+        model: The skeleton.
+        blocks: Path → block.
+        num_calls: Path → how often one pass calls the block; `survey` counts.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -47,6 +52,7 @@ class BlockModel:
         layers = getattr(model, "layers", None)
         blocks = [b for b in layers if isinstance(b, nn.Module)] if isinstance(layers, list) else []
         self.blocks = {paths[id(b)]: b for b in blocks if paths.get(id(b))} or {"": model}
+        self.num_calls = dict.fromkeys(self.blocks, 1)
         self.interceptor: Callable[[str, tuple[Any, ...], dict[str, Any]], Any] | None = None
         self._original_calls = {path: type(b).__call__ for path, b in self.blocks.items()}
         for path, block in self.blocks.items():
@@ -57,12 +63,43 @@ class BlockModel:
         """Whether the model runs as one block."""
         return "" in self.blocks
 
+    def survey(self, weights: Weights) -> bool:
+        """Count in `num_calls` how often the model calls its blocks; nothing is read.
+
+        Args:
+            weights: Lazily loaded.
+
+        Returns:
+            Whether the weights of a block are needed in its calls only; some models drive
+            the parts of their blocks themselves.
+        """
+        outer, inner = self.split(for_compute(weights))
+        self.num_calls = dict.fromkeys(self.blocks, 0)
+
+        def call(path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            self.num_calls[path] += 1
+            self.install(inner[path])
+            result = self.call_block(path, args, kwargs)
+            clear_parameters(self.blocks[path])
+            return result
+
+        self.install(outer)
+        try:
+            with self.intercepted(call):
+                self.model(mx.zeros((1, 2), mx.int32))
+        except (ValueError, TypeError, IndexError, RuntimeError):
+            return False
+        finally:
+            clear_parameters(self.model)
+        return any(self.num_calls.values())
+
     def treat_as_whole(self) -> BlockModel:
         """The same model as one block, for models whose blocks are not called one by one."""
         for block in self.blocks.values():
             block.__class__ = type(block).__mro__[1]
         whole = copy.copy(self)
         whole.blocks = {"": self.model}
+        whole.num_calls = {"": 1}
         whole._original_calls = {"": type(self.model).__call__}
         _intercept(self.model, "", whole)
         return whole
@@ -129,10 +166,11 @@ class BlockWeights:
         """The block at `path` with its weights in place and read, for as long as the context."""
         if path not in self._inner:  # looped models call a block again
             self._inner = self._blocks.split(for_compute(self._load()))[1]
-        weights = self._amend(self._inner.pop(path))
-        self._blocks.install(weights)
-        mx.eval(list(weights.values()))
+        weights = self._inner.pop(path)
         try:
+            weights = self._amend(weights)
+            self._blocks.install(weights)
+            mx.eval(list(weights.values()))
             yield weights
         finally:
             weights.clear()
@@ -156,45 +194,84 @@ class BlockWeights:
 
 @dataclass
 class Call:
-    """One recorded call of a block: what it got, what it gave."""
+    """One call of a block: what it got, what it gave, what it left in what it got.
+
+    Blocks pass things on in three ways: by their result, in a cache or another object among
+    their arguments, and in a list or dict that they share.
+    """
 
     path: str
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     result: Any = None
-    cache_states: list[Any] = field(default_factory=list)
+    left: list[Any] = field(default_factory=list)
+
+    def copied(self, keep: Callable[[Any], Any] = copy.copy) -> Call:
+        """The same call, not yet run, with arguments that nobody else changes.
+
+        Args:
+            keep: Array → array that stays as it is.
+        """
+        return Call(self.path, *_map_arrays(keep, (self.args, self.kwargs)))
+
+    def run(self, block: Callable[..., Any], keep: Callable[[Any], Any] = copy.copy) -> Any:
+        """Call `block`; its result and what it left in the arguments are noted."""
+        result = block(self.path, self.args, self.kwargs)
+        self.result, self.left = _map_arrays(keep, (result, self._shared()))
+        return result
 
     def inputs(self) -> list[mx.array]:
         """Floating-point arrays among the arguments."""
         return [leaf for leaf in _leaves((self.args, self.kwargs)) if _is_floating_array(leaf)]
 
     def outputs(self) -> list[mx.array]:
-        """Floating-point arrays that the block returned or left in a cache."""
-        leaves = _leaves((self.result, self.cache_states))
-        return [leaf for leaf in leaves if _is_floating_array(leaf)]
+        """Floating-point arrays that the block returned or left in its arguments."""
+        return [leaf for leaf in _leaves((self.result, self.left)) if _is_floating_array(leaf)]
 
-    def states(self) -> list[Any]:
-        """What the caches among the arguments hold now."""
-        return [cache.state for cache in _caches((self.args, self.kwargs))]
+    def with_inputs(self, arrays: Sequence[mx.array]) -> Call:
+        """The same call with `arrays` in place of `inputs()`, not yet run."""
+        return Call(self.path, *_replace((self.args, self.kwargs), iter(arrays)))
 
-    def restore(self, states: Sequence[Any]) -> None:
-        """Make the caches among the arguments hold `states`."""
-        for cache, state in zip(_caches((self.args, self.kwargs)), states, strict=True):
-            cache.state = state
+    def leave(self, other: Call, arrays: Sequence[mx.array]) -> Any:
+        """Do to `other`'s arguments what this call did to its own, with `arrays` as `outputs()`.
 
-    def with_inputs(self, arrays: Sequence[mx.array]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The arguments with `arrays` in place of `inputs()`, caches as they were before."""
-        replaced = _replace((self.args, self.kwargs), iter(arrays))
-        args, kwargs = _map_leaves(_copy_cache, replaced)
-        return args, kwargs
+        Returns:
+            The result.
+        """
+        result, left = _replace((self.result, self.left), iter(arrays))
+        for shared, contents in zip(other._shared(), left, strict=True):
+            if isinstance(shared, list):
+                shared[:] = contents
+            else:
+                there, new = (vars(x) if _is_record(x) else x for x in (shared, contents))
+                there.clear()
+                there.update(new)
+        return result
 
-    def with_outputs(self, arrays: Sequence[mx.array]) -> tuple[Any, list[Any]]:
-        """The result and cache states with `arrays` in place of `outputs()`."""
-        result, states = _replace((self.result, self.cache_states), iter(arrays))
-        return result, states
+    def _shared(self) -> list[Any]:
+        """The arguments that a block may change in place, the outermost of nested ones."""
+        return _changeable((self.args, tuple(self.kwargs.values())))
 
 
 Tape = list[Call]
+
+
+class _Kept:
+    """Recorded arrays, apart from those that the model goes on with: `h += y` changes `h`.
+
+    An array that was not changed since it was recorded is recorded as the same one again,
+    so that cotangents find the way by identity.
+    """
+
+    def __init__(self) -> None:
+        self._pairs: dict[int, tuple[mx.array, mx.array]] = {}
+
+    def __call__(self, live: mx.array) -> mx.array:
+        _, kept = self._pairs.get(id(live), (live, None))
+        if kept is None or not mx.array_equal(live, kept, equal_nan=True).item():
+            kept = copy.copy(live)  # another name for the same memory
+            self._pairs[id(live)] = live, kept
+        return kept
 
 
 class Forward:
@@ -221,9 +298,13 @@ class Forward:
         self.weights = weights
         self.batches = batches
         self.tapes: list[Tape] = [[] for _ in batches] if record else []
-        self._greenlets = [greenlet.greenlet(self._call_model) for _ in batches]
+        # Not a method of this object: a suspended frame that held it would keep it alive for ever.
+        self._greenlets = [greenlet.greenlet(blocks.model) for _ in batches]
         self._waiting: list[Call | None] = [None] * len(batches)
+        self._results: list[Any] = [None] * len(batches)
+        self._kept = [_Kept() for _ in batches]
         self._logits: list[mx.array | None] = [None] * len(batches)
+        self._calls_left = dict(blocks.num_calls)
         self._started = False
 
     @property
@@ -250,7 +331,7 @@ class Forward:
             observe: Called after the block ran on a batch; returns arrays to evaluate
                 together with the block's output.
             while_held: Called with the block's path and weights once all batches are
-                through, before the weights are let go.
+                through its last call, before the weights are let go.
         """
         path = self.next_block
         if path is None:
@@ -258,18 +339,21 @@ class Forward:
         with self.weights.holding(path) as held:
             for index, call in enumerate(self._waiting):
                 assert call is not None
-                kept = Call(path, *_map_leaves(_copy_cache, (call.args, call.kwargs)))
-                kept.result = self.blocks.call_block(path, call.args, call.kwargs)
-                kept.cache_states = call.states()
+                keep = self._kept[index] if self.tapes else _Kept()
+                kept = call.copied(keep)
+                self._results[index] = call.run(self.blocks.call_block, keep)
+                kept.result, kept.left = call.result, call.left
                 mx.eval(kept.outputs(), observe())
                 self._waiting[index] = kept
                 if self.tapes:
                     self.tapes[index].append(kept)
-            while_held(path, held)
+            self._calls_left[path] -= 1
+            if not self._calls_left[path]:
+                while_held(path, held)
         with self._glue():
-            for index, call in enumerate(self._waiting):
-                assert call is not None
-                self._resume(index, call.result)
+            for index in range(len(self.batches)):
+                result, self._results[index] = self._results[index], None
+                self._resume(index, result)
 
     @property
     def last_calls(self) -> list[Call]:
@@ -289,10 +373,6 @@ class Forward:
         while self.next_block is not None:
             self.step()
         yield from self.logits()
-
-    def _call_model(self, batch: mx.array) -> mx.array:
-        result: mx.array = self.blocks.model(batch)
-        return result
 
     @contextmanager
     def _glue(self) -> Iterator[None]:
@@ -328,12 +408,19 @@ def _is_floating_array(leaf: Any) -> bool:
     return isinstance(leaf, mx.array) and is_floating(leaf)
 
 
-def _is_cache(leaf: Any) -> bool:
-    return hasattr(leaf, "state") and not isinstance(leaf, nn.Module | mx.array)
+def _is_record(node: Any) -> bool:
+    """Whether `node` is an object that carries arrays, such as a cache or residual streams."""
+    return hasattr(node, "__dict__") and not callable(node)
 
 
-def _copy_cache(leaf: Any) -> Any:
-    return copy.copy(leaf) if _is_cache(leaf) else leaf
+def _changeable(tree: Any) -> list[Any]:
+    if isinstance(tree, list | dict) or _is_record(tree):
+        return [tree]
+    return [node for item in tree for node in _changeable(item)] if isinstance(tree, tuple) else []
+
+
+def _map_arrays(function: Callable[[mx.array], Any], tree: Any) -> Any:
+    return _map_leaves(lambda leaf: function(leaf) if isinstance(leaf, mx.array) else leaf, tree)
 
 
 def _leaves(tree: Any) -> list[Any]:
@@ -342,18 +429,18 @@ def _leaves(tree: Any) -> list[Any]:
     return leaves
 
 
-def _caches(tree: Any) -> list[Any]:
-    return [leaf for leaf in _leaves(tree) if _is_cache(leaf)]
-
-
 def _map_leaves(function: Callable[[Any], Any], tree: Any) -> Any:
-    """`tree_map` that keeps tuples, lists, dicts and named tuples as they are."""
+    """`tree` with its leaves replaced; lists, dicts and objects that carry arrays are copied."""
     if isinstance(tree, tuple) and hasattr(tree, "_fields"):
         return type(tree)(*(_map_leaves(function, item) for item in tree))
     if isinstance(tree, list | tuple):
         return type(tree)(_map_leaves(function, item) for item in tree)
     if isinstance(tree, dict):
         return {key: _map_leaves(function, value) for key, value in tree.items()}
+    if _is_record(tree):
+        copied = copy.copy(tree)
+        vars(copied).update(_map_leaves(function, vars(tree)))
+        return copied
     return function(tree)
 
 

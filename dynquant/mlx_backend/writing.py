@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -35,11 +35,15 @@ class FolderWriter:
     Args:
         folder: An empty folder.
         num_parameters: For the index's metadata.
+        shard_bytes: Largest size of a shard, unless one array alone is larger.
     """
 
-    def __init__(self, folder: Path, *, num_parameters: int) -> None:
+    def __init__(
+        self, folder: Path, *, num_parameters: int, shard_bytes: int = _SHARD_BYTES
+    ) -> None:
         self._folder = folder
         self._num_parameters = num_parameters
+        self._shard_bytes = shard_bytes
         self._pending: dict[str, mx.array] = {}
         self._pending_bytes = 0
         self._total_bytes = 0
@@ -47,7 +51,7 @@ class FolderWriter:
 
     def add(self, name: str, array: mx.array) -> None:
         """Write parameter `name`."""
-        if self._pending and self._pending_bytes + array.nbytes > _SHARD_BYTES:
+        if self._pending and self._pending_bytes + array.nbytes > self._shard_bytes:
             self._flush()
         self._pending[name] = array
         self._pending_bytes += array.nbytes
@@ -98,19 +102,21 @@ class FolderWriter:
         file = self._folder / _staged(number)
         with translated_storage_errors():
             mx.save_safetensors(str(file), self._pending, metadata={"format": "mlx"})
-            # MLX does not report a short write.
-            if file.stat().st_size < self._pending_bytes:
-                raise OSError(errno.ENOSPC, "short write")
         self._total_bytes += self._pending_bytes
         self._shards.append(list(self._pending))
         self._pending, self._pending_bytes = {}, 0
         mx.clear_cache()
 
 
-def quantization_config(plan: QuantPlan) -> dict[str, Any]:
+def quantization_config(plan: QuantPlan, *, named: Collection[str] = ()) -> dict[str, Any]:
     """The `quantization` entry of config.json; empty when nothing is quantized.
 
     The most common format stands at the top level, every other layer by its path.
+
+    Args:
+        plan: The plan.
+        named: Paths of layers that stand by their path in any case. What mlx-lm infers for
+            the others names a `mode`, which some layers do not take.
     """
     if all(fmt.mode == "unquantized" for fmt in plan.formats.values()):
         return {}
@@ -119,7 +125,7 @@ def quantization_config(plan: QuantPlan) -> dict[str, Any]:
     for path, fmt in plan.formats.items():
         if fmt.mode == "unquantized":
             entry[path] = False
-        elif fmt != common:
+        elif fmt != common or path in named:
             # `affine` is every layer's default, and some layers take no `mode`.
             mode = {} if fmt.mode == "affine" else {"mode": fmt.mode}
             entry[path] = _settings(fmt) | mode

@@ -132,7 +132,9 @@ def test_a_transposed_weight_takes_no_feedback():
 
 
 def test_layers_that_share_an_input_share_its_sums():
-    watcher = MomentsObserver({"q": (4, WIDTH), "k": (2, WIDTH), "o": (WIDTH, WIDTH)}, covariance=True)
+    watcher = MomentsObserver(
+        {"q": (4, WIDTH), "k": (2, WIDTH), "o": (WIDTH, WIDTH)}, covariance=True
+    )
     for seed in range(2):
         x = random(2, 5, WIDTH, seed=seed)
         see(watcher, "q", x)

@@ -115,11 +115,15 @@ def test_layers_are_as_before_once_the_watching_ends():
     assert not recorder.seen
 
 
-def test_two_observers_see_the_same_layer_the_inner_one_first():
+def test_two_observers_can_watch_the_same_layer():
     layer, order = nn.Linear(6, 4), list[str]()
 
     def note(name: str) -> Callable[[Observation], mx.array]:
-        return lambda seen: order.append(name) or seen.y
+        def observer(seen: Observation) -> mx.array:
+            order.append(name)
+            return seen.y
+
+        return observer
 
     with observed({"a": layer}, note("outer")), observed({"a": layer}, note("inner")):
         layer(random(1, 6))

@@ -1,0 +1,49 @@
+"""What the whole session says at its end."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+
+import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Workers share few cores, where threads of OpenBLAS mostly wait for each other.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+import dynquant.mlx_backend  # noqa: F401  OpenBLAS before any test imports MLX
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """How many model families went which way, and why some did not."""
+    ran = [
+        report
+        for outcome in ("passed", "failed")
+        for report in terminalreporter.getreports(outcome)
+        if report.when == "call" and "test_families.py::test_a_family_is_quantized" in report.nodeid
+    ]
+    if not ran:
+        return
+    from tests import families
+
+    passed = [report for report in ran if report.passed]
+    methods = Counter(dict(report.user_properties)["method"] for report in passed)
+    say = terminalreporter.write_line
+    terminalreporter.section("model families")
+    say(
+        f"{len(passed)} of {len(ran)} families run were quantized ("
+        + ", ".join(f"{count} by {method}" for method, count in sorted(methods.items()))
+        + f"); the table has {len(families.FAMILIES)}, for "
+        f"{len(families.all_model_modules()) - len(families.EXCLUDED)} of "
+        f"{len(families.all_model_modules())} modules of mlx_lm.models"
+    )
+    for title, notes in (
+        ("no family", families.EXCLUDED),
+        ("refused", families.REFUSED),
+        ("no gradient", families.NO_GRADIENT),
+        ("not block by block", families.WHOLE),
+        ("masked logits", families.MASKED_LOGITS),
+        ("mlx_lm.load fails, load_model works", families.STOCK_CANNOT_RELOAD),
+    ):
+        for name, reason in notes.items():
+            say(f"{title}: {name}: {reason}")

@@ -1,0 +1,230 @@
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dynquant.errors import InvalidModelError, TextError
+from dynquant.mlx_backend.calibration import cut_windows, open_tokenizer, window_length
+from dynquant.ports import Text
+from tests.mlx_backend.factories import save_model
+
+CHAT = [{"role": "user", "content": "hi there"}, {"role": "assistant", "content": "hello you"}]
+
+
+class FakeTokenizer:
+    """One token per word; ids in the order in which the words turn up."""
+
+    has_chat_template = False
+
+    def __init__(self) -> None:
+        self.ids: dict[str, int] = {}
+        self.encoded: list[str] = []
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        assert not add_special_tokens  # a window is cut out of running text
+        self.encoded.append(text)
+        return [self.ids.setdefault(word, len(self.ids)) for word in text.split()]
+
+
+class ChatTokenizer(FakeTokenizer):
+    has_chat_template = True
+
+    def apply_chat_template(self, messages: list[dict[str, str]], *, tokenize: bool) -> str:
+        assert not tokenize
+        return "".join(f"<{m['role']}> {m['content']} <end> " for m in messages)
+
+
+def text_of(*documents, name: str = "text.txt") -> Text:
+    return Text(name=name, documents=lambda: iter(documents))
+
+
+def words(count: int, *, start: int = 0) -> str:
+    """Running text in which every word is another one."""
+    return " ".join(f"w{i}" for i in range(start, start + count))
+
+
+def cut(text: Text, tokenizer=None, **overrides):
+    fields = {"window_tokens": 64, "num_windows": 4, "min_windows": 2}
+    return cut_windows(text, tokenizer or FakeTokenizer(), **fields | overrides)
+
+
+def test_windows_are_spread_evenly_over_the_text():
+    windows = cut(text_of(words(64 * 31)))
+    assert windows.tokens.shape == (4, 64)
+    assert windows.tokens[:, 0].tolist() == [0, 640, 1280, 1920]
+    assert windows.tokens.dtype == np.int32
+    assert (np.diff(windows.tokens) == 1).all()  # each is running text
+
+
+def test_a_short_text_gives_fewer_windows_and_none_twice():
+    windows = cut(text_of(words(64 * 3 + 10)))
+    assert windows.tokens[:, 0].tolist() == [0, 64, 128]
+    assert windows.facts.num_tokens == 192
+
+
+def test_no_more_of_a_long_text_is_read_than_is_used():
+    seen: list[int] = []
+
+    def endless() -> Iterator[str]:
+        for i in itertools.count():
+            seen.append(i)
+            yield words(1000, start=1000 * i)
+
+    windows = cut(Text(name="endless", documents=endless))
+    assert len(seen) <= 32 * 4 * 64 // 1000 + 1
+    assert windows.tokens.max() > 7000  # spread over all that was read
+
+
+def test_a_long_document_is_tokenized_in_chunks():
+    tokenizer = FakeTokenizer()
+    cut(text_of("word " * 500_000), tokenizer, window_tokens=512, num_windows=64)
+    assert max(map(len, tokenizer.encoded)) <= (1 << 20) + 2
+
+
+def test_documents_are_joined_by_an_empty_line():
+    tokenizer = FakeTokenizer()
+    cut(text_of(words(100), words(100, start=100)), tokenizer)
+    assert tokenizer.encoded[0] == words(100)
+    assert tokenizer.encoded[1] == "\n\n" + words(100, start=100)
+
+
+@pytest.mark.parametrize("count", [0, 1, 127])
+def test_a_text_too_short_is_refused_with_what_is_needed(count):
+    with pytest.raises(TextError, match=rf"'text.txt' has {count} tokens, .* 128 ") as raised:
+        cut(text_of(words(count)))
+    assert raised.value.num_tokens_needed == 128
+
+
+def test_a_text_without_documents_is_too_short():
+    with pytest.raises(TextError) as raised:
+        cut(text_of())
+    assert raised.value.num_tokens_needed == 128
+
+
+def test_facts_say_what_was_used():
+    facts = cut(text_of(words(64 * 31), name="novel.txt")).facts
+    assert (facts.name, facts.num_tokens, facts.window_tokens) == ("novel.txt", 256, 64)
+    assert not facts.chat_formatted
+    assert len(facts.sha256) == 64
+    assert facts.sha256 == cut(text_of(words(64 * 31), name="other")).facts.sha256
+    assert facts.sha256 != cut(text_of(words(64 * 30))).facts.sha256
+
+
+def test_chats_go_through_the_chat_template():
+    tokenizer = ChatTokenizer()
+    windows = cut(text_of(*[CHAT] * 40), tokenizer)
+    assert tokenizer.encoded[0] == "<user> hi there <end> <assistant> hello you <end> "
+    assert windows.facts.chat_formatted
+
+
+def test_chats_are_plain_text_to_a_model_without_a_template():
+    tokenizer = FakeTokenizer()
+    windows = cut(text_of(*[CHAT] * 40), tokenizer)
+    assert tokenizer.encoded[0] == "\n\nhi there\n\nhello you"
+    assert not windows.facts.chat_formatted
+
+
+def test_plain_text_gets_no_template():
+    tokenizer = ChatTokenizer()
+    assert not cut(text_of(words(300)), tokenizer).facts.chat_formatted
+    assert tokenizer.encoded == [words(300)]
+
+
+def pair(calibration: Text, evaluation: Text):
+    tokenizer = FakeTokenizer()
+    return cut(calibration, tokenizer, num_windows=8), cut(evaluation, tokenizer, num_windows=8)
+
+
+@pytest.mark.parametrize("name", ["text.txt", "other.txt"])
+def test_evaluating_on_the_calibration_text_is_refused_under_any_name(name):
+    calibration, evaluation = pair(text_of(words(2000)), text_of(words(2000), name=name))
+    with pytest.raises(TextError, match=f"'{name}' shares 100% of its windows"):
+        evaluation.check_disjoint(calibration)
+
+
+def test_another_stretch_of_the_same_windows_is_refused():
+    """The calibration read the text from its start, the evaluation begins elsewhere in it."""
+    calibration, evaluation = pair(text_of(words(4000)), text_of(words(2000, start=777)))
+    with pytest.raises(TextError, match="shares 100%"):
+        evaluation.check_disjoint(calibration)
+
+
+def test_a_text_that_overlaps_in_part_is_refused():
+    calibration, evaluation = pair(text_of(words(2000)), text_of(words(2000, start=1500)))
+    with pytest.raises(TextError, match=r"shares \d\d% of its windows"):
+        evaluation.check_disjoint(calibration)
+
+
+def test_texts_that_share_single_sentences_pass():
+    tokenizer = FakeTokenizer()
+    quote = words(31)  # shorter than what is compared
+    calibration = cut(text_of(quote, words(2000, start=5000)), tokenizer, num_windows=8)
+    evaluation = cut(text_of(quote, words(2000, start=9000)), tokenizer, num_windows=8)
+    evaluation.check_disjoint(calibration)
+    calibration.check_disjoint(evaluation)
+
+
+def test_disjoint_texts_of_the_same_words_pass():
+    rng = np.random.default_rng(0)
+    texts = [" ".join(f"w{i}" for i in rng.integers(0, 50, 3000)) for _ in range(2)]
+    calibration, evaluation = pair(*(text_of(t) for t in texts))
+    evaluation.check_disjoint(calibration)
+
+
+def test_windows_shorter_than_what_is_compared_rest_on_the_hash():
+    tokenizer = FakeTokenizer()
+    texts = [text_of(words(500)), text_of(words(500, start=500))]
+    first, second = (cut(t, tokenizer, window_tokens=16) for t in texts)
+    first.check_disjoint(second)
+    with pytest.raises(TextError):
+        first.check_disjoint(first)
+
+
+@given(st.integers(1, 700), st.integers(1, 20), st.integers(0, 25), st.integers(0, 25))
+def test_batches_hold_each_chosen_window_once_in_order(length, count, start, stop):
+    tokens = np.arange(count * length, dtype=np.int32).reshape(count, length)
+    windows = cut(text_of(words(300)))
+    object.__setattr__(windows, "tokens", tokens)
+    batches = windows.batches(start, stop)
+    rows = [row for batch in batches for row in batch.tolist()]
+    assert rows == tokens[start:stop].tolist()
+    assert all(batch.size <= max(2048, length) for batch in batches)
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({}, 512),
+        ({"max_position_embeddings": 131072}, 512),
+        ({"max_position_embeddings": 256}, 256),
+        ({"max_position_embeddings": None}, 512),
+        ({"text_config": {"max_position_embeddings": 128}}, 128),
+        ({"text_config": {}}, 512),
+        ({"text_config": None}, 512),
+    ],
+)
+def test_a_window_is_as_long_as_the_model_allows_at_most_512(config, expected):
+    assert window_length(config) == expected
+
+
+def test_a_tokenizer_is_opened_from_the_models_folder(tmp_path):
+    tokenizer = open_tokenizer(save_model(tmp_path / "model"))
+    ids = tokenizer.encode("a b", add_special_tokens=False)
+    assert tokenizer.decode(ids) == "a b"
+    assert not tokenizer.has_chat_template
+
+
+@pytest.mark.parametrize("content", [None, "", "{", '{"model": 5}'])
+def test_a_model_without_a_working_tokenizer_is_refused_without_its_path(tmp_path, content):
+    folder = save_model(tmp_path / "model")
+    (folder / "tokenizer.json").unlink()
+    if content is not None:
+        (folder / "tokenizer.json").write_text(content)
+    with pytest.raises(InvalidModelError, match="tokenizer of this model cannot be opened") as e:
+        open_tokenizer(folder)
+    assert str(tmp_path) not in str(e.value)

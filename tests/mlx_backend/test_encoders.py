@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from dynquant.core.formats import UNQUANTIZED, QuantFormat
+from dynquant.errors import InvalidOptionError, NonFiniteError
+from dynquant.mlx_backend.encoders import ENCODERS, LayerEncoder, check_encoder
+from dynquant.mlx_backend.encoding import Encoded, decode, encode, encode_min_max
+from dynquant.mlx_backend.gptq import encode_with_feedback
+from dynquant.mlx_backend.importance import Importance, Term
+from dynquant.mlx_backend.loading import scalar
+from dynquant.mlx_backend.moments import MomentsObserver
+from dynquant.mlx_backend.observing import Observation, Role
+
+FMT = QuantFormat(3, 32)
+
+
+def random(*shape: int, seed: int = 0) -> mx.array:
+    values = np.random.default_rng(seed).normal(size=shape) * np.arange(1, shape[-1] + 1)
+    return mx.array(values.astype(np.float32))
+
+
+def make_encoder(name: str, x: mx.array | None = None, **importance: Importance) -> LayerEncoder:
+    """An encoder that saw `x` go into the layer `a`."""
+    watcher = MomentsObserver({"a": (8, 64)}, covariance=name == "gptq")
+    if x is not None:
+        watcher(Observation("a", Role.LINEAR, x, x))
+    return LayerEncoder(name, watcher, importance)
+
+
+def same(a: Encoded, b: Encoded) -> bool:
+    return a.fmt == b.fmt and all(
+        mx.array_equal(a.arrays[key], b.arrays[key]).item() for key in {*a.arrays, *b.arrays}
+    )
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_every_encoder_is_known_by_its_name(name):
+    assert check_encoder(name) == name
+    weight = random(8, 64)
+    decoded = decode(make_encoder(name, random(50, 64, seed=1)).encode("a", weight, FMT))
+    assert scalar(mx.abs(decoded - weight).mean()) < 0.6 * scalar(mx.abs(weight).mean())
+
+
+def test_an_unknown_encoder_is_refused_with_the_known_ones():
+    with pytest.raises(InvalidOptionError, match=r"'awq'\. Choose one of gptq, wls, minmax"):
+        check_encoder("awq")
+
+
+def test_gptq_takes_the_covariance_of_the_inputs():
+    weight, x = random(8, 64), random(50, 64, seed=1)
+    found = make_encoder("gptq", x).encode("a", weight, FMT)
+    assert same(found, encode_with_feedback(weight, x.T @ x, FMT))
+
+
+def test_least_squares_take_the_second_moments_of_the_inputs():
+    weight, x = random(8, 64), random(50, 64, seed=1)
+    found = make_encoder("wls", x).encode("a", weight, FMT)
+    assert same(found, encode(weight, lambda _: mx.square(x).sum(0)[None], FMT))
+
+
+def test_gptq_falls_back_to_least_squares_where_it_knows_no_inputs():
+    weight = random(8, 64)
+    found = make_encoder("gptq").encode("a", weight, FMT)
+    assert same(found, encode(weight, lambda _: mx.ones((1, 1)), FMT))
+
+
+def test_importance_that_was_measured_goes_before_what_the_inputs_tell():
+    weight, measured = random(8, 64), Importance((Term(mx.ones(8), mx.arange(64) + 1.0),))
+    found = make_encoder("wls", random(50, 64, seed=1), a=measured).encode("a", weight, FMT)
+    assert same(found, encode(weight, measured.of_rows, FMT))
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_float_formats_and_unquantized_weights_are_stored_as_mlx_does(name):
+    weight, encoder = random(8, 64), make_encoder(name, random(50, 64, seed=1))
+    mxfp4 = QuantFormat(4, 32, "mxfp4")
+    assert same(encoder.encode("a", weight, mxfp4), encode_min_max(weight, mxfp4))
+    assert encoder.encode("a", weight, UNQUANTIZED).arrays["weight"] is weight
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+@pytest.mark.parametrize("fmt", [FMT, UNQUANTIZED])
+def test_a_damaged_weight_is_refused_by_the_name_of_its_layer(name, fmt):
+    with pytest.raises(NonFiniteError, match="layer 'a'") as raised:
+        make_encoder(name).encode("a", random(8, 64) * mx.nan, fmt)
+    assert raised.value.layer == "a"

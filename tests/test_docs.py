@@ -1,0 +1,51 @@
+"""Every command and option of the command line is in the documentation."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import typer
+
+from dynquant.cli import app
+
+ROOT = Path(__file__).parents[1]
+PAGES = [path for path in (ROOT / "docs" / "cli.md", ROOT / "README.md") if path.is_file()]
+COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+
+
+def documentation() -> str:
+    assert PAGES, "there is neither docs/cli.md nor README.md"
+    return "\n".join(path.read_text(encoding="utf-8") for path in PAGES)
+
+
+def section(command: str) -> str:
+    """The part of docs/cli.md whose heading names the command."""
+    parts = re.split(r"^(##+ .*)$", documentation(), flags=re.MULTILINE)
+    for heading, text in zip(parts[1::2], parts[2::2], strict=True):
+        if re.search(rf"\bdynquant {command}\b", heading):
+            return heading + text
+    pytest.fail(f"docs/cli.md has no heading with 'dynquant {command}'")
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_every_option_of_a_command_is_in_its_section(command):
+    text = section(command)
+    options = {
+        name
+        for parameter in COMMANDS[command].params
+        for name in parameter.opts
+        if name.startswith("--") and name != "--help"
+    }
+    documented = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", text))
+    assert sorted(options - documented) == [], f"missing in the section of 'dynquant {command}'"
+    unknown = documented - options - {"--help"}
+    assert sorted(unknown) == [], f"'dynquant {command}' has no such options"
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_every_command_and_option_says_what_it_does(command):
+    assert COMMANDS[command].help
+    for parameter in COMMANDS[command].params:
+        assert getattr(parameter, "help", None), f"{command} {parameter.name} has no help"

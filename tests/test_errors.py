@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from dynquant import errors
+
+TREE = re.compile(r"^ {4}(?P<indent>[│ ├└─]*)(?P<name>\w+Error)\b(?P<rest>.*)$", re.MULTILINE)
+CODE = re.compile(r"exit code (\d)")
+
+
+def documented() -> dict[str, tuple[str | None, int]]:
+    """Name → (parent, exit code) as the tree in the docstring shows them."""
+    found: dict[str, tuple[str | None, int]] = {}
+    above: list[tuple[int, str, int]] = []  # depth, name, exit code
+    assert errors.__doc__ is not None
+    for match in TREE.finditer(errors.__doc__):
+        depth = len(match["indent"]) // 4
+        above = [each for each in above if each[0] < depth]
+        code = CODE.search(match["rest"])
+        exit_code = int(code[1]) if code else above[-1][2] if above else 1
+        found[match["name"]] = (above[-1][1] if above else None, exit_code)
+        above.append((depth, match["name"], exit_code))
+    return found
+
+
+def test_the_exported_names_are_those_of_the_documented_tree():
+    assert sorted(documented()) == errors.__all__
+
+
+@pytest.mark.parametrize("name", errors.__all__)
+def test_every_error_has_the_parent_and_the_exit_code_that_the_tree_gives_it(name):
+    error = getattr(errors, name)
+    parent, exit_code = documented()[name]
+    assert error.__base__.__name__ == (parent or "Exception")
+    assert error.exit_code == exit_code
+    assert error.__doc__
+
+
+@pytest.mark.parametrize(
+    ("error", "data"),
+    [
+        (errors.InfeasibleTargetError("no", min_bpw=2.5, max_bpw=16.0), ("min_bpw", "max_bpw")),
+        (errors.TextError("no", num_tokens_needed=5), ("num_tokens_needed",)),
+        (errors.NonFiniteError("no", layer="a.b"), ("layer",)),
+    ],
+)
+def test_errors_carry_the_data_that_the_tree_names(error, data):
+    assert str(error) == "no"
+    assert errors.__doc__ is not None
+    for name in data:
+        assert getattr(error, name) is not None
+        assert f"`{name}`" in errors.__doc__
+
+
+def test_a_text_error_needs_no_number():
+    assert errors.TextError("no").num_tokens_needed is None
