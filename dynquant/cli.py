@@ -50,6 +50,7 @@ app = typer.Typer(
 )
 
 _DEFAULT_RECIPE = Recipe(targets_bpw=())
+_SEED_PAIR = ("4g64", "5g64", 0.0)  # formats and tolerance of mlx_lm.dynamic_quant
 _MAX_SEED = 2**32 - 1
 _MAX_CONTEXT_TOKENS = 10**9  # MLX counts the elements of a side in 32 bits
 
@@ -174,12 +175,16 @@ def quantize(
         Path | None,
         typer.Option(help="With --method alignment: read this file, or write it if it is new."),
     ] = None,
-    low: Annotated[str, typer.Option(help="With --method alignment: the smaller format.")] = "4g64",
-    high: Annotated[str, typer.Option(help="With --method alignment: the larger one.")] = "5g64",
+    low: Annotated[
+        str, typer.Option(help="With --method alignment: the smaller format.")
+    ] = _SEED_PAIR[0],
+    high: Annotated[
+        str, typer.Option(help="With --method alignment: the larger one.")
+    ] = _SEED_PAIR[1],
     tolerance: Annotated[
         float,
         typer.Option(help="With --method alignment: share of the range that counts as equal."),
-    ] = 0.0,
+    ] = _SEED_PAIR[2],
     calibration_tokens: CalibrationTokens = _DEFAULT_RECIPE.calibration_tokens,
     eval_tokens: EvaluationTokens = _DEFAULT_RECIPE.evaluation_tokens,
     context: Context = _DEFAULT_RECIPE.context_tokens,
@@ -196,6 +201,8 @@ def quantize(
     aligned = method == "alignment"
     if sensitivities is not None and not aligned:
         raise InvalidOptionError("--sensitivities goes with --method alignment.")
+    if not aligned and (low, high, tolerance) != _SEED_PAIR:
+        raise InvalidOptionError("--low, --high and --tolerance go with --method alignment.")
     if aligned and (formats is not None or cost_table is not None):
         raise InvalidOptionError(
             "--formats and --cost-table go with --method fisher; the alignment method takes "

@@ -11,13 +11,14 @@ from collections.abc import Callable, Mapping
 import mlx.core as mx
 
 from dynquant.core.formats import QuantFormat
+from dynquant.mlx_backend.calls import Call
 from dynquant.mlx_backend.encoding import decode, encode_min_max
 from dynquant.mlx_backend.importance import Importance, Term
 from dynquant.mlx_backend.loading import Weights, check_finite, scalar
 from dynquant.mlx_backend.moments import MomentsObserver
 from dynquant.mlx_backend.observing import Role, observed
 from dynquant.mlx_backend.sensitivity import Measurement
-from dynquant.mlx_backend.streaming import BlockWeights, Call, Forward
+from dynquant.mlx_backend.streaming import BlockWeights, Forward
 
 __all__ = ["measure_block_outputs"]
 

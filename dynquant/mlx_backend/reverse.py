@@ -19,8 +19,9 @@ from typing import Any, Protocol
 
 import mlx.core as mx
 
+from dynquant.mlx_backend.calls import Call, Tape
 from dynquant.mlx_backend.loading import Weights
-from dynquant.mlx_backend.streaming import BlockModel, BlockWeights, Call, Forward, Tape
+from dynquant.mlx_backend.streaming import BlockModel, BlockWeights, Forward
 
 __all__ = ["Gauge", "NoGradientError", "backward"]
 
