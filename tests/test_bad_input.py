@@ -268,7 +268,8 @@ def test_both_ends_of_the_range_that_is_named_are_feasible():
         ("--formats=", "--formats is empty"),
         ("--encoder=best", "There is no encoder 'best'"),
         ("--method=magic", "There is no method 'magic'"),
-        ("--low=1g64", "There is no format '1g64'"),
+        ("--low=3g64", "--low, --high and --tolerance go with --method alignment"),
+        ("--tolerance=0.1", "--low, --high and --tolerance go with --method alignment"),
         ("--sensitivities=s.json", "goes with --method alignment"),
         ("--cost-table=nothing.json", "'nothing.json' cannot be read"),
     ],
@@ -290,6 +291,7 @@ def aligned(out: Path, *more: str | Path, bpw: str = "4.8") -> Finished:
     [
         (("--formats=4g64",), "--low, --high"),
         (("--cost-table=t.json",), "--low, --high"),
+        (("--low=1g64",), "There is no format '1g64'"),
         (("--tolerance=1.5",), "tolerance must lie between 0 and 1"),
         (("--tolerance=nan",), "tolerance must lie between 0 and 1"),
         (("--low=8g64", "--high=4g64"), "smaller than"),
