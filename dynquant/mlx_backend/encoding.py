@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
 
 import mlx.core as mx
 import numpy as np
@@ -29,7 +28,9 @@ _CLIPPED = {
     6: (1.0, 0.97),
     8: (1.0,),
 }
-_CHUNK_WEIGHTS = 1 << 18  # rows are encoded in chunks of about this many weights
+# Rows are encoded in chunks of about this many weights: few enough to stay in a CPU's cache,
+# enough to keep a GPU busy.
+_CHUNK_WEIGHTS = {mx.cpu: 1 << 18, mx.gpu: 1 << 23}
 _TINY = 1e-12
 
 
@@ -67,7 +68,7 @@ def encode(
     if fmt.mode != "affine" or not search:
         return encode_min_max(weight, fmt)
     rows = weight.reshape(-1, weight.shape[-1])
-    step = max(1, _CHUNK_WEIGHTS // rows.shape[-1])
+    step = max(1, _CHUNK_WEIGHTS[mx.default_device().type] // rows.shape[-1])
     parts = []
     for start in range(0, rows.shape[0], step):
         chunk = rows[start : start + step]
@@ -146,42 +147,9 @@ def fit_groups(
     Returns:
         Scales and biases, (...,) each, float32 numbers that `dtype` represents exactly.
 
-    Source: the range search follows llama.cpp's `make_qkx3_quants`.
+    Source: the range search follows llama.cpp's `make_qkx3_quants`. Not under `mx.compile`:
+    on CUDA the compiler took minutes over this graph where running it takes a second.
     """
-    return _fit_function(bits, dtype)(weight, matter)
-
-
-def _encode_rows(
-    rows: mx.array, matter: mx.array, fmt: QuantFormat
-) -> tuple[mx.array, mx.array, mx.array]:
-    grouped = rows.astype(mx.float32).reshape(rows.shape[0], -1, fmt.group_size)
-    matter = matter.reshape(grouped.shape)
-    scales, biases = fit_groups(grouped, matter, fmt.bits, rows.dtype)
-    codes = quantize_to(grouped, scales[..., None], biases[..., None], fmt.bits)
-    return (
-        codes.astype(mx.uint32).reshape(rows.shape),
-        scales.astype(rows.dtype),
-        biases.astype(rows.dtype),
-    )
-
-
-def quantize_to(weight: mx.array, scales: mx.array, biases: mx.array, bits: int) -> mx.array:
-    """Nearest codes for given scales and biases, float32."""
-    return mx.clip(mx.round((weight - biases) / scales), 0, 2**bits - 1)
-
-
-@cache
-def _fit_function(bits: int, dtype: mx.Dtype) -> Callable[..., tuple[mx.array, mx.array]]:
-    def fit(weight: mx.array, matter: mx.array) -> tuple[mx.array, mx.array]:
-        return _fit(weight, matter, bits, dtype)
-
-    # On the CPU `mx.compile` starts a C++ compiler at run time, which may not be there.
-    return fit if mx.default_device() == mx.Device(mx.cpu) else mx.compile(fit)
-
-
-def _fit(
-    weight: mx.array, matter: mx.array, bits: int, dtype: mx.Dtype
-) -> tuple[mx.array, mx.array]:
     top = 2**bits - 1
     low, high = weight.min(-1), weight.max(-1)
     floor = _TINY * mx.maximum(mx.abs(low), mx.abs(high)) + 1e-30
@@ -234,6 +202,25 @@ def _fit(
     for _ in range(2):
         best = better(best, *solved(best[0], best[1]))
     return best[0], best[1]
+
+
+def _encode_rows(
+    rows: mx.array, matter: mx.array, fmt: QuantFormat
+) -> tuple[mx.array, mx.array, mx.array]:
+    grouped = rows.astype(mx.float32).reshape(rows.shape[0], -1, fmt.group_size)
+    matter = matter.reshape(grouped.shape)
+    scales, biases = fit_groups(grouped, matter, fmt.bits, rows.dtype)
+    codes = quantize_to(grouped, scales[..., None], biases[..., None], fmt.bits)
+    return (
+        codes.astype(mx.uint32).reshape(rows.shape),
+        scales.astype(rows.dtype),
+        biases.astype(rows.dtype),
+    )
+
+
+def quantize_to(weight: mx.array, scales: mx.array, biases: mx.array, bits: int) -> mx.array:
+    """Nearest codes for given scales and biases, float32."""
+    return mx.clip(mx.round((weight - biases) / scales), 0, 2**bits - 1)
 
 
 def _min_max(low: mx.array, high: mx.array, top: int, floor: mx.array) -> tuple[mx.array, mx.array]:
