@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import mlx.core as mx
 
 from dynquant.core.formats import UNQUANTIZED, QuantFormat
 from dynquant.errors import InvalidOptionError
-from dynquant.mlx_backend.encoding import Encoded, encode, encode_min_max
+from dynquant.mlx_backend.encoding import Encoded, decode, encode, encode_min_max
 from dynquant.mlx_backend.gptq import encode_with_feedback
 from dynquant.mlx_backend.importance import Importance, Term
-from dynquant.mlx_backend.loading import check_finite
+from dynquant.mlx_backend.loading import Weights, check_finite
 from dynquant.mlx_backend.moments import MomentsObserver, takes_feedback
 from dynquant.mlx_backend.observing import Role
 
-__all__ = ["ENCODERS", "LayerEncoder", "check_encoder"]
+__all__ = ["ENCODERS", "LayerEncoder", "check_encoder", "stored_by"]
 
 ENCODERS = {
     "gptq": "weighted least squares with GPTQ error feedback",
@@ -75,3 +75,27 @@ class LayerEncoder:
             if moments := self.moments.of(path, role):
                 return Importance((Term(mx.ones(weight.shape[:-1]), moments.smoothed().inputs),))
         return Importance(())
+
+
+def stored_by(
+    encoder: LayerEncoder, formats: Mapping[str, QuantFormat], dtypes: Mapping[str, mx.Dtype]
+) -> Callable[[Weights], Weights]:
+    """Replaces weights by what they are once stored in `formats`, for `BlockWeights(amend=…)`.
+
+    Args:
+        encoder: What stores them.
+        formats: Path → format.
+        dtypes: Parameter path → dtype that it is stored in.
+    """
+
+    def amend(weights: Weights) -> Weights:
+        amended = dict(weights)
+        for path, fmt in formats.items():
+            name = f"{path}.weight"
+            if name in weights:
+                encoded = encoder.encode(path, weights[name].astype(dtypes[name]), fmt)
+                amended[name] = decode(encoded).astype(weights[name].dtype)
+                mx.eval(amended[name])
+        return amended
+
+    return amend

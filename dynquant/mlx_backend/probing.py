@@ -20,10 +20,8 @@ import mlx.core as mx
 
 from dynquant.core.formats import QuantFormat
 from dynquant.core.plan import LayerProfile
-from dynquant.mlx_backend.encoders import LayerEncoder
-from dynquant.mlx_backend.encoding import decode
+from dynquant.mlx_backend.encoders import LayerEncoder, stored_by
 from dynquant.mlx_backend.evaluation import kl_divergences
-from dynquant.mlx_backend.loading import Weights
 from dynquant.mlx_backend.observing import observed
 from dynquant.mlx_backend.sensitivity import Measurement
 from dynquant.mlx_backend.streaming import BlockWeights, Forward
@@ -70,7 +68,7 @@ def measure_scales(
     predicted, probes = {}, {}
     for name, plan in _plans(profiles).items():
         predicted[name] = sum(by_path[path].cost_nats(fmt) for path, fmt in plan.items())
-        weights = BlockWeights(blocks, load, _encoding(plan, encoder, measurement.dtypes))
+        weights = BlockWeights(blocks, load, stored_by(encoder, plan, measurement.dtypes))
         probes[name] = Forward(blocks, weights, windows)
     learning = Forward(blocks, BlockWeights(blocks, load), measurement.batches)
     original = Forward(blocks, BlockWeights(blocks, load), windows)
@@ -135,23 +133,3 @@ def _nearest(profile: LayerProfile, bits: int) -> QuantFormat:
     return min(
         affine, key=lambda fmt: (abs(fmt.bits - bits), abs(fmt.group_size - _PROBED_GROUP_SIZE))
     )
-
-
-def _encoding(
-    plan: Mapping[str, QuantFormat], encoder: LayerEncoder, dtypes: Mapping[str, mx.Dtype]
-) -> Callable[[Weights], Weights]:
-    """Replaces weights by what they are once stored as `plan` says."""
-
-    def amend(weights: Weights) -> Weights:
-        amended = dict(weights)
-        for path, fmt in plan.items():
-            name = f"{path}.weight"
-            if name in weights:
-                stored = weights[name].astype(dtypes[name])
-                amended[name] = decode(encoder.encode(path, stored, fmt)).astype(
-                    weights[name].dtype
-                )
-                mx.eval(amended[name])
-        return amended
-
-    return amend

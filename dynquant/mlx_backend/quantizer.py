@@ -5,34 +5,34 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
 import mlx.core as mx
 
 from dynquant import __version__
-from dynquant.core.formats import UNQUANTIZED, QuantFormat
-from dynquant.core.plan import CostTable, LayerProfile, ModelInventory, QuantPlan
+from dynquant.core.formats import QuantFormat
+from dynquant.core.plan import CostTable, ModelInventory, QuantPlan
 from dynquant.core.quality import Quality
 from dynquant.errors import SensitivitiesError
 from dynquant.mlx_backend.alignment import measure_alignment
 from dynquant.mlx_backend.calibration import Windows, cut_windows, open_tokenizer, window_length
 from dynquant.mlx_backend.conversion import encode_plans
-from dynquant.mlx_backend.encoding import decode, encode_min_max
+from dynquant.mlx_backend.encoders import LayerEncoder, stored_by
 from dynquant.mlx_backend.evaluation import compare
 from dynquant.mlx_backend.folder import fingerprint
 from dynquant.mlx_backend.importance import Importance
-from dynquant.mlx_backend.loading import Weights, open_model, takes_mode
+from dynquant.mlx_backend.loading import open_model, takes_mode
 from dynquant.mlx_backend.measuring import measure_costs
 from dynquant.mlx_backend.memory import cache_bytes, conversion_bytes
+from dynquant.mlx_backend.moments import MomentsObserver
 from dynquant.mlx_backend.sensitivity import Measurement
 from dynquant.mlx_backend.streaming import BlockModel, BlockWeights
 from dynquant.mlx_backend.verify import verify_folder
 from dynquant.mlx_backend.writing import (
     FolderWriter,
     quantization_config,
-    translated_storage_errors,
 )
 from dynquant.ports import OnStep, Text
 
@@ -150,7 +150,7 @@ class MlxQuantizer:
             on_step=on_step,
         )
         return CostTable(
-            inventory=_with_layers(inventory, costs.profiles),
+            inventory=dataclasses.replace(inventory, layers=costs.profiles),
             method=costs.method,
             encoder=encoder,
             calibration=windows.facts,
@@ -226,10 +226,9 @@ class MlxQuantizer:
             config = dict(self._model.config)
             if entry := quantization_config(plans[folder], named=affine_only):
                 config["quantization"] = entry
-            with translated_storage_errors():
-                sizes[folder] = writer.finish(
-                    self._model.folder, config, keep_vision_config=keep_vision
-                )
+            sizes[folder] = writer.finish(
+                self._model.folder, config, keep_vision_config=keep_vision
+            )
         return sizes
 
     def verify(self, folder: Path, plan: QuantPlan) -> str:
@@ -261,8 +260,10 @@ class MlxQuantizer:
             name: BlockWeights(blocks, open_model(folder, dequantize=True).lazy_weights)
             for name, folder in folders.items()
         }
+        stock = LayerEncoder("minmax", MomentsObserver({}, covariance=False))
         for name, plan in uniform.items():
-            candidates[name] = BlockWeights(blocks, load, _min_max(plan, self._dtypes))
+            amend = stored_by(stock, plan.formats, self._dtypes)
+            candidates[name] = BlockWeights(blocks, load, amend)
         return compare(
             blocks,
             BlockWeights(blocks, load),
@@ -304,10 +305,6 @@ def _num_probe_windows(windows: Windows) -> int:
     return max(2, min(wanted, len(windows.tokens) // _MIN_WINDOWS * 2))
 
 
-def _with_layers(inventory: ModelInventory, layers: tuple[LayerProfile, ...]) -> ModelInventory:
-    return dataclasses.replace(inventory, layers=layers)
-
-
 def _stored_importance(
     stored: Mapping[str, tuple[tuple[str, str], ...]],
 ) -> dict[str, Importance]:
@@ -317,18 +314,3 @@ def _stored_importance(
         raise SensitivitiesError(
             "The importance vectors in the cost table are damaged. Measure again."
         ) from error
-
-
-def _min_max(plan: QuantPlan, dtypes: Mapping[str, mx.Dtype]) -> Callable[[Weights], Weights]:
-    """Replaces weights by what stock `mx.quantize` makes of them."""
-
-    def amend(weights: Weights) -> Weights:
-        amended = dict(weights)
-        for path, fmt in plan.formats.items():
-            name = f"{path}.weight"
-            if name in weights and fmt != UNQUANTIZED:
-                stored = encode_min_max(weights[name].astype(dtypes[name]), fmt)
-                amended[name] = decode(stored).astype(weights[name].dtype)
-        return amended
-
-    return amend
