@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
+
+from starlette.responses import Response
 
 
 @dataclass
@@ -16,7 +18,7 @@ class Request:
     path: str  # as sent, still percent-encoded, without the query
     query: dict[str, list[str]]
     headers: Mapping[str, str]
-    body: bytes
+    body: bytes  # empty for uploads to storage, which are never held in memory
     user: str | None = None
     status: int = 0
     num_bytes: int = 0
@@ -27,24 +29,27 @@ class Request:
         return value.removeprefix("Bearer ") if value.startswith("Bearer ") else None
 
 
-@dataclass
-class Answer:
-    status: int = 200
-    body: bytes = b""
-    headers: dict[str, str] = field(default_factory=dict)
-    length: int | None = None  # announced instead of len(body), for HEAD
+class Answer(Response):
+    """Status, body, headers, in the order in which one thinks of them."""
+
+    def __init__(
+        self, status: int = 200, body: bytes | str = b"", headers: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(body, status, headers)
 
 
-def json_answer(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Answer:
-    return Answer(
-        status, json.dumps(content).encode(), {"Content-Type": "application/json"} | (headers or {})
-    )
+def json_answer(
+    content: Any, status: int = 200, headers: Mapping[str, str] | None = None
+) -> Answer:
+    body = json.dumps(content, separators=(",", ":"))
+    return Answer(status, body, {"Content-Type": "application/json"} | dict(headers or {}))
 
 
 def error_answer(status: int, code: str | None, message: str, **headers: str) -> Answer:
     if code is not None:
         headers["X-Error-Code"] = code
-    headers["X-Error-Message"] = message
+    # A header carries Latin-1 only; the body has the message whole.
+    headers["X-Error-Message"] = message.encode("latin-1", "replace").decode("latin-1")
     return json_answer({"error": message}, status, headers)
 
 
@@ -52,5 +57,9 @@ class RefusalError(Exception):
     """An answer that ends a route early."""
 
     def __init__(self, answer: Answer) -> None:
-        super().__init__(answer.status)
+        super().__init__(answer.status_code)
         self.answer = answer
+
+
+def refusal(status: int, message: str, code: str | None = None, **headers: str) -> RefusalError:
+    return RefusalError(error_answer(status, code, message, **headers))
