@@ -9,22 +9,31 @@
     │   ├── InvalidOptionError       an option's value makes no sense
     │   ├── TextError                calibration or evaluation text unusable (`num_tokens_needed`)
     │   ├── SensitivitiesError       a sensitivities file or cost table that does not fit the model
-    │   └── OutputFolderError        the output exists and is not ours
+    │   ├── OutputFolderError        the output exists and is not ours
+    │   └── DestinationError         the repo to publish to is not ours to write
     ├── RetryLaterError              the same request may work later; exit code 3
     │   ├── StorageFullError         disk full, or not writable any more
-    │   └── HubUnavailableError      network, rate limit, 5xx
+    │   ├── NotEnoughMemoryError     this machine has too little (`needed_bytes`)
+    │   ├── HubUnavailableError      network, rate limit, 5xx
+    │   └── HubQuotaError            no storage left in the account on the Hub
     └── NeverPublishError            a result that must not leave this machine; exit code 4
         ├── NonFiniteError           NaN or infinity (`layer`)
         └── VerificationError        the written folder is not what was planned
 
 Messages are whole sentences for the person who made the request. They name no
-token and no path that the person did not type.
+token and no path that the person did not type. `reason` is a code for programs: a
+board that counts refusals, a watcher that says why it skipped a model.
 """
 
 from __future__ import annotations
 
+from enum import StrEnum
+from typing import ClassVar
+
 __all__ = [
+    "DestinationError",
     "DynquantError",
+    "HubQuotaError",
     "HubUnavailableError",
     "InfeasibleTargetError",
     "InvalidModelError",
@@ -32,7 +41,9 @@ __all__ = [
     "ModelNotFoundError",
     "NeverPublishError",
     "NonFiniteError",
+    "NotEnoughMemoryError",
     "OutputFolderError",
+    "Reason",
     "RequestError",
     "RetryLaterError",
     "SensitivitiesError",
@@ -43,32 +54,103 @@ __all__ = [
 ]
 
 
-class DynquantError(Exception):
-    """Base of every error that dynquant raises on purpose."""
+class Reason(StrEnum):
+    """Why something was refused or failed, as a code that stays the same between releases."""
 
-    exit_code = 1
+    # Nobody could read the model.
+    MODEL_NOT_FOUND = "model_not_found"
+    REVISION_NOT_FOUND = "revision_not_found"
+    INVALID_ID = "invalid_id"
+    GATED = "gated"
+    DISABLED = "disabled"
+    TOKEN_REFUSED = "token_refused"  # noqa: S105
+    NO_ACCESS = "no_access"
+    # dynquant does not take it.
+    ADAPTER = "adapter"
+    ALREADY_QUANTIZED = "already_quantized"
+    FOREIGN_LAYOUT = "foreign_layout"
+    GGUF = "gguf"
+    OWN_CODE = "own_code"
+    PICKLED_WEIGHTS = "pickled_weights"
+    UNKNOWN_ARCHITECTURE = "unknown_architecture"
+    UNSUPPORTED_MODEL = "unsupported_model"
+    # Its files are not a model.
+    INVALID_MODEL = "invalid_model"
+    NO_CONFIG = "no_config"
+    NO_WEIGHTS = "no_weights"
+    # The request makes no sense.
+    INFEASIBLE_TARGET = "infeasible_target"
+    INVALID_OPTION = "invalid_option"
+    INVALID_REQUEST = "invalid_request"
+    OUTPUT_IN_THE_WAY = "output_in_the_way"
+    UNFIT_SENSITIVITIES = "unfit_sensitivities"
+    UNFIT_TEXT = "unfit_text"
+    # The repo to publish to.
+    DESTINATION_FORBIDDEN = "destination_forbidden"
+    DESTINATION_TAKEN = "destination_taken"
+    NOT_SIGNED_IN = "not_signed_in"
+    # The world outside.
+    HUB_QUOTA = "hub_quota"
+    HUB_UNAVAILABLE = "hub_unavailable"
+    RETRY_LATER = "retry_later"
+    NOT_ENOUGH_MEMORY = "not_enough_memory"
+    STORAGE_FULL = "storage_full"
+    # The result is no good.
+    NEVER_PUBLISH = "never_publish"
+    NON_FINITE = "non_finite"
+    VERIFICATION_FAILED = "verification_failed"
+    # Jobs.
+    CANCELLED = "cancelled"
+    DAILY_LIMIT = "daily_limit"
+    KILLED_RUNNERS = "killed_runners"
+    # A bug of ours.
+    INTERNAL = "internal"
+
+
+class DynquantError(Exception):
+    """Base of every error that dynquant raises on purpose.
+
+    Attributes:
+        reason: Code of what went wrong; that of the class unless given.
+    """
+
+    exit_code: ClassVar = 1
+    default_reason: ClassVar = Reason.INTERNAL
+
+    def __init__(self, message: str, *, reason: Reason | None = None) -> None:
+        super().__init__(message)
+        self.reason = reason or self.default_reason
 
 
 class RequestError(DynquantError):
     """The request cannot work as it is; the person has to change it."""
 
     exit_code = 2
+    default_reason = Reason.INVALID_REQUEST
 
 
 class ModelNotFoundError(RequestError):
     """No such folder, repo or revision, or no access to it."""
 
+    default_reason = Reason.MODEL_NOT_FOUND
+
 
 class UnsupportedModelError(RequestError):
     """The model exists, and dynquant cannot or may not take it."""
+
+    default_reason = Reason.UNSUPPORTED_MODEL
 
 
 class InvalidModelError(RequestError):
     """The model's files are missing, corrupt, or not of one model."""
 
+    default_reason = Reason.INVALID_MODEL
+
 
 class InfeasibleTargetError(RequestError):
     """The target lies outside of what the menu of formats can reach."""
+
+    default_reason = Reason.INFEASIBLE_TARGET
 
     def __init__(self, message: str, *, min_bpw: float, max_bpw: float) -> None:
         super().__init__(message)
@@ -79,45 +161,89 @@ class InfeasibleTargetError(RequestError):
 class InvalidOptionError(RequestError):
     """An option's value makes no sense."""
 
+    default_reason = Reason.INVALID_OPTION
+
 
 class TextError(RequestError):
     """A calibration or evaluation text cannot be used."""
 
-    def __init__(self, message: str, *, num_tokens_needed: int | None = None) -> None:
-        super().__init__(message)
+    default_reason = Reason.UNFIT_TEXT
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        num_tokens_needed: int | None = None,
+        reason: Reason | None = None,
+    ) -> None:
+        super().__init__(message, reason=reason)
         self.num_tokens_needed = num_tokens_needed
 
 
 class SensitivitiesError(RequestError):
     """A sensitivities file or cost table that is malformed or of another model."""
 
+    default_reason = Reason.UNFIT_SENSITIVITIES
+
 
 class OutputFolderError(RequestError):
     """The output folder exists and dynquant did not make it."""
+
+    default_reason = Reason.OUTPUT_IN_THE_WAY
+
+
+class DestinationError(RequestError):
+    """The repo to publish to is not ours to write."""
+
+    default_reason = Reason.DESTINATION_FORBIDDEN
 
 
 class RetryLaterError(DynquantError):
     """Nothing is wrong with the request; the same one may work later."""
 
     exit_code = 3
+    default_reason = Reason.RETRY_LATER
 
 
 class StorageFullError(RetryLaterError):
     """The disk is full or can no longer be written."""
 
+    default_reason = Reason.STORAGE_FULL
+
+
+class NotEnoughMemoryError(RetryLaterError):
+    """This machine has too little memory; one that has `needed_bytes` can do it."""
+
+    default_reason = Reason.NOT_ENOUGH_MEMORY
+
+    def __init__(self, message: str, *, needed_bytes: int) -> None:
+        super().__init__(message)
+        self.needed_bytes = needed_bytes
+
 
 class HubUnavailableError(RetryLaterError):
     """The Hub did not answer, or asked us to come back later."""
+
+    default_reason = Reason.HUB_UNAVAILABLE
+
+
+class HubQuotaError(RetryLaterError):
+    """The account on the Hub has no storage left."""
+
+    default_reason = Reason.HUB_QUOTA
 
 
 class NeverPublishError(DynquantError):
     """A result that must not leave this machine."""
 
     exit_code = 4
+    default_reason = Reason.NEVER_PUBLISH
 
 
 class NonFiniteError(NeverPublishError):
     """NaN or infinity turned up; `layer` says where."""
+
+    default_reason = Reason.NON_FINITE
 
     def __init__(self, message: str, *, layer: str) -> None:
         super().__init__(message)
@@ -126,3 +252,5 @@ class NonFiniteError(NeverPublishError):
 
 class VerificationError(NeverPublishError):
     """The written folder is not what was planned."""
+
+    default_reason = Reason.VERIFICATION_FAILED

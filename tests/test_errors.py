@@ -25,11 +25,15 @@ def documented() -> dict[str, tuple[str | None, int]]:
     return found
 
 
+NAMES = [name for name in errors.__all__ if name.endswith("Error")]
+
+
 def test_the_exported_names_are_those_of_the_documented_tree():
-    assert sorted(documented()) == errors.__all__
+    assert sorted(documented()) == NAMES
+    assert set(errors.__all__) - set(NAMES) == {"Reason"}
 
 
-@pytest.mark.parametrize("name", errors.__all__)
+@pytest.mark.parametrize("name", NAMES)
 def test_every_error_has_the_parent_and_the_exit_code_that_the_tree_gives_it(name):
     error = getattr(errors, name)
     parent, exit_code = documented()[name]
@@ -44,6 +48,7 @@ def test_every_error_has_the_parent_and_the_exit_code_that_the_tree_gives_it(nam
         (errors.InfeasibleTargetError("no", min_bpw=2.5, max_bpw=16.0), ("min_bpw", "max_bpw")),
         (errors.TextError("no", num_tokens_needed=5), ("num_tokens_needed",)),
         (errors.NonFiniteError("no", layer="a.b"), ("layer",)),
+        (errors.NotEnoughMemoryError("no", needed_bytes=5), ("needed_bytes",)),
     ],
 )
 def test_errors_carry_the_data_that_the_tree_names(error, data):
@@ -56,3 +61,18 @@ def test_errors_carry_the_data_that_the_tree_names(error, data):
 
 def test_a_text_error_needs_no_number():
     assert errors.TextError("no").num_tokens_needed is None
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_error_has_a_reason_of_its_own(name):
+    error = getattr(errors, name)
+    others = [getattr(errors, other) for other in NAMES if other != name]
+    assert error.default_reason in errors.Reason
+    if name != "DynquantError":
+        assert error.default_reason not in {other.default_reason for other in others}
+
+
+def test_a_reason_that_is_given_wins_over_that_of_the_class():
+    assert errors.UnsupportedModelError("no").reason == "unsupported_model"
+    error = errors.UnsupportedModelError("no", reason=errors.Reason.GGUF)
+    assert error.reason == "gguf"

@@ -23,6 +23,7 @@ from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
     LocalEntryNotFoundError,
+    LocalTokenNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
@@ -32,8 +33,10 @@ from huggingface_hub.utils import parse_ratelimit_headers  # type: ignore[attr-d
 
 from dynquant.errors import (
     DynquantError,
+    HubQuotaError,
     HubUnavailableError,
     InvalidModelError,
+    Reason,
     RequestError,
     StorageFullError,
 )
@@ -53,8 +56,10 @@ NUM_DOWNLOAD_TRIES = 2
 """Fewer for downloads: the client itself retries most of their requests for some 20 seconds."""
 
 _UNAUTHORIZED = 401
+_PAYMENT_REQUIRED = 402
 _FORBIDDEN = 403
 _NOT_FOUND = 404
+_TOO_LARGE = 413
 _TOO_MANY_REQUESTS = 429
 _TRANSIENT_STATUS = frozenset({408, _TOO_MANY_REQUESTS, 500, 502, 503, 504})
 _DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -81,6 +86,7 @@ class HubCaller:
 
     Attributes:
         noun: What is asked for: `model` or `dataset`.
+        access: What is done with it: `read` or `write to`.
         refusal: The error that says that this request cannot work.
         page_prefix: Address under which a repo's page is found.
         sleep: Waits that many seconds between two tries.
@@ -89,6 +95,7 @@ class HubCaller:
     noun: str
     refusal: type[RequestError]
     page_prefix: str
+    access: str = "read"
     sleep: Callable[[float], None] = time.sleep
 
     def __call__(
@@ -106,6 +113,7 @@ class HubCaller:
             InvalidModelError: The header of a safetensors file is no header.
             HubUnavailableError: Network, rate limit, 5xx, or the client is set offline.
             StorageFullError: The cache cannot take more.
+            HubQuotaError: The account on the Hub cannot take more.
         """
         for num_failures in range(1, num_tries + 1):
             # The client has no limit of its own, and makes a new session after a failed connection.
@@ -121,16 +129,22 @@ class HubCaller:
         raise AssertionError("unreachable")
 
     def _translated(self, error: Exception, repo: str, revision: str | None) -> DynquantError:
-        cause = error.__cause__
-        if isinstance(error, LocalEntryNotFoundError) and isinstance(cause, _LIBRARY_ERRORS):
+        if (cause := _cause(error)) is not None:
             return self._translated(cause, repo, revision)
         if isinstance(error, SafetensorsParsingError):
             return InvalidModelError(
                 f"A safetensors file of '{repo}' has no valid header: it is truncated or corrupt. "
                 "Ask its author to upload it again, or take another model."
             )
-        if (sentence := self._refusal_sentence(error, repo, revision)) is not None:
-            return self.refusal(sentence)
+        if _is_quota(error):
+            return HubQuotaError(
+                f"The account that owns '{repo}' has no storage left on the Hub, so nothing was "
+                "published. Delete what is not needed there, or get more storage, and run the "
+                "same command again."
+            )
+        if (refusal := self._refusal(error, repo, revision)) is not None:
+            reason, sentence = refusal
+            return self.refusal(sentence, reason=reason)
         if isinstance(error, OSError) and error.errno in _DISK_FULL:
             return StorageFullError(
                 f"The disk is full: '{repo}' could not be stored in the Hugging Face cache. "
@@ -143,49 +157,64 @@ class HubCaller:
             )
         return HubUnavailableError(_unavailable_sentence(error, repo))
 
-    def _refusal_sentence(self, error: Exception, repo: str, revision: str | None) -> str | None:
+    def _refusal(
+        self, error: Exception, repo: str, revision: str | None
+    ) -> tuple[Reason, str] | None:
         # A gated repo is a kind of missing repo for the client, so it comes first.
         if isinstance(error, GatedRepoError):
-            return (
+            return Reason.GATED, (
                 f"'{repo}' is gated, and its terms are not accepted for the token in use. Accept "
                 f"them at {self.page_prefix}{repo}, then set HF_TOKEN to a token of that account."
             )
         if isinstance(error, DisabledRepoError):
-            return f"The Hub has disabled '{repo}', so nobody can read it. Take another one."
+            return Reason.DISABLED, (
+                f"The Hub has disabled '{repo}', so nobody can read it. Take another one."
+            )
         if isinstance(error, RevisionNotFoundError):
-            return (
+            return Reason.REVISION_NOT_FOUND, (
                 f"'{repo}' has no revision '{revision}'. Give a branch, a tag or a commit that "
                 "exists, or none at all."
             )
         if isinstance(error, RepositoryNotFoundError) or (
             type(error) is HfHubHTTPError and _status(error) == _NOT_FOUND
         ):
-            return (
+            return Reason.MODEL_NOT_FOUND, (
                 f"There is no {self.noun} '{repo}' on the Hub, or it is private. Check the "
-                "spelling; for a private one set HF_TOKEN to a token that may read it."
+                f"spelling; for a private one set HF_TOKEN to a token that may {self.access} it."
             )
         if isinstance(error, HFValidationError):
-            return (
+            return Reason.INVALID_ID, (
                 f"'{repo}' cannot be the id of a {self.noun} on the Hub. An id looks like "
                 "'organization/name'."
             )
         if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
-            return f"A file of '{repo}' is missing there. Look at its page on the Hub."
-        return self._status_sentence(error, repo)
+            return Reason.INVALID_MODEL, (
+                f"A file of '{repo}' is missing there. Look at its page on the Hub."
+            )
+        return self._status_refusal(error, repo)
 
-    def _status_sentence(self, error: Exception, repo: str) -> str | None:
+    def _status_refusal(self, error: Exception, repo: str) -> tuple[Reason, str] | None:
         status = _status(error)
+        if isinstance(error, LocalTokenNotFoundError):
+            return Reason.NOT_SIGNED_IN, (
+                f"Nobody is signed in, and '{repo}' needs that. Set HF_TOKEN to a token that may "
+                f"{self.access} it, or run 'hf auth login'."
+            )
         if status == _UNAUTHORIZED:
-            return (
+            return Reason.TOKEN_REFUSED, (
                 "The Hub does not accept the token in use; it may have expired. Set HF_TOKEN to a "
                 "valid one, or log in again with 'hf auth login'."
             )
         if status == _FORBIDDEN:
-            return (
-                f"The token in use may not read '{repo}'. Set HF_TOKEN to one with that permission."
+            return Reason.NO_ACCESS, (
+                f"The token in use may not {self.access} '{repo}'. Set HF_TOKEN to one with that "
+                "permission."
             )
         if status is not None and 400 <= status < 500 and status not in _TRANSIENT_STATUS:  # noqa: PLR2004
-            return f"The Hub refuses to give '{repo}' (status {status}). Look at its page there."
+            return Reason.NO_ACCESS, (
+                f"The Hub refuses to {'give' if self.access == 'read' else self.access} '{repo}' "
+                f"(status {status}). Look at its page there."
+            )
         return None
 
 
@@ -214,13 +243,13 @@ def _unavailable_sentence(error: Exception, repo: str) -> str:
             "The Hub cannot be reached. Check the network connection, and HF_ENDPOINT if it is "
             "set, and try again."
         )
-    return f"The connection to the Hub broke while reading '{repo}'. Try again."
+    return f"The connection to the Hub broke while working on '{repo}'. Try again."
 
 
 def _wait_secs(error: Exception, num_failures: int) -> float | None:
     """Pause before the next try; None where another try would not help."""
-    if isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
-        return _wait_secs(error.__cause__, num_failures)
+    if (cause := _cause(error)) is not None:
+        return _wait_secs(cause, num_failures)
     status = _status(error)
     if status is not None:
         if status not in _TRANSIENT_STATUS:
@@ -243,6 +272,22 @@ def _asked_wait_secs(error: Exception) -> float | None:
         return float(limit.reset_in_seconds)
     asked = error.response.headers.get("Retry-After", "")
     return float(asked) if asked.isdigit() else None
+
+
+def _cause(error: Exception) -> Exception | None:
+    """The failure that the client wrapped: a download that is not in the cache, an upload."""
+    cause = error.__cause__
+    wraps = isinstance(error, LocalEntryNotFoundError | FileMetadataError) or (
+        type(error) is RuntimeError
+    )
+    return cause if wraps and isinstance(cause, _LIBRARY_ERRORS) else None
+
+
+def _is_quota(error: Exception) -> bool:
+    status = _status(error)
+    if status in {_PAYMENT_REQUIRED, _TOO_LARGE}:
+        return True
+    return status == _FORBIDDEN and "storage" in str(error).lower()
 
 
 def _status(error: Exception) -> int | None:

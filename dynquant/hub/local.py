@@ -12,9 +12,10 @@ from yaml import YAMLError
 from dynquant.errors import InvalidOptionError, ModelNotFoundError
 from dynquant.ports import ModelSource
 
-__all__ = ["license_fields", "local_source"]
+__all__ = ["gated_fields", "license_fields", "local_source"]
 
 _LICENSE_FIELDS = ("license", "license_name", "license_link")
+_GATED_PREFIX = "extra_gated_"
 
 
 def license_fields(card: Mapping[str, Any]) -> dict[str, str]:
@@ -27,6 +28,11 @@ def license_fields(card: Mapping[str, Any]) -> dict[str, str]:
         if isinstance(value, str) and value:
             fields[name] = value
     return fields
+
+
+def gated_fields(card: Mapping[str, Any]) -> dict[str, object]:
+    """What a gated repo asks of people: its `extra_gated_*` fields."""
+    return {name: value for name, value in card.items() if name.startswith(_GATED_PREFIX)}
 
 
 def _front_matter(readme: Path) -> Mapping[str, Any]:
@@ -55,12 +61,14 @@ def local_source(model: str, revision: str | None) -> ModelSource | None:
         )
     name = folder.name if folder.name not in {"", ".."} else folder.resolve().name
     readme = folder / "README.md"
+    card = _front_matter(readme) if readme.is_file() else {}
     return ModelSource(
         name=name or "model",
         folder=folder,
         is_repo=False,
         revision_sha="",
-        license_fields=license_fields(_front_matter(readme)) if readme.is_file() else {},
+        license_fields=license_fields(card),
+        gated_fields=gated_fields(card),
     )
 
 

@@ -6,47 +6,26 @@ import atexit
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import TracebackType
+from typing import Any, Self, cast
 
 from huggingface_hub import HfApi, constants
-from huggingface_hub.file_download import repo_folder_name
-from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined]
 
-from dynquant.errors import (
-    InvalidModelError,
-    ModelNotFoundError,
-    StorageFullError,
-    UnsupportedModelError,
-)
+from dynquant.core.figures import size
+from dynquant.errors import ModelNotFoundError, StorageFullError
+from dynquant.hub import cache
 from dynquant.hub.calls import NUM_DOWNLOAD_TRIES, TIMEOUT_SECS, HubCaller
 from dynquant.hub.headers import read_header_bytes, write_ghost
-from dynquant.hub.local import license_fields, local_source
-from dynquant.ports import ModelSource
+from dynquant.hub.listing import NEEDED, WEIGHTS, Listing, refuse_unusable
+from dynquant.hub.local import local_source
+from dynquant.ports import ModelSource, OnStep, Progress
 
 __all__ = ["HubModels"]
-
-# What mlx-lm reads, and what a card and a license need. `*` also matches "/" here,
-# so subfolders such as `original/` are shut out by a pattern of their own.
-_NEEDED = (
-    "*.json",
-    "model*.safetensors",
-    "tokenizer.model",
-    "*.tiktoken",
-    "*.txt",
-    "*.jsonl",
-    "*.jinja",
-    "README.md",
-    "LICENSE*",
-    "NOTICE*",
-    "USE_POLICY*",
-)
-_NEVER = ("*/*", "*.py", "*.bin", "consolidated*")
-_WEIGHTS = ("model*.safetensors",)
 
 _SMALL_FILES = (
     "config.json",
@@ -57,25 +36,8 @@ _SMALL_FILES = (
 )
 """What planning reads besides the headers."""
 
-_PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 _NUM_HEADER_THREADS = 8
-_BYTES_PER_GB = 10**9
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Listing:
-    """A repo at one commit. `sizes` is file name → bytes; `etags` names its blobs in the cache."""
-
-    repo: str
-    sha: str
-    sizes: Mapping[str, int]
-    etags: Mapping[str, str]
-    license_fields: Mapping[str, str]
-
-    def only(self, allowed: Sequence[str]) -> list[str]:
-        return sorted(
-            filter_repo_objects(self.sizes, allow_patterns=[*allowed], ignore_patterns=[*_NEVER])
-        )
+_NUM_DOWNLOADS = 4
 
 
 def _free_bytes(folder: Path) -> int:
@@ -87,13 +49,15 @@ def _free_bytes(folder: Path) -> int:
 class HubModels:
     """Fetches models; a `dynquant.ports.ModelHub`.
 
-    Use it as a context, or call `close`, to remove the folders that `fetch_headers` made;
-    else they go when the process ends.
+    Use it as a context, or call `close`, to remove the folders that `fetch_headers` made and
+    to let go of the models in the cache; else that happens when the process ends.
 
     Args:
         endpoint: Address of the Hub; None is what huggingface_hub uses (`HF_ENDPOINT`).
         token: None is the one that huggingface_hub finds, False is none at all.
         cache_dir: None is the cache of huggingface_hub (`HF_HOME`).
+        max_cache_bytes: Bound of the cache: the least recently used models go when it is
+            exceeded. Only for a cache that is dynquant's own; None is no bound.
         free_bytes: Free space of the disk that holds a folder.
         sleep: Waits that many seconds between two tries.
     """
@@ -104,11 +68,13 @@ class HubModels:
         endpoint: str | None = None,
         token: str | bool | None = None,
         cache_dir: Path | None = None,
+        max_cache_bytes: int | None = None,
         free_bytes: Callable[[Path], int] = _free_bytes,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._api = HfApi(endpoint=endpoint, token=token, library_name="dynquant")
         self._cache_dir = cache_dir or Path(constants.HF_HUB_CACHE)
+        self._max_cache_bytes = max_cache_bytes
         self._free_bytes = free_bytes
         self._call = HubCaller(
             noun="model",
@@ -117,6 +83,7 @@ class HubModels:
             sleep=sleep,
         )
         self._ghosts: dict[tuple[str, str], Path] = {}
+        self._in_use: dict[str, Callable[[], None]] = {}
 
     def __enter__(self) -> HubModels:
         return self
@@ -130,42 +97,60 @@ class HubModels:
         self.close()
 
     def close(self) -> None:
-        """Remove the folders that `fetch_headers` made."""
+        """Remove the folders that `fetch_headers` made, and let go of the models in the cache."""
         for folder in self._ghosts.values():
             shutil.rmtree(folder, ignore_errors=True)
         self._ghosts.clear()
+        for let_go in self._in_use.values():
+            let_go()
+        self._in_use.clear()
 
-    def fetch(self, model: str, *, revision: str | None = None) -> ModelSource:
+    def fetch(
+        self,
+        model: str,
+        *,
+        revision: str | None = None,
+        allow_quantized: bool = False,
+        progress: Progress | None = None,
+    ) -> ModelSource:
         """The whole model in a local folder; downloads what is missing.
+
+        It counts as in use, and stays in the cache, until `close`.
+
+        Args:
+            model: Local folder or repo id.
+            revision: Branch, tag or commit of a repo.
+            allow_quantized: Take a repo that says that it is a quant.
+            progress: Shows the step `download`, in bytes.
 
         Raises:
             ModelNotFoundError: No such folder, repo or revision, or no access to it.
             InvalidModelError: The repo lacks a config or weights.
             InvalidOptionError: A revision of a local folder.
-            UnsupportedModelError: It has weights, and none that mlx-lm reads.
+            UnsupportedModelError: It has weights, and none that mlx-lm reads; or it is a quant.
             HubUnavailableError: Network, rate limit, 5xx, or the client is set offline.
             StorageFullError: It would not fit on the disk of the cache.
         """
         if (local := local_source(model, revision)) is not None:
             return local
-        listing = self._resolve(model, revision)
-        self._require_disk(listing)
-        folder = self._call(
-            partial(
-                self._api.snapshot_download,
-                listing.repo,
-                revision=listing.sha,
-                cache_dir=self._cache_dir,
-                allow_patterns=[*_NEEDED],
-                ignore_patterns=[*_NEVER],
-            ),
-            repo=listing.repo,
-            revision=listing.sha,
-            num_tries=NUM_DOWNLOAD_TRIES,
-        )
-        return _hub_source(listing, Path(folder))
+        listing = self.look_up(model, revision=revision, allow_quantized=allow_quantized)
+        cache.remove_partial_downloads(self._cache_dir, listing.repo)
+        self._use(listing.repo)
+        folder = self._download(listing, "config.json").parent  # where a gated repo says so
+        names = listing.only(NEEDED)
+        missing = [name for name in names if not (folder / name).exists()]
+        if missing:
+            self._make_room(listing, missing)
+        with (progress or _Silent()).track({"download": _num_bytes(listing, names)}) as on_step:
+            on_step("download", _num_bytes(listing, names) - _num_bytes(listing, missing))
+            with ThreadPoolExecutor(_NUM_DOWNLOADS) as pool:
+                # In a list, so that the first error is raised.
+                list(pool.map(partial(self._download, listing, on_step=on_step), missing))
+        return listing.source(folder)
 
-    def fetch_headers(self, model: str, *, revision: str | None = None) -> ModelSource:
+    def fetch_headers(
+        self, model: str, *, revision: str | None = None, allow_quantized: bool = False
+    ) -> ModelSource:
         """The model with real headers and no weights: its safetensors files are sparse.
 
         Their sizes and headers are those of the real files and their data is a hole, so every
@@ -179,14 +164,22 @@ class HubModels:
         """
         if (local := local_source(model, revision)) is not None:
             return local
-        listing = self._resolve(model, revision)
+        listing = self.look_up(model, revision=revision, allow_quantized=allow_quantized)
+        self._download(listing, "config.json")  # where a gated repo says so
         key = (listing.repo, listing.sha)
         if key not in self._ghosts:
             self._ghosts[key] = self._make_ghost(listing)
-        return _hub_source(listing, self._ghosts[key])
+        return listing.source(self._ghosts[key])
 
-    def _resolve(self, model: str, revision: str | None) -> _Listing:
-        """Pin the commit; refuse what its metadata already shows not to work."""
+    def look_up(
+        self, model: str, *, revision: str | None = None, allow_quantized: bool = False
+    ) -> Listing:
+        """A repo at one commit, from one request; refuses what its metadata shows not to work.
+
+        Raises:
+            ModelNotFoundError, InvalidModelError, UnsupportedModelError, HubUnavailableError: As
+            for `fetch`.
+        """
         info = self._call(
             lambda: self._api.model_info(
                 model, revision=revision or None, files_metadata=True, timeout=TIMEOUT_SECS
@@ -194,35 +187,20 @@ class HubModels:
             repo=model,
             revision=revision,
         )
-        # The Hub follows renames and letter case: `info.id` is the name of today.
-        if not info.sha:
-            raise InvalidModelError(
-                f"'{info.id}' has no commit on the Hub yet. Check that this is the repo you mean."
-            )
-        siblings = info.siblings or []
-        card = info.card_data.to_dict() if info.card_data is not None else {}
-        listing = _Listing(
-            repo=info.id,
-            sha=info.sha,
-            sizes={each.rfilename: each.size or 0 for each in siblings},
-            etags={
-                each.rfilename: each.lfs.sha256 if each.lfs is not None else each.blob_id or ""
-                for each in siblings
-            },
-            license_fields=license_fields(card),
-        )
-        _refuse_unusable(listing)
-        self._download(listing, "config.json")  # where a gated repo says so
+        listing = Listing.of(info)
+        refuse_unusable(listing, allow_quantized=allow_quantized)
         return listing
 
-    def _download(self, listing: _Listing, name: str) -> Path:
+    def _download(
+        self, listing: Listing, name: str, *, on_step: OnStep = lambda _step, _amount=1: None
+    ) -> Path:
         path = self._call(
-            partial(
-                self._api.hf_hub_download,
+            lambda: self._api.hf_hub_download(
                 listing.repo,
                 name,
                 revision=listing.sha,
                 cache_dir=self._cache_dir,
+                tqdm_class=cast(Any, partial(_ByteCount, partial(on_step, "download"))),
             ),
             repo=listing.repo,
             revision=listing.sha,
@@ -230,22 +208,31 @@ class HubModels:
         )
         return Path(path)
 
-    def _require_disk(self, listing: _Listing) -> None:
-        folder = self._cache_dir / repo_folder_name(repo_id=listing.repo, repo_type="model")
-        num_bytes = sum(
-            listing.sizes[name]
-            for name in listing.only(_NEEDED)
-            if not (listing.etags[name] and (folder / "blobs" / listing.etags[name]).exists())
-        )
+    def _use(self, repo: str) -> None:
+        """Keep `repo` in the cache until `close`."""
+        if repo not in self._in_use:
+            self._in_use[repo] = cache.held(self._cache_dir, repo)
+
+    def _make_room(self, listing: Listing, missing: Sequence[str]) -> None:
+        """Room for `missing` in the cache and on its disk.
+
+        Raises:
+            StorageFullError: There is none.
+        """
+        blobs = cache.repo_folder(self._cache_dir, listing.repo) / "blobs"
+        new = [name for name in missing if not (blobs / (listing.etags[name] or "-")).exists()]
+        num_bytes = _num_bytes(listing, new)
+        if self._max_cache_bytes is not None:
+            cache.trim(self._cache_dir, max_bytes=self._max_cache_bytes, needed_bytes=num_bytes)
         free = self._free_bytes(self._cache_dir)
         if num_bytes > free:
             raise StorageFullError(
-                f"Downloading '{listing.repo}' takes {num_bytes / _BYTES_PER_GB:.1f} GB, and the "
-                f"disk of the Hugging Face cache has {free / _BYTES_PER_GB:.1f} GB free. Free some "
-                "space, or set HF_HOME to a folder on a larger disk."
+                f"Downloading '{listing.repo}' takes {size(num_bytes)}, and the disk of the "
+                f"cache has {size(free)} free. Free some space, or set HF_HOME to a folder on a "
+                "larger disk."
             )
 
-    def _make_ghost(self, listing: _Listing) -> Path:
+    def _make_ghost(self, listing: Listing) -> Path:
         def header(name: str) -> bytes:
             return self._call(
                 partial(
@@ -259,7 +246,7 @@ class HubModels:
                 revision=listing.sha,
             )
 
-        shards = listing.only(_WEIGHTS)
+        shards = listing.only(WEIGHTS)
         with ThreadPoolExecutor(_NUM_HEADER_THREADS) as pool:
             headers = list(pool.map(header, shards))
         small = [self._download(listing, name) for name in _SMALL_FILES if name in listing.sizes]
@@ -278,54 +265,35 @@ class HubModels:
         return ghost
 
 
-def _hub_source(listing: _Listing, folder: Path) -> ModelSource:
-    return ModelSource(
-        name=listing.repo,
-        folder=folder,
-        is_repo=True,
-        revision_sha=listing.sha,
-        license_fields=listing.license_fields,
-    )
+def _num_bytes(listing: Listing, names: Iterable[str]) -> int:
+    return sum(listing.sizes[name] for name in names)
 
 
-def _refuse_unusable(listing: _Listing) -> None:
-    root = [name for name in listing.sizes if "/" not in name]
-    weights = listing.only(_WEIGHTS)
-    if "adapter_config.json" in root and not weights:
-        raise UnsupportedModelError(
-            f"'{listing.repo}' is an adapter, not a whole model. Merge it into its base model "
-            "first, or pass the base model."
-        )
-    if not weights:
-        raise _no_weights(listing, root)
-    if "config.json" not in root:
-        raise InvalidModelError(
-            f"'{listing.repo}' has no config.json, so nobody can tell what model it is. Pass the "
-            "repo of a model for transformers or mlx-lm."
-        )
+class _Silent:
+    """Progress that nobody watches."""
+
+    @contextmanager
+    def track(self, steps: Mapping[str, int]) -> Iterator[OnStep]:  # noqa: ARG002
+        yield lambda _step, _amount=1: None
 
 
-def _no_weights(
-    listing: _Listing, root: Sequence[str]
-) -> UnsupportedModelError | InvalidModelError:
-    if any(name.endswith(".safetensors") for name in listing.sizes):
-        return UnsupportedModelError(
-            f"The safetensors files of '{listing.repo}' are not named 'model*.safetensors' at its "
-            "top, so mlx-lm does not read them. Look for the same model in the layout of "
-            "transformers."
-        )
-    if any(name.endswith(_PICKLED) for name in root):
-        return UnsupportedModelError(
-            f"'{listing.repo}' has only PyTorch weights (.bin or .pt), which can run code when "
-            "opened. Convert them to safetensors first, for example with "
-            "https://huggingface.co/spaces/safetensors/convert."
-        )
-    if any(name.endswith(".gguf") for name in root):
-        return UnsupportedModelError(
-            f"'{listing.repo}' holds GGUF files, which are made for llama.cpp. Pass the original "
-            "model that they were made from."
-        )
-    return InvalidModelError(
-        f"'{listing.repo}' holds no weights: no file is named 'model*.safetensors'. Check that "
-        "this is the repo you mean."
-    )
+class _ByteCount:
+    """Stands where huggingface_hub draws a bar for one download, and counts its bytes."""
+
+    def __init__(self, on_bytes: Callable[[int], None], **_options: object) -> None:
+        self._on_bytes = on_bytes
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        pass
+
+    def update(self, num_bytes: float | None = 1) -> None:
+        self._on_bytes(int(num_bytes or 0))
+
+    def close(self, *_args: object, **_options: object) -> None:
+        pass
+
+    # What else huggingface_hub calls on a bar: rates, and bytes on the wire.
+    update_transfer = set_postfix_str = set_transfer_postfix_str = refresh = close

@@ -13,7 +13,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from dynquant.errors import InvalidModelError, ModelNotFoundError, UnsupportedModelError
+from dynquant.errors import InvalidModelError, ModelNotFoundError, Reason, UnsupportedModelError
 
 __all__ = ["check_folder", "fingerprint", "read_header", "weight_files"]
 
@@ -49,7 +49,8 @@ def check_folder(folder: Path) -> dict[str, Any]:
     if config.get("model_file") is not None:
         raise UnsupportedModelError(
             "This model brings its own Python code ('model_file' in config.json), and dynquant "
-            "never runs code from a model. Ask its author for a version that mlx-lm supports."
+            "never runs code from a model. Ask its author for a version that mlx-lm supports.",
+            reason=Reason.OWN_CODE,
         )
     files = weight_files(folder)
     if not files:
@@ -57,11 +58,13 @@ def check_folder(folder: Path) -> dict[str, Any]:
             raise UnsupportedModelError(
                 "This model has only PyTorch weights (.bin or .pt), which can run code when "
                 "opened. Convert them to safetensors first, for example with "
-                "https://huggingface.co/spaces/safetensors/convert."
+                "https://huggingface.co/spaces/safetensors/convert.",
+                reason=Reason.PICKLED_WEIGHTS,
             )
         raise InvalidModelError(
             "There are no weights here: no file matches 'model*.safetensors'. "
-            "Download the whole model and try again."
+            "Download the whole model and try again.",
+            reason=Reason.NO_WEIGHTS,
         )
     _check_index(folder, {file.name: read_header(file) for file in files})
     return config

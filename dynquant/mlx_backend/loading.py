@@ -21,7 +21,7 @@ from mlx_lm import utils as mlx_lm_utils
 
 from dynquant.core.formats import UNQUANTIZED, QuantFormat
 from dynquant.core.plan import LayerProfile, ModelInventory
-from dynquant.errors import InvalidModelError, NonFiniteError, UnsupportedModelError
+from dynquant.errors import InvalidModelError, NonFiniteError, Reason, UnsupportedModelError
 from dynquant.mlx_backend.folder import check_folder
 
 __all__ = [
@@ -152,7 +152,8 @@ class ModelFolder:
         except (ValueError, TypeError, KeyError) as error:
             raise UnsupportedModelError(
                 f"A '{self.config.get('model_type')}' model exists only quantized, in a form of "
-                f"its own, and cannot be dequantized: {_one_line(str(error))}."
+                f"its own, and cannot be dequantized: {_one_line(str(error))}.",
+                reason=Reason.ALREADY_QUANTIZED,
             ) from error
         return model
 
@@ -230,7 +231,8 @@ class ModelFolder:
             if reason.startswith("Model type") and "not supported" in reason:
                 raise UnsupportedModelError(
                     f"mlx-lm has no architecture for model_type '{family}'. A newer mlx-lm may "
-                    "have it; dynquant takes every model that mlx-lm takes."
+                    "have it; dynquant takes every model that mlx-lm takes.",
+                    reason=Reason.UNKNOWN_ARCHITECTURE,
                 ) from error
             raise InvalidModelError(
                 f"The weights or the config of this '{family}' model do not fit together: "
@@ -257,7 +259,8 @@ def open_model(folder: Path, *, dequantize: bool = False) -> ModelFolder:
     if quantized and not dequantize:
         raise UnsupportedModelError(
             "This model is quantized already, and quantizing it again would add its error to ours. "
-            "Use the original model, or pass --dequantize to start from these weights all the same."
+            "Use the original, or pass --dequantize to start from these weights all the same.",
+            reason=Reason.ALREADY_QUANTIZED,
         )
     own = {k: v for k, v in config.items() if k not in ("quantization", "quantization_config")}
     opened = ModelFolder(folder=folder, config=own, quantized=quantized)

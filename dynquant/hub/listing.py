@@ -1,0 +1,178 @@
+"""What a repo holds at one commit, and why some are refused: from metadata alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelInfo
+from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined]
+
+from dynquant.errors import InvalidModelError, Reason, UnsupportedModelError
+from dynquant.hub.local import gated_fields, license_fields
+from dynquant.ports import ModelSource
+
+__all__ = ["NEEDED", "NEVER", "WEIGHTS", "Listing", "refuse_unusable"]
+
+# What mlx-lm reads, and what a card and a license need. `*` also matches "/" here,
+# so subfolders such as `original/` are shut out by a pattern of their own.
+NEEDED = (
+    "*.json",
+    "model*.safetensors",
+    "tokenizer.model",
+    "*.tiktoken",
+    "*.txt",
+    "*.jsonl",
+    "*.jinja",
+    "README.md",
+    "LICENSE*",
+    "LICENCE*",
+    "NOTICE*",
+    "USE_POLICY*",
+)
+NEVER = ("*/*", "*.py", "*.bin", "consolidated*")
+WEIGHTS = ("model*.safetensors",)
+
+_PICKLED = (".bin", ".pt", ".pth", ".ckpt")
+_QUANT_OF = "base_model:quantized:"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listing:
+    """A repo at one commit.
+
+    Attributes:
+        repo: Its name of today: the Hub follows renames and letter case.
+        sha: The commit.
+        sizes: File name → bytes.
+        etags: File name → name of its blob in the cache; empty when unknown.
+        tags: The Hub's own words on the repo.
+        card: The front matter of its card.
+        pipeline_tag: What the Hub says that it is for; empty when it says nothing.
+        gated: `auto` or `manual`; empty for an open repo.
+        is_private: Whether only some may read it.
+    """
+
+    repo: str
+    sha: str
+    sizes: Mapping[str, int]
+    etags: Mapping[str, str]
+    tags: tuple[str, ...]
+    card: Mapping[str, Any]
+    pipeline_tag: str
+    gated: str
+    is_private: bool
+
+    @classmethod
+    def of(cls, info: ModelInfo) -> Listing:
+        """What the Hub answered, asked with `files_metadata=True`.
+
+        Raises:
+            InvalidModelError: The repo has no commit.
+        """
+        if not info.sha:
+            raise InvalidModelError(
+                f"'{info.id}' has no commit on the Hub yet. Check that this is the repo you mean."
+            )
+        siblings = info.siblings or []
+        return cls(
+            repo=info.id,
+            sha=info.sha,
+            sizes={each.rfilename: each.size or 0 for each in siblings},
+            etags={
+                each.rfilename: each.lfs.sha256 if each.lfs is not None else each.blob_id or ""
+                for each in siblings
+            },
+            tags=tuple(info.tags or ()),
+            card=info.card_data.to_dict() if info.card_data is not None else {},
+            pipeline_tag=info.pipeline_tag or "",
+            gated=info.gated or "",
+            is_private=bool(info.private),
+        )
+
+    def only(self, allowed: Sequence[str]) -> list[str]:
+        """Names of the files that match a pattern of `allowed`, sorted."""
+        return sorted(
+            filter_repo_objects(self.sizes, allow_patterns=[*allowed], ignore_patterns=[*NEVER])
+        )
+
+    def source(self, folder: Path) -> ModelSource:
+        """The model, its files being in `folder`."""
+        return ModelSource(
+            name=self.repo,
+            folder=folder,
+            is_repo=True,
+            revision_sha=self.sha,
+            license_fields=license_fields(self.card),
+            gated=self.gated,
+            gated_fields=gated_fields(self.card),
+            is_private=self.is_private,
+            pipeline_tag=self.pipeline_tag,
+        )
+
+
+def refuse_unusable(listing: Listing, *, allow_quantized: bool) -> None:
+    """Refuse what the metadata already shows not to work.
+
+    Args:
+        listing: The repo.
+        allow_quantized: Whether a quant is taken as a source.
+
+    Raises:
+        UnsupportedModelError: Nothing that mlx-lm reads, an adapter, or a quant.
+        InvalidModelError: No config or no weights.
+    """
+    root = [name for name in listing.sizes if "/" not in name]
+    weights = listing.only(WEIGHTS)
+    if "adapter_config.json" in root and not weights:
+        raise UnsupportedModelError(
+            f"'{listing.repo}' is an adapter, not a whole model. Merge it into its base model "
+            "first, or pass the base model.",
+            reason=Reason.ADAPTER,
+        )
+    if not weights:
+        raise _no_weights(listing, root)
+    if "config.json" not in root:
+        raise InvalidModelError(
+            f"'{listing.repo}' has no config.json, so nobody can tell what model it is. Pass the "
+            "repo of a model for transformers or mlx-lm.",
+            reason=Reason.NO_CONFIG,
+        )
+    originals = [tag.removeprefix(_QUANT_OF) for tag in listing.tags if tag.startswith(_QUANT_OF)]
+    if originals and not allow_quantized:
+        raise UnsupportedModelError(
+            f"'{listing.repo}' says that it is a quant of '{originals[0]}', and quantizing it "
+            "again would add its error to ours. Use the original, or pass --dequantize to start "
+            "from these weights all the same.",
+            reason=Reason.ALREADY_QUANTIZED,
+        )
+
+
+def _no_weights(listing: Listing, root: Sequence[str]) -> UnsupportedModelError | InvalidModelError:
+    if any(name.endswith(".safetensors") for name in listing.sizes):
+        return UnsupportedModelError(
+            f"The safetensors files of '{listing.repo}' are not named 'model*.safetensors' at its "
+            "top, so mlx-lm does not read them. Look for the same model in the layout of "
+            "transformers.",
+            reason=Reason.FOREIGN_LAYOUT,
+        )
+    if any(name.endswith(_PICKLED) for name in root):
+        return UnsupportedModelError(
+            f"'{listing.repo}' has only PyTorch weights (.bin or .pt), which can run code when "
+            "opened. Convert them to safetensors first, for example with "
+            "https://huggingface.co/spaces/safetensors/convert.",
+            reason=Reason.PICKLED_WEIGHTS,
+        )
+    if any(name.endswith(".gguf") for name in root):
+        return UnsupportedModelError(
+            f"'{listing.repo}' holds GGUF files, which are made for llama.cpp. Pass the original "
+            "model that they were made from.",
+            reason=Reason.GGUF,
+        )
+    return InvalidModelError(
+        f"'{listing.repo}' holds no weights: no file is named 'model*.safetensors'. Check that "
+        "this is the repo you mean.",
+        reason=Reason.NO_WEIGHTS,
+    )

@@ -1,0 +1,419 @@
+"""Finished models go to the Hub: one commit, on top of the head that was looked at, read back.
+
+A reader finds a whole model under its name, or none. The weights are stored before anything
+refers to them, and one commit then makes all files visible at once, so whoever dies on the way
+leaves at most an empty repo, and whoever comes again goes on from what is stored already.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Literal
+
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    RemoteEntryNotFoundError,
+    RepositoryNotFoundError,
+)
+from huggingface_hub.utils import (  # type: ignore[attr-defined]
+    are_progress_bars_disabled,
+    disable_progress_bars,
+    enable_progress_bars,
+)
+
+from dynquant.errors import (
+    DestinationError,
+    HubUnavailableError,
+    InvalidModelError,
+    Reason,
+    VerificationError,
+)
+from dynquant.hub.calls import TIMEOUT_SECS, HubCaller
+from dynquant.hub.local_files import LocalFile, local_files
+from dynquant.ports import OnStep, Progress, PublishedModel
+
+__all__ = ["PLAN", "Account", "HubPublisher"]
+
+PLAN = "dynquant/plan.json"
+"""A repo that holds this file was published by dynquant."""
+
+_HUBS_OWN = ".gitattributes"
+"""The Hub writes it into every new repo."""
+
+_STALE_PARENT = 412
+_NUM_TRIES = 4
+
+_LARGE_BYTES = 10**6
+"""Files of this size are sent one by one, so that each is tried again by itself."""
+
+OnStored = Callable[[Iterable[str]], None]
+"""Called with the names of files that the Hub holds now."""
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Account:
+    """Whose token is in use.
+
+    Attributes:
+        name: The user.
+        namespaces: The user and the organizations that it belongs to.
+        role: Of the token: `read`, `write` or `fineGrained`.
+    """
+
+    name: str
+    namespaces: tuple[str, ...]
+    role: str
+
+    @property
+    def may_write(self) -> bool:
+        """Whether the token may write anywhere at all."""
+        return self.role != "read"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Remote:
+    """A repo at its head. `oids` is file name → sha256 where stored as LFS, else git's sha1."""
+
+    repo_id: str
+    head: str
+    oids: Mapping[str, str]
+    sizes: Mapping[str, int]
+
+    @property
+    def is_empty(self) -> bool:
+        return not set(self.oids) - {_HUBS_OWN}
+
+    def has(self, name: str, file: LocalFile) -> bool:
+        """Whether `name` is there with the content of `file`."""
+        is_sized = self.sizes.get(name) == file.num_bytes  # cheaper than hashing
+        return is_sized and file.is_called(self.oids[name])
+
+
+class HubPublisher:
+    """Publishes folders; a `dynquant.ports.ModelPublisher`.
+
+    Args:
+        endpoint: Address of the Hub; None is what huggingface_hub uses (`HF_ENDPOINT`).
+        token: None is the one that huggingface_hub finds.
+        sleep: Waits that many seconds between two tries.
+    """
+
+    def __init__(
+        self,
+        *,
+        endpoint: str | None = None,
+        token: str | None = None,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._api = HfApi(endpoint=endpoint, token=token, library_name="dynquant")
+        self._call = HubCaller(
+            noun="model",
+            refusal=DestinationError,
+            page_prefix=f"{self._api.endpoint}/",
+            access="write to",
+            sleep=sleep,
+        )
+
+    def check(self, repo_id: str, *, source: str) -> None:
+        """Refuse before any work when `repo_id` could not be published to.
+
+        Args:
+            repo_id: `namespace/name`.
+            source: Repo id or folder name of the original.
+
+        Raises:
+            DestinationError: No token or none that may write there, or the repo holds
+                something that dynquant did not make of `source`.
+            HubUnavailableError: Network, rate limit, 5xx.
+        """
+        self._require_permission(repo_id)
+        if (remote := self._remote(repo_id)) is not None:
+            self._require_ours(remote, source)
+
+    def published(self, repo_id: str) -> tuple[PublishedModel, str] | None:
+        """What dynquant published there, and its `dynquant/plan.json`; None if nothing."""
+        remote = self._remote(repo_id)
+        if remote is None or PLAN not in remote.oids:
+            return None
+        return self._model(remote, is_new=False), self._read_plan(remote)
+
+    def publish(
+        self,
+        folder: Path,
+        repo_id: str,
+        *,
+        source: str,
+        title: str,
+        private: bool,
+        gated: str,
+        progress: Progress,
+    ) -> PublishedModel:
+        """Make the repo hold exactly the files of `folder`, in one commit; none if it does.
+
+        An older version of the same model is updated, and stays in the history.
+
+        Args:
+            folder: A finished model.
+            repo_id: `namespace/name`; made if it is not there.
+            source: Repo id or folder name of the original.
+            title: Of the commit.
+            private: Whether a new repo is private; one that is there stays as it is.
+            gated: How a new repo lets people in: `auto` or `manual`; empty is an open one.
+            progress: Shows the step `publish`, in bytes that the Hub holds.
+
+        Raises:
+            DestinationError: See `check`.
+            VerificationError: The Hub does not hold what was sent.
+            HubQuotaError: The account has no storage left.
+            HubUnavailableError: Network, rate limit, 5xx. Nothing was published.
+        """
+        files = local_files(folder)
+        if PLAN not in files:
+            raise InvalidModelError(
+                f"'{folder.name}' is no folder that dynquant made: it has no {PLAN}. Pass one "
+                "that 'dynquant quantize' wrote."
+            )
+        self._require_permission(repo_id)
+        remote = self._remote(repo_id) or self._create(repo_id, private=private)
+        if remote.is_empty and gated:
+            self._gate(remote.repo_id, gated)
+        total = sum(file.num_bytes for file in files.values())
+        with progress.track({"publish": total}) as on_step:
+            return self._bring_about(
+                remote, files, source=source, title=title, on_stored=_counter(files, on_step)
+            )
+
+    def _bring_about(
+        self,
+        remote: _Remote,
+        files: Mapping[str, LocalFile],
+        *,
+        source: str,
+        title: str,
+        on_stored: OnStored,
+    ) -> PublishedModel:
+        """Commit until the repo holds `files`: once, unless somebody else commits meanwhile."""
+        is_new = False
+        for _ in range(_NUM_TRIES):
+            self._require_ours(remote, source)
+            changed = {name: file for name, file in files.items() if not remote.has(name, file)}
+            stale = sorted(set(remote.oids) - set(files) - {_HUBS_OWN})
+            on_stored(set(files) - set(changed))
+            if not changed and not stale:
+                break
+            is_new = True
+            try:
+                self._commit(remote, changed, stale, title=title, on_stored=on_stored)
+            except _StaleParentError:
+                _logger.info("'%s' changed meanwhile; looking at it again", remote.repo_id)
+            remote = self._require_remote(remote.repo_id)
+        _require_whole(remote, files)
+        return self._model(remote, is_new=is_new)
+
+    def account(self) -> Account:
+        """Whose token is in use, and where it may publish.
+
+        Raises:
+            DestinationError: There is no token, or the Hub does not accept it.
+        """
+        found = self._call(self._api.whoami, repo="the account in use")
+        role = found.get("auth", {}).get("accessToken", {}).get("role", "")
+        orgs = (org["name"] for org in found.get("orgs", ()))
+        return Account(name=found["name"], namespaces=(found["name"], *orgs), role=role)
+
+    def _require_permission(self, repo_id: str) -> None:
+        account = self.account()
+        if not account.may_write:
+            raise DestinationError(
+                "The token in use may only read. Set HF_TOKEN to one that may write to "
+                f"'{repo_id}'.",
+                reason=Reason.NO_ACCESS,
+            )
+        namespace, slash, _ = repo_id.partition("/")
+        if not slash or namespace not in account.namespaces:
+            raise DestinationError(
+                f"The token in use belongs to '{account.name}', who cannot publish as "
+                f"'{namespace}'. Publish to one of: {', '.join(account.namespaces)}; or set "
+                "HF_TOKEN to a token of the other account.",
+                reason=Reason.DESTINATION_FORBIDDEN,
+            )
+
+    def _remote(self, repo_id: str) -> _Remote | None:
+        """What the repo holds at its head; None if there is no such repo."""
+
+        def ask() -> _Remote | None:
+            try:
+                info = self._api.model_info(repo_id, files_metadata=True, timeout=TIMEOUT_SECS)
+            except RepositoryNotFoundError:
+                return None
+            siblings = info.siblings or []
+            return _Remote(
+                repo_id=info.id,
+                head=info.sha or "",
+                oids={
+                    each.rfilename: each.lfs.sha256 if each.lfs else each.blob_id or ""
+                    for each in siblings
+                },
+                sizes={each.rfilename: each.size or 0 for each in siblings},
+            )
+
+        return self._call(ask, repo=repo_id)
+
+    def _require_remote(self, repo_id: str) -> _Remote:
+        if (remote := self._remote(repo_id)) is None:
+            raise HubUnavailableError(
+                f"'{repo_id}' vanished from the Hub while it was being published. Publish again."
+            )
+        return remote
+
+    def _require_ours(self, remote: _Remote, source: str) -> None:
+        """Refuse a repo that somebody else filled."""
+        if remote.is_empty:
+            return
+        if PLAN not in remote.oids:
+            raise DestinationError(
+                f"'{remote.repo_id}' holds files that dynquant did not publish, and it overwrites "
+                "nothing of others. Publish under another name, or delete that repo first.",
+                reason=Reason.DESTINATION_TAKEN,
+            )
+        try:
+            theirs = json.loads(self._read_plan(remote))["source"]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            theirs = "a model that its plan does not name"
+        if theirs != source:
+            raise DestinationError(
+                f"'{remote.repo_id}' holds a quant of {theirs!r:.200}, not of '{source}'. Publish "
+                "under another name, or delete that repo first.",
+                reason=Reason.DESTINATION_TAKEN,
+            )
+
+    def _read_plan(self, remote: _Remote) -> str:
+        with TemporaryDirectory() as folder:
+            path = self._call(
+                lambda: self._api.hf_hub_download(
+                    remote.repo_id, PLAN, revision=remote.head, cache_dir=folder
+                ),
+                repo=remote.repo_id,
+                revision=remote.head,
+            )
+            return Path(path).read_text(encoding="utf-8", errors="replace")
+
+    def _create(self, repo_id: str, *, private: bool) -> _Remote:
+        self._call(
+            lambda: self._api.create_repo(
+                repo_id, visibility="private" if private else "public", exist_ok=True
+            ),
+            repo=repo_id,
+        )
+        return self._require_remote(repo_id)
+
+    def _gate(self, repo_id: str, gated: str) -> None:
+        mode: Literal["auto", "manual"] = "auto" if gated == "auto" else "manual"
+        self._call(lambda: self._api.update_repo_settings(repo_id, gated=mode), repo=repo_id)
+
+    def _commit(
+        self,
+        remote: _Remote,
+        changed: Mapping[str, LocalFile],
+        stale: Sequence[str],
+        *,
+        title: str,
+        on_stored: OnStored,
+    ) -> None:
+        """Store every changed file, then show them all at once.
+
+        Raises:
+            _StaleParentError: The repo is no longer as it was looked at.
+        """
+        additions = {
+            name: CommitOperationAdd(path_in_repo=name, path_or_fileobj=file.path)
+            for name, file in changed.items()
+        }
+        deletions = [CommitOperationDelete(path_in_repo=name, is_folder=False) for name in stale]
+        with _no_bars():
+            for name, addition in additions.items():
+                if changed[name].num_bytes >= _LARGE_BYTES:
+                    self._store(remote.repo_id, addition)
+                    on_stored([name])
+            self._call(
+                lambda: self._send(remote, [*additions.values(), *deletions], title),
+                repo=remote.repo_id,
+            )
+        on_stored(changed)
+
+    def _store(self, repo_id: str, addition: CommitOperationAdd) -> None:
+        self._call(lambda: self._api.preupload_lfs_files(repo_id, [addition]), repo=repo_id)
+
+    def _send(
+        self,
+        remote: _Remote,
+        operations: Sequence[CommitOperationAdd | CommitOperationDelete],
+        title: str,
+    ) -> None:
+        try:
+            self._api.create_commit(
+                remote.repo_id, operations, commit_message=title, parent_commit=remote.head or None
+            )
+        except RemoteEntryNotFoundError as error:  # a file to delete is gone
+            raise _StaleParentError from error
+        except HfHubHTTPError as error:
+            if error.response.status_code == _STALE_PARENT:
+                raise _StaleParentError from error
+            raise
+
+    def _model(self, remote: _Remote, *, is_new: bool) -> PublishedModel:
+        return PublishedModel(
+            repo_id=remote.repo_id,
+            commit_sha=remote.head,
+            url=f"{self._api.endpoint}/{remote.repo_id}",
+            is_new=is_new,
+        )
+
+
+class _StaleParentError(Exception):
+    """The repo has moved on since it was looked at; or our own commit came through."""
+
+
+def _counter(files: Mapping[str, LocalFile], on_step: OnStep) -> OnStored:
+    """Counts the bytes of each file once."""
+    stored: set[str] = set()
+
+    def on_stored(names: Iterable[str]) -> None:
+        new = set(names) - stored
+        stored.update(new)
+        on_step("publish", sum(files[name].num_bytes for name in new))
+
+    return on_stored
+
+
+def _require_whole(remote: _Remote, files: Mapping[str, LocalFile]) -> None:
+    """Compare what the Hub says that it holds with what is here: names, sizes, hashes."""
+    wrong = [name for name, file in files.items() if not remote.has(name, file)]
+    if wrong or set(remote.oids) - set(files) - {_HUBS_OWN}:
+        raise VerificationError(
+            f"'{remote.repo_id}' does not hold what was published"
+            + (f": '{wrong[0]}' differs" if wrong else ": it has other files too")
+            + ". Somebody else may be writing to it. Publish again."
+        )
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """Keep the client from drawing bars between ours."""
+    were_disabled = are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not were_disabled:
+            enable_progress_bars()

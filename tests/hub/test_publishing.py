@@ -1,0 +1,486 @@
+"""Publishing with the real client, over HTTP, to a Hub on this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+import pytest
+from huggingface_hub import HfApi, constants
+
+from dynquant.errors import (
+    DestinationError,
+    DynquantError,
+    HubQuotaError,
+    HubUnavailableError,
+    InvalidModelError,
+    Reason,
+    VerificationError,
+)
+from dynquant.hub import HubPublisher
+from dynquant.ports import ModelPublisher
+from tests.fakes import FakeProgress
+
+REPO = "you/Model-MLX-4.5bpw"
+TOKEN = "hf_canary_token"
+TITLE = "Model-MLX-4.5bpw of org/Model@c0ffee"
+WEIGHTS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
+
+pytestmark = pytest.mark.hub
+
+
+@pytest.fixture(autouse=True)
+def account(hub, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    hub.add_user("you", token=TOKEN, orgs={"team": "write", "club": "read"})
+    hub.add_user("mallory", token="hf_other")
+
+
+@pytest.fixture
+def publisher(hub, pauses) -> HubPublisher:
+    return HubPublisher(endpoint=hub.url, token=TOKEN, sleep=pauses.append)
+
+
+def write_model(folder: Path, **overrides: bytes | None) -> Path:
+    """A folder as dynquant writes it, with small weights."""
+    files: dict[str, bytes | None] = {
+        "README.md": b"---\nlicense: mit\n---\n# Model\n",
+        "config.json": b'{"model_type": "qwen3"}',
+        "tokenizer.json": b"{}",
+        "dynquant/plan.json": json.dumps({"source": "org/Model"}).encode(),
+        WEIGHTS[0]: b"first".ljust(1_500_000, b"."),
+        WEIGHTS[1]: b"second".ljust(1_200_000, b"."),
+    }
+    for name, content in (files | overrides).items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if content is not None:
+            path.write_bytes(content)
+        else:
+            path.unlink(missing_ok=True)
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    return write_model(tmp_path / "Model-MLX-4.5bpw")
+
+
+def publish(publisher: ModelPublisher, folder: Path, **options):
+    progress = options.pop("progress", FakeProgress())
+    arguments: dict[str, Any] = {"source": "org/Model", "title": TITLE}
+    arguments |= {"private": False, "gated": ""}
+    return publisher.publish(
+        folder, options.pop("repo", REPO), progress=progress, **arguments | options
+    )
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def at_the_hub(hub, repo: str = REPO) -> dict[str, bytes]:
+    files = hub.repos["model", repo].at("main").files
+    return {
+        name: blob.read(0, blob.size) for name, blob in files.items() if name != ".gitattributes"
+    }
+
+
+def commits(hub, repo: str = REPO) -> list[str]:
+    """Titles of the commits on main, the latest first, without what the Hub makes itself."""
+    found = hub.repos["model", repo]
+    head, titles = found.branches.get("main"), []
+    while head:
+        titles.append(found.commits[head].title)
+        head = found.commits[head].parent
+    return [title for title in titles if "initial commit" not in title.lower()]
+
+
+def test_a_folder_becomes_a_repo_in_one_commit_byte_for_byte(hub, publisher, folder):
+    published = publish(publisher, folder)
+    assert commits(hub) == [TITLE]
+    assert at_the_hub(hub) == contents(folder)
+    assert published.commit_sha == hub.repos["model", REPO].at("main").sha
+    assert published.url == f"{hub.url}/{REPO}"
+    assert published.is_new
+
+
+def test_publishing_the_same_again_changes_nothing_and_sends_no_file(hub, publisher, folder):
+    first = publish(publisher, folder)
+    del hub.requests[:]
+    again = publish(publisher, folder)
+    assert (again.commit_sha, again.is_new) == (first.commit_sha, False)
+    assert commits(hub) == [TITLE]
+    assert hub.asked("^(POST|PUT|DELETE)") == []
+
+
+def test_an_older_version_of_our_own_is_updated_and_stays_in_the_history(hub, publisher, folder):
+    first = publish(publisher, folder)
+    write_model(
+        folder, **{WEIGHTS[1]: None, WEIGHTS[0]: b"new".ljust(1_100_000, b"."), "LICENSE": b"MIT"}
+    )
+    second = publish(publisher, folder, title="A better one")
+    assert commits(hub) == ["A better one", TITLE]
+    assert at_the_hub(hub) == contents(folder)
+    old = hub.repos["model", REPO].commits[first.commit_sha].files
+    assert set(WEIGHTS) <= set(old)
+    assert second.is_new
+
+
+@pytest.mark.parametrize(
+    ("theirs", "says"),
+    [
+        ({"README.md": b"# Mine"}, "files that dynquant did not publish"),
+        ({"dynquant/plan.json": b'{"source": "org/Other"}'}, "quant of 'org/Other'"),
+        ({"dynquant/plan.json": b"[" * 100_000}, "a model that its plan does not name"),
+        ({"dynquant/plan.json": b"\xff{}"}, "a model that its plan does not name"),
+    ],
+)
+def test_a_repo_that_somebody_else_filled_is_never_overwritten(
+    hub, publisher, folder, theirs, says
+):
+    hub.add(REPO, theirs)
+    with pytest.raises(DestinationError, match=says) as caught:
+        publisher.check(REPO, source="org/Model")
+    assert caught.value.reason == Reason.DESTINATION_TAKEN
+    with pytest.raises(DestinationError, match=says):
+        publish(publisher, folder)
+    assert at_the_hub(hub) == theirs
+
+
+def test_an_empty_repo_is_filled(hub, publisher, folder):
+    HfApi(endpoint=hub.url, token=TOKEN).create_repo(REPO, visibility="private")
+    publisher.check(REPO, source="org/Model")
+    publish(publisher, folder)
+    assert hub.repos["model", REPO].private  # as it was made
+    assert at_the_hub(hub) == contents(folder)
+
+
+def test_a_reader_finds_a_whole_model_or_none_at_every_moment(hub, publisher, folder):
+    seen = set()
+
+    def look(_request) -> None:
+        if (repo := hub.repos.get(("model", REPO))) is not None and (commit := repo.at("main")):
+            seen.add(frozenset(set(commit.files) - {".gitattributes"}))
+
+    hub.on_request = hub.after_request = look
+    publish(publisher, folder)
+    assert seen <= {frozenset(), frozenset(contents(folder))}
+    assert frozenset(contents(folder)) in seen
+
+
+@pytest.mark.parametrize(("private", "gated"), [(True, ""), (False, "auto"), (True, "manual")])
+def test_a_new_repo_is_as_private_and_gated_as_asked(hub, publisher, folder, private, gated):
+    publish(publisher, folder, private=private, gated=gated)
+    repo = hub.repos["model", REPO]
+    assert repo.private is private
+    assert (repo.gated or "") == gated
+
+
+def test_a_repo_that_is_there_keeps_its_visibility(hub, publisher, folder):
+    publish(publisher, folder, private=True)
+    (folder / "config.json").write_text("{}")
+    publish(publisher, folder, private=False)
+    assert hub.repos["model", REPO].private
+
+
+def test_progress_counts_every_byte_once(publisher, folder):
+    total = sum(map(len, contents(folder).values()))
+    counted = []
+
+    class Counting(FakeProgress):
+        @contextmanager
+        def track(self, steps):
+            self.announced.append(dict(steps))
+            yield lambda step, amount=1: counted.append(amount)
+
+    progress = Counting()
+    publish(publisher, folder, progress=progress)
+    assert progress.announced == [{"publish": total}]
+    assert sum(counted) == total
+    counted.clear()
+    publish(publisher, folder, progress=progress)
+    assert sum(counted) == total
+
+
+def test_an_organization_that_the_account_belongs_to_is_fine(hub, publisher, folder):
+    published = publish(publisher, folder, repo="team/Model")
+    assert published.repo_id == "team/Model"
+
+
+def test_another_namespace_is_refused_before_any_work(hub, publisher):
+    with pytest.raises(DestinationError, match=r"belongs to 'you'.*one of: you, team, club"):
+        publisher.check("mallory/Model", source="org/Model")
+
+
+def test_a_role_that_may_only_read_an_organization_is_refused_and_leaves_nothing(
+    hub, publisher, folder
+):
+    with pytest.raises(DestinationError, match="may not write to 'club/Model'"):
+        publish(publisher, folder, repo="club/Model")
+    assert ("model", "club/Model") not in hub.repos
+
+
+def test_a_token_that_may_only_read_is_refused_before_any_work(hub):
+    hub.add_user("reader", token="hf_reader", role="read")
+    with pytest.raises(DestinationError, match="may only read") as caught:
+        HubPublisher(endpoint=hub.url, token="hf_reader").check("reader/M", source="org/Model")
+    assert caught.value.reason == Reason.NO_ACCESS
+
+
+def test_without_a_token_the_error_says_how_to_get_one(hub, tmp_path):
+    with pytest.raises(DestinationError, match="HF_TOKEN") as caught:
+        HubPublisher(endpoint=hub.url).check(REPO, source="org/Model")
+    assert caught.value.reason == Reason.NOT_SIGNED_IN
+
+
+def test_a_token_that_expires_in_the_middle_is_named_and_a_new_one_goes_on(
+    hub, publisher, folder, pauses
+):
+    def expire(request) -> None:
+        if request.method == "PUT":
+            hub.expired_tokens.add(TOKEN)
+
+    hub.after_request = expire
+    with pytest.raises(DestinationError, match="may have expired") as caught:
+        publish(publisher, folder)
+    assert caught.value.reason == Reason.TOKEN_REFUSED
+    assert at_the_hub(hub) == {}
+    hub.after_request = None
+    hub.add_user("you", token="hf_fresh")
+    del hub.requests[:]
+    publish(HubPublisher(endpoint=hub.url, token="hf_fresh"), folder)
+    assert at_the_hub(hub) == contents(folder)
+    assert len(hub.asked("^PUT")) < len(WEIGHTS)  # what was sent is not sent again
+
+
+def test_a_full_account_is_named_and_nothing_is_published(hub, publisher, folder):
+    hub.quota_bytes = 1_600_000
+    with pytest.raises(HubQuotaError, match="no storage left"):
+        publish(publisher, folder)
+    assert at_the_hub(hub) == {}
+
+
+def test_the_commit_whose_answer_is_lost_is_not_made_twice(hub, publisher, folder):
+    hub.fail("^POST .*/commit/", action="reset", times=1, after=True)
+    publish(publisher, folder)
+    assert commits(hub) == [TITLE]
+    assert at_the_hub(hub) == contents(folder)
+
+
+def test_a_commit_of_somebody_else_in_between_is_looked_at_and_kept(hub, publisher, folder):
+    publish(publisher, folder)
+    (folder / "config.json").write_text('{"changed": true}')
+    meddled: list[bool] = []
+
+    def meddle(request) -> None:
+        if not meddled and "/commit/" in request.path:
+            meddled.append(True)
+            hub.repos["model", REPO].commit({"README.md": b"# Edited"}, title="Meddled")
+
+    hub.on_request = meddle
+    publish(publisher, folder, title="Update")
+    assert commits(hub) == ["Update", "Meddled", TITLE]
+    assert at_the_hub(hub) == contents(folder)
+
+
+def test_somebody_who_fills_a_new_repo_in_between_is_not_overwritten(hub, publisher, folder):
+    def fill(request) -> None:
+        if request.method == "PUT":
+            hub.repos["model", REPO].commit({"README.md": b"# Mine"}, title="Mine")
+
+    hub.on_request = fill
+    with pytest.raises(DestinationError, match="did not publish"):
+        publish(publisher, folder)
+    assert at_the_hub(hub) == {"README.md": b"# Mine"}
+
+
+def test_a_repo_that_never_stands_still_is_given_up(hub, publisher, folder):
+    publish(publisher, folder)
+    (folder / "config.json").write_text('{"changed": true}')
+    count = []
+
+    def meddle(request) -> None:
+        if "/commit/" in request.path:
+            count.append(True)
+            hub.repos["model", REPO].commit({"README.md": b"%d" % len(count)}, title="Meddled")
+
+    hub.on_request = meddle
+    with pytest.raises(VerificationError, match="Somebody else may be writing"):
+        publish(publisher, folder)
+
+
+def test_two_that_publish_the_same_at_once_make_one_commit(hub, folder):
+    publishers = [HubPublisher(endpoint=hub.url, token=TOKEN, sleep=lambda _: None)] * 3
+    threads = [threading.Thread(target=publish, args=(each, folder)) for each in publishers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert commits(hub) == [TITLE]
+    assert at_the_hub(hub) == contents(folder)
+
+
+def test_a_renamed_repo_is_updated_under_its_new_name(hub, publisher, folder):
+    publish(publisher, folder)
+    HfApi(endpoint=hub.url, token=TOKEN).move_repo(REPO, "you/Renamed")
+    (folder / "config.json").write_text('{"changed": true}')
+    published = publish(publisher, folder)
+    assert published.repo_id == "you/Renamed"
+    assert at_the_hub(hub, "you/Renamed") == contents(folder)
+
+
+def test_what_is_published_can_be_found_with_its_plan(hub, publisher, folder):
+    assert publisher.published(REPO) is None
+    first = publish(publisher, folder)
+    found = publisher.published(REPO)
+    assert found is not None
+    model, plan = found
+    assert model.commit_sha == first.commit_sha
+    assert json.loads(plan) == {"source": "org/Model"}
+
+
+def test_a_repo_of_others_counts_as_not_published(hub, publisher):
+    hub.add(REPO, {"README.md": b"# Mine"})
+    assert publisher.published(REPO) is None
+
+
+def test_a_folder_that_dynquant_did_not_make_is_refused(hub, publisher, folder):
+    (folder / "dynquant" / "plan.json").unlink()
+    with pytest.raises(InvalidModelError, match="no folder that dynquant made"):
+        publish(publisher, folder)
+    assert hub.repos == {}
+
+
+def test_a_link_in_the_folder_is_refused(hub, publisher, folder, tmp_path):
+    (tmp_path / "secret").write_text("s3cret")
+    (folder / "notes.txt").symlink_to(tmp_path / "secret")
+    with pytest.raises(InvalidModelError, match=r"'notes.txt' is a link"):
+        publish(publisher, folder)
+    assert hub.repos == {}
+
+
+def test_hidden_files_stay_here(hub, publisher, folder):
+    (folder / ".DS_Store").write_bytes(b"x")
+    (folder / ".cache").mkdir()
+    (folder / ".cache" / "token").write_bytes(b"hf_x")
+    publish(publisher, folder)
+    assert not any(name.startswith(".") for name in at_the_hub(hub))
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "pause"), [(503, {}, 1.0), (429, {"Retry-After": "7"}, 7.0)]
+)
+def test_a_busy_hub_is_asked_again_after_the_pause_that_it_wants(
+    hub, publisher, folder, pauses, status, headers, pause
+):
+    hub.fail("^POST /api/repos/create", status=status, headers=headers, times=1)
+    publish(publisher, folder)
+    assert pauses == [pause]
+
+
+def test_a_hub_that_stays_away_is_an_error_that_says_try_again(hub, publisher, folder):
+    publish(publisher, folder)
+    (folder / "config.json").write_text('{"changed": true}')
+    before = at_the_hub(hub)
+    hub.fail("^POST .*/commit/", status=500)
+    with pytest.raises(HubUnavailableError, match="Try again later"):
+        publish(publisher, folder)
+    assert at_the_hub(hub) == before
+
+
+@pytest.mark.parametrize("action", ["status", "reset", "truncate"])
+@pytest.mark.parametrize("after", [False, True])
+def test_every_request_may_fail_once_and_one_whole_repo_comes_of_it(
+    hub, publisher, folder, monkeypatch, action, after
+):
+    """Each request of a publish fails in turn, each time on a Hub without the repo."""
+    monkeypatch.setattr("time.sleep", lambda _secs: None)  # the client's own pauses
+    for number in count():
+        hub.repos.clear()
+        hub.requests.clear()
+        hub.faults.clear()
+        # New content, or the weights would be stored already.
+        write_model(folder, **dict.fromkeys(WEIGHTS, b"%d" % number * 700000))
+
+        def fail_one(_request, number=number) -> None:
+            if len(hub.requests) == number + 1 and not hub.faults:
+                hub.fail(".", action=action, status=502, times=1, after=after)
+
+        hub.on_request = fail_one
+        publish(publisher, folder)
+        if len(hub.requests) <= number:
+            break
+        failed = hub.requests[number]
+        assert commits(hub) == [TITLE], f"{failed.method} {failed.path}"
+        assert at_the_hub(hub) == contents(folder), f"{failed.method} {failed.path}"
+    assert number > 10
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from dynquant.hub import HubPublisher
+from tests.fakes import FakeProgress
+HubPublisher().publish(
+    Path(sys.argv[1]), sys.argv[2], source="org/Model", title=sys.argv[3], private=False,
+    gated="manual", progress=FakeProgress(),
+)
+"""
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("number", [0, 2, 5, 8, 10])
+def test_a_process_killed_at_any_point_leaves_nothing_half_and_the_next_one_finishes(
+    hub, folder, tmp_path, number, when
+):
+    environment = os.environ | {
+        "HF_ENDPOINT": hub.url,
+        "HF_TOKEN": TOKEN,
+        "HF_HOME": str(tmp_path / "home"),
+        "HF_HUB_DISABLE_XET": "1",
+        "PYTHONPATH": os.pathsep.join([str(Path.cwd()), *sys.path]),
+    }
+    command = [sys.executable, "-c", KILLED, str(folder), REPO, TITLE]
+    started: SimpleQueue[subprocess.Popen[bytes]] = SimpleQueue()
+
+    def kill(_request) -> None:
+        if len(hub.requests) == number + 1:
+            child = started.get()
+            child.kill()
+            child.wait()
+
+    setattr(hub, "on_request" if when == "before" else "after_request", kill)
+    child = subprocess.Popen(command, env=environment)
+    started.put(child)
+    assert child.wait(60) == -signal.SIGKILL
+    hub.on_request = hub.after_request = None
+    if ("model", REPO) in hub.repos:
+        assert at_the_hub(hub) in ({}, contents(folder))
+    subprocess.run(command, env=environment, check=True, timeout=60)
+    assert commits(hub) == [TITLE]
+    assert at_the_hub(hub) == contents(folder)
+    assert hub.repos["model", REPO].gated
+
+
+def test_no_error_shows_the_token(hub, publisher, folder):
+    hub.fail("^POST", status=500)
+    with pytest.raises(DynquantError) as caught:
+        publish(publisher, folder)
+    error: BaseException | None = caught.value
+    while error is not None:
+        assert TOKEN not in str(error)
+        error = error.__cause__
