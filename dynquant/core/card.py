@@ -4,54 +4,36 @@ from __future__ import annotations
 
 import html
 import json
-import re
 import shlex
 from collections import defaultdict
+from collections.abc import Mapping
+from types import MappingProxyType
 
 from dynquant.core import verdict
-from dynquant.core.facts import ModelFacts, QuantizedRow, TextFacts
+from dynquant.core.facts import ModelFacts, QuantizedRow, Rung
 from dynquant.core.figures import count, percent, significant, size, with_error
 from dynquant.core.formats import QuantFormat
-from dynquant.core.front_matter import LICENSE_KEYS, REPO_ID, front_matter
+from dynquant.core.front_matter import REPO_ID, front_matter
 from dynquant.core.markdown import DASH, clean, code, escape, fenced, folded, link, table
 from dynquant.core.plan import LayerProfile
+from dynquant.core.provenance import HUB_URL, license_section, making_section, source_link
 
 __all__ = ["render_card"]
 
-HUB_URL = "https://huggingface.co"
 NO_BREAK_SPACE = "\u00a0"
 MAX_OPEN_LAYERS = 40
 """A longer table of layers is folded."""
 
-_COMMIT_SHA = re.compile(r"[0-9a-f]{40}")
-
-_FILES_NOTE = (
-    "`dynquant/plan.json`, `dynquant/cost_table.json` and `dynquant/report.json` in this repo "
-    "hold the chosen formats, the cost of every format, and all figures."
-)
-_METHODS = {
-    "fisher": (
-        "what each format of each layer costs, in nats of KL divergence, from the Fisher "
-        "information of its outputs and the second moments of its inputs"
-    ),
-    "block_output": (
-        "the error of each block's output. This is the fallback for a model whose blocks could "
-        "not be differentiated; it does not know how much a block matters for the result"
-    ),
-    "alignment": (
-        "how the gradient of the loss lines up with the error that quantizing a layer brings, "
-        "with two bit widths"
-    ),
-}
-_ENCODERS = {
-    "gptq": "weighted least squares for scales and biases, then error feedback (GPTQ)",
-    "wls": "scales and biases by least squares, weighted by the inputs of the layer",
-    "minmax": "scales and biases from the smallest and largest weight of a group",
-}
-
 
 def render_card(
-    facts: ModelFacts, *, picture_light: str, picture_dark: str, repo_id: str | None = None
+    facts: ModelFacts,
+    *,
+    picture_light: str,
+    picture_dark: str,
+    repo_id: str | None = None,
+    repo_of: Mapping[str, str] = MappingProxyType({}),
+    ladder_light: str = "",
+    ladder_dark: str = "",
 ) -> str:
     """Render the card: YAML front matter and Markdown.
 
@@ -61,6 +43,9 @@ def render_card(
         picture_dark: The same for dark pages.
         repo_id: Repo that the model is published as; without it the examples use the
             model's name, as for a folder on this machine.
+        repo_of: Name of a model of the ladder → repo that it is published as.
+        ladder_light: Path of the picture of the ladder for light pages; empty for none.
+        ladder_dark: The same for dark pages.
     """
     sections = (
         f"# {escape(facts.name)}",
@@ -68,18 +53,19 @@ def render_card(
         _introduction(facts),
         _size_section(facts),
         _quality_section(facts),
+        _ladder_section(facts, repo_of, ladder_light, ladder_dark),
         _notes_section(facts),
         _bits_section(facts, picture_light, picture_dark),
         _use_section(facts, repo_id),
-        _making_section(facts),
-        _license_section(facts),
+        making_section(facts, repo_id),
+        license_section(facts),
     )
     return f"---\n{front_matter(facts)}---\n\n" + "\n\n".join(filter(None, sections)) + "\n"
 
 
 def _introduction(facts: ModelFacts) -> str:
     return (
-        f"This is {_source_link(facts)}, quantized with dynquant to "
+        f"This is {source_link(facts)}, quantized with dynquant to "
         f"{_bpw(facts.plan.target_bpw)} bits per weight. Layers that matter more to the model "
         "keep more bits. It runs in stock "
         f"{link('mlx-lm', 'https://github.com/ml-explore/mlx-lm')} on a Mac with Apple silicon."
@@ -149,8 +135,42 @@ def _quality_row(row: QuantizedRow, *, ours: bool) -> tuple[str, ...]:
         significant(quality.p99_kl_nats, 3),
         percent(quality.top1_agreement, decimals=1),
     )
-    unbroken = (figure.replace(" ", NO_BREAK_SPACE) for figure in figures)
-    return (f"**{label}**" if ours else label, *unbroken)
+    return (f"**{label}**" if ours else label, *map(_unbroken, figures))
+
+
+def _ladder_section(
+    facts: ModelFacts, repo_of: Mapping[str, str], picture_light: str, picture_dark: str
+) -> str:
+    if len(facts.ladder) < 2:  # noqa: PLR2004
+        return ""
+    header = ("Model", "Bits per weight", "Size", "Mean KL (nats)", "Top-1 agreement")
+    rows = [_rung_row(facts, rung, repo_of.get(rung.name, "")) for rung in facts.ladder]
+    picture = ""
+    if picture_light and picture_dark:
+        picture = _picture("Mean KL against stored size", picture_light, picture_dark)
+    parts = (
+        "## Other sizes",
+        "Made from the same measurement:",
+        table(header, rows, align="lrrrr"),
+        verdict.choice(facts.ladder),
+        picture,
+    )
+    return "\n\n".join(filter(None, parts))
+
+
+def _rung_row(facts: ModelFacts, rung: Rung, repo_id: str) -> tuple[str, ...]:
+    label = escape(rung.name) or DASH
+    if rung.name == facts.name:
+        label = f"**{label}**"
+    elif REPO_ID.fullmatch(repo_id):
+        label = link(rung.name, f"{HUB_URL}/{repo_id}")
+    figures = (
+        significant(rung.stored_bpw, 4),
+        size(rung.num_bytes),
+        with_error(rung.mean_kl_nats, rung.mean_kl_se_nats, digits=3),
+        percent(rung.top1_agreement, decimals=1),
+    )
+    return (label, *map(_unbroken, figures))
 
 
 def _notes_section(facts: ModelFacts) -> str:
@@ -159,15 +179,20 @@ def _notes_section(facts: ModelFacts) -> str:
 
 
 def _bits_section(facts: ModelFacts, picture_light: str, picture_dark: str) -> str:
-    light, dark = (html.escape(clean(path)) for path in (picture_light, picture_dark))
-    picture = (
-        "<picture>\n"
-        f'  <source media="(prefers-color-scheme: dark)" srcset="{dark}">\n'
-        f'  <img alt="Stored bits per weight of each layer, block by block" src="{light}">\n'
-        "</picture>"
-    )
+    alt = "Stored bits per weight of each layer, block by block"
+    picture = _picture(alt, picture_light, picture_dark)
     return "\n\n".join(
         ("## Bits of each layer", picture, _formats_table(facts), _layers_table(facts))
+    )
+
+
+def _picture(alt: str, picture_light: str, picture_dark: str) -> str:
+    light, dark = (html.escape(clean(path)) for path in (picture_light, picture_dark))
+    return (
+        "<picture>\n"
+        f'  <source media="(prefers-color-scheme: dark)" srcset="{dark}">\n'
+        f'  <img alt="{alt}" src="{light}">\n'
+        "</picture>"
     )
 
 
@@ -202,7 +227,7 @@ def _format_row(
 
 def _layers_table(facts: ModelFacts) -> str:
     cost = "Predicted cost (nats)" if facts.method == "fisher" else "Predicted cost"
-    rows = [_layer_row(layer, facts.plan.formats[layer.path]) for layer in facts.layers]
+    rows = [_layer_row(facts, layer) for layer in facts.layers]
     header = ("Layer", "Format", "Stored bits per weight", "Weights", cost)
     content = table(header, rows, align="llrrr")
     if len(rows) <= MAX_OPEN_LAYERS:
@@ -210,15 +235,14 @@ def _layers_table(facts: ModelFacts) -> str:
     return folded(f"All {len(rows)} layers", content)
 
 
-def _layer_row(layer: LayerProfile, fmt: QuantFormat) -> tuple[str, ...]:
-    # Uniform and `alignment` plans may use formats that were never priced.
-    known = fmt in layer.formats[: len(layer.costs_nats)]
+def _layer_row(facts: ModelFacts, layer: LayerProfile) -> tuple[str, ...]:
+    fmt = facts.plan.formats[layer.path]
     return (
         code(layer.path),
         code(fmt.name),
         _bpw(layer.stored_bits(fmt) / layer.num_weights),
         count(layer.num_weights),
-        significant(layer.cost_nats(fmt), 3) if known else DASH,
+        significant(facts.cost_nats(layer), 3),
     )
 
 
@@ -262,80 +286,11 @@ def _use_section(facts: ModelFacts, repo_id: str | None) -> str:
     )
 
 
-def _making_section(facts: ModelFacts) -> str:
-    versions = ", ".join(
-        f"{escape(tool)} {escape(version)}" for tool, version in sorted(facts.versions.items())
-    )
-    rows = (
-        ("Source", _source_link(facts)),
-        ("Revision", _revision(facts)),
-        ("Family", code(facts.model_type)),
-        ("Layers chosen by", _explained(facts.method, _METHODS)),
-        ("Encoder", _explained(facts.encoder, _ENCODERS)),
-        ("Calibration text", _text_facts(facts.calibration)),
-        ("Evaluation text", _text_facts(facts.evaluation)),
-        ("Seed", str(facts.seed)),
-        ("Versions", versions or DASH),
-    )
-    return "\n\n".join(
-        (
-            "## How it was made",
-            table(("", ""), rows, align="ll"),
-            "The same model again:",
-            fenced((facts.command,), "bash"),
-            _FILES_NOTE,
-        )
-    )
-
-
-def _license_section(facts: ModelFacts) -> str:
-    fields = {key: clean(facts.license_fields.get(key, "")) for key in LICENSE_KEYS}
-    named = [escape(value) for value in (fields["license"], fields["license_name"]) if value]
-    sentences = [
-        f"The license of the original holds for this model too: {', '.join(named)}."
-        if named
-        else "The original names no license; ask its authors before you rely on it."
-    ]
-    if target := fields["license_link"]:
-        sentences.append(f"Its text: {link(target, target) if '://' in target else code(target)}.")
-    if _is_linkable(facts):
-        sentences.append(
-            f"What the model was made for, its languages and its limits are on the "
-            f"{link('card of the original', f'{HUB_URL}/{facts.source}')}."
-        )
-    return f"## License\n\n{' '.join(sentences)}"
-
-
-def _is_linkable(facts: ModelFacts) -> bool:
-    return facts.source_is_repo and REPO_ID.fullmatch(facts.source) is not None
-
-
-def _source_link(facts: ModelFacts) -> str:
-    if _is_linkable(facts):
-        return link(facts.source, f"{HUB_URL}/{facts.source}")
-    return code(facts.source)
-
-
-def _revision(facts: ModelFacts) -> str:
-    if _is_linkable(facts) and _COMMIT_SHA.fullmatch(facts.revision_sha):
-        sha = facts.revision_sha
-        return f"[`{sha}`]({HUB_URL}/{facts.source}/tree/{sha})"
-    return code(facts.revision_sha)
-
-
-def _explained(name: str, explanations: dict[str, str]) -> str:
-    return f"{code(name)}: {explanations[name]}" if name in explanations else code(name)
-
-
-def _text_facts(text: TextFacts) -> str:
-    chat = ", in the model's chat format" if text.chat_formatted else ""
-    return (
-        f"{code(text.name)}, {text.num_tokens:,} tokens in windows of "
-        f"{text.window_tokens:,}{chat}, sha256 {code(text.sha256)}"
-    )
-
-
 def _bpw(value: float) -> str:
     """Bits per weight with one decimal at least and no trailing zeros."""
     whole, _, decimals = f"{value:.3f}".partition(".")
     return f"{whole}.{decimals.rstrip('0') or '0'}"
+
+
+def _unbroken(figure: str) -> str:
+    return figure.replace(" ", NO_BREAK_SPACE)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from dynquant.core.formats import QuantFormat
 from dynquant.core.plan import LayerProfile, QuantPlan, TextFacts
 from dynquant.core.quality import Quality
 
-__all__ = ["ModelFacts", "QuantizedRow", "TextFacts"]
+__all__ = ["ModelFacts", "QuantizedRow", "Rung", "TextFacts"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +28,29 @@ class QuantizedRow:
     stored_bpw: float
     num_bytes: int
     quality: Quality
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rung:
+    """One of several models that were made from the same measurement.
+
+    Attributes:
+        name: Its name, as in `ModelFacts.name`.
+        target_bpw: Requested bits per weight.
+        stored_bpw: Stored bits per weight.
+        num_bytes: Size of its weights on disk.
+        mean_kl_nats: Mean KL(original ‖ quantized) per token.
+        mean_kl_se_nats: Its standard error; NaN with a single window.
+        top1_agreement: Share of positions with the original's most likely token.
+    """
+
+    name: str
+    target_bpw: float
+    stored_bpw: float
+    num_bytes: int
+    mean_kl_nats: float
+    mean_kl_se_nats: float
+    top1_agreement: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +79,12 @@ class ModelFacts:
         command: The command that makes this model again, with no path of this machine.
         versions: Tool → version.
         notes: Sentences that a user should know, such as that no plan came closer to the target.
+        ladder: Every model made from the same measurement, this one too, ascending by size.
+        gated: How the source's repo lets people in: `auto` or `manual`; empty for an open one.
+        gated_fields: The `extra_gated_*` fields of the source's card, as they came.
+        menu: The formats that there were to choose from.
+        calibration_tokens: Calibration tokens that were asked for; 0 if that is not known.
+        evaluation_tokens: The same of the evaluation text.
     """
 
     name: str
@@ -76,3 +107,16 @@ class ModelFacts:
     command: str
     versions: Mapping[str, str]
     notes: tuple[str, ...] = ()
+    ladder: tuple[Rung, ...] = ()
+    gated: str = ""
+    gated_fields: Mapping[str, object] = field(default_factory=dict)
+    menu: tuple[QuantFormat, ...] = ()
+    calibration_tokens: int = 0
+    evaluation_tokens: int = 0
+
+    def cost_nats(self, layer: LayerProfile) -> float:
+        """What the chosen format of `layer` costs; NaN if that was never measured."""
+        fmt = self.plan.formats[layer.path]
+        # Uniform and `alignment` plans may use formats that were never priced.
+        known = fmt in layer.formats[: len(layer.costs_nats)]
+        return layer.cost_nats(fmt) if known else math.nan

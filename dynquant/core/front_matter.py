@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import re
 
-import yaml  # its stubs are not among the pinned packages
+import yaml
 
 from dynquant.core.facts import ModelFacts
+from dynquant.core.gating import gate
 from dynquant.core.markdown import clean
 
 __all__ = ["LICENSE_KEYS", "REPO_ID", "front_matter"]
@@ -17,6 +18,22 @@ REPO_ID = re.compile(r"[\w\-.]+(/[\w\-.]+)?", re.ASCII)
 
 _TAGS = ("mlx", "dynquant", "quantized")
 _METRIC_DIGITS = 6
+
+
+class _Verbatim(str):
+    """A text that the metadata hold to the letter; written on one line, between quotes."""
+
+    __slots__ = ()
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes YAML in which no line starts with a text from outside."""
+
+
+_Dumper.add_representer(
+    _Verbatim,
+    lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", str(text), style='"'),
+)
 
 
 def front_matter(facts: ModelFacts) -> str:
@@ -33,10 +50,24 @@ def front_matter(facts: ModelFacts) -> str:
     for key in LICENSE_KEYS:
         if value := _plain(facts.license_fields.get(key, "")):
             header[key] = value
+    header |= {key: _verbatim(value) for key, value in gate(facts.gated_fields).items()}
     if results := _results(facts):
         header["model-index"] = [{"name": _plain(facts.name), "results": results}]
-    dumped: str = yaml.safe_dump(header, sort_keys=False, allow_unicode=True, width=math.inf)
-    return dumped
+    dumped: str = yaml.dump(
+        header, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=math.inf
+    )
+    # Angle brackets stand between quotes only, where YAML knows an escape for them.
+    return dumped.replace("<", r"\x3C").replace(">", r"\x3E")
+
+
+def _verbatim(value: object) -> object:
+    if isinstance(value, str):
+        return _Verbatim(value)
+    if isinstance(value, list):
+        return [_verbatim(each) for each in value]
+    if isinstance(value, dict):
+        return {_Verbatim(key): _verbatim(each) for key, each in value.items()}
+    return value
 
 
 def _results(facts: ModelFacts) -> list[dict[str, object]]:

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Mapping
 
-__all__ = ["MAX_NAME_LENGTH", "quantized_name"]
+from dynquant.errors import InvalidOptionError
+
+__all__ = ["MAX_NAME_LENGTH", "quantized_name", "repo_ids"]
 
 MAX_NAME_LENGTH = 96
 """Longest repo name that the Hub takes (`huggingface_hub.utils.validate_repo_id`)."""
+
+# What `huggingface_hub.utils.validate_repo_id` takes.
+_NAME = re.compile(
+    r"(?!.*(?:--|\.\.))(?!.*\.git$)[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?"
+)
 
 _TARGET_DECIMALS = 4
 """Enough for any target that a person would type; what lies beyond is float noise."""
@@ -26,6 +34,40 @@ def quantized_name(source: str, target_bpw: float) -> str:
     suffix = f"-MLX-{_plain_decimal(target_bpw)}bpw"
     model = _repo_characters(re.split(r"[/\\]", source.rstrip("/\\"))[-1])
     return model[: MAX_NAME_LENGTH - len(suffix)].rstrip("-.") + suffix
+
+
+def repo_ids(destination: str, targets: Mapping[str, tuple[str, float]]) -> dict[str, str]:
+    """Name of a quantized model → the repo that it is published as.
+
+    Args:
+        destination: A namespace, for the default names in it, or a repo id, in which `{model}`
+            and `{bpw}` stand for the source's name and the requested bits per weight.
+        targets: Name → source and requested bits per weight.
+
+    Raises:
+        InvalidOptionError: It makes no repo ids, or the same one for two models.
+    """
+    ids = {}
+    for name, (source, target_bpw) in targets.items():
+        repo_id = f"{destination}/{name}"
+        if "/" in destination:
+            model = _repo_characters(re.split(r"[/\\]", source)[-1])
+            repo_id = destination.replace("{model}", model)
+            repo_id = repo_id.replace("{bpw}", _plain_decimal(target_bpw))
+        namespace, _, repo_name = repo_id.partition("/")
+        if not (_NAME.fullmatch(namespace) and _NAME.fullmatch(repo_name)):
+            raise InvalidOptionError(
+                f"'{repo_id[:200]}' cannot be the id of a repo. Pass a namespace, such as 'you', "
+                "or a repo id, such as 'you/{model}-{bpw}bpw'; names have letters, digits, '-', "
+                f"'_' and '.', and at most {MAX_NAME_LENGTH} characters."
+            )
+        ids[name] = repo_id
+    if len(set(ids.values())) < len(ids):
+        raise InvalidOptionError(
+            f"'{destination}' is one repo, and there are {len(ids)} models to publish. Put "
+            "{bpw} into its name, or pass a namespace alone."
+        )
+    return ids
 
 
 def _plain_decimal(value: float) -> str:

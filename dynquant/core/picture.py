@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -12,15 +11,21 @@ from dynquant.core.facts import ModelFacts
 from dynquant.core.figures import count, percent
 from dynquant.core.layer_grid import GridCell, LayerGrid, layer_grid
 from dynquant.core.markdown import clean
+from dynquant.core.svg import (
+    DARK,
+    LIGHT,
+    MARGIN,
+    MONOSPACED,
+    WIDTH,
+    Theme,
+    escaped,
+    opening,
+    shortened,
+    trimmed,
+)
 
 __all__ = ["layer_bits_svg"]
 
-_SANS = "system-ui, -apple-system, 'Segoe UI', Helvetica, Arial, sans-serif"
-_MONOSPACED = "ui-monospace, SFMono-Regular, Menlo, Consolas, monospace"
-
-# Lengths are in CSS pixels; a model card on the Hub is about 900 wide.
-_WIDTH = 900
-_MARGIN = 24
 _LABEL_SIZE = 12
 _CHAR_WIDTH = 0.6 * _LABEL_SIZE  # of a monospaced font
 _MAX_LABEL_CHARS = 32
@@ -39,47 +44,15 @@ _LEGEND_LINE = 24
 
 _INK_LUMA = 120  # above it black has more contrast than white
 
-# Stored bits at which the colours below stand; between them they are mixed.
+# Stored bits at which the colours of a theme stand; between them they are mixed.
 _COLOR_BITS = (2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 16.0)
-# Brightness alone orders them, so they read without telling hues apart; the most bits
-# stand out most from the background.
-_LIGHT_COLORS = ("#fbf1b5", "#efdb7d", "#8ccf97", "#37a3bf", "#2f69b3", "#2d3a90", "#12143f")
-_DARK_COLORS = ("#46307a", "#3f4cab", "#2a82bd", "#2fb68d", "#9ad04d", "#f2d94e", "#fff8d8")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Theme:
-    background: str
-    border: str
-    text: str
-    muted: str
-    empty: str
-    colors: tuple[str, ...]
-
-
-_LIGHT = _Theme(
-    background="#ffffff",
-    border="#e5e7eb",
-    text="#111827",
-    muted="#6b7280",
-    empty="#f3f4f6",
-    colors=_LIGHT_COLORS,
-)
-_DARK = _Theme(
-    background="#0f1420",
-    border="#273043",
-    text="#f3f4f6",
-    muted="#9aa4b5",
-    empty="#1a2130",
-    colors=_DARK_COLORS,
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Canvas:
     """Where things stand, how they look, and what has been drawn."""
 
-    theme: _Theme
+    theme: Theme
     left: float
     cell_width: float
     row_height: int
@@ -92,18 +65,18 @@ class _Canvas:
 
     def cell(self, cell: GridCell, *, x: float, y: float, width: float) -> None:
         """A cell: its colour, its bits where they fit, and its layers as a tooltip."""
-        bits = _trimmed(cell.bits_per_weight)
+        bits = trimmed(cell.bits_per_weight)
         color = _color(cell.bits_per_weight, self.theme)
         hidden = len(cell.names) - _MAX_TOOLTIP_LAYERS
         names = "; ".join(cell.names[:_MAX_TOOLTIP_LAYERS]) + (f" and {hidden} more" * (hidden > 0))
-        tooltip = f"<title>{_text(f'{names}: {bits} bits per weight')}</title>"
+        tooltip = f"<title>{escaped(f'{names}: {bits} bits per weight')}</title>"
         self.rect(x=x, y=y, width=width, height=self.row_height - 2, color=color, inner=tooltip)
         # The largest size at which `4.25` fits; a digit is about 0.56 of it wide.
         font_size = min(int((width - 1) / (4 * 0.56)), _MAX_CELL_FONT)
         if font_size >= _MIN_CELL_FONT:
             center, base = x + width / 2, y + self.row_height / 2 - 1 + 0.36 * font_size
             self.drawn.append(
-                f'<text x="{_trimmed(center)}" y="{_trimmed(base)}" font-size="{font_size}" '
+                f'<text x="{trimmed(center)}" y="{trimmed(base)}" font-size="{font_size}" '
                 f'text-anchor="middle" fill="{_ink(color)}" pointer-events="none">{bits}</text>'
             )
 
@@ -113,24 +86,24 @@ class _Canvas:
         """A rectangle, rounded where it is wide enough."""
         radius = _by_size(width, {9: 3, 4: 1, 0: 0})
         self.drawn.append(
-            f'<rect x="{_trimmed(x)}" y="{_trimmed(y)}" width="{_trimmed(width)}" '
-            f'height="{_trimmed(height)}" rx="{radius}" fill="{color}">{inner}</rect>'
+            f'<rect x="{trimmed(x)}" y="{trimmed(y)}" width="{trimmed(width)}" '
+            f'height="{trimmed(height)}" rx="{radius}" fill="{color}">{inner}</rect>'
         )
 
     def label(self, label: str, *, y: float) -> None:
         """Name of a row."""
         self.drawn.append(
-            f'<text x="{_trimmed(self.left - _LABEL_GAP)}" '
-            f'y="{_trimmed(y + self.row_height / 2 + 3)}" font-family="{_MONOSPACED}" '
+            f'<text x="{trimmed(self.left - _LABEL_GAP)}" '
+            f'y="{trimmed(y + self.row_height / 2 + 3)}" font-family="{MONOSPACED}" '
             f'font-size="{_LABEL_SIZE}" text-anchor="end" fill="{self.theme.text}">'
-            f"{_text(_shortened(label, _MAX_LABEL_CHARS))}</text>"
+            f"{escaped(shortened(label, _MAX_LABEL_CHARS))}</text>"
         )
 
     def small(self, text: str, *, x: float, y: float, anchor: str = "start") -> None:
         """A line beside the data."""
         self.drawn.append(
-            f'<text x="{_trimmed(x)}" y="{_trimmed(y)}" font-size="11" text-anchor="{anchor}" '
-            f'fill="{self.theme.muted}">{_text(text)}</text>'
+            f'<text x="{trimmed(x)}" y="{trimmed(y)}" font-size="11" text-anchor="{anchor}" '
+            f'fill="{self.theme.muted}">{escaped(text)}</text>'
         )
 
 
@@ -144,7 +117,7 @@ def layer_bits_svg(facts: ModelFacts, *, dark: bool) -> str:
         dark: For a dark page.
     """
     grid = layer_grid(facts)
-    canvas = _canvas(grid, _DARK if dark else _LIGHT)
+    canvas = _canvas(grid, DARK if dark else LIGHT)
     y: float = _HEADER_HEIGHT
     if grid.rows:
         y = _draw_blocks(canvas, grid, y)
@@ -154,11 +127,11 @@ def layer_bits_svg(facts: ModelFacts, *, dark: bool) -> str:
     return "\n".join([*_opening(facts, canvas.theme, y), *canvas.drawn, "</svg>", ""])
 
 
-def _canvas(grid: LayerGrid, theme: _Theme) -> _Canvas:
+def _canvas(grid: LayerGrid, theme: Theme) -> _Canvas:
     labels = [row.label for row in grid.rows] + [label for label, _ in grid.outside]
     num_chars = min(max([len(clean(label)) for label in labels], default=0), _MAX_LABEL_CHARS)
-    left = _MARGIN + max(num_chars, len("block")) * _CHAR_WIDTH + _LABEL_GAP
-    cell_width = (_WIDTH - _MARGIN - left) / max(len(grid.blocks), 1)
+    left = MARGIN + max(num_chars, len("block")) * _CHAR_WIDTH + _LABEL_GAP
+    cell_width = (WIDTH - MARGIN - left) / max(len(grid.blocks), 1)
     return _Canvas(
         theme=theme,
         left=left,
@@ -167,29 +140,19 @@ def _canvas(grid: LayerGrid, theme: _Theme) -> _Canvas:
     )
 
 
-def _opening(facts: ModelFacts, theme: _Theme, height: float) -> Iterator[str]:
-    name = _shortened(facts.name, 72)
-    subtitle = f"{name} · {facts.plan.stored_bpw:.2f} bits per weight over the whole model"
-    tall = _trimmed(height)
-    yield (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{tall}" '
-        f'viewBox="0 0 {_WIDTH} {tall}" role="img" aria-labelledby="title desc" '
-        f'font-family="{_SANS}">'
+def _opening(facts: ModelFacts, theme: Theme, height: float) -> Iterator[str]:
+    name = shortened(facts.name, 72)
+    return opening(
+        theme,
+        height,
+        title=f"Stored bits per weight of each layer of {name}",
+        description=(
+            "A heat map: one column per block, one row per role of a layer, coloured by stored "
+            "bits per weight. The card lists the same figures in a table."
+        ),
+        heading="Bits of each layer",
+        subtitle=f"{name} · {facts.plan.stored_bpw:.2f} bits per weight over the whole model",
     )
-    yield f'<title id="title">Stored bits per weight of each layer of {_text(name)}</title>'
-    yield (
-        '<desc id="desc">A heat map: one column per block, one row per role of a layer, '
-        "coloured by stored bits per weight. The card lists the same figures in a table.</desc>"
-    )
-    yield (
-        f'<rect x="0.5" y="0.5" width="{_WIDTH - 1}" height="{_trimmed(height - 1)}" rx="10" '
-        f'fill="{theme.background}" stroke="{theme.border}"/>'
-    )
-    yield (
-        f'<text x="{_MARGIN}" y="34" font-size="17" font-weight="600" fill="{theme.text}">'
-        "Bits of each layer</text>"
-    )
-    yield f'<text x="{_MARGIN}" y="54" font-size="13" fill="{theme.muted}">{_text(subtitle)}</text>'
 
 
 def _draw_blocks(canvas: _Canvas, grid: LayerGrid, top: float) -> float:
@@ -247,30 +210,30 @@ def _draw_legend(canvas: _Canvas, facts: ModelFacts, top: float) -> float:
     colors: dict[str, str] = {}
     for layer in facts.layers:
         bits = layer.stored_bits(facts.plan.formats[layer.path]) / layer.num_weights
-        num_weights[_trimmed(bits)] += layer.num_weights
-        colors[_trimmed(bits)] = _color(bits, theme)
+        num_weights[trimmed(bits)] += layer.num_weights
+        colors[trimmed(bits)] = _color(bits, theme)
     canvas.drawn.append(
-        f'<path d="M{_MARGIN} {_trimmed(top)}H{_WIDTH - _MARGIN}" stroke="{theme.border}"/>'
+        f'<path d="M{MARGIN} {trimmed(top)}H{WIDTH - MARGIN}" stroke="{theme.border}"/>'
     )
     title = "Stored bits per weight, and the share of these weights"
-    canvas.small(title, x=_MARGIN, y=top + 22)
-    per_line = (_WIDTH - 2 * _MARGIN) // _LEGEND_ENTRY_WIDTH
+    canvas.small(title, x=MARGIN, y=top + 22)
+    per_line = (WIDTH - 2 * MARGIN) // _LEGEND_ENTRY_WIDTH
     y = top + 34
     for i, label in enumerate(sorted(num_weights, key=float)):
-        x = _MARGIN + i % per_line * _LEGEND_ENTRY_WIDTH
+        x = MARGIN + i % per_line * _LEGEND_ENTRY_WIDTH
         line_y = y + i // per_line * _LEGEND_LINE
         share = percent(num_weights[label] / num_weights.total())
         canvas.rect(x=x, y=line_y, width=14, height=14, color=colors[label])
         canvas.drawn.append(
-            f'<text x="{x + 20}" y="{_trimmed(line_y + 11.5)}" font-size="12" '
-            f'fill="{theme.text}">{label} <tspan fill="{theme.muted}">· {_text(share)}</tspan>'
+            f'<text x="{x + 20}" y="{trimmed(line_y + 11.5)}" font-size="12" '
+            f'fill="{theme.text}">{label} <tspan fill="{theme.muted}">· {escaped(share)}</tspan>'
             "</text>"
         )
     num_lines = -(-len(num_weights) // per_line)
     return y + num_lines * _LEGEND_LINE + 8
 
 
-def _color(bits: float, theme: _Theme) -> str:
+def _color(bits: float, theme: Theme) -> str:
     """Colour of `bits`, mixed from the two nearest anchors."""
     place = min(max(bits, _COLOR_BITS[0]), _COLOR_BITS[-1])
     upper = min(bisect_right(_COLOR_BITS, place), len(_COLOR_BITS) - 1)
@@ -278,7 +241,7 @@ def _color(bits: float, theme: _Theme) -> str:
     share = (place - _COLOR_BITS[lower]) / (_COLOR_BITS[upper] - _COLOR_BITS[lower])
     mixed = (
         round(low + share * (high - low))
-        for low, high in zip(_rgb(theme.colors[lower]), _rgb(theme.colors[upper]), strict=True)
+        for low, high in zip(_rgb(theme.bits[lower]), _rgb(theme.bits[upper]), strict=True)
     )
     return "#" + "".join(f"{channel:02x}" for channel in mixed)
 
@@ -293,23 +256,6 @@ def _rgb(color: str) -> tuple[int, int, int]:
     return int(color[1:3], 16), int(color[3:5], 16), int(color[5:7], 16)
 
 
-def _trimmed(value: float) -> str:
-    """`value` to two decimals, without trailing zeros."""
-    return f"{value:.2f}".rstrip("0").rstrip(".")
-
-
 def _by_size(size: float, choices: Mapping[int, int]) -> int:
     """The choice of the largest limit that `size` reaches; limits descend to 0."""
     return next(choice for limit, choice in choices.items() if size >= limit)
-
-
-def _shortened(text: str, max_chars: int) -> str:
-    words = clean(text)
-    if len(words) <= max_chars:
-        return words
-    tail = max_chars // 2
-    return f"{words[: max_chars - tail - 1]}…{words[-tail:]}"
-
-
-def _text(text: str) -> str:
-    return html.escape(clean(text))

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 
 from dynquant.core.formats import DEFAULT_MENU, QuantFormat
 
-__all__ = ["Alignment", "Recipe"]
+__all__ = ["RECIPE_VERSION", "Alignment", "Recipe"]
+
+RECIPE_VERSION = 1
+"""Goes up with every change after which the same recipe makes another model."""
 
 
 @dataclass(frozen=True, kw_only=True)

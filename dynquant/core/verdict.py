@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
-from dynquant.core.facts import ModelFacts, QuantizedRow
+from dynquant.core.facts import ModelFacts, QuantizedRow, Rung
 from dynquant.core.figures import percent, significant, with_error
 from dynquant.core.markdown import DASH, escape
 from dynquant.core.quality import Quality
 
-__all__ = ["comparison", "fitting_macs", "gpu_share", "prediction", "recommendation"]
+__all__ = [
+    "choice",
+    "comparison",
+    "fitting_macs",
+    "gpu_share",
+    "prediction",
+    "recommendation",
+]
 
 # Mean KL divergence bounds how far the probabilities of the next token move on average: by
 # Pinsker's inequality their total variation is at most √(KL/2). The bands are 5, 10 and 20 %
@@ -44,6 +52,7 @@ _BANDS = (
         "noticeably different from the original, a choice for when memory is short",
     ),
 )
+_GOOD_BANDS = tuple(words for *_, words in _BANDS[:2])
 _BEYOND_BANDS = "clearly worse than the original, a choice only where nothing larger fits"
 
 
@@ -58,7 +67,7 @@ def recommendation(facts: ModelFacts) -> str:
         return f"{parts[0]}; its distance from the original was not measured."
     parts.append(
         f"mean KL {significant(kl_nats, 2)} nats, top-1 agreement {percent(top1)}: "
-        f"{_band(ours.quality)}."
+        f"{_band(kl_nats, top1)}."
     )
     return "; ".join(parts)
 
@@ -89,6 +98,24 @@ def comparison(ours: QuantizedRow, uniform: QuantizedRow) -> str:
         f"This model is {_times(kl_ours, kl_uniform)} as far from the original as the uniform "
         f"one, by mean KL ({sizes}): {advice}."
     )
+
+
+def choice(ladder: Sequence[Rung]) -> str:
+    """Which of several sizes to take, if the figures say so; else nothing.
+
+    Args:
+        ladder: Models of one original.
+    """
+    measured = [
+        (rung, _band(rung.mean_kl_nats, rung.top1_agreement))
+        for rung in ladder
+        if math.isfinite(rung.mean_kl_nats) and math.isfinite(rung.top1_agreement)
+    ]
+    for words in _GOOD_BANDS:
+        if found := [rung for rung, band in measured if band == words]:
+            smallest = min(found, key=lambda rung: rung.num_bytes)
+            return f"{escape(smallest.name)} is the smallest of these that is {words}."
+    return ""
 
 
 def prediction(facts: ModelFacts) -> str:
@@ -126,9 +153,9 @@ def _times(larger: float, smaller: float) -> str:
     return f"{significant(larger / smaller, 3)} times" if smaller > 0 else "infinitely many times"
 
 
-def _band(quality: Quality) -> str:
+def _band(kl_nats: float, top1: float) -> str:
     for max_kl_nats, min_top1, words in _BANDS:
-        if quality.mean_kl_nats <= max_kl_nats and quality.top1_agreement >= min_top1:
+        if kl_nats <= max_kl_nats and top1 >= min_top1:
             return words
     return _BEYOND_BANDS
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from dynquant.core.facts import ModelFacts, QuantizedRow, TextFacts
+from dynquant.core.facts import ModelFacts, QuantizedRow, Rung, TextFacts
 from dynquant.core.formats import DEFAULT_MENU, UNQUANTIZED, QuantFormat
 from dynquant.core.plan import LayerProfile, QuantPlan
 from dynquant.core.quality import Quality
@@ -114,6 +114,27 @@ def make_text(name: str, digit: str) -> TextFacts:
     return TextFacts(name=name, sha256=digit * 64, num_tokens=32768, window_tokens=512)
 
 
+def make_rung(target_bpw: float, mean_kl_nats: float, **overrides: Any) -> Rung:
+    values: dict[str, Any] = {
+        "name": f"Qwen3-0.6B-MLX-{target_bpw}bpw",
+        "stored_bpw": target_bpw - 0.0027,
+        "num_bytes": round(target_bpw * 74_565_400),
+        "mean_kl_se_nats": mean_kl_nats / 30,
+        "top1_agreement": 1 - 0.7 * mean_kl_nats**0.5,
+    }
+    return Rung(target_bpw=target_bpw, mean_kl_nats=mean_kl_nats, **values | overrides)
+
+
+def make_ladder() -> tuple[Rung, ...]:
+    """Four sizes; the second is the model that `make_facts` is about."""
+    return (
+        make_rung(3.5, 0.0314),
+        make_rung(4.5, 0.00653, mean_kl_se_nats=0.00021, top1_agreement=0.9432),
+        make_rung(6.0, 0.00091),
+        make_rung(8.0, 0.00012),
+    )
+
+
 def make_facts(num_blocks: int = 28, **overrides: Any) -> ModelFacts:
     layers = overrides.pop("layers", None) or make_layers(num_blocks)
     values: dict[str, Any] = {
@@ -134,7 +155,7 @@ def make_facts(num_blocks: int = 28, **overrides: Any) -> ModelFacts:
         "calibration": make_text("dynquant-calibration-v1", "a"),
         "evaluation": make_text("Salesforce/wikitext:wikitext-2-raw-v1:test:text", "b"),
         "seed": 0,
-        "command": "dynquant convert Qwen/Qwen3-0.6B --bpw 4.5 --revision c1899de",
+        "command": "dynquant quantize Qwen/Qwen3-0.6B --bpw 4.5 --revision c1899de",
         "versions": {"mlx": "0.32.4", "mlx-lm": "0.32.2", "dynquant": "0.1.0"},
         "notes": ("The embedding is tied to the head: its cost counts both roles.",),
     }

@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 from typing import Any
 
 import pytest
-import yaml  # its stubs are not among the pinned packages
+import yaml
 from huggingface_hub import ModelCard
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,14 +14,17 @@ from markdown_it import MarkdownIt
 from dynquant.core.card import MAX_OPEN_LAYERS, render_card
 from dynquant.core.facts import TextFacts
 from dynquant.core.formats import QuantFormat
+from dynquant.core.gating import gate
 from dynquant.core.markdown import clean
 from tests.core.card_factories import (
     NAN,
     make_facts,
+    make_ladder,
     make_layer,
     make_original,
     make_plan,
     make_row,
+    make_rung,
     make_text,
     make_uniform,
 )
@@ -60,8 +63,17 @@ class Outline(HTMLParser):
             self.tags.append(tag)
 
 
+LADDER = {
+    "ladder_light": "dynquant/ladder-light.svg",
+    "ladder_dark": "dynquant/ladder-dark.svg",
+}
+
+
 def test_the_card_is_the_golden_one():
-    assert_golden("card.md", render(make_facts(6), repo_id="someone/Qwen3-0.6B-MLX-4.5bpw"))
+    facts = make_facts(6, ladder=make_ladder())
+    repo_of = {rung.name: f"someone/{rung.name}" for rung in facts.ladder[:-1]}
+    card = render(facts, repo_id=repo_of[facts.name], repo_of=repo_of, **LADDER)
+    assert_golden("card.md", card)
 
 
 def test_the_card_of_a_local_model_without_figures_is_the_golden_one():
@@ -213,6 +225,68 @@ def test_chat_format_and_fallback_are_said():
     assert "gradient" in render(make_facts(1, method="alignment"))
 
 
+def rows_of_other_sizes(card):
+    section = card.split("## Other sizes")[1].split("\n## ")[0]
+    return [line.split(" | ")[0].removeprefix("| ") for line in section.splitlines() if "|" in line]
+
+
+def test_other_sizes_are_linked_where_they_are_published():
+    facts = make_facts(1, ladder=make_ladder())
+    names = [rung.name for rung in facts.ladder]
+    repo_of = {names[0]: "me/small", names[1]: "me/this", names[2]: "me/x y](http://evil)"}
+    assert rows_of_other_sizes(render(facts, repo_of=repo_of))[2:] == [
+        f"[{names[0]}](https://huggingface.co/me/small)",
+        f"**{names[1]}**",
+        names[2],
+        names[3],
+    ]
+
+
+def test_one_size_has_no_others():
+    for ladder in ((), make_ladder()[:1]):
+        assert "Other sizes" not in render(make_facts(1, ladder=ladder), **LADDER)
+
+
+def test_the_plot_of_sizes_is_shown_where_there_is_one():
+    facts = make_facts(1, ladder=make_ladder())
+    assert Outline(render(facts)).tags.count("picture") == 1
+    card = render(facts, **LADDER)
+    assert Outline(card).tags.count("picture") == 2
+    assert 'srcset="dynquant/ladder-dark.svg"' in card
+    assert 'src="dynquant/ladder-light.svg"' in card
+
+
+def test_a_rung_that_was_not_measured_shows_dashes():
+    ladder = (make_rung(3.0, NAN, mean_kl_se_nats=NAN), make_rung(4.5, 0.0065))
+    card = render(make_facts(1, ladder=ladder))
+    assert "| Qwen3-0.6B-MLX-3.0bpw | 2.997 | 224\u00a0MB | – | – |" in card
+
+
+def test_a_published_card_says_how_to_check_the_download():
+    plan = "https://huggingface.co/me/x/blob/main/dynquant/plan.json"
+    assert plan in Outline(render(make_facts(1), repo_id="me/x")).hrefs
+    for repo_id in (None, "me/x y", "](http://evil)"):
+        assert "To check a download" not in render(make_facts(1), repo_id=repo_id)
+
+
+def test_a_cost_table_is_named_where_there_is_one():
+    assert "dynquant/cost_table.json" in render(make_facts(1))
+    assert "dynquant/cost_table.json" not in render(make_facts(1, method="alignment"))
+
+
+def test_a_gated_original_is_said_to_be_gated():
+    assert "Access to the original is gated" in render(make_facts(1, gated="manual"))
+    assert "gated" not in render(make_facts(1))
+
+
+def test_what_a_gate_asks_stays_in_the_metadata():
+    fields = {"extra_gated_prompt": "You agree\n---\n# Not a heading", "extra_gated_other": 1}
+    header, body = halves(render(make_facts(1, gated="auto", gated_fields=fields)))
+    assert header["extra_gated_prompt"] == fields["extra_gated_prompt"]
+    assert "extra_gated_other" not in header
+    assert "You agree" not in body
+
+
 def test_both_pictures_are_shown():
     card = render(make_facts(1))
     assert f'srcset="{DARK}"' in card
@@ -257,10 +331,11 @@ def is_repo_id(text):
 def facts_around(text):
     paths = [f"model.layers.0.{text()}", text()]
     layers = tuple(make_layer(path) for path in dict.fromkeys(paths))
+    name = text()
     return make_facts(
         layers=layers,
         plan=make_plan(layers),
-        name=text(),
+        name=name,
         source=text(),
         revision_sha=text(),
         model_type=text(),
@@ -273,6 +348,9 @@ def facts_around(text):
         command=text(),
         versions={text(): text()},
         notes=(text(), text()),
+        ladder=(make_rung(3.5, 0.01, name=name + text()), make_rung(4.5, 0.01, name=name)),
+        gated=text(),
+        gated_fields={"extra_gated_prompt": text(), "extra_gated_fields": {text(): text()}},
     )
 
 
@@ -282,12 +360,14 @@ def test_no_text_from_outside_changes_the_structure(data):
     facts = facts_around(lambda: data.draw(TEXT))
     counter = iter(range(100))
     plain = facts_around(lambda: f"word{next(counter)}")
-    card = render(facts)
+    repo_of = {rung.name: data.draw(TEXT) for rung in facts.ladder}
+    card = render(facts, repo_of=repo_of)
     card.encode()
     assert "<script" not in card.lower()
-    assert header_of(facts).keys() == header_of(plain).keys() - {
-        key for key in ("base_model", "base_model_relation") if not is_repo_id(facts.source)
-    }
+    dropped = {"extra_gated_prompt", "extra_gated_fields"} - gate(facts.gated_fields).keys()
+    if not is_repo_id(facts.source):
+        dropped |= {"base_model", "base_model_relation"}
+    assert header_of(facts).keys() == header_of(plain).keys() - dropped
     assert header_of(facts)["model-index"][0]["name"] == clean(re.sub("[<>]", " ", facts.name))
     hostile, benign = Outline(card), Outline(render(plain))
     if len(facts.layers) == len(plain.layers):

@@ -5,7 +5,8 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dynquant.core.naming import MAX_NAME_LENGTH, quantized_name
+from dynquant.core.naming import MAX_NAME_LENGTH, quantized_name, repo_ids
+from dynquant.errors import InvalidOptionError
 
 
 @pytest.mark.parametrize(
@@ -44,3 +45,69 @@ def test_the_hub_takes_every_name(source, target_bpw):
     validate_repo_id(name)
     validate_repo_id(f"someone/{name}")
     assert not set("-.") & {name[0], name[-1]}
+
+
+TARGETS = {
+    "Qwen3-8B-MLX-4.5bpw": ("Qwen/Qwen3-8B", 4.5),
+    "Qwen3-8B-MLX-6.0bpw": ("Qwen/Qwen3-8B", 6.0),
+}
+
+
+def test_a_namespace_takes_the_default_names():
+    assert repo_ids("you", TARGETS) == {name: f"you/{name}" for name in TARGETS}
+
+
+def test_a_repo_id_may_have_placeholders():
+    assert list(repo_ids("you/{model}-{bpw}", TARGETS).values()) == [
+        "you/Qwen3-8B-4.5",
+        "you/Qwen3-8B-6.0",
+    ]
+
+
+def test_one_repo_id_is_for_one_model():
+    one = dict(list(TARGETS.items())[:1])
+    assert list(repo_ids("you/mine", one).values()) == ["you/mine"]
+    with pytest.raises(InvalidOptionError, match=r"2 models.*\{bpw\}"):
+        repo_ids("you/mine", TARGETS)
+
+
+@pytest.mark.parametrize(
+    "destination",
+    [
+        "",
+        "/",
+        "you/",
+        "/mine",
+        "a/b/c",
+        "you/my model",
+        "you/a--b",
+        "you/a..b",
+        "you/-a",
+        "you/a.git",
+        "you/" + "a" * 97,
+        "../you",
+        "you/{unknown}",
+        "https://huggingface.co/you/mine",
+        "you\n/a",
+    ],
+)
+def test_what_the_hub_would_not_take_is_refused(destination):
+    with pytest.raises(InvalidOptionError, match="cannot be the id of a repo"):
+        repo_ids(destination, dict(list(TARGETS.items())[:1]))
+
+
+@given(source=st.text(max_size=200), bpw=st.floats(2, 16))
+def test_the_default_name_of_anything_makes_a_repo_id_that_the_hub_takes(source, bpw):
+    name = quantized_name(source, bpw)
+    (repo_id,) = repo_ids("you", {name: (source, bpw)}).values()
+    validate_repo_id(repo_id)
+
+
+@given(destination=st.text(max_size=30), source=st.text(max_size=30), bpw=st.floats(2, 16))
+def test_no_destination_makes_an_id_that_the_hub_would_refuse(destination, source, bpw):
+    try:
+        (repo_id,) = repo_ids(destination, {quantized_name(source, bpw): (source, bpw)}).values()
+    except InvalidOptionError:
+        return
+    validate_repo_id(repo_id)
+    assert repo_id.count("/") == 1

@@ -3,14 +3,16 @@ from __future__ import annotations
 import pytest
 
 from dynquant.core.figures import count, percent, significant, size, with_error
-from dynquant.core.verdict import comparison, fitting_macs, prediction, recommendation
+from dynquant.core.verdict import choice, comparison, fitting_macs, prediction, recommendation
 from tests.core.card_factories import (
     NAN,
     make_facts,
+    make_ladder,
     make_layers,
     make_original,
     make_plan,
     make_row,
+    make_rung,
     make_uniform,
 )
 
@@ -87,6 +89,25 @@ def test_a_lossless_model_is_infinitely_closer():
     ours = make_row(mean_kl_nats=0.0, mean_kl_se_nats=0.0)
     assert "infinitely many times" in comparison(ours, make_uniform())
     assert "no measured KL" in comparison(make_row(mean_kl_nats=NAN), make_uniform())
+
+
+def test_the_smallest_size_that_is_as_good_as_the_original_is_named():
+    assert choice(make_ladder()) == (
+        "Qwen3-0.6B-MLX-6.0bpw is the smallest of these that is hardly distinguishable from the "
+        "original."
+    )
+
+
+def test_without_one_it_is_the_smallest_that_does_for_most_uses():
+    assert choice(make_ladder()[:2]) == (
+        "Qwen3-0.6B-MLX-4.5bpw is the smallest of these that is close to the original for most "
+        "uses."
+    )
+
+
+def test_nothing_is_advised_that_the_figures_do_not_support():
+    bad = (make_rung(2.5, 0.9), make_rung(3.0, NAN), make_rung(4.0, 0.001, top1_agreement=NAN))
+    assert choice(bad) == ""
 
 
 def test_prediction_stands_beside_measurement_with_the_gap_to_the_best_plan():

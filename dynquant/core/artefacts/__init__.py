@@ -1,0 +1,32 @@
+from __future__ import annotations
+
+from dynquant.core.artefacts.cost_table import (
+    cost_table_from_json,
+    cost_table_to_json,
+    is_cost_table,
+    matched_table,
+)
+from dynquant.core.artefacts.plan import formats_to_json, plan_to_json, same_request
+from dynquant.core.artefacts.report import report, report_to_json
+from dynquant.core.artefacts.request import requested
+from dynquant.core.artefacts.restoring import facts_from_json
+from dynquant.core.artefacts.sensitivities import (
+    sensitivities_from_json,
+    sensitivities_to_json,
+)
+
+__all__ = [
+    "cost_table_from_json",
+    "cost_table_to_json",
+    "facts_from_json",
+    "formats_to_json",
+    "is_cost_table",
+    "matched_table",
+    "plan_to_json",
+    "report",
+    "report_to_json",
+    "requested",
+    "same_request",
+    "sensitivities_from_json",
+    "sensitivities_to_json",
+]

@@ -1,0 +1,145 @@
+"""`cost_table.json`: what every format of every layer costs, for every target of the same model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from typing import Any
+
+from dynquant.core.artefacts.fields import real, string, strings, text_facts, whole
+from dynquant.core.artefacts.json_text import MALFORMED, dumped, parsed
+from dynquant.core.formats import UNQUANTIZED, QuantFormat
+from dynquant.core.plan import CostTable, LayerProfile, ModelInventory
+from dynquant.errors import DynquantError, SensitivitiesError
+
+__all__ = ["cost_table_from_json", "cost_table_to_json", "is_cost_table", "matched_table"]
+
+_KIND = "dynquant-cost-table"
+_VERSION = 1
+
+
+def cost_table_to_json(table: CostTable) -> str:
+    """`cost_table.json`: everything that another target of the same model needs."""
+    inventory = table.inventory
+    return dumped(
+        {
+            "kind": _KIND,
+            "version": _VERSION,
+            "source": table.source,
+            "source_sha": table.source_sha,
+            "model_type": inventory.model_type,
+            "num_parameters": inventory.num_parameters,
+            "fixed_bits": inventory.fixed_bits,
+            "dtype": inventory.dtype,
+            "method": table.method,
+            "encoder": table.encoder,
+            "seed": table.seed,
+            "calibration": asdict(table.calibration),
+            "scales": dict(table.scales),
+            "layers": [
+                {
+                    "path": layer.path,
+                    "shape": list(layer.shape),
+                    "dtype_bits": layer.dtype_bits,
+                    "costs_nats": {
+                        fmt.name: cost
+                        for fmt, cost in zip(layer.formats, layer.costs_nats, strict=True)
+                    },
+                }
+                for layer in inventory.layers
+            ],
+            "importance": {path: list(map(list, t)) for path, t in table.importance.items()},
+            "versions": dict(table.versions),
+        }
+    )
+
+
+def cost_table_from_json(text: str, *, name: str) -> CostTable:
+    """The table in `text`.
+
+    Args:
+        text: Contents of a `cost_table.json`.
+        name: What to call the file in an error.
+
+    Raises:
+        SensitivitiesError: It is no cost table, or not one of this version.
+    """
+    try:
+        raw = parsed(text, kind=_KIND, version=_VERSION)
+        layers = tuple(map(_layer, raw["layers"]))
+        return CostTable(
+            inventory=ModelInventory(
+                model_type=string(raw["model_type"]),
+                layers=layers,
+                num_parameters=whole(raw["num_parameters"]),
+                fixed_bits=whole(raw["fixed_bits"]),
+                dtype=string(raw["dtype"]),
+            ),
+            method=string(raw["method"]),
+            encoder=string(raw["encoder"]),
+            calibration=text_facts(raw["calibration"]),
+            seed=whole(raw["seed"]),
+            source=string(raw["source"]),
+            source_sha=string(raw["source_sha"]),
+            scales={key: real(value) for key, value in raw["scales"].items()},
+            importance={
+                path: tuple((string(rows), string(cols)) for rows, cols in terms)
+                for path, terms in raw["importance"].items()
+            },
+            versions=strings(raw["versions"]),
+        )
+    except (DynquantError, *MALFORMED) as error:
+        raise SensitivitiesError(
+            f"'{name}' is not a cost table of this version of dynquant. Measure again with "
+            "'dynquant measure'."
+        ) from error
+
+
+def is_cost_table(text: str) -> bool:
+    """Whether `text` is a cost table, of whichever version."""
+    try:
+        return bool(json.loads(text)["kind"] == _KIND)
+    except MALFORMED:
+        return False
+
+
+def matched_table(table: CostTable, inventory: ModelInventory, source_sha: str) -> CostTable:
+    """`table` with the formats of `inventory` alone.
+
+    Raises:
+        SensitivitiesError: It is of another model, or was measured without these formats.
+    """
+    mine = {(layer.path, layer.shape, layer.dtype_bits) for layer in inventory.layers}
+    theirs = {(layer.path, layer.shape, layer.dtype_bits) for layer in table.inventory.layers}
+    if mine != theirs or table.source_sha != source_sha:
+        raise SensitivitiesError(
+            f"The cost table was measured on another model ('{table.source}'). "
+            "Measure this one with 'dynquant measure'."
+        )
+    measured = {layer.path: layer for layer in table.inventory.layers}
+    layers = tuple(_with_costs(layer, measured[layer.path]) for layer in inventory.layers)
+    return replace(table, inventory=replace(inventory, layers=layers))
+
+
+def _layer(raw: Mapping[str, Any]) -> LayerProfile:
+    costs = {QuantFormat.from_name(name): real(cost) for name, cost in raw["costs_nats"].items()}
+    if not costs:
+        raise ValueError(raw["path"])
+    return LayerProfile(
+        path=string(raw["path"]),
+        shape=tuple(map(whole, raw["shape"])),
+        dtype_bits=whole(raw["dtype_bits"]),
+        formats=tuple(costs),
+        costs_nats=tuple(costs.values()),
+    )
+
+
+def _with_costs(layer: LayerProfile, measured: LayerProfile) -> LayerProfile:
+    costs = {UNQUANTIZED: 0.0} | dict(zip(measured.formats, measured.costs_nats, strict=True))
+    if lost := [fmt.name for fmt in layer.formats if fmt not in costs]:
+        raise SensitivitiesError(
+            f"The cost table has no cost of '{lost[0]}' for layer '{layer.path}'. Pass --formats "
+            "with those that were measured, or measure again."
+        )
+    return replace(layer, costs_nats=tuple(costs[fmt] for fmt in layer.formats))

@@ -1,0 +1,61 @@
+"""The papers of a finished model: what lies in its folder beside the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from dynquant.core.artefacts import cost_table_to_json, plan_to_json, report_to_json
+from dynquant.core.card import render_card
+from dynquant.core.facts import ModelFacts
+from dynquant.core.ladder import ladder_svg
+from dynquant.core.picture import layer_bits_svg
+from dynquant.core.plan import CostTable
+
+__all__ = ["CARD", "PLAN", "REPORT", "card", "papers"]
+
+CARD = "README.md"
+PLAN = "dynquant/plan.json"
+REPORT = "dynquant/report.json"
+COST_TABLE = "dynquant/cost_table.json"
+BITS = ("dynquant/bits-light.svg", "dynquant/bits-dark.svg")
+LADDER = ("dynquant/ladder-light.svg", "dynquant/ladder-dark.svg")
+
+
+def papers(facts: ModelFacts, table: CostTable | None) -> dict[str, str]:
+    """File name → content. `plan.json` comes last but one: it marks a folder as dynquant's."""
+    found = {name: layer_bits_svg(facts, dark=name == BITS[1]) for name in BITS}
+    if _has_ladder(facts):
+        found |= {name: ladder_svg(facts, dark=name == LADDER[1]) for name in LADDER}
+    if table is not None:
+        found[COST_TABLE] = cost_table_to_json(table)
+    return found | {
+        REPORT: report_to_json(facts),
+        PLAN: plan_to_json(facts),
+        CARD: card(facts),
+    }
+
+
+def card(
+    facts: ModelFacts, *, repo_id: str | None = None, repo_of: Mapping[str, str] | None = None
+) -> str:
+    """The card, with links to the pictures beside it.
+
+    Args:
+        facts: The model.
+        repo_id: Repo that it is published as.
+        repo_of: Name of a model of the same ladder → repo that it is published as.
+    """
+    ladder = LADDER if _has_ladder(facts) else ("", "")
+    return render_card(
+        facts,
+        picture_light=BITS[0],
+        picture_dark=BITS[1],
+        ladder_light=ladder[0],
+        ladder_dark=ladder[1],
+        repo_id=repo_id,
+        repo_of=repo_of or {},
+    )
+
+
+def _has_ladder(facts: ModelFacts) -> bool:
+    return len(facts.ladder) > 1
