@@ -1,0 +1,347 @@
+"""Jobs: what was asked for, which states it goes through, and what it is called.
+
+States:
+
+    waiting ──> running ──> published
+       │ ^         │ └────> refused     the request has to change; `reason_code` says why
+       │ └─────────┤ └────> failed      `sentence` says what to do
+       └───────────┴──────> cancelled
+
+What ended stays as it is. `retried` is the one way on: it starts a new attempt and keeps the
+old one in the history.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from enum import IntEnum, StrEnum
+
+from dynquant.errors import Reason
+
+__all__ = [
+    "MAX_DEATHS",
+    "STEPS",
+    "TERMINAL",
+    "Attempt",
+    "Job",
+    "JobOption",
+    "JobRequest",
+    "JobState",
+    "Outcome",
+    "Priority",
+    "PublishedRepo",
+    "StepProgress",
+    "TransitionError",
+    "begun",
+    "cancelled",
+    "ended",
+    "job_id",
+    "lost_its_runner",
+    "progressed",
+    "put_back",
+    "retried",
+]
+
+STEPS = ("resolve", "download", "measure", "encode", "verify", "evaluate", "card", "publish")
+"""Of every job, in this order."""
+
+MAX_DEATHS = 3
+"""So many runners may die of one attempt before it fails."""
+
+_ID_DIGITS = 20
+"""80 bits: the chance that two of a billion jobs share an id is below 1e-6."""
+
+_GB = 10**9
+
+JobOption = str | int | float | bool | None | tuple["JobOption", ...]
+"""Value of a recipe's option: what JSON can say, without objects."""
+
+
+class JobState(StrEnum):
+    """Where a job is, in words that a person understands."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    PUBLISHED = "published"
+    REFUSED = "refused"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+TERMINAL = frozenset({JobState.PUBLISHED, JobState.REFUSED, JobState.FAILED, JobState.CANCELLED})
+
+
+class Priority(IntEnum):
+    """Whose jobs go first: the lower number."""
+
+    PERSON = 0
+    WATCHER = 1
+
+
+class TransitionError(ValueError):
+    """A job cannot go from the state that it is in to the one asked for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobRequest:
+    """What somebody asked for.
+
+    Attributes:
+        model: Repo id.
+        revision: Branch, tag or commit; a job's own request has the commit.
+        targets_bpw: Stored bits per weight, one repo each.
+        destination: Namespace or name template of the repos to publish.
+        requester: Who asked; jobs take turns between requesters.
+        private: Whether the repos are private.
+        options: Options of the recipe that differ from its defaults.
+        notify_url: Where to tell that the job has ended.
+    """
+
+    model: str
+    revision: str | None = None
+    targets_bpw: tuple[float, ...]
+    destination: str = ""
+    requester: str
+    priority: Priority = Priority.PERSON
+    private: bool = False
+    options: Mapping[str, JobOption] = field(default_factory=dict)
+    notify_url: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepProgress:
+    """How far a step is.
+
+    Attributes:
+        fraction: Of the step, from 0 to 1.
+        eta_secs: Until the step is done, as far as known.
+        layer: What is being worked on.
+        num_bytes: Read, written or sent so far.
+        sentence: What a person should know, such as why it waits.
+    """
+
+    step: str
+    fraction: float = 0.0
+    eta_secs: float | None = None
+    layer: str = ""
+    num_bytes: int | None = None
+    sentence: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PublishedRepo:
+    """A repo on the Hub, and the commit that made it whole."""
+
+    repo_id: str
+    commit_sha: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How an attempt ended, other than by a cancel.
+
+    Attributes:
+        reason_code: Code of why it was refused or failed.
+        sentence: Why, and what to do.
+        results: The repos, if it was published.
+    """
+
+    state: JobState
+    reason_code: str = ""
+    sentence: str = ""
+    results: tuple[PublishedRepo, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """An earlier attempt of a job, as it ended."""
+
+    number: int
+    state: JobState
+    step: str
+    reason_code: str
+    sentence: str
+    runner: str
+    started_at: datetime | None
+    ended_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """A job as the board shows it.
+
+    Attributes:
+        request: With the commit as its revision.
+        attempt: 1, and one more with every retry.
+        progress: Of the step that runs, or that it stopped in.
+        position: Place in the line if it waits, from 1.
+        eta_secs: Until its turn if it waits, until the step is done if it runs; None if nobody
+            knows yet.
+        runner: Id of the runner that has it or had it last.
+        sentence: Why it waits, was refused or failed, and what to do.
+        deaths: How many runners have died of this attempt.
+        needed_memory_bytes: Memory that a runner must have for it, once known.
+        submitted_at: When this attempt was asked for, by the database's clock, as all times.
+    """
+
+    id: str
+    request: JobRequest
+    recipe_version: int
+    submitted_at: datetime
+    attempt: int = 1
+    state: JobState = JobState.WAITING
+    progress: StepProgress | None = None
+    position: int | None = None
+    eta_secs: float | None = None
+    runner: str = ""
+    reason_code: str = ""
+    sentence: str = ""
+    results: tuple[PublishedRepo, ...] = ()
+    deaths: int = 0
+    needed_memory_bytes: int | None = None
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+    history: tuple[Attempt, ...] = ()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more happens to it by itself."""
+        return self.state in TERMINAL
+
+
+def job_id(request: JobRequest, *, revision_sha: str, recipe_version: int) -> str:
+    """Id of the job that makes what `request` asks for: the same for the same results.
+
+    Who asks, how urgently and whom to tell make no difference.
+    """
+    identity = {
+        "model": request.model,
+        "revision_sha": revision_sha,
+        "targets_bpw": sorted({float(target) for target in request.targets_bpw}),
+        "recipe_version": recipe_version,
+        "options": dict(request.options),
+        "destination": request.destination,
+    }
+    text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:_ID_DIGITS]
+
+
+def begun(job: Job, *, runner: str, at: datetime) -> Job:
+    """A runner takes the job; one that was put back goes on where it was."""
+    _require(job, JobState.WAITING)
+    return replace(
+        job,
+        state=JobState.RUNNING,
+        runner=runner,
+        progress=None,
+        sentence="",
+        started_at=job.started_at or at,
+    )
+
+
+def progressed(job: Job, progress: StepProgress) -> Job:
+    """The runner says how far it is."""
+    _require(job, JobState.RUNNING)
+    return replace(job, progress=progress)
+
+
+def put_back(job: Job, *, sentence: str, needed_memory_bytes: int | None = None) -> Job:
+    """The runner gives the job back, unharmed; what is done stays done.
+
+    `sentence` says why it waits again, `needed_memory_bytes` what it turned out to need.
+    """
+    _require(job, JobState.RUNNING)
+    return replace(
+        job,
+        state=JobState.WAITING,
+        sentence=sentence,
+        needed_memory_bytes=needed_memory_bytes or job.needed_memory_bytes,
+    )
+
+
+def lost_its_runner(job: Job, *, at: datetime, memory_bytes: int) -> Job:
+    """Its runner, with `memory_bytes` of memory, died or does not answer.
+
+    The job waits for another, or has had enough of them.
+    """
+    _require(job, JobState.RUNNING)
+    deaths = job.deaths + (job.progress is not None)  # else it had not begun
+    if deaths < MAX_DEATHS:
+        sentence = f"Its runner {job.runner} stopped answering; another one goes on with it."
+        return replace(job, state=JobState.WAITING, deaths=deaths, sentence=sentence)
+    if job.needed_memory_bytes:
+        need = f"about {_gigabytes(job.needed_memory_bytes)}"
+    else:
+        need = f"probably more than the {_gigabytes(memory_bytes)} of the last one"
+    return ended(
+        replace(job, deaths=deaths),
+        Outcome(
+            state=JobState.FAILED,
+            reason_code=Reason.KILLED_RUNNERS,
+            sentence=(
+                f"This model killed {deaths} runners: it needs {need} of memory. "
+                "Start a runner that has it, then retry the job."
+            ),
+        ),
+        at=at,
+    )
+
+
+def ended(job: Job, outcome: Outcome, *, at: datetime) -> Job:
+    """The attempt is over."""
+    _require(job, JobState.RUNNING)
+    if outcome.state not in TERMINAL:
+        raise TransitionError(f"A job cannot end as {outcome.state}.")
+    return replace(
+        job,
+        state=outcome.state,
+        reason_code=outcome.reason_code,
+        sentence=outcome.sentence,
+        results=outcome.results,
+        ended_at=at,
+    )
+
+
+def cancelled(job: Job, *, at: datetime) -> Job:
+    """Somebody does not want the job any more."""
+    _require(job, JobState.WAITING, JobState.RUNNING)
+    return replace(
+        job, state=JobState.CANCELLED, reason_code=Reason.CANCELLED, sentence="", ended_at=at
+    )
+
+
+def retried(job: Job, *, at: datetime) -> Job:
+    """A new attempt at a job that was refused, failed or was cancelled."""
+    _require(job, JobState.REFUSED, JobState.FAILED, JobState.CANCELLED)
+    attempt = Attempt(
+        number=job.attempt,
+        state=job.state,
+        step=job.progress.step if job.progress else "",
+        reason_code=job.reason_code,
+        sentence=job.sentence,
+        runner=job.runner,
+        started_at=job.started_at,
+        ended_at=job.ended_at,
+    )
+    return Job(
+        id=job.id,
+        request=job.request,
+        recipe_version=job.recipe_version,
+        submitted_at=at,
+        attempt=job.attempt + 1,
+        needed_memory_bytes=job.needed_memory_bytes,
+        history=(*job.history, attempt),
+    )
+
+
+def _require(job: Job, *states: JobState) -> None:
+    if job.state not in states:
+        raise TransitionError(f"Job {job.id} is {job.state}, not {' or '.join(states)}.")
+
+
+def _gigabytes(num_bytes: int) -> str:
+    return f"{num_bytes / _GB:.0f} GB"

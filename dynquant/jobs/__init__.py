@@ -1,0 +1,1 @@
+"""The durable queue: jobs in a database, and the engine that runs them."""

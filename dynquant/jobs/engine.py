@@ -1,0 +1,311 @@
+"""The engine: takes jobs whose turn it is, runs them, and looks after the other runners' jobs.
+
+One loop speaks to the database about whose job is whose. The threads of the steps only do
+steps; what they find out stands in `Held`, and the loop acts on it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Mapping
+from functools import partial
+
+from dynquant.core.job import STEPS, JobState, Outcome
+from dynquant.core.job_text import outcome_to_text, results_from_text
+from dynquant.errors import (
+    NotEnoughMemoryError,
+    RequestError,
+    RetryLaterError,
+)
+from dynquant.jobs.database import Database
+from dynquant.jobs.held import Held, Stop, StoppedError
+from dynquant.jobs.registry import Registry, Watch
+from dynquant.jobs.steps import UNFORESEEN, StepResult, do_step
+from dynquant.jobs.store import JobStore
+from dynquant.jobs.timing import Timing
+from dynquant.jobs.workflows import Workflows
+from dynquant.ports import StepRunner
+from dynquant.settings import Settings
+
+__all__ = ["JobEngine"]
+
+_TRIM_BEATS = 1_000
+
+_logger = logging.getLogger(__name__)
+
+
+class JobEngine:
+    """One runner."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        steps: StepRunner,
+        *,
+        memory_bytes: int,
+        timing: Timing | None = None,
+    ) -> None:
+        """A runner with `memory_bytes` for jobs; nothing happens before `run`."""
+        self._settings = settings
+        self._steps = steps
+        self._memory_bytes = memory_bytes
+        self._timing = timing or Timing()
+        self._watch = Watch(num_looks=self._timing.num_looks)
+        self._held: dict[str, Held] = {}
+        self._wake = threading.Event()
+        self._next_beat_at = 0.0
+        self._num_beats = 0
+
+    def run(self, stopping: threading.Event) -> None:
+        """Take and run jobs until `stopping` is set; then give back what runs.
+
+        Raises:
+            InvalidOptionError: A database that cannot be used, or another process is this runner.
+            RetryLaterError: The database does not answer at the start.
+        """
+        self._database = Database(self._settings.database_url)
+        try:
+            self._store = JobStore(self._database)
+            self._registry = Registry(self._database)
+            self._session = self._join()
+            self._workflows = Workflows(
+                self._database.url,
+                runner_id=self._settings.runner_id,
+                num_slots=self._settings.concurrency,
+                run=self._run_workflow,
+            )
+            try:
+                for job_id in list(self._steps.local_jobs()):
+                    self._release_if_done(job_id)
+                self._loop(stopping)
+            finally:
+                self._leave()
+                self._workflows.close()
+        finally:
+            self._database.close()
+
+    # The loop.
+
+    def _loop(self, stopping: threading.Event) -> None:
+        is_away = False
+        while not stopping.is_set():
+            try:
+                self._tick()
+                is_away = False
+            except RetryLaterError as error:
+                if not is_away:
+                    _logger.warning("%s This runner goes on as soon as it does.", error)
+                is_away = True
+            self._wake.wait(self._timing.tick_secs)
+            self._wake.clear()
+
+    def _tick(self) -> None:
+        if time.monotonic() >= self._next_beat_at:
+            self._beat()
+            self._next_beat_at = time.monotonic() + self._timing.heartbeat_secs
+        mine = self._store.held(self._session)
+        for held in list(self._held.values()):
+            is_mine = held.nonce == self._session and held.job.id in mine
+            self._look_after(held, is_mine=is_mine)
+        self._take_jobs()
+
+    def _look_after(self, held: Held, *, is_mine: bool) -> None:
+        job = held.job
+        if not is_mine:
+            held.stop(Stop.LOST)
+            if not held.is_active:
+                if not held.has_ended and self._is_over(job.id, job.attempt):
+                    self._workflows.abandon(job.id, job.attempt)
+                del self._held[job.id]
+            return
+        progress = held.take_progress()
+        if progress is not None:
+            self._store.report(job.id, progress, session=held.nonce)
+        if held.is_active:
+            return
+        if held.memory_needed is not None:
+            self._give_back(held, str(held.memory_needed))
+        elif (outcome := self._workflows.dispatch(held)) is not None:
+            self._store.end(job.id, outcome, session=held.nonce, busy_secs=None)
+
+    def _take_jobs(self) -> None:
+        if len(self._held) >= self._settings.concurrency:
+            return
+        for waiting in self._store.line():
+            if len(self._held) >= self._settings.concurrency:
+                return
+            if waiting.id in self._held:  # its thread has not stopped yet
+                continue
+            if (waiting.needed_memory_bytes or 0) > self._memory_bytes:
+                continue
+            job = self._store.take(
+                waiting.id, runner=self._settings.runner_id, session=self._session
+            )
+            if job is not None:
+                held = Held(job=job, nonce=self._session)
+                self._held[job.id] = held
+                self._look_after(held, is_mine=True)
+
+    # Runners.
+
+    def _join(self) -> str:
+        return self._registry.join(
+            self._settings.runner_id,
+            memory_bytes=self._memory_bytes,
+            num_slots=self._settings.concurrency,
+            heartbeat_secs=self._timing.heartbeat_secs,
+        )
+
+    def _beat(self) -> None:
+        if not self._registry.beat(self._session):
+            _logger.warning("The other runners took this one for dead; it begins anew.")
+            for held in self._held.values():
+                held.stop(Stop.LOST)
+            self._session = self._join()
+        if self._num_beats % _TRIM_BEATS == 0:
+            self._store.trim_log()
+        self._num_beats += 1
+        self._bury()
+
+    def _bury(self) -> None:
+        """Inherit the jobs of dead runners, and see to it that others go on with them."""
+        # In this order: a session that has a job now was registered before.
+        holding = self._store.num_running()
+        sessions = self._registry.sessions()
+        dead = {session.nonce for session in self._watch.dead(sessions)} - {self._session}
+        unknown = holding.keys() - {session.nonce for session in sessions}
+        for nonce in dead | unknown:
+            for job_id in self._store.held(nonce):
+                self._store.inherit(job_id, session=nonce, heir=self._session)
+            self._registry.leave(nonce)
+        # Also what was inherited or taken when the database went away in the middle of it.
+        for job_id in self._store.held(self._session) - self._held.keys():
+            self._mourn(job_id)
+
+    def _mourn(self, job_id: str) -> None:
+        try:
+            job = self._store.get(job_id)
+        except RequestError:
+            return  # it could not be read, and was set aside
+        self._workflows.park(job_id, job.attempt)
+        memory_bytes = self._registry.memory_bytes(job.runner)
+        after = self._store.mourn(job_id, session=self._session, memory_bytes=memory_bytes)
+        if after is not None and after.is_over:
+            self._workflows.abandon(job_id, job.attempt)
+
+    def _leave(self) -> None:
+        """Give all jobs back, stopped; the others need not wait until this runner is dead."""
+        for held in self._held.values():
+            held.stop(Stop.LEAVING)
+        patience = time.monotonic() + self._timing.stop_secs
+        while time.monotonic() < patience and any(each.is_active for each in self._held.values()):
+            self._wake.wait(self._timing.tick_secs)
+            self._wake.clear()
+        try:
+            mine = self._store.held(self._session)
+            for held in list(self._held.values()):
+                if held.job.id in mine:
+                    self._give_back(held, f"Runner {self._settings.runner_id} stopped.")
+            self._registry.leave(self._session)
+        except RetryLaterError as error:
+            _logger.warning("%s The jobs of this runner wait until it is taken for dead.", error)
+
+    def _give_back(self, held: Held, sentence: str) -> None:
+        self._workflows.park(held.job.id, held.job.attempt)
+        needed = held.memory_needed
+        self._store.give_back(
+            held.job.id,
+            session=held.nonce,
+            sentence=sentence,
+            needed_memory_bytes=needed.needed_bytes if needed else None,
+        )
+        del self._held[held.job.id]
+
+    # The threads of the steps.
+
+    def _run_workflow(self, workflow_id: str) -> str:
+        """Do a job that this runner has; no `Exception` may leave, DBOS would keep it forever."""
+        job_id, _, attempt = workflow_id.rpartition("-")
+        held = self._held.get(job_id)
+        if held is None or held.workflow_id != workflow_id or held.is_active:
+            try:
+                if self._is_over(job_id, int(attempt)):
+                    return ""  # only DBOS did not know it yet
+            except RetryLaterError as error:
+                raise StoppedError from error
+            raise StoppedError
+        held.is_active = True
+        try:
+            outcome = self._do_steps(held)
+            self._end(held, outcome)
+        finally:
+            self._release_if_done(job_id)
+            held.is_active = False
+            self._wake.set()
+        return outcome_to_text(outcome)
+
+    def _is_over(self, job_id: str, attempt: int) -> bool:
+        try:
+            job = self._store.get(job_id)
+        except RequestError:
+            return True  # it could not be read, and was set aside
+        return job.is_over or job.attempt > attempt
+
+    def _do_steps(self, held: Held) -> Outcome:
+        results: dict[str, str] = {}
+        try:
+            for step in STEPS:
+                done = self._workflows.step(step, partial(self._do_step, step, held, results))
+                if done.outcome is not None:
+                    return done.outcome
+                results[step] = done.artefact
+            return Outcome(state=JobState.PUBLISHED, results=results_from_text(results[STEPS[-1]]))
+        except Exception:
+            _logger.exception("The engine failed", extra={"job_id": held.job.id})
+            return UNFORESEEN
+
+    def _do_step(self, step: str, held: Held, results: Mapping[str, str]) -> StepResult:
+        while not self._has_begun(step, held):
+            held.wait(self._timing.tick_secs)
+        try:
+            return do_step(self._steps, step, held, dict(results), timing=self._timing)
+        except NotEnoughMemoryError as error:
+            held.memory_needed = error
+            raise StoppedError from error
+
+    def _has_begun(self, step: str, held: Held) -> bool:
+        """Whether the step may begin; False while the database does not answer."""
+        if held.is_stopping():
+            raise StoppedError
+        try:
+            is_mine = self._store.begin_step(held.job.id, step, session=held.nonce)
+        except RetryLaterError:
+            return False
+        if not is_mine:
+            raise StoppedError
+        return True
+
+    def _end(self, held: Held, outcome: Outcome) -> None:
+        while not held.is_stopping():
+            try:
+                self._store.end(held.job.id, outcome, session=held.nonce, busy_secs=held.busy_secs)
+            except RetryLaterError:
+                held.wait(self._timing.tick_secs)
+            else:
+                held.has_ended = True
+                return
+        raise StoppedError
+
+    def _release_if_done(self, job_id: str) -> None:
+        """Free what a job takes here that is over, or that another runner has."""
+        try:
+            job = self._store.get(job_id)
+            is_elsewhere = job.state is JobState.RUNNING and job.runner != self._settings.runner_id
+            if job.is_over or is_elsewhere:
+                self._steps.release(job_id)
+        except RequestError:
+            return  # of another database, or set aside: not ours to remove
+        except Exception:
+            _logger.exception("What the job takes could not be freed", extra={"job_id": job_id})

@@ -1,0 +1,76 @@
+"""What happened to jobs, line by line, and entries of the queue that nobody could read."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import sqlalchemy as sa
+
+from dynquant.jobs import tables
+from dynquant.jobs.database import Database
+from dynquant.ports import JobEvent, SetAside
+
+__all__ = ["events", "note", "put_aside", "put_asides", "trim"]
+
+_MAX_EVENTS_PER_JOB = 500
+_MAX_EVENTS = 100_000
+_MAX_SENTENCE = 1_000
+
+
+def note(database: Database, connection: sa.Connection, job_id: str, kind: str, text: str) -> None:
+    """Write a line into the log of a job, in the transaction that makes it true."""
+    connection.execute(
+        sa.insert(tables.log).values(
+            job_id=job_id,
+            at_secs=database.now(connection).timestamp(),
+            kind=kind,
+            sentence=text[:_MAX_SENTENCE],
+        )
+    )
+
+
+def events(connection: sa.Connection, job_id: str, *, after: int) -> tuple[JobEvent, ...]:
+    """The log of a job, oldest first; of a long one the end."""
+    latest = (
+        sa.select(tables.log)
+        .where(tables.log.c.job_id == job_id, tables.log.c.number > after)
+        .order_by(tables.log.c.number.desc())
+        .limit(_MAX_EVENTS_PER_JOB)
+    )
+    return tuple(
+        JobEvent(number=row.number, at=_time(row.at_secs), kind=row.kind, sentence=row.sentence)
+        for row in reversed(connection.execute(latest).all())
+    )
+
+
+def trim(connection: sa.Connection) -> None:
+    """Forget the oldest lines of all logs."""
+    newest = sa.select(sa.func.max(tables.log.c.number)).scalar_subquery()
+    connection.execute(sa.delete(tables.log).where(tables.log.c.number <= newest - _MAX_EVENTS))
+
+
+def put_aside(
+    database: Database, connection: sa.Connection, job_id: str, document: str, sentence: str
+) -> None:
+    """Take an entry that cannot be read out of the queue, and keep it with the reason."""
+    connection.execute(
+        sa.insert(tables.set_aside).values(
+            job_id=job_id,
+            at_secs=database.now(connection).timestamp(),
+            sentence=sentence[:_MAX_SENTENCE],
+            document=document,
+        )
+    )
+    connection.execute(sa.delete(tables.jobs).where(tables.jobs.c.id == job_id))
+
+
+def put_asides(connection: sa.Connection) -> tuple[SetAside, ...]:
+    """Entries that could not be read, oldest first."""
+    rows = connection.execute(sa.select(tables.set_aside).order_by(tables.set_aside.c.number))
+    return tuple(
+        SetAside(job_id=row.job_id, at=_time(row.at_secs), sentence=row.sentence) for row in rows
+    )
+
+
+def _time(secs: float) -> datetime:
+    return datetime.fromtimestamp(secs, UTC)

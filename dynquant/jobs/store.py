@@ -1,0 +1,387 @@
+"""The jobs in the database. Every change is a transition of `core.job` in one transaction."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection
+from datetime import datetime
+from statistics import median
+from typing import Any
+
+import sqlalchemy as sa
+
+from dynquant.core.job import (
+    Job,
+    JobRequest,
+    JobState,
+    Outcome,
+    StepProgress,
+    begun,
+    cancelled,
+    ended,
+    job_id,
+    lost_its_runner,
+    progressed,
+    put_back,
+    retried,
+)
+from dynquant.core.job_text import job_from_text, job_to_text
+from dynquant.core.turns import WaitingJob, in_turn
+from dynquant.errors import RequestError
+from dynquant.jobs import journal, submissions, tables
+from dynquant.jobs.database import Database
+from dynquant.ports import JobEvent, SetAside
+
+__all__ = ["JobStore"]
+
+_NUM_RECENT = 20
+"""Finished jobs whose median says how long a job takes."""
+
+_logger = logging.getLogger(__name__)
+
+Transition = Callable[[Job, datetime], Job]
+
+
+class JobStore:
+    """Jobs, whose turn it is, and what happened to them.
+
+    A job that runs is held by the session of one runner's process. What the runner writes says
+    for which session, and is dropped when the job is no longer held by it.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def submit(
+        self,
+        request: JobRequest,
+        *,
+        recipe_version: int,
+        needed_memory_bytes: int | None,
+        daily_limit: int | None,
+    ) -> Job:
+        """Queue `request`, whose revision is a commit; or the job that there is already.
+
+        Raises:
+            RetryLaterError: The requester is over the limit.
+        """
+        assert request.revision is not None
+        identity = job_id(request, revision_sha=request.revision, recipe_version=recipe_version)
+        with self._database.writing() as connection:
+            submissions.lock(self._database, connection)
+            present = self._read(connection, identity)
+            if present is not None:
+                return present
+            now = self._database.now(connection)
+            number = submissions.count(connection, request, now=now, daily_limit=daily_limit)
+            job = Job(
+                id=identity,
+                request=request,
+                recipe_version=recipe_version,
+                submitted_at=now,
+                needed_memory_bytes=needed_memory_bytes,
+            )
+            connection.execute(
+                sa.insert(tables.jobs).values(
+                    id=job.id,
+                    requester=request.requester,
+                    priority=request.priority.value,
+                    served=0,
+                    submission=number,
+                    session=None,
+                    **_columns(job),
+                )
+            )
+            self._note(connection, job.id, "submitted", f"Asked for by {request.requester}.")
+        return job
+
+    def get(self, identity: str) -> Job:
+        """The job.
+
+        Raises:
+            RequestError: There is none.
+        """
+        query = sa.select(tables.jobs.c.document).where(tables.jobs.c.id == identity)
+        with self._database.reading() as connection:
+            document = connection.execute(query).scalar_one_or_none()
+        job = self._parsed(identity, document) if document is not None else None
+        if job is None:
+            raise RequestError(f"There is no job '{identity[:64]}'. List the jobs to find its id.")
+        return job
+
+    def find(
+        self, *, states: Collection[JobState], requester: str | None, limit: int
+    ) -> tuple[Job, ...]:
+        """Jobs, the latest submission first."""
+        query = sa.select(tables.jobs.c.id, tables.jobs.c.document)
+        if states:
+            query = query.where(tables.jobs.c.state.in_([str(state) for state in states]))
+        if requester is not None:
+            query = query.where(tables.jobs.c.requester == requester)
+        query = query.order_by(tables.jobs.c.submission.desc()).limit(limit)
+        with self._database.reading() as connection:
+            rows = connection.execute(query).all()
+        jobs = [self._parsed(row.id, row.document) for row in rows]
+        return tuple(job for job in jobs if job is not None)
+
+    def line(self) -> tuple[WaitingJob, ...]:
+        """The waiting jobs in the order in which they are taken."""
+        jobs = tables.jobs.c
+        with self._database.reading() as connection:
+            rows = connection.execute(
+                sa.select(
+                    jobs.id,
+                    jobs.requester,
+                    jobs.priority,
+                    jobs.submission,
+                    jobs.has_begun,
+                    jobs.needed_memory_bytes,
+                ).where(jobs.state == JobState.WAITING.value)
+            ).all()
+            requesters = sorted({row.requester for row in rows})
+            running = connection.execute(
+                sa.select(jobs.requester, sa.func.count())
+                .where(jobs.state == JobState.RUNNING.value)
+                .group_by(jobs.requester)
+            ).all()
+            served = connection.execute(
+                sa.select(jobs.requester, sa.func.max(jobs.served))
+                .where(jobs.requester.in_(requesters))
+                .group_by(jobs.requester)
+            ).all()
+        return in_turn(
+            [
+                WaitingJob(
+                    id=row.id,
+                    requester=row.requester,
+                    priority=row.priority,
+                    number=row.submission,
+                    has_begun=bool(row.has_begun),
+                    needed_memory_bytes=row.needed_memory_bytes,
+                )
+                for row in rows
+            ],
+            running=dict(map(tuple, running)),
+            last_served=dict(map(tuple, served)),
+        )
+
+    def take(self, identity: str, *, runner: str, session: str) -> Job | None:
+        """Give a waiting job to a session; None if somebody else was faster."""
+        latest = sa.select(sa.func.max(tables.jobs.c.served) + 1).scalar_subquery()
+        return self._change(
+            identity,
+            lambda job, at: begun(job, runner=runner, at=at),
+            held_by=None,
+            event=("taken", f"Taken by runner {runner}."),
+            session=session,
+            served=latest,
+        )
+
+    def report(self, identity: str, progress: StepProgress, *, session: str) -> None:
+        """Show how far a job is."""
+        self._change(identity, lambda job, _: progressed(job, progress), held_by=session)
+
+    def begin_step(self, identity: str, step: str, *, session: str) -> bool:
+        """Show that a step begins; False if the session has lost the job."""
+        progress = StepProgress(step=step)
+        job = self._change(
+            identity,
+            lambda job, _: progressed(job, progress),
+            held_by=session,
+            event=("step", f"Step {step} begins."),
+        )
+        return job is not None
+
+    def give_back(
+        self,
+        identity: str,
+        *,
+        session: str,
+        sentence: str,
+        needed_memory_bytes: int | None = None,
+    ) -> None:
+        """Let another runner, or this one after its next start, go on with a job."""
+        self._change(
+            identity,
+            lambda job, _: put_back(
+                job, sentence=sentence, needed_memory_bytes=needed_memory_bytes
+            ),
+            held_by=session,
+            event=("put back", sentence),
+            session=None,
+        )
+
+    def inherit(self, identity: str, *, session: str, heir: str) -> Job | None:
+        """Give a dead session's job to another; None if it had it no more."""
+        return self._change(identity, lambda job, _: job, held_by=session, session=heir)
+
+    def mourn(self, identity: str, *, session: str, memory_bytes: int) -> Job | None:
+        """Queue a job again whose runner died, or fail it; None if `session` has it no more."""
+        return self._change(
+            identity,
+            lambda job, at: lost_its_runner(job, at=at, memory_bytes=memory_bytes),
+            held_by=session,
+            event=("lost", "Its runner stopped answering."),
+            session=None,
+        )
+
+    def end(
+        self, identity: str, outcome: Outcome, *, session: str, busy_secs: float | None
+    ) -> bool:
+        """Write down how a job ended; False if the session has lost it."""
+        job = self._change(
+            identity,
+            lambda job, at: ended(job, outcome, at=at),
+            held_by=session,
+            event=(outcome.state.value, outcome.sentence or _named(outcome)),
+            session=None,
+            busy_secs=busy_secs if outcome.state is JobState.PUBLISHED else None,
+        )
+        return job is not None
+
+    def cancel(self, identity: str) -> Job:
+        """Cancel a job; its runner notices that it holds it no more.
+
+        Raises:
+            RequestError: There is none.
+            TransitionError: It is over.
+        """
+        job = self._change(
+            identity,
+            lambda job, at: cancelled(job, at=at),
+            event=("cancelled", "Cancelled."),
+            session=None,
+        )
+        return job or self.get(identity)
+
+    def retry(self, identity: str, *, daily_limit: int | None) -> Job:
+        """A new attempt at the end of the requester's line.
+
+        Raises:
+            RequestError: There is none.
+            TransitionError: It is not over, or was published.
+            RetryLaterError: The requester is over the limit.
+        """
+        with self._database.writing() as connection:
+            submissions.lock(self._database, connection)
+            job = self._read(connection, identity)
+            if job is not None:
+                now = self._database.now(connection)
+                job = retried(job, at=now)
+                number = submissions.count(
+                    connection, job.request, now=now, daily_limit=daily_limit
+                )
+                self._write(connection, job, submission=number, busy_secs=None)
+                self._note(connection, job.id, "retried", f"Attempt {job.attempt} asked for.")
+        return job or self.get(identity)
+
+    def held(self, session: str) -> frozenset[str]:
+        """Ids of the jobs that a session has."""
+        query = sa.select(tables.jobs.c.id).where(tables.jobs.c.session == session)
+        with self._database.reading() as connection:
+            return frozenset(connection.execute(query).scalars())
+
+    def num_running(self) -> dict[str, int]:
+        """Session → number of jobs that it has."""
+        session = tables.jobs.c.session
+        query = sa.select(session, sa.func.count()).where(session.is_not(None)).group_by(session)
+        with self._database.reading() as connection:
+            return dict(map(tuple, connection.execute(query)))
+
+    def typical_secs(self) -> float | None:
+        """Median duration of the jobs that were published lately."""
+        jobs = tables.jobs.c
+        query = sa.select(jobs.busy_secs).where(jobs.busy_secs.is_not(None))
+        query = query.order_by(jobs.served.desc()).limit(_NUM_RECENT)
+        with self._database.reading() as connection:
+            durations = connection.execute(query).scalars().all()
+        return median(durations) if durations else None
+
+    def note(self, identity: str, kind: str, sentence: str) -> None:
+        """Write a line into the log of a job."""
+        with self._database.writing() as connection:
+            self._note(connection, identity, kind, sentence)
+
+    def trim_log(self) -> None:
+        """Forget the oldest lines of all logs."""
+        with self._database.writing() as connection:
+            journal.trim(connection)
+
+    def log(self, identity: str, *, after: int) -> tuple[JobEvent, ...]:
+        """What happened to a job, oldest first."""
+        with self._database.reading() as connection:
+            return journal.events(connection, identity, after=after)
+
+    def set_aside(self) -> tuple[SetAside, ...]:
+        """Entries that could not be read."""
+        with self._database.reading() as connection:
+            return journal.put_asides(connection)
+
+    def _change(
+        self,
+        identity: str,
+        transition: Transition,
+        *,
+        held_by: str | object | None = ...,
+        event: tuple[str, str] | None = None,
+        **columns: Any,
+    ) -> Job | None:
+        """Apply `transition` to the job; None if there is none, or another session has it."""
+        with self._database.writing() as connection:
+            query = sa.select(tables.jobs.c.session).where(tables.jobs.c.id == identity)
+            row = connection.execute(query.with_for_update()).one_or_none()
+            if row is None or held_by not in (..., row.session):
+                return None
+            job = self._read(connection, identity)
+            if job is None or (held_by is None and job.state is not JobState.WAITING):
+                return None
+            job = transition(job, self._database.now(connection))
+            self._write(connection, job, **columns)
+            if event is not None:
+                self._note(connection, identity, *event)
+        return job
+
+    def _read(self, connection: sa.Connection, identity: str) -> Job | None:
+        """The job, within a transaction that may also set it aside."""
+        query = sa.select(tables.jobs.c.document).where(tables.jobs.c.id == identity)
+        document = connection.execute(query).scalar_one_or_none()
+        if document is None:
+            return None
+        try:
+            return job_from_text(document)
+        except RequestError as error:
+            _logger.warning("Set aside entry %s of the queue: %s", identity, error)
+            journal.put_aside(self._database, connection, identity, document, str(error))
+            return None
+
+    def _parsed(self, identity: str, document: str) -> Job | None:
+        try:
+            return job_from_text(document)
+        except RequestError:
+            with self._database.writing() as connection:
+                return self._read(connection, identity)
+
+    @staticmethod
+    def _write(connection: sa.Connection, job: Job, **columns: Any) -> None:
+        connection.execute(
+            sa.update(tables.jobs)
+            .where(tables.jobs.c.id == job.id)
+            .values(**_columns(job), **columns)
+        )
+
+    def _note(self, connection: sa.Connection, identity: str, kind: str, sentence: str) -> None:
+        _logger.info("%s: %s", kind, sentence, extra={"job_id": identity})
+        journal.note(self._database, connection, identity, kind, sentence)
+
+
+def _named(outcome: Outcome) -> str:
+    return f"Published {', '.join(each.repo_id for each in outcome.results)}."
+
+
+def _columns(job: Job) -> dict[str, Any]:
+    return {
+        "state": job.state.value,
+        "has_begun": job.started_at is not None,
+        "needed_memory_bytes": job.needed_memory_bytes,
+        "document": job_to_text(job),
+    }

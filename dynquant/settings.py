@@ -1,0 +1,181 @@
+"""The environment, read once into one frozen record."""
+
+from __future__ import annotations
+
+import math
+import re
+import socket
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TypeVar
+from urllib.parse import urlsplit
+
+from dynquant.errors import InvalidOptionError
+
+__all__ = ["Settings"]
+
+_PREFIX = "DYNQUANT_"
+_GB = 10**9
+_MAX_CONCURRENCY = 64
+_MIN_SECRET = 16
+
+_RUNNER_ID = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?")
+_SCHEMES = ("sqlite", "postgresql", "postgres")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """How this machine takes part. `repr` shows no secret.
+
+    Attributes:
+        home: Folder for the database, logs and what is being made.
+        database_url: `sqlite:///…` or `postgresql://…`; may hold a password.
+        runner_id: Name of this runner, the same after every start and unlike any other's.
+        concurrency: Jobs that this runner takes at once.
+        daily_limit: Jobs that one requester may ask for in 24 hours; None for any number.
+        memory_bytes: Memory for jobs, if not all that the machine has.
+        cache_dir: Where downloaded models are kept; None for huggingface_hub's own place, which
+            others use too, so that it has no bound.
+        cache_bytes: Most that downloaded models may take; None for no bound.
+        inbox_repo: Private dataset repo from which requests are taken.
+        space_url: Space that shows this runner's board.
+        space_secret: What the Space knows the runner by.
+    """
+
+    home: Path
+    database_url: str = field(repr=False)
+    runner_id: str
+    concurrency: int = 1
+    daily_limit: int | None = None
+    memory_bytes: int | None = None
+    cache_dir: Path | None = None
+    cache_bytes: int | None = None
+    inbox_repo: str | None = None
+    space_url: str | None = None
+    space_secret: str | None = field(default=None, repr=False)
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> Settings:
+        """The settings that `environment` asks for; empty variables count as absent.
+
+        Raises:
+            InvalidOptionError: A variable's value makes no sense; names the variable.
+        """
+        read = _Reader({name: value.strip() for name, value in environment.items()})
+        home = Path(read("HOME", str, default="~/.dynquant")).expanduser()
+        settings = cls(
+            home=home,
+            database_url=read(
+                "DATABASE_URL", _database_url, default=f"sqlite:///{home / 'jobs.sqlite'}"
+            ),
+            runner_id=read("RUNNER_ID", _runner_id, default=_host_name()),
+            concurrency=read("CONCURRENCY", _concurrency, default="1"),
+            daily_limit=read.optional("DAILY_LIMIT", _count),
+            memory_bytes=read.optional("MEMORY_GB", _gigabytes),
+            cache_dir=read.optional("CACHE_DIR", lambda text: Path(text).expanduser()),
+            cache_bytes=read.optional("CACHE_GB", _gigabytes),
+            inbox_repo=read.optional("INBOX_REPO", _repo_id),
+            space_url=read.optional("SPACE_URL", _space_url),
+            space_secret=read.optional("SPACE_SECRET", _secret),
+        )
+        if settings.cache_bytes and settings.cache_dir is None:
+            settings = replace(settings, cache_dir=home / "cache")
+        if settings.space_url and not settings.space_secret:
+            raise InvalidOptionError(
+                "DYNQUANT_SPACE_URL needs DYNQUANT_SPACE_SECRET as well: set it to the secret "
+                "that the Space has, or unset both."
+            )
+        return settings
+
+
+@dataclass(frozen=True, slots=True)
+class _Reader:
+    """Reads variables by their name after the prefix."""
+
+    environment: Mapping[str, str]
+
+    def __call__(self, name: str, parse: Callable[[str], T], *, default: str) -> T:
+        return _parsed(name, self.environment.get(_PREFIX + name) or default, parse)
+
+    def optional(self, name: str, parse: Callable[[str], T]) -> T | None:
+        text = self.environment.get(_PREFIX + name)
+        return _parsed(name, text, parse) if text else None
+
+
+def _parsed(name: str, text: str, parse: Callable[[str], T]) -> T:
+    try:
+        return parse(text)
+    except ValueError as error:
+        # What was given is not repeated: it may be a secret.
+        raise InvalidOptionError(f"{_PREFIX}{name} {error}.") from error
+
+
+def _host_name() -> str:
+    """The machine's name as a runner id."""
+    first = socket.gethostname().split(".", maxsplit=1)[0].lower()
+    return re.sub(r"[^a-z0-9]+", "-", first)[:64].strip("-") or "runner"
+
+
+def _runner_id(text: str) -> str:
+    if not _RUNNER_ID.fullmatch(text):
+        raise ValueError("must be 1 to 64 of a-z, 0-9, '.', '_' and '-', such as 'mac-studio'")
+    return text
+
+
+def _database_url(text: str) -> str:
+    scheme, colon, rest = text.partition("://")
+    is_sqlite = scheme == "sqlite"
+    if scheme not in _SCHEMES or not colon or (is_sqlite and not rest.strip("/")):
+        raise ValueError(
+            "must look like 'sqlite:////folder/jobs.sqlite' or "
+            "'postgresql://user:password@host:5432/database'"
+        )
+    if not is_sqlite and not urlsplit(text).path.strip("/"):
+        raise ValueError("must end in the name of a database: 'postgresql://host:5432/database'")
+    return text
+
+
+def _concurrency(text: str) -> int:
+    number = _count(text)
+    if number > _MAX_CONCURRENCY:
+        raise ValueError(f"must be at most {_MAX_CONCURRENCY}")
+    return number
+
+
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text) > 0):
+        raise ValueError("must be a whole number above 0")
+    return int(text)
+
+
+def _gigabytes(text: str) -> int:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not (math.isfinite(number) and number > 0):
+        raise ValueError("must be a number of gigabytes above 0, such as 64")
+    return round(number * _GB)
+
+
+def _repo_id(text: str) -> str:
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", text, re.ASCII):
+        raise ValueError("must be a repo id such as 'your-name/dynquant-inbox'")
+    return text
+
+
+def _space_url(text: str) -> str:
+    parts = urlsplit(text)
+    is_local = parts.hostname in {"localhost", "127.0.0.1"}
+    if not parts.hostname or not (parts.scheme == "https" or (parts.scheme == "http" and is_local)):
+        raise ValueError("must begin with https://, since a secret is sent there")
+    return text.rstrip("/")
+
+
+def _secret(text: str) -> str:
+    if len(text) < _MIN_SECRET or not text.isascii() or not text.isprintable():
+        raise ValueError(f"must be at least {_MIN_SECRET} printable ASCII characters")
+    return text

@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from tests.jobs.arena import Arena
+from tests.postgres import PostgresServer, postgres_server
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    with postgres_server() as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def database_url(request, tmp_path) -> str:
+    """A new database of each kind."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'jobs.sqlite'}"
+    return request.getfixturevalue("postgres").new_database()
+
+
+@pytest.fixture
+def arena(tmp_path, database_url) -> Iterator[Arena]:
+    with opened(Arena(tmp_path / "arena", database_url)) as arena:
+        yield arena
+
+
+@pytest.fixture
+def sqlite_arena(tmp_path) -> Iterator[Arena]:
+    with opened(Arena(tmp_path / "arena", f"sqlite:///{tmp_path / 'jobs.sqlite'}")) as arena:
+        yield arena
+
+
+@pytest.fixture
+def postgres_arena(tmp_path, postgres) -> Iterator[Arena]:
+    with opened(Arena(tmp_path / "arena", postgres.new_database())) as arena:
+        yield arena
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What the long tests measured."""
+    lines = [
+        value
+        for report in terminalreporter.getreports("passed")
+        if report.when == "call"
+        for name, value in report.user_properties
+        if name == "chaos"
+    ]
+    if lines:
+        terminalreporter.section("chaos")
+        for line in lines:
+            terminalreporter.write_line(line)
+
+
+@contextmanager
+def opened(arena: Arena) -> Iterator[Arena]:
+    try:
+        yield arena
+    finally:
+        arena.close()
