@@ -7,16 +7,16 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.dynquant-setup
 NUM_TEST_WORKERS ?= 2
 PYTEST_ARGS ?=
+HUB_PORT ?= 8811
 # What mypy checks, as far as it is there: it refuses a folder without Python files.
-TYPED = $(strip dynquant $(foreach d,tests benchmarks scripts,$(if $(wildcard $(d)/*.py $(d)/*/*.py),$(d))) $(wildcard app.py))
-# Add `web` here once dynquant/web exists; it resolves together with these.
-LOCK_EXTRAS := --extra mlx --extra dev
+TYPED = $(strip dynquant $(foreach d,tests benchmarks examples scripts,$(if $(wildcard $(d)/*.py $(d)/*/*.py),$(d))) $(wildcard app.py))
+LOCK_EXTRAS := --extra mlx --extra web --extra dev
 # The oldest Python we support decides what is locked.
 LOCK := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-annotate --no-header --no-emit-index-url --upgrade
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format bench lock clean
+.PHONY: help setup demo hub test chaos lint format bench lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -30,14 +30,20 @@ $(STAMP): pyproject.toml requirements/dev.lock scripts/setup_venv.sh
 	@touch $@
 	@$(BIN)/python scripts/blas_hint.py
 
-demo: $(STAMP) ## quantize a small model from start to finish, without network or account
+demo: $(STAMP) ## from a model to published quants and back, without network or account
 	@$(BIN)/python scripts/blas_hint.py
-	@$(BIN)/dynquant demo
+	@$(BIN)/python examples/demo.py
+
+hub: $(STAMP) ## the local Hub that 'make demo' published to, to look at in a browser
+	@$(BIN)/python -m tests.local_hub --folder out/demo/hub --port $(HUB_PORT)
 
 test: $(STAMP) ## all tests, with branch coverage
 	@$(BIN)/python -m pytest -n $(NUM_TEST_WORKERS) --cov --cov-report=term $(PYTEST_ARGS)
 	@echo "coverage of the core alone:"
 	@$(BIN)/coverage report --include='dynquant/core/*' --fail-under=97
+
+chaos: $(STAMP) ## runners killed, frozen and cut off at every moment, for real (half an hour)
+	@DYNQUANT_CHAOS=1 $(BIN)/python -m pytest tests/jobs/test_chaos.py tests/service
 
 lint: $(STAMP) ## format, lint, types and the direction of imports; changes nothing
 	$(BIN)/ruff check .

@@ -36,7 +36,8 @@ from dynquant.core.uniform import nearest_uniform
 from dynquant.mlx_backend.calibration import Windows
 from dynquant.mlx_backend.quantizer import MlxQuantizer, tool_versions
 from dynquant.pipeline import Recipe, quantize
-from dynquant.runner import OutputFolders, open_model, open_texts
+from dynquant.outputs import OutputFolders
+from dynquant.runner.opening import open_model, open_texts
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"

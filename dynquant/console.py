@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape as escaped
@@ -22,17 +22,26 @@ from rich.table import Column, Table
 
 from dynquant.core.facts import ModelFacts
 from dynquant.core.figures import percent, size, with_error
+from dynquant.core.job import Job, JobState
 from dynquant.core.planning import Forecast
 from dynquant.core.quality import Quality
 from dynquant.pipeline import QuantizedModel
-from dynquant.ports import OnStep
+from dynquant.ports import ModelSource, OnStep, PublishedModel, RunnerStatus
+
+if TYPE_CHECKING:
+    from dynquant.runner.doctor import Finding
 
 __all__ = [
     "ConsoleProgress",
     "escaped",
+    "print_findings",
     "print_finished",
     "print_forecasts",
+    "print_job",
+    "print_jobs",
     "print_json",
+    "print_outlook",
+    "print_published",
     "print_quality",
     "quality_rows",
     "stderr",
@@ -46,12 +55,14 @@ stdout = Console(soft_wrap=True, width=None if sys.stdout.isatty() else _PIPE_WI
 stderr = Console(stderr=True, soft_wrap=True)
 
 _STEPS = {
+    "download": "Downloading",
     "align": "Measuring sensitivities",
     "measure": "Measuring costs",
     "probe": "Probing the whole model",
     "encode": "Encoding",
     "verify": "Loading in stock mlx-lm",
     "evaluate": "Evaluating",
+    "publish": "Publishing",
 }
 
 
@@ -74,9 +85,9 @@ class ConsoleProgress:
                 for step, total in steps.items()
             }
 
-            def advance(step: str) -> None:
+            def advance(step: str, amount: int = 1) -> None:
                 bars.start_task(tasks[step])
-                bars.advance(tasks[step])
+                bars.advance(tasks[step], amount)
 
             bars.start_task(next(iter(tasks.values())))
             yield advance
@@ -108,6 +119,18 @@ def print_forecasts(forecasts: Sequence[Forecast]) -> None:
             size(each.conversion_disk_bytes),
         )
     stdout.print(table)
+
+
+def print_outlook(source: ModelSource, secs: float | None) -> None:
+    """What else a person wants to know before converting."""
+    known = source.license_fields.get("license", "none named" if source.is_repo else "")
+    gated = f", gated ({source.gated})" if source.gated else ""
+    if known:
+        stdout.print(f"License: {escaped(known)}{gated}.")
+    time = "not known before the first conversion on this machine"
+    if secs is not None:
+        time = _eta(secs).removeprefix(", ")
+    stdout.print(f"Time to convert: {time}.")
 
 
 def print_quality(rows: Sequence[tuple[str, float | None, int | None, Quality]]) -> None:
@@ -143,3 +166,63 @@ def print_finished(finished: Sequence[QuantizedModel]) -> None:
     for each in finished:
         stdout.print(f"[bold]{each.facts.name}[/] writes: {escaped(repr(each.sample))}")
         stdout.print(f"  card: {each.folder / 'README.md'}")
+
+
+def print_published(published: Sequence[PublishedModel]) -> None:
+    """Where each model is, and whether it was there before."""
+    for each in published:
+        was = "Published" if each.is_new else "There already"
+        stdout.print(f"{was}: {each.url} (commit {each.commit_sha[:12]})")
+
+
+def print_jobs(jobs: Sequence[Job], runners: Sequence[RunnerStatus]) -> None:
+    """A table of jobs, and who works on them."""
+    table = Table("job", Column("model", overflow="fold"), "BPW", "state", "for")
+    table.add_column("", overflow="fold")
+    for job in jobs:
+        table.add_row(
+            job.id,
+            escaped(job.request.model),
+            ", ".join(f"{target:g}" for target in job.request.targets_bpw),
+            job.state,
+            escaped(job.request.requester),
+            escaped(_state(job)),
+        )
+    stdout.print(table if jobs else "There are no jobs.")
+    alive = [runner.id for runner in runners if runner.is_alive]
+    stdout.print(f"Runners at work: {', '.join(alive) or 'none; start one with dynquant runner'}.")
+
+
+def print_job(job: Job) -> None:
+    """Everything that a person wants to know of one job."""
+    targets = ", ".join(f"{target:g}" for target in job.request.targets_bpw)
+    stdout.print(f"[bold]{job.id}[/] {escaped(job.request.model)} at {targets} BPW")
+    stdout.print(f"  {job.state}: {escaped(_state(job))}")
+    for each in job.results:
+        stdout.print(f"  {escaped(each.repo_id)} (commit {each.commit_sha[:12]})")
+    for attempt in job.history:
+        stdout.print(f"  attempt {attempt.number}: {attempt.state}. {escaped(attempt.sentence)}")
+
+
+def print_findings(findings: Sequence[Finding]) -> None:
+    """What the doctor found: good, or what to do."""
+    for found in findings:
+        mark = "[green]good[/]" if found.good else "[bold red]to do[/]"
+        stdout.print(f"{mark:<9} {found.what}: {escaped(found.sentence)}")
+
+
+def _state(job: Job) -> str:
+    """How far it is, in words."""
+    if job.state == JobState.WAITING:
+        place = f"number {job.position} in the line" if job.position else "in the line"
+        return " ".join(filter(None, (f"{place}{_eta(job.eta_secs)}.", job.sentence)))
+    if job.state == JobState.RUNNING and job.progress is not None:
+        step, share = job.progress.step, percent(job.progress.fraction)
+        return f"{step}, {share}{_eta(job.eta_secs)}. {job.progress.sentence}".strip()
+    return job.sentence or (", ".join(each.repo_id for each in job.results))
+
+
+def _eta(secs: float | None) -> str:
+    if secs is None:
+        return ""
+    return f", about {max(1, round(secs / 60))} min" if secs >= 60 else f", about {secs:.0f} s"  # noqa: PLR2004

@@ -10,11 +10,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from dynquant.core.artefacts import facts_from_json
+from dynquant.core.facts import ModelFacts
+from dynquant.core.papers import PLAN, REPORT
 from dynquant.errors import OutputFolderError, StorageFullError
 
-__all__ = ["MARKER", "OutputFolders", "check_file", "write_file"]
+__all__ = [
+    "MARKER",
+    "OutputFolders",
+    "check_file",
+    "finished_folders",
+    "read_facts",
+    "read_text",
+    "write_file",
+]
 
-MARKER = "dynquant/plan.json"
+MARKER = PLAN
 """A folder that has this file was made by dynquant."""
 
 _STAGED = ".dynquant-partial"
@@ -91,6 +102,10 @@ class OutputFolders:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(content, encoding="utf-8")
 
+    def read_text(self, folder: Path, name: str) -> str | None:
+        """Contents of file `name` of a folder; None if there is no such file."""
+        return read_text(folder / name)
+
     def final(self, name: str) -> Path:
         """Where the finished folder is."""
         return self._root / name
@@ -117,6 +132,41 @@ class OutputFolders:
             target.rename(old)
         folder.rename(target)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def read_text(path: Path) -> str | None:
+    """Contents of a file; None if there is none, or none that is text."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def finished_folders(folder: Path) -> list[Path]:
+    """`folder` itself, or the folders in it, as far as dynquant made them.
+
+    Raises:
+        OutputFolderError: There are none.
+    """
+    if (folder / MARKER).is_file():
+        return [folder]
+    found = sorted(path.parents[1] for path in folder.glob(f"*/{MARKER}"))
+    if not found:
+        raise OutputFolderError(
+            f"'{folder}' holds no model that dynquant made. Pass a folder that 'dynquant "
+            "quantize' wrote, or the one above several of them."
+        )
+    return found
+
+
+def read_facts(folder: Path) -> ModelFacts:
+    """What the papers of a finished folder say of its model.
+
+    Raises:
+        InvalidModelError: They are missing or malformed.
+    """
+    plan, report = read_text(folder / PLAN), read_text(folder / REPORT)
+    return facts_from_json(plan or "", report or "", name=folder.name)
 
 
 def check_file(path: Path) -> None:

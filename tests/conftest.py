@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
+import tempfile
 from collections import Counter
 
 import pytest
@@ -11,7 +14,11 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # Workers share few cores, where threads of OpenBLAS mostly wait for each other.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-import dynquant.mlx_backend  # noqa: F401  OpenBLAS before any test imports MLX
+# What dynquant remembers of this machine stays out of the tests, and the tests out of it.
+os.environ["DYNQUANT_HOME"] = tempfile.mkdtemp(prefix="dynquant-home-")
+atexit.register(shutil.rmtree, os.environ["DYNQUANT_HOME"], ignore_errors=True)
+
+import dynquant.mlx_backend  # noqa: E402, F401  OpenBLAS before any test imports MLX
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -212,9 +212,13 @@ class FakeProgress:
     done: list[str] = field(default_factory=list)
 
     @contextmanager
-    def track(self, steps: Mapping[str, int]) -> Iterator[Callable[[str], None]]:
+    def track(self, steps: Mapping[str, int]) -> Iterator[OnStep]:
         self.announced.append(dict(steps))
-        yield self.done.append
+
+        def on_step(step: str, amount: int = 1) -> None:
+            self.done.append(step)
+
+        yield on_step
 
 
 @dataclass
@@ -252,6 +256,9 @@ class FakeOutputs:
     def write_text(self, folder: Path, name: str, content: str) -> None:
         self.log.append(f"write {name}")
         self._open[folder][name] = content
+
+    def read_text(self, folder: Path, name: str) -> str | None:
+        return self.finished[folder.name].get(name)
 
     def final(self, name: str) -> Path:
         return Path("final") / name

@@ -16,7 +16,7 @@ from huggingface_hub import ModelCard
 from mlx_lm.utils import compute_bits_per_weight, quantize_model, save_config, save_model
 
 from dynquant import __version__
-from dynquant.cli import _command
+from dynquant.cli.options import command_line
 from dynquant.core.artefacts import cost_table_from_json
 from dynquant.core.formats import parse_menu
 from tests.command_line import (
@@ -172,7 +172,7 @@ def test_the_command_on_a_card_names_files_without_their_folders(tmp_path, monke
         "--sensitivities=../s.json", "--formats", "4g64,8g64",
     ]  # fmt: skip
     monkeypatch.setattr(sys, "argv", ["/usr/bin/dynquant", *words])
-    assert _command("org/Model", is_repo=True) == (
+    assert command_line("org/Model", is_repo=True) == (
         "dynquant quantize org/Model --bpw=4 --out new --calibration rows.jsonl:text "
         "--eval org/set:config:test:text --cost-table=b.json --sensitivities=s.json "
         "--formats 4g64,8g64"
@@ -409,7 +409,7 @@ def test_a_repo_of_the_hub_is_quantized_and_named_on_the_card(tmp_path):
 def test_the_version_and_the_help_are_printed():
     assert call("--version").check().out.strip() == __version__
     shown = call("--help").check().out
-    for command in ("plan", "measure", "quantize", "evaluate", "demo"):
+    for command in ("plan", "measure", "quantize", "evaluate", "convert", "submit"):
         assert command in shown
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -12,7 +13,20 @@ from dynquant.cli import app
 
 ROOT = Path(__file__).parents[1]
 PAGES = [path for path in (ROOT / "docs" / "cli.md", ROOT / "README.md") if path.is_file()]
-COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+
+
+def commands(group: Any, prefix: str = "") -> dict[str, Any]:
+    """Name as it is typed → command, those of groups within groups too."""
+    found: dict[str, Any] = {}
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            found |= commands(command, f"{prefix}{name} ")
+        else:
+            found[prefix + name] = command
+    return found
+
+
+COMMANDS = commands(typer.main.get_command(app))
 
 
 def documentation() -> str:

@@ -3,37 +3,62 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from dynquant.core.facts import ModelFacts
 from dynquant.core.plan import TextFacts
 from dynquant.core.quality import Quality
 from dynquant.corpus import Corpus
 from dynquant.errors import InvalidModelError, TextError
 from dynquant.hub.datasets import HubDatasets
 from dynquant.hub.models import HubModels
+from dynquant.hub.publishing import HubPublisher
 from dynquant.mlx_backend.folder import check_folder
 from dynquant.mlx_backend.quantizer import MlxQuantizer
+from dynquant.mlx_backend.verify import verify_folder
 from dynquant.outputs import MARKER, OutputFolders
 from dynquant.ports import ModelSource, Progress
+from dynquant.settings import Settings
 
-__all__ = ["OutputFolders", "evaluate_folder", "open_model", "open_texts"]
+__all__ = [
+    "OutputFolders",
+    "evaluate_folder",
+    "open_model",
+    "open_publisher",
+    "open_texts",
+    "verify_finished",
+]
 
 
 @contextmanager
 def open_model(
-    model: str, *, headers_only: bool = False, dequantize: bool = False
+    model: str,
+    *,
+    revision: str | None = None,
+    headers_only: bool = False,
+    dequantize: bool = False,
+    progress: Progress | None = None,
 ) -> Iterator[tuple[ModelSource, MlxQuantizer]]:
     """A local folder or a Hub repo, opened.
 
     Args:
         model: Folder or Hub id.
+        revision: Branch, tag or commit of a repo.
         headers_only: Download no weights; enough to plan.
         dequantize: Take a model that is quantized already.
+        progress: Shows the download.
     """
-    with HubModels() as hub:
-        source = hub.fetch_headers(model) if headers_only else hub.fetch(model)
+    settings = Settings.from_environment(os.environ)
+    with HubModels(cache_dir=settings.cache_dir, max_cache_bytes=settings.cache_bytes) as hub:
+        if headers_only:
+            source = hub.fetch_headers(model, revision=revision, allow_quantized=dequantize)
+        else:
+            source = hub.fetch(
+                model, revision=revision, allow_quantized=dequantize, progress=progress
+            )
         quantizer = MlxQuantizer(
             source.folder,
             name=source.name,
@@ -90,6 +115,22 @@ def check_not_calibrated_on(folder: Path, facts: TextFacts) -> None:
 
 def _layers(quantizer: MlxQuantizer) -> set[tuple[str, tuple[int, ...]]]:
     return {(layer.path, layer.shape) for layer in quantizer.inventory(()).layers}
+
+
+def open_publisher() -> HubPublisher:
+    """The Hub, with the token that is found there."""
+    return HubPublisher()
+
+
+def verify_finished(folder: Path, facts: ModelFacts) -> None:
+    """Load a finished folder with stock mlx-lm in a fresh process.
+
+    Raises:
+        InvalidModelError: Its files are not whole.
+        VerificationError: It does not load, or is not what its plan says.
+    """
+    check_folder(folder)
+    verify_folder(folder, stored_bpw=facts.plan.stored_bpw)
 
 
 def open_texts() -> Corpus:

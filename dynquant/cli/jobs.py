@@ -1,0 +1,197 @@
+"""The commands around durable jobs: runner, submit, jobs, doctor."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import typer
+
+from dynquant import console
+from dynquant.cli.options import (
+    Bpw,
+    Dequantize,
+    Formats,
+    Json,
+    Model,
+    Private,
+    Revision,
+    menu_in,
+    targets_in,
+)
+from dynquant.core.job import TERMINAL, Job, JobOption, JobRequest, JobState
+from dynquant.core.job_text import job_to_text
+from dynquant.core.recipe import RECIPE_VERSION
+from dynquant.errors import InvalidOptionError
+from dynquant.ports import JobBoard
+from dynquant.settings import Settings
+
+__all__ = ["cancel", "doctor", "list_jobs", "logs", "retry", "runner", "show", "submit"]
+
+JobId = Annotated[str, typer.Argument(help="Id of the job, as 'dynquant jobs list' shows it.")]
+
+
+def runner() -> None:
+    """Take jobs from the queue and do them, until Ctrl-C or SIGTERM.
+
+    What runs then is given back, and goes on where it was with the next runner.
+    """
+    from dynquant.runner.service import serve
+
+    serve(Settings.from_environment(os.environ))
+
+
+def submit(
+    model: Model,
+    bpw: Bpw,
+    to: Annotated[str, typer.Option(help="Namespace or repo id, as for 'dynquant convert'.")],
+    private: Private = False,
+    revision: Revision = None,
+    formats: Formats = None,
+    calibration: Annotated[
+        str | None, typer.Option(help="Dataset to calibrate on, instead of the default.")
+    ] = None,
+    evaluation: Annotated[
+        str | None, typer.Option("--eval", help="Held-out dataset, instead of the default.")
+    ] = None,
+    notify: Annotated[
+        str | None, typer.Option(help="Web address to tell when the job ends.")
+    ] = None,
+    dequantize: Dequantize = False,
+    as_json: Json = False,
+) -> None:
+    """Queue a model for a runner; the same request again is the same job."""
+    from dynquant.hub.models import HubModels
+
+    menu_in(formats)
+    options: dict[str, JobOption] = {
+        name: value
+        for name, value in {
+            "menu": formats,
+            "calibration": calibration,
+            "evaluation": evaluation,
+            "dequantize": dequantize or None,
+        }.items()
+        if value is not None
+    }
+    with HubModels() as hub:
+        listing = hub.look_up(model, revision=revision, allow_quantized=dequantize)
+    with _board() as board:
+        job = board.submit(
+            JobRequest(
+                model=listing.repo,
+                targets_bpw=targets_in(bpw),
+                destination=to,
+                requester=getpass.getuser(),
+                private=private,
+                options=options,
+                notify_url=notify,
+            ),
+            revision_sha=listing.sha,
+            recipe_version=RECIPE_VERSION,
+        )
+    if as_json:
+        console.print_json({"job": _json(job)})
+    else:
+        console.print_job(job)
+
+
+def list_jobs(
+    state: Annotated[
+        str | None, typer.Option(help="Only jobs in this state, such as waiting or failed.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="At most so many.")] = 100,
+    as_json: Json = False,
+) -> None:
+    """Jobs, the latest first."""
+    if state is not None and state not in set(JobState):
+        raise InvalidOptionError(
+            f"There is no state '{state}'. Take one of: {', '.join(JobState)}."
+        )
+    with _board() as board:
+        jobs = board.list(states=() if state is None else (JobState(state),), limit=limit)
+        runners = board.runners()
+    if as_json:
+        console.print_json({"jobs": [_json(job) for job in jobs]})
+    else:
+        console.print_jobs(jobs, runners)
+
+
+def show(job_id: JobId, as_json: Json = False) -> None:
+    """One job: how far it is, or how it ended, with its earlier attempts."""
+    with _board() as board:
+        job = board.get(job_id)
+    if as_json:
+        console.print_json({"job": _json(job)})
+    else:
+        console.print_job(job)
+
+
+def cancel(job_id: JobId) -> None:
+    """Do not do a job, or stop doing it."""
+    with _board() as board:
+        console.print_job(board.cancel(job_id))
+
+
+def retry(job_id: JobId) -> None:
+    """Try a job again that was refused, failed or was cancelled."""
+    with _board() as board:
+        console.print_job(board.retry(job_id))
+
+
+def logs(
+    job_id: JobId,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on until the job ends.")
+    ] = False,
+) -> None:
+    """What happened to a job."""
+    with _board() as board:
+        last = 0
+        while True:
+            is_over = board.get(job_id).state in TERMINAL
+            for event in board.log(job_id, after=last):
+                last = event.number
+                console.stdout.print(
+                    f"{event.at:%Y-%m-%d %H:%M:%S} {console.escaped(event.sentence)}"
+                )
+            if is_over or not follow:
+                return
+            time.sleep(1)
+
+
+def doctor(as_json: Json = False) -> None:
+    """Say what a runner on this machine has, and what to do where something is missing."""
+    from dynquant.runner.doctor import examine
+
+    findings = examine(os.environ)
+    if as_json:
+        console.print_json({"findings": [asdict(found) for found in findings]})
+    else:
+        console.print_findings(findings)
+    if not all(found.good for found in findings):
+        raise typer.Exit(code=2)
+
+
+def _json(job: Job) -> dict[str, Any]:
+    place = {"position": job.position, "eta_secs": job.eta_secs}
+    return json.loads(job_to_text(job)) | place
+
+
+@contextmanager
+def _board() -> Iterator[JobBoard]:
+    """The jobs of this machine, or of the database that DYNQUANT_DATABASE_URL names."""
+    from dynquant.jobs.board import DatabaseBoard  # the database's libraries take a second
+
+    settings = Settings.from_environment(os.environ)
+    board = DatabaseBoard(settings.database_url, daily_limit=settings.daily_limit)
+    try:
+        yield board
+    finally:
+        board.close()

@@ -1,0 +1,290 @@
+"""The commands on one machine: plan, measure, quantize, evaluate."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dynquant import console
+from dynquant.cli.options import (
+    DEFAULT_RECIPE,
+    Bpw,
+    Calibration,
+    CalibrationTokens,
+    Context,
+    CostTableFile,
+    Dequantize,
+    EncoderName,
+    Evaluation,
+    EvaluationTokens,
+    Formats,
+    Json,
+    Model,
+    Revision,
+    Seed,
+    command_line,
+    cost_table_in,
+    encoder_named,
+    menu_in,
+    read,
+    targets_in,
+)
+from dynquant.core.artefacts import (
+    cost_table_to_json,
+    formats_to_json,
+    is_cost_table,
+    report,
+    sensitivities_from_json,
+    sensitivities_to_json,
+)
+from dynquant.core.formats import QuantFormat
+from dynquant.core.planning import parse_memory
+from dynquant.corpus import DEFAULT_CALIBRATION, DEFAULT_EVALUATION
+from dynquant.errors import InvalidOptionError, OutputFolderError
+from dynquant.outputs import OutputFolders, check_file, write_file
+from dynquant.pipeline import Alignment, QuantizedModel, Recipe, forecast
+from dynquant.pipeline import measure as measure_model
+from dynquant.pipeline import quantize as quantize_model
+from dynquant.settings import Settings
+
+__all__ = ["evaluate", "measure", "plan", "quantize"]
+
+_SEED_PAIR = ("4g64", "5g64", 0.0)  # formats and tolerance of mlx_lm.dynamic_quant
+
+
+def plan(
+    model: Model,
+    bpw: Annotated[
+        str | None, typer.Option(help="Stored bits per weight; several with commas.")
+    ] = None,
+    fit: Annotated[
+        str | None, typer.Option(help="Memory of your Mac, such as 16GB, instead of --bpw.")
+    ] = None,
+    formats: Formats = None,
+    context: Context = DEFAULT_RECIPE.context_tokens,
+    revision: Revision = None,
+    dequantize: Dequantize = False,
+    as_json: Json = False,
+) -> None:
+    """Say what a target gives and takes, from the headers alone: nothing is downloaded or read."""
+    from dynquant.runner.opening import open_model  # MLX takes a second to import
+    from dynquant.runner.speed import expected_secs
+
+    if (bpw is None) == (fit is None):
+        raise InvalidOptionError("Pass either --bpw or --fit.")
+    memory_bytes = None if fit is None else parse_memory(fit)
+    recipe = Recipe(
+        targets_bpw=() if bpw is None else targets_in(bpw),
+        menu=menu_in(formats),
+        context_tokens=context,
+    )
+    with open_model(model, revision=revision, headers_only=True, dequantize=dequantize) as (
+        source,
+        quantizer,
+    ):
+        found = forecast(source, quantizer, recipe, fit_memory_bytes=memory_bytes)
+        secs = expected_secs(
+            Settings.from_environment(os.environ).home,
+            num_parameters=found[0].num_parameters,
+            recipe=recipe,
+        )
+    if as_json:
+        console.print_json(
+            {
+                "plans": [asdict(each) for each in found],
+                "conversion_secs": secs,
+                "license": dict(source.license_fields),
+                "gated": source.gated,
+                "revision_sha": source.revision_sha,
+            }
+        )
+    else:
+        console.print_forecasts(found)
+        console.print_outlook(source, secs)
+
+
+def measure(
+    model: Model,
+    out: Annotated[Path, typer.Option(help="Where to write the cost table.")],
+    calibration: Calibration = DEFAULT_CALIBRATION,
+    formats: Formats = None,
+    encoder: EncoderName = DEFAULT_RECIPE.encoder,
+    calibration_tokens: CalibrationTokens = DEFAULT_RECIPE.calibration_tokens,
+    seed: Seed = DEFAULT_RECIPE.seed,
+    revision: Revision = None,
+    dequantize: Dequantize = False,
+    as_json: Json = False,
+) -> None:
+    """Measure what every format of every layer costs, once for all targets."""
+    from dynquant.runner.opening import open_model, open_texts
+
+    recipe = Recipe(
+        targets_bpw=(),
+        menu=menu_in(formats),
+        encoder=encoder_named(encoder),
+        calibration_tokens=calibration_tokens,
+        seed=seed,
+    )
+    check_file(out)
+    if out.exists() and not is_cost_table(read(out)):
+        raise OutputFolderError(
+            f"'{out}' exists and is no cost table of dynquant. Pass another --out."
+        )
+    text, progress = open_texts().open(calibration), console.ConsoleProgress()
+    with open_model(model, revision=revision, dequantize=dequantize, progress=progress) as (
+        _,
+        quantizer,
+    ):
+        table = measure_model(quantizer, text, recipe, progress=progress)
+    write_file(out, cost_table_to_json(table))
+    if as_json:
+        console.print_json(
+            {"cost_table": str(out), "method": table.method, "layers": len(table.inventory.layers)}
+        )
+    else:
+        console.stdout.print(f"Wrote {out}: {len(table.inventory.layers)} layers, {table.method}.")
+
+
+def quantize(
+    model: Model,
+    bpw: Bpw,
+    out: Annotated[Path, typer.Option(help="Folder for one model folder per target.")],
+    method: Annotated[str, typer.Option(help="fisher, or alignment (mlx_lm's own).")] = "fisher",
+    formats: Formats = None,
+    encoder: EncoderName = DEFAULT_RECIPE.encoder,
+    calibration: Calibration = DEFAULT_CALIBRATION,
+    evaluation: Evaluation = DEFAULT_EVALUATION,
+    cost_table: CostTableFile = None,
+    sensitivities: Annotated[
+        Path | None,
+        typer.Option(help="With --method alignment: read this file, or write it if it is new."),
+    ] = None,
+    low: Annotated[
+        str, typer.Option(help="With --method alignment: the smaller format.")
+    ] = _SEED_PAIR[0],
+    high: Annotated[
+        str, typer.Option(help="With --method alignment: the larger one.")
+    ] = _SEED_PAIR[1],
+    tolerance: Annotated[
+        float,
+        typer.Option(help="With --method alignment: share of the range that counts as equal."),
+    ] = _SEED_PAIR[2],
+    calibration_tokens: CalibrationTokens = DEFAULT_RECIPE.calibration_tokens,
+    eval_tokens: EvaluationTokens = DEFAULT_RECIPE.evaluation_tokens,
+    context: Context = DEFAULT_RECIPE.context_tokens,
+    seed: Seed = DEFAULT_RECIPE.seed,
+    revision: Revision = None,
+    dequantize: Dequantize = False,
+    as_json: Json = False,
+) -> None:
+    """Quantize a model to each target, one finished folder each, with its card and figures."""
+    from dynquant.runner.opening import open_model, open_texts
+    from dynquant.runner.speed import timed
+
+    home = Settings.from_environment(os.environ).home
+    targets, menu = targets_in(bpw), menu_in(formats)
+    if method not in {"fisher", "alignment"}:
+        raise InvalidOptionError(f"There is no method '{method}'. Choose fisher or alignment.")
+    aligned = method == "alignment"
+    if sensitivities is not None and not aligned:
+        raise InvalidOptionError("--sensitivities goes with --method alignment.")
+    if not aligned and (low, high, tolerance) != _SEED_PAIR:
+        raise InvalidOptionError("--low, --high and --tolerance go with --method alignment.")
+    if aligned and (formats is not None or cost_table is not None):
+        raise InvalidOptionError(
+            "--formats and --cost-table go with --method fisher; the alignment method takes "
+            "--low, --high and --sensitivities."
+        )
+    outputs, table = OutputFolders(out), cost_table_in(cost_table)
+    outputs.check([])
+    if sensitivities is not None:
+        check_file(sensitivities)
+    pair = (QuantFormat.from_name(low), QuantFormat.from_name(high))
+    texts = open_texts()
+    calibration_text, evaluation_text = texts.open(calibration), texts.open(evaluation)
+    progress = console.ConsoleProgress()
+    with open_model(model, revision=revision, dequantize=dequantize, progress=progress) as (
+        source,
+        quantizer,
+    ):
+        known = None
+        if aligned and sensitivities is not None and sensitivities.exists():
+            known = sensitivities_from_json(
+                read(sensitivities), quantizer.inventory(pair), name=sensitivities.name
+            )
+        recipe = Recipe(
+            targets_bpw=targets,
+            menu=pair if aligned else menu,
+            encoder=encoder_named(encoder),
+            alignment=Alignment(low=pair[0], high=pair[1], tolerance=tolerance, sensitivities=known)
+            if aligned
+            else None,
+            calibration_tokens=calibration_tokens,
+            evaluation_tokens=eval_tokens,
+            context_tokens=context,
+            seed=seed,
+            command=command_line(source.name, source.is_repo),
+        )
+        with timed(home, recipe) as done:
+            finished = quantize_model(
+                source,
+                quantizer,
+                recipe,
+                calibration=calibration_text,
+                evaluation=evaluation_text,
+                outputs=outputs,
+                progress=progress,
+                table=table,
+                on_sensitivities=lambda found: (
+                    write_file(sensitivities, sensitivities_to_json(found))
+                    if sensitivities is not None and known is None
+                    else None
+                ),
+            )
+            done.extend(each.facts for each in finished)
+    if as_json:
+        console.print_json({"models": [_result(each) for each in finished]})
+    else:
+        console.print_finished(finished)
+
+
+def evaluate(
+    folder: Annotated[Path, typer.Argument(help="A folder that dynquant or mlx-lm wrote.")],
+    reference: Annotated[str, typer.Option(help="The original: a folder or a Hub id.")],
+    evaluation: Evaluation = DEFAULT_EVALUATION,
+    eval_tokens: EvaluationTokens = DEFAULT_RECIPE.evaluation_tokens,
+    as_json: Json = False,
+) -> None:
+    """Perplexity, KL divergence to the original and top-1 agreement, on held-out text."""
+    from dynquant.runner.opening import evaluate_folder
+
+    original, quality = evaluate_folder(
+        folder,
+        reference,
+        evaluation,
+        num_tokens=eval_tokens,
+        progress=console.ConsoleProgress(),
+    )
+    if as_json:
+        console.print_json({"original": asdict(original), "quantized": asdict(quality)})
+    else:
+        console.print_quality(
+            [("Original", None, None, original), (folder.name, None, None, quality)]
+        )
+
+
+def _result(model: QuantizedModel) -> dict[str, Any]:
+    rows = {row.label: asdict(row.quality) for row in model.facts.rows}
+    return {
+        "folder": str(model.folder),
+        "stored_bpw": model.facts.plan.stored_bpw,
+        "target_bpw": model.facts.plan.target_bpw,
+        **rows["This model"],
+        "sample": model.sample,
+        "formats": formats_to_json(model.facts.plan),
+        "report": report(model.facts),
+    }

@@ -1,0 +1,146 @@
+"""Options that several commands share, and how their values are read."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dynquant.core.artefacts import cost_table_from_json
+from dynquant.core.formats import DEFAULT_MENU, QuantFormat, parse_menu
+from dynquant.core.plan import CostTable
+from dynquant.core.recipe import Recipe
+from dynquant.errors import InvalidOptionError, SensitivitiesError
+
+__all__ = [
+    "DEFAULT_RECIPE",
+    "Bpw",
+    "Calibration",
+    "CalibrationTokens",
+    "Context",
+    "CostTableFile",
+    "Dequantize",
+    "EncoderName",
+    "Evaluation",
+    "EvaluationTokens",
+    "Formats",
+    "Json",
+    "Model",
+    "Private",
+    "Revision",
+    "Seed",
+    "command_line",
+    "cost_table_in",
+    "encoder_named",
+    "menu_in",
+    "read",
+    "targets_in",
+]
+
+_PATH_OPTIONS = ("--out", "--cost-table", "--sensitivities")
+
+DEFAULT_RECIPE = Recipe(targets_bpw=())
+_MAX_SEED = 2**32 - 1
+_MAX_CONTEXT_TOKENS = 10**9  # MLX counts the elements of a side in 32 bits
+
+Model = Annotated[str, typer.Argument(help="A local model folder, or a Hub id.")]
+Bpw = Annotated[str, typer.Option(help="Stored bits per weight; several with commas.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+Calibration = Annotated[
+    str,
+    typer.Option(
+        help="Text to calibrate on: .txt, .jsonl, .parquet or org/name:config:split:column."
+    ),
+]
+Evaluation = Annotated[
+    str, typer.Option("--eval", help="Held-out text for the figures; like --calibration.")
+]
+Formats = Annotated[
+    str | None, typer.Option(help="Formats to choose from, such as '3g64,4g64,8g32,unquantized'.")
+]
+EncoderName = Annotated[str, typer.Option("--encoder", help="gptq, wls or minmax.")]
+Seed = Annotated[
+    int, typer.Option(min=0, max=_MAX_SEED, help="Seed of the labels sampled while measuring.")
+]
+CalibrationTokens = Annotated[int, typer.Option(min=1, help="Tokens to calibrate on.")]
+EvaluationTokens = Annotated[
+    int, typer.Option("--eval-tokens", min=1, help="Tokens to evaluate on.")
+]
+Context = Annotated[
+    int,
+    typer.Option(min=1, max=_MAX_CONTEXT_TOKENS, help="Context in tokens for memory figures."),
+]
+Dequantize = Annotated[
+    bool, typer.Option("--dequantize", help="Take a model that is quantized already.")
+]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a model on the Hub.")]
+Private = Annotated[bool, typer.Option("--private", help="Make new repos private.")]
+CostTableFile = Annotated[
+    Path | None, typer.Option(help="A cost table of 'dynquant measure' to use again.")
+]
+
+
+@contextmanager
+def _option_errors(option: str, value: str) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise InvalidOptionError(
+            f"{option} must be numbers with commas, such as 4.5 or 3.5,4.5,6; got '{value}'."
+        ) from error
+
+
+def targets_in(text: str) -> tuple[float, ...]:
+    """Bits per weight of `--bpw`."""
+    with _option_errors("--bpw", text):
+        return tuple(float(part) for part in text.split(","))
+
+
+def menu_in(text: str | None) -> tuple[QuantFormat, ...]:
+    """Formats of `--formats`."""
+    return DEFAULT_MENU if text is None else parse_menu(text)
+
+
+def encoder_named(name: str) -> str:
+    """The encoder of `--encoder`, if there is one of that name."""
+    from dynquant.mlx_backend.encoders import check_encoder
+
+    return check_encoder(name)
+
+
+def cost_table_in(path: Path | None) -> CostTable | None:
+    """The table of `--cost-table`."""
+    return None if path is None else cost_table_from_json(read(path), name=path.name)
+
+
+def read(path: Path) -> str:
+    """Contents of a file that the person named."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SensitivitiesError(f"'{path}' cannot be read as text. Pass another file.") from error
+
+
+def command_line(source: str, is_repo: bool) -> str:
+    """This command line, with names in place of paths of this machine."""
+    words = ["dynquant"]
+    for word in sys.argv[1:]:
+        option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+        is_model = is_repo and value == source
+        if (option or words[-1]) in _PATH_OPTIONS or (_is_path(value) and not is_model):
+            value = Path(value).name or value
+        words.append(f"{option}{equals}{value}")
+    return shlex.join(words)
+
+
+def _is_path(word: str) -> bool:
+    """Whether `word` names something on this machine: a text may have `:column` behind it."""
+    if "/" not in word:
+        return False
+    file = word.rpartition(":")[0]
+    return word.startswith(("/", ".", "~")) or Path(word).exists() or Path(file or word).exists()

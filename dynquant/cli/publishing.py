@@ -1,0 +1,193 @@
+"""The commands that publish: convert, publish, card."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dynquant import console
+from dynquant.cli.options import (
+    DEFAULT_RECIPE,
+    Bpw,
+    Calibration,
+    CalibrationTokens,
+    Context,
+    CostTableFile,
+    Dequantize,
+    EncoderName,
+    Evaluation,
+    EvaluationTokens,
+    Formats,
+    Json,
+    Model,
+    Private,
+    Revision,
+    Seed,
+    command_line,
+    cost_table_in,
+    encoder_named,
+    menu_in,
+    targets_in,
+)
+from dynquant.core.naming import repo_ids
+from dynquant.core.papers import CARD
+from dynquant.core.papers import card as render
+from dynquant.corpus import DEFAULT_CALIBRATION, DEFAULT_EVALUATION
+from dynquant.outputs import OutputFolders, finished_folders, read_facts, write_file
+from dynquant.pipeline import Recipe, already_published, destinations, forecast, quantize
+from dynquant.pipeline import publish as publish_models
+from dynquant.ports import PublishedModel
+from dynquant.settings import Settings
+
+__all__ = ["card", "convert", "publish"]
+
+To = Annotated[
+    str,
+    typer.Option(help="Namespace, such as 'you', or repo id, such as 'you/{model}-{bpw}bpw-MLX'."),
+]
+
+
+def convert(
+    model: Model,
+    bpw: Bpw,
+    to: To,
+    private: Private = False,
+    out: Annotated[
+        Path, typer.Option(help="Folder for the finished models, which stay there.")
+    ] = Path("quants"),
+    revision: Revision = None,
+    formats: Formats = None,
+    encoder: EncoderName = DEFAULT_RECIPE.encoder,
+    calibration: Calibration = DEFAULT_CALIBRATION,
+    evaluation: Evaluation = DEFAULT_EVALUATION,
+    cost_table: CostTableFile = None,
+    calibration_tokens: CalibrationTokens = DEFAULT_RECIPE.calibration_tokens,
+    eval_tokens: EvaluationTokens = DEFAULT_RECIPE.evaluation_tokens,
+    context: Context = DEFAULT_RECIPE.context_tokens,
+    seed: Seed = DEFAULT_RECIPE.seed,
+    dequantize: Dequantize = False,
+    as_json: Json = False,
+) -> None:
+    """From a model to published repos in one go: download, quantize, verify, publish.
+
+    What is published already, of the same commit and made the same way, is not made again.
+    """
+    from dynquant.runner.opening import open_model, open_publisher, open_texts
+    from dynquant.runner.speed import timed
+
+    progress = console.ConsoleProgress()
+    recipe = Recipe(
+        targets_bpw=targets_in(bpw),
+        menu=menu_in(formats),
+        encoder=encoder_named(encoder),
+        calibration_tokens=calibration_tokens,
+        evaluation_tokens=eval_tokens,
+        context_tokens=context,
+        seed=seed,
+    )
+    publisher = open_publisher()
+    with open_model(model, revision=revision, headers_only=True, dequantize=dequantize) as (
+        source,
+        quantizer,
+    ):
+        forecast(source, quantizer, recipe)  # what cannot work is refused before the download
+        ids = destinations(source.name, recipe, to, publisher)
+    texts = open_texts()
+    calibration_text, evaluation_text = texts.open(calibration), texts.open(evaluation)
+    there = already_published(
+        source, recipe, ids, publisher, calibration=calibration_text, evaluation=evaluation_text
+    )
+    if there is not None:
+        _show(there, as_json=as_json)
+        return
+    outputs, table = OutputFolders(out), cost_table_in(cost_table)
+    outputs.check(list(ids))
+    with (
+        open_model(
+            source.name if source.is_repo else model,
+            revision=source.revision_sha or None,
+            dequantize=dequantize,
+            progress=progress,
+        ) as (source, quantizer),
+        timed(Settings.from_environment(os.environ).home, recipe) as done,
+    ):
+        finished = quantize(
+            source,
+            quantizer,
+            replace(recipe, command=command_line(source.name, source.is_repo)),
+            calibration=calibration_text,
+            evaluation=evaluation_text,
+            outputs=outputs,
+            progress=progress,
+            table=table,
+        )
+        done.extend(each.facts for each in finished)
+    if not as_json:
+        console.print_finished(finished)
+    _show(
+        publish_models(
+            {each.folder: each.facts for each in finished},
+            ids,
+            publisher,
+            outputs=outputs,
+            private=private,
+            progress=progress,
+        ),
+        as_json=as_json,
+    )
+
+
+def publish(
+    folder: Annotated[
+        Path, typer.Argument(help="A finished model, or the folder above several of one ladder.")
+    ],
+    to: Annotated[
+        str, typer.Argument(help="Namespace, such as 'you', or repo id, as for convert --to.")
+    ],
+    private: Private = False,
+    as_json: Json = False,
+) -> None:
+    """Publish finished models, each in one commit; what is there already is left alone."""
+    from dynquant.runner.opening import open_publisher, verify_finished
+
+    models = {each: read_facts(each) for each in finished_folders(folder)}
+    ids = repo_ids(
+        to, {facts.name: (facts.source, facts.plan.target_bpw) for facts in models.values()}
+    )
+    for each, facts in models.items():
+        verify_finished(each, facts)
+    _show(
+        publish_models(
+            models,
+            ids,
+            open_publisher(),
+            outputs=OutputFolders(folder),
+            private=private,
+            progress=console.ConsoleProgress(),
+        ),
+        as_json=as_json,
+    )
+
+
+def card(
+    folder: Annotated[Path, typer.Argument(help="A finished model.")],
+    repo: Annotated[
+        str | None, typer.Option(help="Repo that it is published as, for the examples.")
+    ] = None,
+) -> None:
+    """Write the card of a finished model again, from its plan and its report."""
+    for each in finished_folders(folder):
+        write_file(each / CARD, render(read_facts(each), repo_id=repo))
+        console.stdout.print(f"Wrote {each / CARD}")
+
+
+def _show(published: Sequence[PublishedModel], *, as_json: bool) -> None:
+    if as_json:
+        console.print_json({"published": [asdict(each) for each in published]})
+    else:
+        console.print_published(published)

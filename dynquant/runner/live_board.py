@@ -1,0 +1,203 @@
+"""Shows the board to the Space: a snapshot by HTTPS every few seconds, and nothing kept.
+
+The Space may sleep, restart or be away; a job never notices.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
+from types import TracebackType
+from typing import Any
+
+import requests
+from requests.auth import AuthBase
+
+from dynquant.core.job import Job
+from dynquant.core.job_text import job_to_text
+from dynquant.ports import RunnerStatus
+
+__all__ = ["LiveBoard", "board_snapshot"]
+
+_MAX_JOBS = 500
+_MAX_JOBS_BYTES = 2_000_000
+_MAX_TEXT = 500
+
+_TIMEOUT_SECS = 10.0
+_LONGEST_DELAY_SECS = 60.0
+"""Between two tries while the Space is away."""
+_STOP_SECS = 1.0
+"""For a post that is under way when the runner stops; then it is left behind."""
+
+_SILENCE_SECS = 60
+"""Silence is shown in whole minutes: else no two snapshots would be alike."""
+
+_logger = logging.getLogger(__name__)
+
+
+def board_snapshot(jobs: Sequence[Job], runners: Iterable[RunnerStatus]) -> dict[str, Any]:
+    """What the Space is shown: JSON types, of bounded size, without addresses to notify.
+
+    Args:
+        jobs: The latest first. Those that are over come last, and are left out if not all fit.
+        runners: Every runner that the database has seen.
+    """
+    shown: list[dict[str, Any]] = []
+    num_bytes = 0
+    for job in sorted(jobs, key=lambda job: job.is_over):
+        entry = _entry(job)
+        entry_bytes = len(json.dumps(entry))
+        if len(shown) < _MAX_JOBS and num_bytes + entry_bytes <= _MAX_JOBS_BYTES:
+            shown.append(entry)
+            num_bytes += entry_bytes
+    return {
+        "jobs": shown,
+        "num_jobs_left_out": len(jobs) - len(shown),
+        "runners": [
+            asdict(runner)
+            | {"silent_secs": int(runner.silent_secs // _SILENCE_SECS) * _SILENCE_SECS}
+            for runner in runners
+        ],
+    }
+
+
+class LiveBoard:
+    """Posts snapshots from a thread of its own, from entering to leaving the context."""
+
+    def __init__(
+        self,
+        url: str,
+        secret: str,
+        runner_id: str,
+        snapshot: Callable[[], Mapping[str, Any]],
+        *,
+        interval_secs: float = 5.0,
+        repeat_secs: float = 60.0,
+    ) -> None:
+        """Show what `snapshot` returns at `url`/runner/board.
+
+        Args:
+            url: Of the Space.
+            secret: What the Space knows the runner by.
+            runner_id: Who posts.
+            snapshot: Called in the thread; JSON types.
+            interval_secs: Between two snapshots.
+            repeat_secs: Between two posts when nothing changes: a restarted Space knows nothing.
+        """
+        self._url = f"{url.rstrip('/')}/runner/board"
+        self._auth = _Bearer(secret)
+        self._runner_id = runner_id
+        self._snapshot = snapshot
+        self._interval_secs = interval_secs
+        self._repeat_secs = repeat_secs
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="live-board", daemon=True)
+        self._shown = b""
+        self._due = 0.0
+        self._is_shown = False
+        self._troubles: set[str] = set()
+
+    def __enter__(self) -> LiveBoard:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._stopping.set()
+        self._thread.join(_STOP_SECS)
+
+    def _run(self) -> None:
+        delay_secs = self._interval_secs
+        while not self._stopping.is_set():
+            trouble = self._show()
+            if trouble is not None:
+                self._tell(trouble)
+                longer_secs = min(2 * delay_secs, _LONGEST_DELAY_SECS)
+                delay_secs = longer_secs if trouble else self._interval_secs
+            self._stopping.wait(delay_secs)
+
+    def _show(self) -> str | None:
+        """Why the Space could not be shown the board; empty if it was, None if it need not be."""
+        try:
+            body = json.dumps({"runner_id": self._runner_id, **self._snapshot()}).encode()
+        except Exception as error:  # the thread outlives whatever is wrong there
+            _logger.debug("The board could not be read", exc_info=error)
+            return f"it cannot be read ({type(error).__name__})."
+        if body == self._shown and time.monotonic() < self._due:
+            return None
+        trouble = self._post(body)
+        if not trouble:
+            self._shown, self._due = body, time.monotonic() + self._repeat_secs
+        return trouble
+
+    def _post(self, body: bytes) -> str:
+        """Why it did not arrive; empty if it did."""
+        try:
+            response = requests.post(
+                self._url,
+                data=body,
+                headers={"Content-Type": "application/json"},
+                auth=self._auth,
+                timeout=_TIMEOUT_SECS,
+                allow_redirects=False,  # the secret is for this address only
+            )
+        except requests.RequestException as error:
+            return f"the Space does not answer ({type(error).__name__}). Check that it is running."
+        status = response.status_code
+        if status // 100 == 2:  # noqa: PLR2004
+            return ""
+        if status in {requests.codes.unauthorized, requests.codes.forbidden}:
+            return "the Space refuses it. Set DYNQUANT_SPACE_SECRET to the secret that it has."
+        if status == requests.codes.not_found:
+            return "the Space has no page for it. Check DYNQUANT_SPACE_URL."
+        return f"the Space answers with status {status}. Look at its log."
+
+    def _tell(self, trouble: str) -> None:
+        """Log once that the Space shows the board, and each reason once why it does not."""
+        if trouble:
+            if trouble not in self._troubles:
+                _logger.warning("The board of this runner is not shown: %s", trouble)
+            self._troubles.add(trouble)
+            self._is_shown = False
+        elif not self._is_shown:
+            _logger.info("The Space shows the board of this runner.")
+            self._troubles.clear()
+            self._is_shown = True
+
+
+class _Bearer(AuthBase):
+    """As `auth`, since a header of our own would give way to a password in ~/.netrc."""
+
+    def __init__(self, secret: str) -> None:
+        self._secret = secret
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        request.headers["Authorization"] = f"Bearer {self._secret}"
+        return request
+
+
+def _entry(job: Job) -> dict[str, Any]:
+    entry: dict[str, Any] = json.loads(job_to_text(job))
+    del entry["request"]["notify_url"]
+    entry |= {"position": job.position, "eta_secs": job.eta_secs}
+    cut: dict[str, Any] = _cut(entry)
+    return cut
+
+
+def _cut(value: Any) -> Any:
+    """`value` with its long texts cut."""
+    if isinstance(value, str):
+        return value if len(value) <= _MAX_TEXT else value[: _MAX_TEXT - 1] + "…"
+    if isinstance(value, list):
+        return [_cut(each) for each in value]
+    if isinstance(value, dict):
+        return {name: _cut(each) for name, each in value.items()}
+    return value

@@ -1,0 +1,177 @@
+"""What a machine must grant while it converts: that it stays awake, and how much memory.
+
+There was no Mac to try this on. Its commands and what they print are taken from their manuals
+and from records of others, and the tests play them back.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+
+from dynquant.core.verdict import gpu_share
+
+__all__ = ["awake", "is_memory_short", "usable_memory_bytes"]
+
+_STOP_SECS = 2.0
+_RUN_SECS = 5.0
+
+_LINUX_SHARE = 0.9
+"""The rest is for the system, and for the runner beside the process that converts."""
+
+_WARNING_LEVEL = 2
+"""macOS: 1 is normal, 2 a warning, 4 critical (dispatch/source.h)."""
+
+_logger = logging.getLogger(__name__)
+
+
+def _run(command: Sequence[str]) -> str:
+    """What `command` prints; nothing if it fails."""
+    try:
+        return subprocess.run(
+            command, capture_output=True, text=True, timeout=_RUN_SECS, check=True
+        ).stdout
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+@contextmanager
+def awake(reason: str, *, platform: str = sys.platform) -> Iterator[None]:
+    """Keep this machine from falling asleep by itself; a closed lid still sends it to sleep.
+
+    Where that cannot be had the log says so, and the work goes on. It ends with this process,
+    however that ends.
+    """
+    command = _command(reason, platform)
+    try:
+        child = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,  # its end tells the child that we are gone
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C is for us: the job still has to be given back
+        )
+    except OSError as error:
+        _logger.info(
+            "This machine may fall asleep during a job: %s cannot be run (%s).",
+            command[0],
+            error.strerror,
+        )
+        yield
+        return
+    is_over = threading.Event()
+    watcher = threading.Thread(target=_watch, args=(child, command[0], is_over), daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        _end(child)
+        watcher.join()
+
+
+def usable_memory_bytes(
+    total_bytes: int,
+    *,
+    platform: str = sys.platform,
+    run: Callable[[Sequence[str]], str] = _run,
+    root: Path = Path("/"),
+) -> int:
+    """How much of its memory a machine has for a job.
+
+    On macOS what the GPU may use: the limit that somebody set (`sysctl
+    iogpu.wired_limit_mb`), else the system's own. On Linux most of what the machine, or the
+    control group that this process is in, has.
+
+    Args:
+        total_bytes: All memory of the machine.
+        platform: As `sys.platform`.
+        run: Runs a command of macOS; what it prints, nothing if it fails.
+        root: Where Linux shows its control groups.
+    """
+    if platform == "darwin":
+        wired_bytes = _number(run(["sysctl", "-n", "iogpu.wired_limit_mb"])) * 2**20
+        default_bytes = round(gpu_share(total_bytes / 2**30) * total_bytes)
+        return min(wired_bytes or default_bytes, total_bytes)
+    limits = [total_bytes, *_group_limits(root)]
+    return round(_LINUX_SHARE * min(limits))
+
+
+def is_memory_short(
+    *, platform: str = sys.platform, run: Callable[[Sequence[str]], str] = _run
+) -> bool:
+    """Whether macOS says that memory runs short: not the time to begin a job."""
+    if platform != "darwin":
+        return False  # what a job may take leaves the system enough there
+    level = run(["sysctl", "-n", "kern.memorystatus_vm_pressure_level"])
+    return _number(level) >= _WARNING_LEVEL
+
+
+def _command(reason: str, platform: str) -> list[str]:
+    if platform == "darwin":
+        return ["caffeinate", "-i", "-m", "-w", str(os.getpid())]
+    return [
+        "systemd-inhibit",
+        "--what=idle:sleep",
+        "--who=dynquant",
+        f"--why={reason}",
+        "--mode=block",
+        "cat",  # runs until its input, which only we hold, ends
+    ]
+
+
+def _watch(child: subprocess.Popen[bytes], program: str, is_over: threading.Event) -> None:
+    """Say so if the child ends before it should: it was refused, or killed."""
+    code = child.wait()
+    if not is_over.is_set():
+        _logger.info(
+            "This machine may fall asleep during a job: %s ended by itself (code %d).",
+            program,
+            code,
+        )
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    assert child.stdin is not None
+    child.stdin.close()
+    child.terminate()
+    try:
+        child.wait(_STOP_SECS)
+    except subprocess.TimeoutExpired:
+        child.kill()
+
+
+def _number(text: str) -> int:
+    return int(text) if text.strip().isdecimal() else 0
+
+
+def _group_limits(root: Path) -> Iterator[int]:
+    """Memory limits in bytes of this process's control group and those around it."""
+    try:
+        groups = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return
+    for group in groups:
+        # `0::/a/b` is version 2, `4:memory:/a/b` version 1; within a container the path may be
+        # that of the host, so the top of what is mounted counts as well.
+        _, controllers, name = group.split(":", maxsplit=2)
+        if not controllers:
+            folder, file = "sys/fs/cgroup", "memory.max"
+        elif "memory" in controllers.split(","):
+            folder, file = "sys/fs/cgroup/memory", "memory.limit_in_bytes"
+        else:
+            continue
+        path = PurePosixPath(name.lstrip("/"))
+        for each in (path, *path.parents):
+            try:
+                limit = _number((root / folder / each / file).read_text(encoding="ascii"))
+            except OSError:
+                continue
+            if limit:
+                yield limit

@@ -1,0 +1,169 @@
+"""A runner as a service: the engine, and around it the mail, the live board and the log."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+
+import psutil
+
+from dynquant.core.job import JobState
+from dynquant.corpus import Corpus
+from dynquant.errors import DynquantError
+from dynquant.hub.datasets import HubDatasets
+from dynquant.hub.inbox import HubInbox
+from dynquant.hub.models import HubModels
+from dynquant.hub.publishing import HubPublisher
+from dynquant.jobs.board import DatabaseBoard
+from dynquant.jobs.engine import JobEngine
+from dynquant.log_lines import configure_logging
+from dynquant.runner.job_steps import JobSteps
+from dynquant.runner.live_board import LiveBoard, board_snapshot
+from dynquant.runner.machine import awake, usable_memory_bytes
+from dynquant.runner.mail import Announcer, Mailroom
+from dynquant.runner.notify import notify
+from dynquant.settings import Settings
+
+__all__ = ["serve"]
+
+_ROUND_SECS = 5.0
+_MAX_SHOWN = 500
+
+_logger = logging.getLogger(__name__)
+
+
+def serve(settings: Settings) -> None:
+    """Take and do jobs until SIGTERM or Ctrl-C; what runs then is given back.
+
+    Raises:
+        InvalidOptionError: The database cannot be used, or another process is this runner.
+        RetryLaterError: The database does not answer at the start.
+    """
+    settings.home.mkdir(parents=True, exist_ok=True)
+    configure_logging(
+        settings.home, secrets=_secrets(settings), runner_id=settings.runner_id, verbose=True
+    )
+    stopping = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopping.set())
+    memory_bytes = settings.memory_bytes or usable_memory_bytes(psutil.virtual_memory().total)
+    engine = JobEngine(
+        settings, job_steps(settings, memory_bytes=memory_bytes), memory_bytes=memory_bytes
+    )
+    with _surroundings(settings, stopping):
+        engine.run(stopping)
+
+
+def job_steps(settings: Settings, *, memory_bytes: int) -> JobSteps:
+    """The steps of jobs as this machine does them."""
+    return JobSteps(
+        home=settings.home / "jobs",
+        publisher=HubPublisher(),
+        texts=Corpus(open_dataset=HubDatasets().open),
+        open_hub=lambda: HubModels(
+            cache_dir=settings.cache_dir, max_cache_bytes=settings.cache_bytes
+        ),
+        max_memory_bytes=memory_bytes,
+    )
+
+
+@contextmanager
+def _surroundings(settings: Settings, stopping: threading.Event) -> Iterator[None]:
+    """Everything beside the engine, each in a thread of its own; none of it can stop a job."""
+    board = DatabaseBoard(settings.database_url, daily_limit=settings.daily_limit)
+    wakefulness = _Wakefulness(board, settings.runner_id)
+    rounds: list[Callable[[], None]] = [
+        Announcer(
+            board,
+            runner_id=settings.runner_id,
+            memory=settings.home / "told.txt",
+            tell=notify,
+        ).do_round,
+        wakefulness.do_round,
+    ]
+    if settings.inbox_repo is not None:
+        inbox = HubInbox(settings.inbox_repo)
+        rounds.append(Mailroom(inbox, board, look_up=_look_up).do_round)
+    threads = [
+        threading.Thread(target=_repeat, args=(each, stopping), daemon=True) for each in rounds
+    ]
+    with ExitStack() as exits:
+        exits.callback(board.close)
+        exits.callback(wakefulness.close)
+        if settings.space_url is not None and settings.space_secret is not None:
+            live = LiveBoard(
+                settings.space_url,
+                settings.space_secret,
+                settings.runner_id,
+                lambda: board_snapshot(board.list(limit=_MAX_SHOWN), board.runners()),
+            )
+            exits.enter_context(live)
+        for thread in threads:
+            thread.start()
+        try:
+            yield
+        finally:
+            stopping.set()
+            for thread in threads:
+                thread.join()
+
+
+def _repeat(do_round: Callable[[], None], stopping: threading.Event) -> None:
+    """Do rounds until `stopping`; one that fails is done again, and said once."""
+    was_failing = False
+    while not stopping.is_set():
+        try:
+            do_round()
+            was_failing = False
+        except DynquantError as error:
+            if not was_failing:
+                _logger.warning("%s", error)
+            was_failing = True
+        except Exception:
+            _logger.exception("A round failed; the next one is in %.0f seconds", _ROUND_SECS)
+        stopping.wait(_ROUND_SECS)
+
+
+class _Wakefulness:
+    """Keeps the machine awake while this runner has a job."""
+
+    def __init__(self, board: DatabaseBoard, runner_id: str) -> None:
+        self._board = board
+        self._runner_id = runner_id
+        self._awake: ExitStack | None = None
+
+    def do_round(self) -> None:
+        """Look whether there is a job."""
+        jobs = self._board.list(states={JobState.RUNNING})
+        is_busy = any(job.runner == self._runner_id for job in jobs)
+        if is_busy and self._awake is None:
+            self._awake = ExitStack()
+            self._awake.enter_context(awake("dynquant is converting a model"))
+        elif not is_busy:
+            self.close()
+
+    def close(self) -> None:
+        """Let the machine sleep again."""
+        if self._awake is not None:
+            self._awake.close()
+            self._awake = None
+
+
+def _look_up(model: str, revision: str | None, allow_quantized: bool) -> tuple[str, str]:  # noqa: FBT001
+    with HubModels() as hub:
+        found = hub.look_up(model, revision=revision, allow_quantized=allow_quantized)
+    return found.repo, found.sha
+
+
+def _secrets(settings: Settings) -> list[str]:
+    """What must never stand in a log."""
+    found = (
+        os.environ.get("HF_TOKEN"),
+        settings.space_secret,
+        settings.database_url if "@" in settings.database_url else None,
+    )
+    return [each for each in found if each]

@@ -1,0 +1,124 @@
+"""What a job's child process is told, as a file in the job's folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from dynquant.core.formats import DEFAULT_MENU, parse_menu
+from dynquant.core.recipe import Recipe
+from dynquant.ports import ModelSource, Text
+
+__all__ = ["JobSpec", "open_saved_text", "recipe_of", "save_text"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobSpec:
+    """One job as its child process sees it.
+
+    Attributes:
+        source: The model, downloaded; or its headers alone, to resolve.
+        recipe: How to quantize.
+        dequantize: Whether a quant is taken as a source.
+        calibration: Name of the text in `calibration.jsonl`.
+        evaluation: Name of the text in `evaluation.jsonl`.
+    """
+
+    source: ModelSource
+    recipe: Recipe
+    dequantize: bool
+    calibration: str
+    evaluation: str
+
+    def to_json(self) -> str:
+        """The spec as text."""
+        source = asdict(self.source) | {"folder": str(self.source.folder)}
+        recipe = {
+            "targets_bpw": list(self.recipe.targets_bpw),
+            "menu": ",".join(fmt.name for fmt in self.recipe.menu),
+            "encoder": self.recipe.encoder,
+            "calibration_tokens": self.recipe.calibration_tokens,
+            "evaluation_tokens": self.recipe.evaluation_tokens,
+            "context_tokens": self.recipe.context_tokens,
+            "seed": self.recipe.seed,
+            "command": self.recipe.command,
+        }
+        return json.dumps(
+            {
+                "source": source,
+                "recipe": recipe,
+                "dequantize": self.dequantize,
+                "calibration": self.calibration,
+                "evaluation": self.evaluation,
+            }
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> JobSpec:
+        """The spec in `text`, which `to_json` wrote."""
+        raw = json.loads(text)
+        source = raw["source"] | {"folder": Path(raw["source"]["folder"])}
+        return cls(
+            source=ModelSource(**source),
+            recipe=recipe_of(raw["recipe"]),
+            dequantize=raw["dequantize"],
+            calibration=raw["calibration"],
+            evaluation=raw["evaluation"],
+        )
+
+
+def recipe_of(options: Mapping[str, Any]) -> Recipe:
+    """A recipe from JSON types; what is missing is as by default.
+
+    Raises:
+        InvalidOptionError: `menu` names a format that there is not.
+    """
+    known = {
+        key: options[key]
+        for key in (
+            "encoder",
+            "calibration_tokens",
+            "evaluation_tokens",
+            "context_tokens",
+            "seed",
+            "command",
+        )
+        if key in options
+    }
+    menu = options.get("menu")
+    return Recipe(
+        targets_bpw=tuple(float(bpw) for bpw in options["targets_bpw"]),
+        menu=parse_menu(menu) if menu else DEFAULT_MENU,
+        **known,
+    )
+
+
+def save_text(text: Text, path: Path, *, max_chars: int) -> None:
+    """Write the beginning of a text, at most about `max_chars`, for a child without network."""
+    num_chars = 0
+    staged = path.with_suffix(".staged")
+    with staged.open("w", encoding="utf-8") as stream:
+        for document in text.documents():
+            content = document if isinstance(document, str) else [*map(dict, document)]
+            if isinstance(content, str):
+                content = content[: max_chars - num_chars]
+            line = json.dumps(content, ensure_ascii=False)
+            stream.write(line + "\n")
+            num_chars += len(line)
+            if num_chars >= max_chars:
+                break
+    staged.replace(path)
+
+
+def open_saved_text(path: Path, *, name: str) -> Text:
+    """What `save_text` wrote, under the name that it had."""
+
+    def documents() -> Iterator[str | Sequence[Mapping[str, str]]]:
+        with path.open(encoding="utf-8") as stream:
+            for line in stream:
+                yield json.loads(line)
+
+    return Text(name=name, documents=documents)

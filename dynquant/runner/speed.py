@@ -1,0 +1,58 @@
+"""How long a conversion takes here, from those that were done here."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from statistics import median
+
+from dynquant.core.facts import ModelFacts
+from dynquant.core.recipe import Recipe
+from dynquant.errors import DynquantError
+from dynquant.outputs import read_text, write_file
+
+__all__ = ["expected_secs", "record", "timed"]
+
+_FILE = "speed.json"
+_NUM_KEPT = 5
+
+
+def expected_secs(home: Path, *, num_parameters: int, recipe: Recipe) -> float | None:
+    """About how long converting takes on this machine; None before it has converted anything.
+
+    Every pass over the model costs time in proportion to parameters and tokens.
+    """
+    rates = _rates(home)
+    return median(rates) * _work(num_parameters, recipe) if rates else None
+
+
+@contextmanager
+def timed(home: Path, recipe: Recipe) -> Iterator[list[ModelFacts]]:
+    """Remember how long the conversion took whose facts are put into the list."""
+    started, found = time.monotonic(), list[ModelFacts]()
+    yield found
+    if found:
+        secs = time.monotonic() - started
+        record(home, secs=secs, num_parameters=found[0].num_parameters, recipe=recipe)
+
+
+def record(home: Path, *, secs: float, num_parameters: int, recipe: Recipe) -> None:
+    """Remember how long a conversion took here."""
+    rates = [*_rates(home), secs / _work(num_parameters, recipe)][-_NUM_KEPT:]
+    with suppress(DynquantError, OSError):  # a finished model is worth more than this figure
+        write_file(home / _FILE, json.dumps({"secs_per_parameter_and_token": rates}) + "\n")
+
+
+def _work(num_parameters: int, recipe: Recipe) -> int:
+    return num_parameters * (recipe.calibration_tokens + recipe.evaluation_tokens)
+
+
+def _rates(home: Path) -> list[float]:
+    try:
+        found = json.loads(read_text(home / _FILE) or "")["secs_per_parameter_and_token"]
+        return [float(rate) for rate in found if 0 < float(rate) < 1]
+    except (ValueError, KeyError, TypeError):
+        return []

@@ -1,0 +1,295 @@
+"""The steps of one conversion, each by itself; `pipeline.py` puts them in order."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Generic
+
+from dynquant.core.allocate import allocate, allocate_by_threshold, check_target
+from dynquant.core.artefacts import matched_table
+from dynquant.core.facts import ModelFacts, QuantizedRow, Rung
+from dynquant.core.formats import DEFAULT_MENU, QuantFormat
+from dynquant.core.naming import quantized_name
+from dynquant.core.plan import CostTable, QuantPlan
+from dynquant.core.planning import memory_to_run_bytes
+from dynquant.core.quality import Quality
+from dynquant.core.recipe import Recipe
+from dynquant.core.uniform import nearest_uniform
+from dynquant.errors import InvalidOptionError, SensitivitiesError
+from dynquant.ports import ModelSource, Progress, Quantizer, Text, W
+
+__all__ = ["ORIGINAL", "Conversion", "measure_costs"]
+
+ORIGINAL = "original"
+"""Under this name the figures of the original stand among those of its quants."""
+
+MAX_GAP_BPW = 0.01
+"""A plan further below its target than this is explained on the card."""
+
+_UNIFORM = "uniform "
+_GAP_NOTE = (
+    "It stores {gap:.3f} bits per weight less than was asked for: the menu of formats has no "
+    "plan that comes closer without being worse."
+)
+
+
+class Conversion(Generic[W]):
+    """One model on its way to every target of a recipe.
+
+    What a step needs of an earlier one is passed in, so that each may run in a process of its
+    own. Targets go by the name of their folder.
+
+    Args:
+        source: Where the model came from.
+        quantizer: The open model.
+        recipe: How.
+
+    Raises:
+        InfeasibleTargetError: A target lies outside the feasible range.
+        InvalidOptionError: Two targets are the same.
+    """
+
+    _windows: W
+    _held_out: W
+
+    def __init__(self, source: ModelSource, quantizer: Quantizer[W], recipe: Recipe) -> None:
+        self._source = source
+        self._quantizer = quantizer
+        self._recipe = recipe
+        self._inventory = quantizer.inventory(recipe.menu)
+        self._full = quantizer.inventory(DEFAULT_MENU)
+        for target in recipe.targets_bpw:
+            check_target(self._inventory, target)
+        if recipe.alignment is not None:  # refuse what cannot work before measuring
+            self._thresholds(dict.fromkeys((layer.path for layer in self._inventory.layers), 0.0))
+        self.targets = {quantized_name(source.name, bpw): bpw for bpw in recipe.targets_bpw}
+        if len(self.targets) < len(recipe.targets_bpw):
+            raise InvalidOptionError("Two of the targets are the same. Name each BPW once.")
+
+    def read(self, *, calibration: Text, evaluation: Text) -> None:
+        """Read the texts; every later step rests on them.
+
+        Args:
+            calibration: Text to measure and encode with.
+            evaluation: Held-out text for the figures.
+
+        Raises:
+            TextError: A text is too short, or they overlap.
+        """
+        quantizer, recipe = self._quantizer, self._recipe
+        self._windows = quantizer.calibration_windows(calibration, recipe.calibration_tokens)
+        self._held_out = quantizer.evaluation_windows(evaluation, recipe.evaluation_tokens)
+        self._held_out.check_disjoint(self._windows)
+
+    def measure(self, progress: Progress) -> CostTable:
+        """What every format of every layer costs; serves every target."""
+        return measure_costs(self._quantizer, self._windows, self._recipe, progress)
+
+    def reuse(self, table: CostTable) -> CostTable:
+        """What this conversion needs of a table that was measured before.
+
+        Raises:
+            SensitivitiesError: It belongs to another model, text or encoder.
+        """
+        table = matched_table(table, self._inventory, self._quantizer.revision_sha)
+        if table.calibration != self._windows.facts:
+            raise SensitivitiesError(
+                "The cost table was measured on another calibration text "
+                f"('{table.calibration.name}', {table.calibration.num_tokens:,} tokens). Pass the "
+                "same text and number of tokens, or measure again."
+            )
+        if table.encoder != self._recipe.encoder:
+            raise SensitivitiesError(
+                f"The cost table was measured for the encoder '{table.encoder}'. Pass "
+                f"--encoder {table.encoder}, or measure again."
+            )
+        return table
+
+    def align(self, progress: Progress) -> Mapping[str, float]:
+        """Sensitivities of the seed's method: those of the recipe, or measured ones."""
+        alignment = self._recipe.alignment
+        assert alignment is not None
+        if alignment.sensitivities is not None:
+            return alignment.sensitivities
+        with progress.track({"align": 2 * self._quantizer.num_blocks + 1}) as on_step:
+            return self._quantizer.align(
+                self._windows, low=alignment.low, high=alignment.high, on_step=on_step
+            )
+
+    def allocate(
+        self, table: CostTable | None, sensitivities: Mapping[str, float] | None = None
+    ) -> dict[str, QuantPlan]:
+        """A plan for every target, from costs, or from the sensitivities of the seed's method."""
+        if table is None:
+            assert sensitivities is not None
+            return self._thresholds(sensitivities)
+        return {
+            name: allocate(table.inventory, target_bpw=bpw) for name, bpw in self.targets.items()
+        }
+
+    def encode(
+        self,
+        plans: Mapping[str, QuantPlan],
+        table: CostTable | None,
+        folders: Mapping[str, Path],
+        progress: Progress,
+    ) -> None:
+        """Write the weights, config and tokenizer of every target into its empty folder."""
+        with progress.track({"encode": self._quantizer.num_blocks + 1}) as on_step:
+            self._quantizer.encode(
+                {folders[name]: plan for name, plan in plans.items()},
+                self._windows,
+                encoder=self._recipe.encoder,
+                importance=table.importance if table else {},
+                on_step=on_step,
+            )
+
+    def verify(
+        self, plans: Mapping[str, QuantPlan], folders: Mapping[str, Path], progress: Progress
+    ) -> dict[str, str]:
+        """Load every folder in stock mlx-lm; what each model wrote when it was tried.
+
+        Raises:
+            VerificationError: A folder does not load, or is not what was planned.
+        """
+        samples = {}
+        with progress.track({"verify": len(plans)}) as on_step:
+            for name, plan in plans.items():
+                samples[name] = self._quantizer.verify(folders[name], plan)
+                on_step("verify")
+        return samples
+
+    def evaluate(
+        self, plans: Mapping[str, QuantPlan], folders: Mapping[str, Path], progress: Progress
+    ) -> dict[str, Quality]:
+        """Figures of the original (`ORIGINAL`), of every target and of uniform quants beside it."""
+        uniform = (self._uniform(plan) for plan in plans.values())
+        with progress.track({"evaluate": self._quantizer.num_blocks}) as on_step:
+            original, found = self._quantizer.evaluate(
+                dict(folders),
+                {_UNIFORM + fmt.name: plan for fmt, plan in uniform},
+                self._held_out,
+                on_step=on_step,
+            )
+        return {ORIGINAL: original, **found}
+
+    def facts(
+        self,
+        plans: Mapping[str, QuantPlan],
+        table: CostTable | None,
+        figures: Mapping[str, Quality],
+    ) -> list[ModelFacts]:
+        """Everything that the cards say, one for each target."""
+        ladder = tuple(
+            sorted(
+                (self._rung(name, plan, figures[name]) for name, plan in plans.items()),
+                key=lambda rung: rung.stored_bpw,
+            )
+        )
+        return [self._facts(name, plan, table, figures, ladder) for name, plan in plans.items()]
+
+    def _facts(
+        self,
+        name: str,
+        plan: QuantPlan,
+        table: CostTable | None,
+        figures: Mapping[str, Quality],
+        ladder: tuple[Rung, ...],
+    ) -> ModelFacts:
+        source, recipe, quantizer = self._source, self._recipe, self._quantizer
+        inventory = table.inventory if table else self._inventory
+        fmt, uniform = self._uniform(plan)
+        num_bytes = self._num_bytes(plan.stored_bpw)
+        gap = plan.target_bpw - plan.stored_bpw
+        return ModelFacts(
+            name=name,
+            source=source.name,
+            source_is_repo=source.is_repo,
+            revision_sha=quantizer.revision_sha,
+            model_type=inventory.model_type,
+            license_fields=source.license_fields,
+            gated=source.gated,
+            gated_fields=source.gated_fields,
+            layers=inventory.layers,
+            plan=plan,
+            menu=recipe.menu,
+            calibration_tokens=recipe.calibration_tokens,
+            evaluation_tokens=recipe.evaluation_tokens,
+            method=table.method if table else "alignment",
+            encoder=recipe.encoder,
+            num_parameters=inventory.num_parameters,
+            rows=(
+                self._row(f"Original ({inventory.dtype})", self._full.max_bpw, figures[ORIGINAL]),
+                self._row(_label(fmt), uniform.stored_bpw, figures[_UNIFORM + fmt.name]),
+                self._row("This model", plan.stored_bpw, figures[name]),
+            ),
+            ladder=ladder,
+            memory_bytes=memory_to_run_bytes(
+                num_bytes, quantizer.cache_bytes(recipe.context_tokens)
+            ),
+            context_tokens=recipe.context_tokens,
+            calibration=self._windows.facts,
+            evaluation=self._held_out.facts,
+            seed=table.seed if table else recipe.seed,
+            command=recipe.command,
+            versions=quantizer.versions,
+            notes=(_GAP_NOTE.format(gap=gap),) if gap >= MAX_GAP_BPW else (),
+        )
+
+    def _rung(self, name: str, plan: QuantPlan, quality: Quality) -> Rung:
+        return Rung(
+            name=name,
+            target_bpw=plan.target_bpw,
+            stored_bpw=plan.stored_bpw,
+            num_bytes=self._num_bytes(plan.stored_bpw),
+            mean_kl_nats=quality.mean_kl_nats,
+            mean_kl_se_nats=quality.mean_kl_se_nats,
+            top1_agreement=quality.top1_agreement,
+        )
+
+    def _row(self, label: str, bpw: float, quality: Quality) -> QuantizedRow:
+        return QuantizedRow(
+            label=label, stored_bpw=bpw, num_bytes=self._num_bytes(bpw), quality=quality
+        )
+
+    def _num_bytes(self, bpw: float) -> int:
+        return round(bpw * self._inventory.num_parameters / 8)
+
+    def _uniform(self, plan: QuantPlan) -> tuple[QuantFormat, QuantPlan]:
+        """The uniform quant whose size is nearest to that of `plan`."""
+        return nearest_uniform(self._full, plan.stored_bpw)
+
+    def _thresholds(self, sensitivities: Mapping[str, float]) -> dict[str, QuantPlan]:
+        """Plans of the seed's method."""
+        alignment, inventory = self._recipe.alignment, self._inventory
+        assert alignment is not None
+        # A layer that may take one format only has no say, and need not have been measured.
+        least = min(sensitivities.values(), default=0.0)
+        known = {layer.path: least for layer in inventory.layers if len(layer.formats) == 1}
+        return {
+            quantized_name(self._source.name, target): allocate_by_threshold(
+                inventory,
+                known | dict(sensitivities),
+                low=alignment.low,
+                high=alignment.high,
+                target_bpw=target,
+                tolerance=alignment.tolerance,
+            )
+            for target in self._recipe.targets_bpw
+        }
+
+
+def measure_costs(
+    quantizer: Quantizer[W], windows: W, recipe: Recipe, progress: Progress
+) -> CostTable:
+    """What every format of every layer costs, measured on `windows`."""
+    num_blocks = quantizer.num_blocks
+    with progress.track({"measure": 2 * num_blocks + 1, "probe": num_blocks}) as on_step:
+        return quantizer.measure(
+            windows, menu=recipe.menu, encoder=recipe.encoder, seed=recipe.seed, on_step=on_step
+        )
+
+
+def _label(fmt: QuantFormat) -> str:
+    return f"Uniform {fmt.bits}-bit, group {fmt.group_size}"

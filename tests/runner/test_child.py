@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from dynquant.runner.child import (
+    ChildCancelledError,
+    ChildMemoryError,
+    clean_environment,
+    run_child,
+)
+
+
+def run(code: str, home: Path, **options):
+    lines: list[str] = []
+    rc, errors = run_child(
+        [sys.executable, "-c", code],
+        environment=clean_environment(home, {}),
+        on_line=lines.append,
+        is_cancelled=options.pop("is_cancelled", lambda: False),
+        **options,
+    )
+    return rc, lines, errors
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def wait_until(happens, secs: float = 10.0) -> bool:
+    deadline = time.monotonic() + secs
+    while time.monotonic() < deadline:
+        if happens():
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_lines_errors_and_exit_code_come_back(tmp_path):
+    code = "import sys; print('a'); print('b'); print('oh', file=sys.stderr); sys.exit(3)"
+    rc, lines, errors = run(code, tmp_path)
+    assert (rc, lines, errors.strip()) == (3, ["a", "b"], "oh")
+
+
+def test_no_token_and_no_home_of_ours_reaches_a_child(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_canary")
+    monkeypatch.setenv("DYNQUANT_DATABASE_URL", "postgresql://u:hf_canary@h/d")
+    code = "import os; print(sorted(os.environ.items()))"
+    _, lines, _ = run(code, tmp_path)
+    assert "hf_canary" not in lines[0]
+    assert f"('HOME', '{tmp_path}')" in lines[0]
+
+
+def test_a_cancelled_child_is_gone_within_two_seconds_with_all_that_it_started(tmp_path):
+    code = (
+        "import subprocess, sys, time\n"
+        "p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
+        "print(p.pid, flush=True); time.sleep(60)"
+    )
+    lines: list[str] = []
+    started = time.monotonic()
+    with pytest.raises(ChildCancelledError):
+        run_child(
+            [sys.executable, "-c", code],
+            environment=clean_environment(tmp_path, {}),
+            on_line=lines.append,
+            is_cancelled=lambda: bool(lines),
+        )
+    assert time.monotonic() - started < 10
+    assert wait_until(lambda: not is_alive(int(lines[0])), secs=2)
+
+
+def test_a_child_that_takes_too_much_memory_is_killed_and_says_how_much(tmp_path):
+    code = (
+        "x = bytearray(300_000_000); x[::4096] = b'a' * len(x[::4096]); import time; time.sleep(60)"
+    )
+    with pytest.raises(ChildMemoryError) as caught:
+        run(code, tmp_path, max_memory_bytes=100_000_000)
+    assert caught.value.num_bytes > 100_000_000
+
+
+def test_what_a_child_says_before_it_crashes_is_kept(tmp_path):
+    code = "import os; print('said', flush=True); os.kill(os.getpid(), 9)"
+    rc, lines, _ = run(code, tmp_path)
+    assert (rc, lines) == (-signal.SIGKILL, ["said"])
+
+
+def test_a_compute_child_dies_with_the_process_that_started_it(tmp_path):
+    """SIGKILL leaves no time to clean up: the child notices by itself."""
+    code = (
+        "import sys, threading, time\n"
+        "from dynquant.runner.compute import _die_with_parent\n"
+        "threading.Thread(target=_die_with_parent, daemon=True).start()\n"
+        "import os; print(os.getpid(), flush=True); time.sleep(60)"
+    )
+    start = (
+        "import os, sys\n"
+        "from pathlib import Path\n"
+        "from dynquant.runner.child import clean_environment, run_child\n"
+        "environment = clean_environment(Path(sys.argv[1]), {'PYTHONPATH': os.getcwd()})\n"
+        "run_child([sys.executable, '-c', sys.argv[2]], environment=environment,"
+        " on_line=lambda line: print(line, flush=True), is_cancelled=lambda: False)"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", start, str(tmp_path), code], stdout=subprocess.PIPE, text=True
+    )
+    assert parent.stdout is not None
+    pid = int(parent.stdout.readline())
+    assert is_alive(pid)
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    assert wait_until(lambda: not is_alive(pid))

@@ -1,0 +1,211 @@
+"""The steps of a job for real: MLX in child processes, the real client, a Hub on this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+from huggingface_hub import HfApi, close_session, constants, snapshot_download
+
+from dynquant.core.job import STEPS, JobRequest, StepProgress
+from dynquant.core.job_text import results_from_text
+from dynquant.corpus import Corpus
+from dynquant.errors import (
+    DestinationError,
+    InfeasibleTargetError,
+    NotEnoughMemoryError,
+    RequestError,
+    StorageFullError,
+)
+from dynquant.hub import HubDatasets, HubModels, HubPublisher
+from dynquant.ports import StepRunner
+from dynquant.runner.child import ChildCancelledError
+from dynquant.runner.job_steps import JobSteps
+from tests.command_line import CALIBRATION, HELD_OUT, MODEL, needs_shared
+from tests.local_hub import LocalHub
+
+pytestmark = [pytest.mark.hub, pytest.mark.slow, needs_shared]
+
+TOKEN = "hf_canary_token"
+REPOS = ("you/sample-2m-MLX-4.0bpw", "you/sample-2m-MLX-6.0bpw")
+OPTIONS = {
+    "menu": "3g64,4g64,8g64",
+    "encoder": "minmax",
+    "calibration": str(CALIBRATION),
+    "evaluation": str(HELD_OUT),
+    "calibration_tokens": 512,
+    "evaluation_tokens": 512,
+}
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    with LocalHub() as hub:
+        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+        template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        hub.add("org/sample-2m", MODEL)
+        hub.add_user("you", token=TOKEN)
+        yield hub
+        close_session()
+
+
+def steps(hub, home: Path, **options) -> JobSteps:
+    def no_wait(_secs: float) -> None:
+        pass
+
+    return JobSteps(
+        home=home / "jobs",
+        publisher=HubPublisher(endpoint=hub.url, token=TOKEN, sleep=no_wait),
+        texts=Corpus(open_dataset=HubDatasets(endpoint=hub.url).open),
+        open_hub=lambda: HubModels(endpoint=hub.url, cache_dir=home / "cache", sleep=no_wait),
+        **{"max_memory_bytes": 8 * 10**9} | options,
+    )
+
+
+def request(hub, **overrides) -> JobRequest:
+    fields = {
+        "model": "org/sample-2m",
+        "revision": hub.repos["model", "org/sample-2m"].at("main").sha,
+        "targets_bpw": (4.0, 6.0),
+        "destination": "you",
+        "requester": "someone",
+        "options": OPTIONS,
+    }
+    return JobRequest(**fields | overrides)
+
+
+def run(runner: StepRunner, step: str, asked: JobRequest, results, reports=None, is_cancelled=None):
+    return runner.run(
+        step,
+        asked,
+        results,
+        job_id="job-1",
+        report=(reports if reports is not None else []).append,
+        is_cancelled=is_cancelled or (lambda: False),
+    )
+
+
+def test_every_step_may_be_done_on_another_machine_and_one_ladder_is_published(hub, tmp_path):
+    results: dict[str, str] = {}
+    reports: list[StepProgress] = []
+    for number, step in enumerate(STEPS):
+        machine = steps(hub, tmp_path / f"machine-{number % 2}")
+        results[step] = run(machine, step, request(hub), results, reports)
+        assert len(results[step]) < 1_000_000
+        if number % 3 == 2:  # what lies here is lost
+            machine.release("job-1")
+            assert "job-1" not in machine.local_jobs()
+    published = results_from_text(results["publish"])
+    assert [each.repo_id for each in published] == list(REPOS)
+    for each in published:
+        repo = hub.repos["model", each.repo_id]
+        assert repo.at("main").sha == each.commit_sha
+        folder = Path(
+            snapshot_download(each.repo_id, cache_dir=tmp_path / "reader", endpoint=hub.url)
+        )
+        card = (folder / "README.md").read_text()
+        assert all(
+            f"https://huggingface.co/{other}" in card for other in REPOS if other != each.repo_id
+        )
+        plan = json.loads((folder / "dynquant" / "plan.json").read_text())
+        assert plan["revision_sha"] == request(hub).revision
+        for path in folder.rglob("*"):
+            if path.is_file():
+                content = path.read_bytes()
+                assert str(tmp_path).encode() not in content, path.name
+                assert TOKEN.encode() not in content, path.name
+    assert {"measure", "encode", "evaluate"} <= {report.step for report in reports}
+    assert all(0 <= report.fraction <= 1 for report in reports)
+
+    # The same request again finds the repos and does nothing.
+    before = {repo: dict(hub.repos["model", repo].branches) for repo in REPOS}
+    again = steps(hub, tmp_path / "machine-3")
+    found: dict[str, str] = {}
+    started = time.monotonic()
+    for step in STEPS:
+        found[step] = run(again, step, request(hub), found)
+    assert results_from_text(found["publish"]) == published
+    assert not (tmp_path / "machine-3" / "jobs" / "job-1" / "cost_table.json").exists()
+    assert {repo: dict(hub.repos["model", repo].branches) for repo in REPOS} == before
+    assert time.monotonic() - started < 60
+
+
+def test_a_cancelled_step_ends_within_two_seconds_and_leaves_no_process(hub, tmp_path):
+    import psutil
+
+    runner = steps(hub, tmp_path)
+    results: dict[str, str] = {}
+    for step in ("resolve", "download"):
+        results[step] = run(runner, step, request(hub), results)
+    reports: list = []
+    cancelled_at: list[float] = []
+
+    def is_cancelled() -> bool:
+        if reports and not cancelled_at:
+            cancelled_at.append(time.monotonic())
+        return bool(cancelled_at)
+
+    reports.append(None)
+    with pytest.raises(ChildCancelledError):
+        run(runner, "measure", request(hub), results, reports, is_cancelled)
+    assert time.monotonic() - cancelled_at[0] < 2
+    mine = psutil.Process(os.getpid()).children(recursive=True)
+    assert not any("dynquant.runner.compute" in " ".join(each.cmdline()) for each in mine)
+    runner.release("job-1")
+    assert runner.local_jobs() == set()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "error", "says"),
+    [
+        ({"targets_bpw": (1.0,)}, RequestError, "feasible|between|bits per weight"),
+        ({"model": "org/none"}, RequestError, "no model 'org/none'"),
+        ({"model": str(MODEL)}, RequestError, "cannot be the id of a model"),
+        ({"destination": ""}, RequestError, "needs a destination"),
+        ({"destination": "somebody-else"}, DestinationError, "cannot publish as"),
+        ({"options": OPTIONS | {"menu": "7g64"}}, RequestError, "7g64"),
+        ({"options": OPTIONS | {"calibration": "/none.txt"}}, RequestError, "no file"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_the_download(hub, tmp_path, overrides, error, says):
+    with pytest.raises(error, match=says):
+        run(steps(hub, tmp_path), "resolve", request(hub, **overrides), {})
+    assert hub.asked(r"cdn.*safetensors") == [] or all(
+        asked.num_bytes < 200_000 for asked in hub.asked(r"cdn.*safetensors")
+    )
+
+
+def test_a_job_that_does_not_fit_is_refused_before_the_download(hub, tmp_path):
+    with pytest.raises(NotEnoughMemoryError) as caught:
+        run(steps(hub, tmp_path, max_memory_bytes=1000), "resolve", request(hub), {})
+    assert caught.value.needed_bytes > 10**6
+    runner = steps(hub, tmp_path, free_bytes=lambda _folder: 1000)
+    with pytest.raises(StorageFullError, match=r"this runner has 1\.00 kB free"):
+        run(runner, "resolve", request(hub), {})
+
+
+def test_an_error_of_the_child_comes_back_as_itself(hub, tmp_path):
+    short = tmp_path / "short.txt"
+    short.write_text("A few words only.")
+    asked = request(hub, options=OPTIONS | {"evaluation": str(short)})
+    runner = steps(hub, tmp_path)
+    results: dict[str, str] = {}
+    for step in ("resolve", "download"):
+        results[step] = run(runner, step, asked, results)
+    with pytest.raises(RequestError, match=r"has .* tokens, and at least") as caught:
+        run(runner, "measure", asked, results)
+    assert caught.value.reason == "unfit_text"
+    assert not isinstance(caught.value, InfeasibleTargetError)
+
+
+def test_a_repo_of_somebody_else_under_the_name_is_refused_before_any_work(hub, tmp_path):
+    HfApi(endpoint=hub.url, token=TOKEN).create_repo(REPOS[0])
+    hub.repos["model", REPOS[0]].commit({"README.md": b"# Mine"})
+    with pytest.raises(DestinationError, match="did not publish"):
+        run(steps(hub, tmp_path), "resolve", request(hub), {})

@@ -1,0 +1,307 @@
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import pairwise
+from typing import Any
+
+import pytest
+
+from dynquant.core.job import Job, JobRequest, JobState, StepProgress
+from dynquant.errors import RetryLaterError
+from dynquant.ports import RunnerStatus
+from dynquant.runner.live_board import LiveBoard, board_snapshot
+
+SECRET = "a secret of the Space"
+AWAY = "The board of this runner is not shown: the Space answers with status 503. Look at its log."
+
+
+def make_job(job_id: str = "c0ffee", **overrides) -> Job:
+    fields: dict[str, Any] = {
+        "id": job_id,
+        "request": JobRequest(
+            model="org/Model",
+            targets_bpw=(4.5,),
+            requester="somebody",
+            options={"formats": ("4g64", "8g64")},
+            notify_url="https://hooks.slack.com/services/T0/B0/canary",
+        ),
+        "recipe_version": 1,
+        "submitted_at": datetime(2026, 1, 31, tzinfo=UTC),
+        "state": JobState.WAITING,
+    }
+    return Job(**fields | overrides)
+
+
+def make_runner(**overrides) -> RunnerStatus:
+    fields: dict[str, Any] = {
+        "id": "mac-studio",
+        "version": "1",
+        "memory_bytes": 64 * 10**9,
+        "num_slots": 1,
+        "num_running": 0,
+        "silent_secs": 1.5,
+        "is_alive": True,
+    }
+    return RunnerStatus(**fields | overrides)
+
+
+@dataclass
+class Space:
+    """A Space that keeps the boards it is shown, unless it is `broken`."""
+
+    boards: list[dict[str, Any]] = field(default_factory=list)
+    authorizations: list[str | None] = field(default_factory=list)
+    paths: list[str] = field(default_factory=list)
+    times: list[float] = field(default_factory=list)
+    broken: int | None = None
+    answers: threading.Event = field(default_factory=threading.Event)
+    port: int = 0
+
+    def __post_init__(self) -> None:
+        self.answers.set()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+
+@contextmanager
+def serving(space: Space) -> Iterator[Space]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            content = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            space.paths.append(self.path)
+            space.times.append(time.monotonic())
+            space.authorizations.append(self.headers["Authorization"])
+            space.answers.wait()
+            if space.broken is None:
+                space.boards.append(content)
+            self.send_response(space.broken or 204)
+            self.send_header("Location", f"{space.url}/elsewhere")
+            self.end_headers()
+
+        def log_message(self, *args) -> None:
+            """Says nothing."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", space.port), Handler)
+    space.port = server.server_port
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield space
+    finally:
+        space.answers.set()
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@pytest.fixture
+def space() -> Iterator[Space]:
+    with serving(Space()) as space:
+        yield space
+
+
+def wait_until(happens, secs: float = 10.0) -> bool:
+    deadline = time.monotonic() + secs
+    while not happens() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    return bool(happens())
+
+
+def showing(space: Space, snapshot, **options) -> LiveBoard:
+    return LiveBoard(space.url, SECRET, "mac-studio", snapshot, **{"interval_secs": 0.01} | options)
+
+
+def test_every_change_is_posted_with_the_secret_and_nothing_twice(space):
+    content = {"jobs": [1]}
+    num_asked = 0
+
+    def snapshot():
+        nonlocal num_asked
+        num_asked += 1
+        return dict(content)
+
+    with showing(space, snapshot):
+        assert wait_until(lambda: num_asked > 5)
+        content["jobs"] = [2]
+        assert wait_until(lambda: len(space.boards) == 2)
+        before = num_asked
+        assert wait_until(lambda: num_asked > before + 5)
+    assert space.boards == [
+        {"runner_id": "mac-studio", "jobs": [1]},
+        {"runner_id": "mac-studio", "jobs": [2]},
+    ]
+    assert set(space.paths) == {"/runner/board"}
+    assert set(space.authorizations) == {f"Bearer {SECRET}"}
+
+
+def test_a_board_that_does_not_change_is_posted_again_in_time(space):
+    with showing(space, lambda: {"jobs": []}, repeat_secs=0.1):
+        assert wait_until(lambda: len(space.boards) >= 3)
+
+
+def test_a_space_that_was_away_has_the_board_again_and_each_is_logged_once(space, caplog):
+    caplog.set_level(logging.INFO, logger="dynquant.runner.live_board")
+    space.broken = 503
+    with showing(space, lambda: {"jobs": []}):
+        assert wait_until(lambda: len(space.paths) >= 3)
+        space.broken = None
+        assert wait_until(lambda: len(space.boards) == 1)
+    assert [record.getMessage() for record in caplog.records] == [
+        AWAY,
+        "The Space shows the board of this runner.",
+    ]
+
+
+def test_an_outage_that_changes_its_mind_all_the_time_does_not_fill_the_log(space, caplog):
+    caplog.set_level(logging.INFO, logger="dynquant.runner.live_board")
+    statuses = [502, 503, 502, 503]
+
+    def snapshot():
+        space.broken = statuses.pop() if statuses else None
+        return {"jobs": []}
+
+    with showing(space, snapshot):
+        assert wait_until(lambda: space.boards)
+    found = [record.getMessage() for record in caplog.records]
+    assert [message.count("50") for message in found] == [1, 1, 0]
+
+
+def test_tries_come_further_apart_while_the_space_is_away(space):
+    space.broken = 503
+    with showing(space, lambda: {"jobs": []}):
+        assert wait_until(lambda: len(space.times) >= 5)
+    gaps = [later - earlier for earlier, later in pairwise(space.times)]
+    for number, gap in enumerate(gaps):
+        assert gap >= 0.02 * 2**number
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [(401, "DYNQUANT_SPACE_SECRET"), (404, "DYNQUANT_SPACE_URL"), (302, "status 302")],
+)
+def test_what_is_wrong_at_the_space_is_said_with_what_to_do(space, caplog, status, words):
+    space.broken = status
+    with showing(space, lambda: {"jobs": []}):
+        assert wait_until(lambda: caplog.records)
+    assert words in caplog.records[0].getMessage()
+    assert set(space.paths) == {"/runner/board"}, "a redirect was followed"
+    assert SECRET not in caplog.text
+
+
+def test_a_space_that_is_not_there_is_no_error(caplog):
+    with serving(Space()) as space:
+        pass
+    with showing(space, lambda: {"jobs": []}):
+        assert wait_until(lambda: caplog.records)
+    assert "the Space does not answer (ConnectionError)" in caplog.text
+
+
+@pytest.mark.parametrize("error", [RetryLaterError("away"), TypeError("a bug")])
+def test_a_board_that_cannot_be_read_is_logged_once_and_tried_again(space, caplog, error):
+    failures = [error] * 3
+
+    def snapshot():
+        if failures:
+            raise failures.pop()
+        return {"jobs": []}
+
+    with showing(space, snapshot):
+        assert wait_until(lambda: len(space.boards) == 1)
+    (record,) = [each for each in caplog.records if each.levelno >= logging.WARNING]
+    assert record.getMessage() == (
+        f"The board of this runner is not shown: it cannot be read ({type(error).__name__})."
+    )
+
+
+def test_it_stops_at_once_though_the_space_is_silent_and_the_next_post_far_away(space):
+    space.answers.clear()
+    with showing(space, lambda: {"jobs": []}):
+        assert wait_until(lambda: space.paths)
+        started = time.monotonic()
+    assert time.monotonic() - started < 2
+    space.answers.set()
+    with showing(space, lambda: {"jobs": []}, interval_secs=3_600):
+        started = time.monotonic()
+    assert time.monotonic() - started < 2
+
+
+def test_a_password_in_netrc_does_not_take_the_place_of_the_secret(space, tmp_path, monkeypatch):
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine 127.0.0.1 login somebody password else\n")
+    netrc.chmod(0o600)
+    monkeypatch.setenv("NETRC", str(netrc))
+    with showing(space, lambda: {"jobs": []}):
+        assert wait_until(lambda: space.boards)
+    assert space.authorizations == [f"Bearer {SECRET}"]
+
+
+def test_a_snapshot_has_what_jobs_and_runners_are_and_no_address_to_notify():
+    job = make_job(
+        state=JobState.RUNNING,
+        progress=StepProgress(step="measure", fraction=0.5, layer="layers.3"),
+        eta_secs=12.0,
+        runner="mac-studio",
+    )
+    board = json.loads(json.dumps(board_snapshot([job], [make_runner(silent_secs=119.0)])))
+    (shown,) = board["jobs"]
+    assert shown["id"] == "c0ffee"
+    assert shown["state"] == "running"
+    assert shown["progress"]["fraction"] == 0.5
+    assert shown["eta_secs"] == 12.0
+    assert shown["position"] is None
+    assert shown["submitted_at"] == "2026-01-31T00:00:00+00:00"
+    assert shown["request"]["options"] == {"formats": ["4g64", "8g64"]}
+    assert "notify_url" not in shown["request"]
+    assert "canary" not in json.dumps(board)
+    assert board["num_jobs_left_out"] == 0
+    assert board["runners"] == [
+        {
+            "id": "mac-studio",
+            "version": "1",
+            "memory_bytes": 64 * 10**9,
+            "num_slots": 1,
+            "num_running": 0,
+            "silent_secs": 60,
+            "is_alive": True,
+        }
+    ]
+
+
+def test_two_snapshots_of_a_quiet_board_are_alike():
+    first, second = (board_snapshot([make_job()], [make_runner(silent_secs=s)]) for s in (0.2, 1.9))
+    assert first == second
+
+
+def test_of_too_many_jobs_the_latest_and_those_that_are_not_over_are_shown():
+    over = [make_job(f"over {i}", state=JobState.PUBLISHED) for i in range(600)]
+    board = board_snapshot([*over, make_job("waits")], [])
+    assert board["num_jobs_left_out"] == 101
+    assert [job["id"] for job in board["jobs"]] == ["waits", *(f"over {i}" for i in range(499))]
+
+
+def test_a_snapshot_stays_small_whatever_the_jobs_hold():
+    fat = JobRequest(
+        model="org/Model",
+        targets_bpw=(4.5,),
+        requester="somebody",
+        options={f"option {i}": ("x" * 2_000,) * 64 for i in range(64)},
+    )
+    jobs = [make_job(f"fat {i}", request=fat) for i in range(4)] + [make_job("slim")]
+    board = board_snapshot(jobs, [])
+    assert len(json.dumps(board)) < 2_100_000
+    assert "slim" in [job["id"] for job in board["jobs"]]
+
+
+def test_long_texts_are_cut():
+    (shown,) = board_snapshot([make_job(sentence="s" * 9_999)], [])["jobs"]
+    assert shown["sentence"] == "s" * 499 + "…"

@@ -1,0 +1,230 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from dynquant.core.job import (
+    TERMINAL,
+    Job,
+    JobRequest,
+    JobState,
+    Outcome,
+    PublishedRepo,
+    begun,
+    cancelled,
+    ended,
+    job_id,
+    retried,
+)
+from dynquant.errors import ModelNotFoundError, RetryLaterError
+from dynquant.runner.mail import Announcer, Mailroom
+
+NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
+RESULT = PublishedRepo(repo_id="you/M-MLX-4.5bpw", commit_sha="c0ffee")
+
+
+@dataclass
+class Entry:
+    name: str
+    request: JobRequest | None = None
+    sentence: str = ""
+
+
+@dataclass
+class FakeInbox:
+    entries: dict[str, Entry] = field(default_factory=dict)
+    results: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def put(self, request: JobRequest | None, *, at: datetime = NOW, sentence: str = "") -> str:
+        name = f"{at:%Y-%m-%d/%H%M%S%f}-{len(self.entries):016x}"
+        self.entries[name] = Entry(name, request, sentence)
+        return name
+
+    def pending(self, *, skip=()):
+        done = {*self.results, *skip}
+        return [entry for name, entry in sorted(self.entries.items()) if name not in done]
+
+    def finish(self, name, result):
+        self.results.setdefault(name, result)
+
+
+class FakeBoard:
+    """Jobs in memory; `limit` requests are taken."""
+
+    def __init__(self) -> None:
+        self.jobs: dict[str, Job] = {}
+        self.is_full = False
+
+    def submit(self, request, *, revision_sha, recipe_version, needed_memory_bytes=None):
+        if self.is_full:
+            raise RetryLaterError("Over the limit.")
+        request = replace(request, revision=revision_sha)
+        identity = job_id(request, revision_sha=revision_sha, recipe_version=recipe_version)
+        job = Job(id=identity, request=request, recipe_version=recipe_version, submitted_at=NOW)
+        return self.jobs.setdefault(identity, job)
+
+    def get(self, identity):
+        return self.jobs[identity]
+
+    def retry(self, identity):
+        self.jobs[identity] = retried(self.jobs[identity], at=NOW)
+        return self.jobs[identity]
+
+    def list(self, *, states=(), requester=None, limit=100):
+        return tuple(job for job in self.jobs.values() if job.state in (states or TERMINAL))
+
+    def end(self, identity: str, state: JobState, *, at: datetime = NOW, runner: str = "mac"):
+        outcome = Outcome(
+            state=state,
+            sentence="So it is.",
+            reason_code="why",
+            results=(RESULT,) if state == JobState.PUBLISHED else (),
+        )
+        job = begun(self.jobs[identity], runner=runner, at=at)
+        self.jobs[identity] = ended(job, outcome, at=at)
+
+
+def make_request(**overrides: Any) -> JobRequest:
+    fields = {"model": "org/m", "targets_bpw": (4.5,), "destination": "you", "requester": "ann"}
+    return JobRequest(**fields | overrides)
+
+
+@pytest.fixture
+def board() -> FakeBoard:
+    return FakeBoard()
+
+
+@pytest.fixture
+def inbox() -> FakeInbox:
+    return FakeInbox()
+
+
+@pytest.fixture
+def room(board, inbox) -> Mailroom:
+    def look_up(model, revision, allow_quantized):
+        if model == "org/none":
+            raise ModelNotFoundError("There is no such model.")
+        return model.replace("org/m", "org/M"), "5ha"
+
+    return Mailroom(inbox, board, look_up=look_up)
+
+
+def test_a_request_becomes_one_job_however_often_it_is_looked_at(room, inbox, board):
+    inbox.put(make_request())
+    for _ in range(3):
+        room.do_round()
+    (job,) = board.jobs.values()
+    assert (job.request.model, job.request.revision) == ("org/M", "5ha")
+    assert job.request.requester == "ann"
+    assert inbox.results == {}
+
+
+def test_the_result_of_a_job_goes_back_under_the_name_of_every_request_for_it(room, inbox, board):
+    names = [inbox.put(make_request()), inbox.put(make_request(requester="bob"))]
+    room.do_round()
+    (identity,) = board.jobs
+    board.end(identity, JobState.PUBLISHED)
+    room.do_round()
+    assert list(inbox.results) == names
+    for result in inbox.results.values():
+        assert result["state"] == "published"
+        assert result["job_id"] == identity
+        assert result["results"] == [{"repo_id": RESULT.repo_id, "commit_sha": RESULT.commit_sha}]
+
+
+def test_what_is_no_request_is_answered_with_its_reason_and_the_rest_goes_on(room, inbox, board):
+    bad = inbox.put(None, sentence="It is no JSON.")
+    unknown = inbox.put(make_request(model="org/none"))
+    inbox.put(make_request())
+    room.do_round()
+    assert inbox.results[bad]["sentence"] == "It is no JSON."
+    assert inbox.results[unknown]["reason_code"] == "model_not_found"
+    assert len(board.jobs) == 1
+
+
+def test_what_cannot_be_taken_now_is_taken_later(room, inbox, board):
+    inbox.put(make_request())
+    board.is_full = True
+    room.do_round()
+    assert (board.jobs, inbox.results) == ({}, {})
+    board.is_full = False
+    room.do_round()
+    assert len(board.jobs) == 1
+
+
+@pytest.mark.parametrize("state", [JobState.FAILED, JobState.REFUSED])
+def test_asking_again_for_what_had_failed_is_another_attempt(room, inbox, board, state):
+    first = inbox.put(make_request())
+    room.do_round()
+    (identity,) = board.jobs
+    board.end(identity, state, at=NOW + timedelta(minutes=5))
+    room.do_round()
+    assert inbox.results[first]["state"] == state
+    inbox.put(make_request(), at=NOW + timedelta(minutes=10))
+    room.do_round()
+    assert board.jobs[identity].state == JobState.WAITING
+    assert board.jobs[identity].attempt == 2
+
+
+def announcer(board, tmp_path, told: list[Job]) -> Announcer:
+    return Announcer(board, runner_id="mac", memory=tmp_path / "told.txt", tell=told.append)
+
+
+def submit(board, **overrides) -> str:
+    job = board.submit(make_request(**overrides), revision_sha="5ha", recipe_version=1)
+    return job.id
+
+
+def test_every_job_that_ends_here_is_told_once_also_after_a_restart(board, tmp_path):
+    told: list[Job] = []
+    first = announcer(board, tmp_path, told)
+    first.do_round()
+    one, two = submit(board), submit(board, targets_bpw=(6.0,))
+    board.end(one, JobState.PUBLISHED)
+    first.do_round()
+    first.do_round()
+    assert [job.id for job in told] == [one]
+    board.end(two, JobState.FAILED)
+    announcer(board, tmp_path, told).do_round()
+    assert [job.id for job in told] == [one, two]
+    announcer(board, tmp_path, told).do_round()
+    assert len(told) == 2
+
+
+def test_what_had_ended_before_the_first_start_is_not_told(board, tmp_path):
+    told: list[Job] = []
+    board.end(submit(board), JobState.PUBLISHED)
+    announcer(board, tmp_path, told).do_round()
+    assert told == []
+
+
+def test_another_attempt_is_told_again_and_other_runners_tell_of_theirs(board, tmp_path):
+    told: list[Job] = []
+    mine = announcer(board, tmp_path, told)
+    mine.do_round()
+    identity = submit(board)
+    board.end(identity, JobState.FAILED)
+    mine.do_round()
+    board.retry(identity)
+    board.end(identity, JobState.PUBLISHED)
+    mine.do_round()
+    assert [job.attempt for job in told] == [1, 2]
+    board.end(submit(board, targets_bpw=(6.0,)), JobState.PUBLISHED, runner="other")
+    mine.do_round()
+    assert len(told) == 2
+
+
+def test_a_cancelled_job_is_not_told(board, tmp_path):
+    told: list[Job] = []
+    mine = announcer(board, tmp_path, told)
+    mine.do_round()
+    identity = submit(board)
+    board.jobs[identity] = replace(
+        cancelled(begun(board.jobs[identity], runner="mac", at=NOW), at=NOW)
+    )
+    mine.do_round()
+    assert told == []

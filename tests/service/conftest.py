@@ -1,0 +1,185 @@
+"""Runners as people start them: processes of the command line, real MLX, a Hub on this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from huggingface_hub import constants
+
+from dynquant.core.job import Job, JobRequest
+from dynquant.core.recipe import RECIPE_VERSION
+from dynquant.jobs.board import DatabaseBoard
+from tests.command_line import CALIBRATION, HELD_OUT, MODEL
+from tests.local_hub import LocalHub
+from tests.postgres import PostgresServer, postgres_server
+
+TOKEN = "hf_canaryCanaryCanaryCanary"
+SECRET = "space-secret-canary-0123"
+SOURCE = "org/sample-2m"
+OPTIONS = {
+    "menu": "3g64,4g64,8g64",
+    "encoder": "minmax",
+    "calibration": str(CALIBRATION),
+    "evaluation": str(HELD_OUT),
+    "calibration_tokens": 512,
+    "evaluation_tokens": 512,
+}
+ROOT = Path(__file__).parents[2]
+
+
+class Field:
+    """A Hub, a database and runners over it."""
+
+    def __init__(self, folder: Path, hub: LocalHub, url: str) -> None:
+        self.folder = folder
+        self.hub = hub
+        self.url = url
+        self.board = DatabaseBoard(url)
+        self.runners: list[subprocess.Popen[bytes]] = []
+
+    def environment(self, runner: str, **extra: str) -> dict[str, str]:
+        kept = {key: os.environ[key] for key in ("PATH", "HOME", "LANG") if key in os.environ}
+        return kept | {
+            "HF_ENDPOINT": self.hub.url,
+            "HF_TOKEN": TOKEN,
+            "HF_HOME": str(self.folder / runner / "hf"),
+            "HF_HUB_DISABLE_XET": "1",
+            "DYNQUANT_HOME": str(self.folder / runner / "home"),
+            "DYNQUANT_RUNNER_ID": runner,
+            "DYNQUANT_DATABASE_URL": self.url,
+            "PYTHONPATH": str(ROOT),
+            **extra,
+        }
+
+    def start(self, runner: str = "one", **extra: str) -> subprocess.Popen[bytes]:
+        log = (self.folder / f"{runner}.log").open("ab")
+        process = subprocess.Popen(
+            [sys.executable, "-m", "dynquant", "runner"],
+            env=self.environment(runner, **extra),
+            stdout=log,
+            stderr=log,
+        )
+        log.close()
+        self.runners.append(process)
+        return process
+
+    def run(self, *arguments: str, runner: str = "one") -> Any:
+        """What a command of the command line prints as JSON."""
+        done = subprocess.run(
+            [sys.executable, "-m", "dynquant", *arguments],
+            env=self.environment(runner),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout) if "--json" in arguments else done.stdout
+
+    def submit(self, *targets: float, **overrides: Any) -> Job:
+        fields: dict[str, Any] = {
+            "model": SOURCE,
+            "targets_bpw": targets or (4.5,),
+            "destination": "you",
+            "requester": "ann",
+            "options": OPTIONS,
+        }
+        sha = self.hub.repos["model", SOURCE].branches["main"]
+        return self.board.submit(
+            JobRequest(**fields | overrides), revision_sha=sha, recipe_version=RECIPE_VERSION
+        )
+
+    def wait(self, happens: Callable[[], Any], what: str, secs: float = 180.0) -> Any:
+        deadline = time.monotonic() + secs
+        while time.monotonic() < deadline:
+            if found := happens():
+                return found
+            time.sleep(0.05)
+        logs = "\n".join(path.read_text()[-3000:] for path in self.folder.glob("*.log"))
+        pytest.fail(f"waited {secs:.0f} s for {what}\n{logs}")
+
+    def has_begun(self, job: Job, step: str) -> bool:
+        return any(event.sentence == f"Step {step} begins." for event in self.board.log(job.id))
+
+    def over(self, job: Job, secs: float = 180.0) -> Job:
+        self.wait(lambda: self.board.get(job.id).is_over, "the job to end", secs)
+        return self.board.get(job.id)
+
+    def commits(self, repo: str) -> list[str]:
+        """Titles of the commits of a repo, but for the one that the Hub makes itself."""
+        found = self.hub.repos["model", repo]
+        head, titles = found.branches.get("main"), []
+        while head:
+            titles.append(found.commits[head].title)
+            head = found.commits[head].parent
+        return [title for title in titles if "initial commit" not in title.lower()]
+
+    def is_whole(self, repo: str) -> bool:
+        found = self.hub.repos["model", repo]
+        files = found.commits[found.branches["main"]].files
+        needed = {"README.md", "config.json", "tokenizer.json", "model.safetensors"}
+        return needed | {"dynquant/plan.json", "dynquant/report.json"} <= set(files)
+
+    def local_jobs(self, runner: str = "one") -> list[str]:
+        folder = self.folder / runner / "home" / "jobs"
+        return [path.name for path in folder.iterdir()] if folder.is_dir() else []
+
+    def computing(self) -> list[psutil.Process]:
+        """Processes that compute for a job of this field."""
+        found = []
+        for process in psutil.process_iter(["cmdline"]):
+            words = process.info["cmdline"] or []
+            if "dynquant.runner.compute" in words and str(self.folder) in " ".join(words):
+                found.append(process)
+        return found
+
+    def close(self) -> None:
+        self.hub.on_request = self.hub.after_request = None
+        for runner in self.runners:
+            if runner.poll() is None:
+                runner.kill()
+            runner.wait()
+        self.board.close()
+
+
+@pytest.fixture
+def hub(monkeypatch) -> Iterator[LocalHub]:
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    with LocalHub() as hub:
+        hub.add(SOURCE, MODEL)
+        hub.add_user("you", token=TOKEN)
+        yield hub
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    with postgres_server() as server:
+        yield server
+
+
+@pytest.fixture
+def sqlite_field(tmp_path, hub) -> Iterator[Field]:
+    field = Field(tmp_path, hub, f"sqlite:///{tmp_path / 'jobs.sqlite'}")
+    yield field
+    field.close()
+
+
+@pytest.fixture
+def postgres_field(tmp_path, hub, postgres) -> Iterator[Field]:
+    field = Field(tmp_path, hub, postgres.new_database())
+    yield field
+    field.close()
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def field(request) -> Field:
+    return request.getfixturevalue(f"{request.param}_field")
