@@ -59,7 +59,8 @@ class LineProgress:
                 due = now + _REPORT_SECS
                 fraction = min(sum(done.values()) / total, 1.0)
                 eta_secs = (now - started) * (1 - fraction) / fraction if fraction else None
-                self._say({"part": step, "fraction": fraction, "eta_secs": eta_secs})
+                part = f"{step}, block {done[step]} of {steps[step]}"
+                self._say({"part": part, "fraction": fraction, "eta_secs": eta_secs})
 
         yield on_step
 

@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import pytest
+from huggingface_hub import close_session, constants
+
+from dynquant.runner.doctor import examine
+from tests.local_hub import LocalHub
+
+pytestmark = [pytest.mark.hub]
+
+TOKEN = "hf_canaryCanaryCanary"
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    with LocalHub() as hub:
+        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+        monkeypatch.setattr(constants, "AGENT_HARNESSES_PATH", str(tmp_path / "harnesses"))
+        yield hub
+        close_session()
+
+
+def findings(tmp_path, **environment: str):
+    found = examine({"DYNQUANT_HOME": str(tmp_path), "DYNQUANT_RUNNER_ID": "mac", **environment})
+    return {each.what: each for each in found}
+
+
+def test_a_machine_that_has_everything_is_good_and_nothing_is_changed(hub, tmp_path, monkeypatch):
+    hub.add_user("you", token=TOKEN, orgs={"team": "write"})
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    found = findings(tmp_path)
+    wanted = {"Python", "settings", "MLX", "memory", "disk", "database", "Hub token"}
+    assert set(found) == wanted
+    assert all(each.good for each in found.values() if each.what != "disk")
+    assert "'mac'" in found["settings"].sentence
+    assert "MLX 0." in found["MLX"].sentence
+    assert "you, team" in found["Hub token"].sentence
+    assert "sqlite answers; 0 runners" in found["database"].sentence
+    assert TOKEN not in str(found)
+
+
+def test_every_line_that_is_not_good_says_what_to_do(hub, tmp_path, monkeypatch):
+    hub.add_user("reader", token=TOKEN, role="read")
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    found = findings(
+        tmp_path,
+        DYNQUANT_DATABASE_URL="postgresql://u:s3cret-pw@127.0.0.1:9/none",
+        DYNQUANT_INBOX_REPO="you/inbox",
+        DYNQUANT_SPACE_URL="http://127.0.0.1:9",
+        DYNQUANT_SPACE_SECRET="0123456789abcdef",
+    )
+    for what in ("database", "Hub token", "inbox", "Space"):
+        assert not found[what].good, what
+    assert "may only read" in found["Hub token"].sentence
+    assert "DYNQUANT_SPACE_URL" in found["Space"].sentence
+    assert "s3cret-pw" not in str(found)
+    assert "0123456789abcdef" not in str(found)
+
+
+def test_without_a_token_the_doctor_says_how_to_get_one(hub, tmp_path):
+    found = findings(tmp_path)["Hub token"]
+    assert not found.good
+    assert "HF_TOKEN" in found.sentence
+
+
+def test_settings_that_make_no_sense_are_the_only_thing_to_mend(tmp_path):
+    found = findings(tmp_path, DYNQUANT_CONCURRENCY="many")
+    assert set(found) == {"Python", "settings"}
+    assert "DYNQUANT_CONCURRENCY" in found["settings"].sentence

@@ -1,0 +1,88 @@
+"""A runner behind NAT: requests come by the inbox on the Hub, the board goes out by HTTPS."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from dynquant.core.job import JobRequest
+from dynquant.hub import HubInbox
+from tests.command_line import needs_shared
+from tests.service.conftest import OPTIONS, SECRET, SOURCE, TOKEN
+
+pytestmark = [pytest.mark.hub, pytest.mark.slow, needs_shared]
+
+INBOX = "you/inbox"
+
+
+@dataclass
+class Space:
+    """What a Space would get."""
+
+    url: str = ""
+    boards: list[dict[str, Any]] = field(default_factory=list)
+    notices: list[dict[str, Any]] = field(default_factory=list)
+
+
+@pytest.fixture
+def space() -> Iterator[Space]:
+    space = Space()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            content = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            if self.path == "/runner/board":
+                allowed = self.headers["Authorization"] == f"Bearer {SECRET}"
+                if allowed:
+                    space.boards.append(content)
+                self.send_response(204 if allowed else 403)
+            else:
+                space.notices.append(content)
+                self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *args):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    space.url = f"http://127.0.0.1:{server.server_address[1]}"
+    yield space
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def states(space: Space) -> list[str]:
+    return [job["state"] for board in space.boards for job in board["jobs"]]
+
+
+def test_a_request_in_the_inbox_is_done_shown_live_and_answered_there(sqlite_field, space):
+    field = sqlite_field
+    inbox = HubInbox(INBOX, endpoint=field.hub.url, token=TOKEN)
+    fields: dict[str, Any] = {"destination": "you", "requester": "ann", "options": OPTIONS}
+    name = inbox.send(JobRequest(model=SOURCE, targets_bpw=(4.5,), **fields))
+    refused = inbox.send(JobRequest(model="org/none", targets_bpw=(4.5,), **fields))
+    field.start(
+        DYNQUANT_INBOX_REPO=INBOX, DYNQUANT_SPACE_URL=space.url, DYNQUANT_SPACE_SECRET=SECRET
+    )
+    field.wait(lambda: inbox.result(refused), "the refusal")
+    found = inbox.result(refused)
+    assert found is not None
+    assert (found["state"], found["reason_code"]) == ("refused", "model_not_found")
+    result = field.wait(lambda: inbox.result(name), "the result")
+    assert result["state"] == "published"
+    assert [each["repo_id"] for each in result["results"]] == ["you/sample-2m-MLX-4.5bpw"]
+    assert not inbox.pending()
+    field.wait(lambda: "published" in states(space), "the live board", 30)
+    assert "running" in states(space)
+    (job,) = space.boards[-1]["jobs"]
+    assert job["request"]["requester"] == "ann"
+    assert "notify_url" not in json.dumps(space.boards)

@@ -1,0 +1,92 @@
+"""The commands around jobs, over a database and without a runner."""
+
+from __future__ import annotations
+
+import pytest
+
+from dynquant.jobs.board import DatabaseBoard
+from tests.command_line import MODEL, call, needs_shared
+from tests.local_hub import LocalHub
+
+pytestmark = [pytest.mark.hub, needs_shared]
+
+
+@pytest.fixture(autouse=True)
+def queue(tmp_path, monkeypatch):
+    """An empty queue, and a Hub with one model."""
+    from huggingface_hub import close_session, constants
+
+    monkeypatch.setenv("DYNQUANT_HOME", str(tmp_path))
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    with LocalHub() as hub:
+        hub.add("org/sample-2m", MODEL)
+        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf"))
+        yield
+        close_session()
+
+
+def submit(*options: str):
+    return call("submit", "org/sample-2m", "--bpw", "4.5", "--to", "you", *options)
+
+
+def test_a_request_is_queued_once_and_shown(tmp_path):
+    first = submit("--json").check().json["job"]
+    again = submit("--json").check().json["job"]
+    assert first["id"] == again["id"]
+    assert (first["state"], first["position"]) == ("waiting", 1)
+    (listed,) = call("jobs", "list", "--json").check().json["jobs"]
+    assert listed["id"] == first["id"]
+    shown = call("jobs", "list").check().out
+    assert first["id"] in shown
+    assert "none; start one with dynquant runner" in shown
+    assert "number 1 in the line" in call("jobs", "show", first["id"]).check().out
+    assert "Asked for by" in call("jobs", "logs", first["id"]).check().out
+
+
+def test_a_job_is_cancelled_and_tried_again():
+    identity = submit("--json").check().json["job"]["id"]
+    assert "cancelled" in call("jobs", "cancel", identity).check().out
+    assert call("jobs", "list", "--state", "waiting", "--json").check().json["jobs"] == []
+    assert "waiting" in call("jobs", "retry", identity).check().out
+    job = call("jobs", "show", identity, "--json").check().json["job"]
+    assert job["attempt"] == 2
+    assert [attempt["state"] for attempt in job["history"]] == ["cancelled"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (("submit", "org/none", "--bpw", "4", "--to", "you"), 2, "no model 'org/none'"),
+        (("submit", "org/sample-2m", "--bpw", "four", "--to", "you"), 2, "--bpw must be numbers"),
+        (("submit", "org/sample-2m", "--bpw", "4", "--to", "you", "--formats", "7g1"), 2, "7g1"),
+        (("jobs", "show", "nothing"), 2, "nothing"),
+        (("jobs", "cancel", "nothing"), 2, "nothing"),
+        (("jobs", "retry", "nothing"), 2, "nothing"),
+        (("jobs", "logs", "nothing"), 2, "nothing"),
+        (("jobs", "list", "--state", "asleep"), 2, "no state 'asleep'"),
+    ],
+)
+def test_what_makes_no_sense_is_said(arguments, code, says):
+    done = call(*arguments)
+    assert done.code == code
+    assert says in done.err
+
+
+def test_who_asks_too_often_is_told_when_to_come_back(monkeypatch):
+    monkeypatch.setenv("DYNQUANT_DAILY_LIMIT", "1")
+    submit().check()
+    done = call("submit", "org/sample-2m", "--bpw", "6", "--to", "you")
+    assert done.code == 3
+    assert "within 24 hours" in done.err
+
+
+def test_the_options_of_a_request_reach_the_job(tmp_path):
+    submit("--formats", "4g64,8g64", "--calibration", "org/text", "--private").check()
+    board = DatabaseBoard(f"sqlite:///{tmp_path / 'jobs.sqlite'}")
+    (job,) = board.list()
+    board.close()
+    assert job.request.options == {"menu": "4g64,8g64", "calibration": "org/text"}
+    assert job.request.private
+    assert job.request.targets_bpw == (4.5,)
