@@ -27,6 +27,9 @@ board that counts refusals, a watcher that says why it skipped a model.
 
 from __future__ import annotations
 
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from typing import ClassVar
 
@@ -51,7 +54,10 @@ __all__ = [
     "TextError",
     "UnsupportedModelError",
     "VerificationError",
+    "disk_errors_translated",
 ]
+
+_DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO})
 
 
 class Reason(StrEnum):
@@ -254,3 +260,21 @@ class VerificationError(NeverPublishError):
     """The written folder is not what was planned."""
 
     default_reason = Reason.VERIFICATION_FAILED
+
+
+@contextmanager
+def disk_errors_translated() -> Iterator[None]:
+    """Turn a full or vanished disk into our own error.
+
+    Raises:
+        StorageFullError: The disk is full or cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _DISK_ERRORS:
+            raise
+        raise StorageFullError(
+            "The disk is full or cannot be written, so nothing was kept. Free some space, or "
+            "choose a folder on another disk, and try again."
+        ) from error

@@ -69,7 +69,9 @@ def job_context(job_id: str, step: str = "") -> Iterator[None]:
 def configure_logging(
     home: Path, *, secrets: Iterable[str], verbose: bool = False, runner_id: str = ""
 ) -> None:
-    """Log to a file below `home`, and to stderr if that is a terminal.
+    """Log to a file below `home`, and to stderr: all on a terminal, else warnings and errors.
+
+    A service's stderr goes to the system's log, which is what is left when the disk is full.
 
     Replaces what was configured before. What libraries say is logged from warnings on.
 
@@ -94,14 +96,13 @@ def configure_logging(
             "The log file cannot be written. Set DYNQUANT_HOME to a folder that you may write."
         ) from error
     file.setFormatter(_JsonLines(redact, runner_id))
-    handlers: list[logging.Handler] = [file]
-    if sys.stderr.isatty():
-        terminal = logging.StreamHandler(sys.stderr)
-        terminal.setFormatter(_PlainLines(redact))
-        handlers.append(terminal)
+    terminal = logging.StreamHandler(sys.stderr)
+    terminal.setFormatter(_PlainLines(redact))
+    if not sys.stderr.isatty():
+        terminal.setLevel(logging.WARNING)
     # Where a line cannot be written, logging would print it to stderr as it is, secrets and all.
     logging.raiseExceptions = False
-    logging.basicConfig(level=logging.WARNING, handlers=handlers, force=True)
+    logging.basicConfig(level=logging.WARNING, handlers=[file, terminal], force=True)
     logging.getLogger("dynquant").setLevel(logging.DEBUG if verbose else logging.INFO)
 
 

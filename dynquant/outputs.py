@@ -13,7 +13,7 @@ from pathlib import Path
 from dynquant.core.artefacts import facts_from_json
 from dynquant.core.facts import ModelFacts
 from dynquant.core.papers import PLAN, REPORT
-from dynquant.errors import OutputFolderError, StorageFullError
+from dynquant.errors import OutputFolderError, disk_errors_translated
 
 __all__ = [
     "MARKER",
@@ -31,7 +31,6 @@ MARKER = PLAN
 _STAGED = ".dynquant-partial"
 _OLD = f".old{_STAGED}"
 
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO}
 _IN_THE_WAY = {
     errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG,
     errno.ELOOP,
@@ -258,17 +257,13 @@ def _remove_empty(folders: Sequence[Path]) -> None:
 
 @contextmanager
 def _translated() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno in _FULL:
-            raise StorageFullError(
-                "The disk is full or cannot be written, so nothing was kept. Free some space, "
-                "or choose another --out, and run the same command again."
-            ) from error
-        if error.errno in _IN_THE_WAY:
+    with disk_errors_translated():
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in _IN_THE_WAY:
+                raise
             raise OutputFolderError(
                 "The output cannot be written there. Pass another --out, or change the "
                 "permissions of the folder."
             ) from error
-        raise

@@ -14,7 +14,7 @@ from dynquant.core.naming import quantized_name
 from dynquant.core.plan import CostTable, QuantPlan
 from dynquant.core.planning import memory_to_run_bytes
 from dynquant.core.quality import Quality
-from dynquant.core.recipe import Recipe
+from dynquant.core.recipe import Recipe, command_of
 from dynquant.core.uniform import nearest_uniform
 from dynquant.errors import InvalidOptionError, SensitivitiesError
 from dynquant.ports import ModelSource, Progress, Quantizer, Text, W
@@ -232,7 +232,13 @@ class Conversion(Generic[W]):
             calibration=self._windows.facts,
             evaluation=self._held_out.facts,
             seed=table.seed if table else recipe.seed,
-            command=recipe.command,
+            command=command_of(
+                recipe,
+                source=source.name,
+                revision_sha=source.revision_sha if source.is_repo else "",
+                calibration=self._windows.facts.name,
+                evaluation=self._held_out.facts.name,
+            ),
             versions=quantizer.versions,
             notes=(_GAP_NOTE.format(gap=gap),) if gap >= MAX_GAP_BPW else (),
         )

@@ -16,7 +16,6 @@ from huggingface_hub import ModelCard
 from mlx_lm.utils import compute_bits_per_weight, quantize_model, save_config, save_model
 
 from dynquant import __version__
-from dynquant.cli.options import command_line
 from dynquant.core.artefacts import cost_table_from_json
 from dynquant.core.formats import parse_menu
 from tests.command_line import (
@@ -157,25 +156,8 @@ def test_no_path_of_this_machine_is_in_what_gets_published(made, said):
             assert not found, f"{file.name} names {found}"
     command = json.loads((folders(said)[0] / "dynquant" / "plan.json").read_text())["command"]
     assert command == (
-        "dynquant quantize sample-2m --bpw 3.0,4.0,5.0 --out out --calibration=calibration.txt "
-        "--eval=heldout.txt --calibration-tokens 512 --eval-tokens 512 --json"
-    )
-
-
-def test_the_command_on_a_card_names_files_without_their_folders(tmp_path, monkeypatch):
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "rows.jsonl").write_text("{}")
-    monkeypatch.chdir(tmp_path)
-    words = [
-        "quantize", "org/Model", "--bpw=4", "--out", "runs/new", "--calibration",
-        "data/rows.jsonl:text", "--eval", "org/set:config:test:text", "--cost-table=a/b.json",
-        "--sensitivities=../s.json", "--formats", "4g64,8g64",
-    ]  # fmt: skip
-    monkeypatch.setattr(sys, "argv", ["/usr/bin/dynquant", *words])
-    assert command_line("org/Model", is_repo=True) == (
-        "dynquant quantize org/Model --bpw=4 --out new --calibration rows.jsonl:text "
-        "--eval org/set:config:test:text --cost-table=b.json --sensitivities=s.json "
-        "--formats 4g64,8g64"
+        "dynquant quantize sample-2m --bpw 3,4,5 --out quants --calibration calibration.txt "
+        "--eval heldout.txt --calibration-tokens 512 --eval-tokens 512"
     )
 
 

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import errno
 import re
 
 import pytest
 
 from dynquant import errors
+from dynquant.errors import disk_errors_translated
 
 TREE = re.compile(r"^ {4}(?P<indent>[│ ├└─]*)(?P<name>\w+Error)\b(?P<rest>.*)$", re.MULTILINE)
 CODE = re.compile(r"exit code (\d)")
@@ -30,7 +32,15 @@ NAMES = [name for name in errors.__all__ if name.endswith("Error")]
 
 def test_the_exported_names_are_those_of_the_documented_tree():
     assert sorted(documented()) == NAMES
-    assert set(errors.__all__) - set(NAMES) == {"Reason"}
+    assert set(errors.__all__) - set(NAMES) == {"Reason", "disk_errors_translated"}
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
+def test_a_disk_that_takes_no_more_is_our_error_and_other_trouble_stays_what_it_is(number):
+    with pytest.raises(errors.StorageFullError, match="disk is full"), disk_errors_translated():
+        raise OSError(number, "no")
+    with pytest.raises(FileNotFoundError), disk_errors_translated():
+        raise FileNotFoundError(errno.ENOENT, "no")
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -26,7 +26,6 @@ from dynquant.cli.options import (
     Model,
     Revision,
     Seed,
-    command_line,
     cost_table_in,
     encoder_named,
     menu_in,
@@ -227,7 +226,7 @@ def quantize(
             evaluation_tokens=eval_tokens,
             context_tokens=context,
             seed=seed,
-            command=command_line(source.name, source.is_repo),
+            dequantize=dequantize,
         )
         with timed(home, recipe) as done:
             finished = quantize_model(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,15 +32,12 @@ __all__ = [
     "Private",
     "Revision",
     "Seed",
-    "command_line",
     "cost_table_in",
     "encoder_named",
     "menu_in",
     "read",
     "targets_in",
 ]
-
-_PATH_OPTIONS = ("--out", "--cost-table", "--sensitivities")
 
 DEFAULT_RECIPE = Recipe(targets_bpw=())
 _MAX_SEED = 2**32 - 1
@@ -124,23 +119,3 @@ def read(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise SensitivitiesError(f"'{path}' cannot be read as text. Pass another file.") from error
-
-
-def command_line(source: str, is_repo: bool) -> str:
-    """This command line, with names in place of paths of this machine."""
-    words = ["dynquant"]
-    for word in sys.argv[1:]:
-        option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
-        is_model = is_repo and value == source
-        if (option or words[-1]) in _PATH_OPTIONS or (_is_path(value) and not is_model):
-            value = Path(value).name or value
-        words.append(f"{option}{equals}{value}")
-    return shlex.join(words)
-
-
-def _is_path(word: str) -> bool:
-    """Whether `word` names something on this machine: a text may have `:column` behind it."""
-    if "/" not in word:
-        return False
-    file = word.rpartition(":")[0]
-    return word.startswith(("/", ".", "~")) or Path(word).exists() or Path(file or word).exists()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -28,7 +28,6 @@ from dynquant.cli.options import (
     Private,
     Revision,
     Seed,
-    command_line,
     cost_table_in,
     encoder_named,
     menu_in,
@@ -89,6 +88,7 @@ def convert(
         evaluation_tokens=eval_tokens,
         context_tokens=context,
         seed=seed,
+        dequantize=dequantize,
     )
     publisher = open_publisher()
     with open_model(model, revision=revision, headers_only=True, dequantize=dequantize) as (
@@ -119,7 +119,7 @@ def convert(
         finished = quantize(
             source,
             quantizer,
-            replace(recipe, command=command_line(source.name, source.is_repo)),
+            recipe,
             calibration=calibration_text,
             evaluation=evaluation_text,
             outputs=outputs,

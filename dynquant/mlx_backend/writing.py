@@ -15,7 +15,7 @@ from mlx_lm import utils as mlx_lm_utils
 
 from dynquant.core.formats import QuantFormat
 from dynquant.core.plan import QuantPlan
-from dynquant.errors import StorageFullError
+from dynquant.errors import disk_errors_translated
 from dynquant.mlx_backend.encoding import Encoded
 
 __all__ = ["FolderWriter", "quantization_config"]
@@ -139,16 +139,11 @@ def translated_storage_errors() -> Iterator[None]:
     Raises:
         StorageFullError: The disk is full or cannot be written.
     """
-    try:
-        yield
-    except (OSError, RuntimeError) as error:
-        codes = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)
-        if isinstance(error, OSError) and error.errno not in codes:
-            raise
-        raise StorageFullError(
-            "The disk is full or cannot be written, so nothing was kept. Free some space, or "
-            "choose another --out, and run the same command again."
-        ) from error
+    with disk_errors_translated():
+        try:
+            yield
+        except RuntimeError as error:  # what MLX makes of it
+            raise OSError(errno.EIO, str(error)) from error
 
 
 def _settings(fmt: QuantFormat) -> dict[str, int]:

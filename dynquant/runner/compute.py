@@ -1,12 +1,13 @@
 """The child process of a job: `python -m dynquant.runner.compute STEP FOLDER`.
 
 It reads `spec.json` and what earlier steps left in FOLDER, and leaves its own result there. On
-standard output it writes one JSON object a line: progress, and at the end `result` or `error`.
-It ends when its standard input ends, since then whoever started it is gone.
+standard output it writes one JSON object a line: progress, and at the end `result`, or `reason`
+and `sentence`. It ends when its standard input ends, since then whoever started it is gone.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -25,7 +26,7 @@ from dynquant.core.artefacts import cost_table_from_json, cost_table_to_json
 from dynquant.core.papers import papers
 from dynquant.core.plan import QuantPlan
 from dynquant.core.quality import Quality
-from dynquant.errors import DynquantError
+from dynquant.errors import DynquantError, StorageFullError, disk_errors_translated
 from dynquant.mlx_backend.quantizer import MlxQuantizer
 from dynquant.outputs import read_text, write_file
 from dynquant.pipeline import forecast
@@ -76,7 +77,7 @@ class _Work:
             self.spec.source.folder,
             name=self.spec.source.name,
             revision_sha=self.spec.source.revision_sha,
-            dequantize=self.spec.dequantize,
+            dequantize=self.spec.recipe.dequantize,
         )
 
     def resolve(self) -> object:
@@ -158,16 +159,24 @@ def main(step: str, folder: Path) -> int:
 
     threading.Thread(target=_die_with_parent, daemon=True).start()
     try:
-        work = _Work(folder, say)
-        result = getattr(work, step)()
+        with disk_errors_translated():
+            work = _Work(folder, say)
+            result = getattr(work, step)()
     except DynquantError as error:
-        say({"error": type(error).__name__, "reason": error.reason, "sentence": str(error)})
-        return error.exit_code
-    except Exception:  # noqa: BLE001  the parent logs it and says a neutral sentence
+        return _told(say, error)
+    except Exception as error:  # noqa: BLE001  the parent logs it and says a neutral sentence
         traceback.print_exc()
-        return 1
+        if os.strerror(errno.ENOSPC) not in str(error):  # as when MLX compiles for the CPU
+            return 1
+        full = StorageFullError("The disk is full. Free some space, and try again.")
+        return _told(say, full)
     say({"result": result})
     return 0
+
+
+def _told(say: Callable[[Mapping[str, Any]], None], error: DynquantError) -> int:
+    say({"reason": error.reason, "sentence": str(error)})
+    return error.exit_code
 
 
 def _die_with_parent() -> None:

@@ -15,7 +15,7 @@ import signal
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from dynquant.errors import (
     RequestError,
     RetryLaterError,
     StorageFullError,
+    disk_errors_translated,
 )
 from dynquant.hub.models import HubModels
 from dynquant.log_lines import job_context
@@ -79,10 +80,6 @@ class _Call:
         return recipe_of({"targets_bpw": self.request.targets_bpw, **self.request.options})
 
     @property
-    def dequantize(self) -> bool:
-        return bool(self.request.options.get("dequantize"))
-
-    @property
     def resolved(self) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(self.results["resolve"])
         return found
@@ -92,7 +89,7 @@ class JobSteps:
     """Does steps; a `dynquant.ports.StepRunner`.
 
     Args:
-        home: Folder for the folders of jobs.
+        home: The runner's folder; each job has a folder below `jobs` in it.
         publisher: Where finished models go.
         texts: Where texts come from.
         open_hub: Opens the Hub for one job; its models count as in use until it is closed.
@@ -110,7 +107,8 @@ class JobSteps:
         max_memory_bytes: int,
         free_bytes: Callable[[Path], int] = lambda folder: shutil.disk_usage(folder).free,
     ) -> None:
-        self._home = home
+        self._jobs = home / "jobs"
+        self._child_home = home / "child"  # shared: MLX keeps there what it has compiled
         self._publisher = publisher
         self._texts = texts
         self._open_hub = open_hub
@@ -136,33 +134,32 @@ class JobSteps:
             NeverPublishError: The result is no good.
             ChildCancelledError: The job was cancelled.
         """
-        folder = self._home / job_id
-        folder.mkdir(parents=True, exist_ok=True)
         call = _Call(
             job_id=job_id,
             step=step,
             request=request,
             results=results,
-            folder=folder,
+            folder=self._jobs / job_id,
             report=report,
             is_cancelled=is_cancelled,
         )
-        if step != "resolve" and call.resolved["published"] is not None:
-            there = [PublishedModel(**each) for each in call.resolved["published"]]
-            return _results(there) if step == "publish" else "null"
-        with job_context(job_id, step):
+        with job_context(job_id, step), disk_errors_translated():
+            call.folder.mkdir(parents=True, exist_ok=True)
+            if step != "resolve" and call.resolved["published"] is not None:
+                there = [PublishedModel(**each) for each in call.resolved["published"]]
+                return _results(there) if step == "publish" else "null"
             found = getattr(self, f"_{step}")(call)
         return found if isinstance(found, str) else json.dumps(found)
 
     def local_jobs(self) -> Collection[str]:
         """Ids of the jobs that have a folder here."""
-        return {each.name for each in self._home.iterdir()} if self._home.is_dir() else set()
+        return {each.name for each in self._jobs.iterdir()} if self._jobs.is_dir() else set()
 
     def release(self, job_id: str) -> None:
         """Free the disk of a job that is over, and let go of its model in the cache."""
         if (opened := self._open.pop(job_id, None)) is not None:
             opened[0].close()
-        shutil.rmtree(self._home / job_id, ignore_errors=True)
+        shutil.rmtree(self._jobs / job_id, ignore_errors=True)
 
     def _resolve(self, call: _Call) -> dict[str, Any]:
         request, recipe = call.request, call.recipe
@@ -171,10 +168,10 @@ class JobSteps:
         with self._open_hub() as hub:
             # Looked up at the Hub first: nobody may name a folder of this machine.
             found = hub.look_up(
-                request.model, revision=request.revision, allow_quantized=call.dequantize
+                request.model, revision=request.revision, allow_quantized=call.recipe.dequantize
             )
             source = hub.fetch_headers(
-                found.repo, revision=found.sha, allow_quantized=call.dequantize
+                found.repo, revision=found.sha, allow_quantized=call.recipe.dequantize
             )
             ids = destinations(source.name, recipe, request.destination, self._publisher)
             texts = {role: self._open_text(call, role) for role in _TEXTS}
@@ -249,7 +246,7 @@ class JobSteps:
             source = hub.fetch(
                 resolved["name"],
                 revision=resolved["revision_sha"],
-                allow_quantized=call.dequantize,
+                allow_quantized=call.recipe.dequantize,
                 progress=_Reported(call),
             )
             self._open[call.job_id] = hub, source
@@ -284,14 +281,7 @@ class JobSteps:
         return self._texts.open(str(call.request.options.get(role) or _TEXTS[role]))
 
     def _write_spec(self, call: _Call, source: ModelSource, texts: Mapping[str, str]) -> None:
-        bpw = ",".join(f"{target:g}" for target in call.request.targets_bpw)
-        command = f"dynquant convert {source.name} --bpw {bpw} --revision {source.revision_sha}"
-        spec = JobSpec(
-            source=source,
-            recipe=replace(call.recipe, command=command),
-            dequantize=call.dequantize,
-            **texts,
-        )
+        spec = JobSpec(source=source, recipe=call.recipe, **texts)
         write_file(call.folder / "spec.json", spec.to_json())
 
     def _require_room(self, forecasts: Sequence[Mapping[str, Any]]) -> None:
@@ -305,7 +295,7 @@ class JobSteps:
             )
         targets = sum(each["size_bytes"] for each in forecasts)
         need = forecasts[0]["source_bytes"] + targets
-        free = self._free_bytes(self._home)
+        free = self._free_bytes(self._jobs)
         if need > free:
             raise StorageFullError(
                 f"Converting this model takes about {size(need)} of disk, and this runner has "
@@ -335,13 +325,19 @@ class JobSteps:
                 "This machine is short of memory. Close what is not needed there; the job goes on "
                 "by itself."
             )
-        home = call.folder / "home"
-        home.mkdir(exist_ok=True)
+        scratch = call.folder / "tmp"
+        for folder in (scratch, self._child_home):
+            folder.mkdir(exist_ok=True)
         try:
             code, errors = run_child(
                 [sys.executable, "-m", "dynquant.runner.compute", step, str(call.folder)],
                 environment=clean_environment(
-                    home, {"HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+                    self._child_home,
+                    {
+                        "HF_HUB_OFFLINE": "1",
+                        "PYTHONPATH": os.pathsep.join(sys.path),
+                        "TMPDIR": str(scratch),
+                    },
                 ),
                 on_line=on_line,
                 is_cancelled=call.is_cancelled,

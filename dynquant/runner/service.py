@@ -61,7 +61,7 @@ def serve(settings: Settings) -> None:
 def job_steps(settings: Settings, *, memory_bytes: int) -> JobSteps:
     """The steps of jobs as this machine does them."""
     return JobSteps(
-        home=settings.home / "jobs",
+        home=settings.home,
         publisher=HubPublisher(),
         texts=Corpus(open_dataset=HubDatasets().open),
         open_hub=lambda: HubModels(

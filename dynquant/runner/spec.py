@@ -22,14 +22,12 @@ class JobSpec:
     Attributes:
         source: The model, downloaded; or its headers alone, to resolve.
         recipe: How to quantize.
-        dequantize: Whether a quant is taken as a source.
         calibration: Name of the text in `calibration.jsonl`.
         evaluation: Name of the text in `evaluation.jsonl`.
     """
 
     source: ModelSource
     recipe: Recipe
-    dequantize: bool
     calibration: str
     evaluation: str
 
@@ -44,13 +42,12 @@ class JobSpec:
             "evaluation_tokens": self.recipe.evaluation_tokens,
             "context_tokens": self.recipe.context_tokens,
             "seed": self.recipe.seed,
-            "command": self.recipe.command,
+            "dequantize": self.recipe.dequantize,
         }
         return json.dumps(
             {
                 "source": source,
                 "recipe": recipe,
-                "dequantize": self.dequantize,
                 "calibration": self.calibration,
                 "evaluation": self.evaluation,
             }
@@ -64,7 +61,6 @@ class JobSpec:
         return cls(
             source=ModelSource(**source),
             recipe=recipe_of(raw["recipe"]),
-            dequantize=raw["dequantize"],
             calibration=raw["calibration"],
             evaluation=raw["evaluation"],
         )
@@ -84,7 +80,7 @@ def recipe_of(options: Mapping[str, Any]) -> Recipe:
             "evaluation_tokens",
             "context_tokens",
             "seed",
-            "command",
+            "dequantize",
         )
         if key in options
     }

@@ -60,7 +60,7 @@ def steps(hub, home: Path, **options) -> JobSteps:
         pass
 
     return JobSteps(
-        home=home / "jobs",
+        home=home,
         publisher=HubPublisher(endpoint=hub.url, token=TOKEN, sleep=no_wait),
         texts=Corpus(open_dataset=HubDatasets(endpoint=hub.url).open),
         open_hub=lambda: HubModels(endpoint=hub.url, cache_dir=home / "cache", sleep=no_wait),

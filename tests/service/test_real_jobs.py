@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
+import subprocess
 import threading
 import time
 
@@ -183,3 +185,39 @@ def test_a_runner_frozen_inside_publish_and_thawed_after_the_takeover_changes_no
     assert field.board.get(job.id).runner == "two"
     assert_published_once(field, job, REPO)
     record_property("chaos", f"frozen inside publish: taken over and published after {secs:.1f} s")
+
+
+@pytest.fixture
+def small_disk(sqlite_field):
+    """The runner's home on a disk of nine megabytes."""
+    home = sqlite_field.folder / "one" / "home"
+    home.mkdir(parents=True)
+    mount = ["mount", "-t", "tmpfs", "-o", "size=9m", "tmpfs", str(home)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("no permission to mount a small disk")
+    yield home
+    sqlite_field.close()
+    subprocess.run(["umount", "-l", str(home)], check=True)
+
+
+@chaos
+def test_a_disk_that_fills_up_halfway_costs_only_time(sqlite_field, small_disk, record_property):
+    field = sqlite_field
+    job = field.submit()
+    field.start()
+    field.wait(lambda: field.has_begun(job, "measure"), "measuring")
+    filler = small_disk / "filler"
+    with contextlib.suppress(OSError), filler.open("wb", buffering=0) as stream:
+        while True:
+            stream.write(bytes(4096))
+
+    def says_so() -> bool:
+        progress = field.board.get(job.id).progress
+        return progress is not None and "disk is full" in progress.sentence
+
+    field.wait(says_so, "the sentence about the disk")
+    filler.unlink()
+    freed_at = time.monotonic()
+    field.over(job)
+    assert_published_once(field, job, REPO)
+    record_property("chaos", f"disk full: published {time.monotonic() - freed_at:.1f} s after room")
