@@ -22,7 +22,18 @@ import dynquant.mlx_backend  # noqa: E402, F401  OpenBLAS before any test import
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """How many model families went which way, and why some did not."""
+    """What tests measured, how many model families went which way, and why some did not."""
+    measured = [
+        value
+        for report in terminalreporter.getreports("passed")
+        if report.when == "call"
+        for name, value in report.user_properties
+        if name == "chaos"
+    ]
+    if measured:
+        terminalreporter.section("chaos")
+        for line in measured:
+            terminalreporter.write_line(str(line))
     ran = [
         report
         for outcome in ("passed", "failed")

@@ -41,21 +41,6 @@ def postgres_arena(tmp_path, postgres) -> Iterator[Arena]:
         yield arena
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """What the long tests measured."""
-    lines = [
-        value
-        for report in terminalreporter.getreports("passed")
-        if report.when == "call"
-        for name, value in report.user_properties
-        if name == "chaos"
-    ]
-    if lines:
-        terminalreporter.section("chaos")
-        for line in lines:
-            terminalreporter.write_line(line)
-
-
 @contextmanager
 def opened(arena: Arena) -> Iterator[Arena]:
     try:

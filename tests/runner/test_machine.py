@@ -94,6 +94,7 @@ def pid_in(tools: Path) -> int:
             "--what=idle:sleep --who=dynquant --why=Quantizing org/Model --mode=block cat",
         ),
     ],
+    ids=["darwin", "linux"],  # the same in every worker of pytest-xdist
 )
 def test_the_tool_of_the_system_runs_exactly_as_long_as_the_job(
     tools, platform, name, script, said, caplog
