@@ -57,10 +57,14 @@ class Corpus:
 
     Args:
         open_dataset: Opens `org/name:config:split:column`.
+        allow_files: Whether local files are opened too; not for what a stranger asks for.
     """
 
-    def __init__(self, *, open_dataset: Callable[[str], DatasetFiles]) -> None:
+    def __init__(
+        self, *, open_dataset: Callable[[str], DatasetFiles], allow_files: bool = True
+    ) -> None:
         self._open_dataset = open_dataset
+        self._allow_files = allow_files
 
     def open(self, source: str) -> Text:
         """The text that `source` names.
@@ -73,7 +77,7 @@ class Corpus:
             TextError: No such file or dataset, not UTF-8, no text in it, or no such column.
             HubUnavailableError: The dataset cannot be reached.
         """
-        path, column = _local_file(source)
+        path, column = _local_file(source) if self._allow_files else (None, None)
         if path is not None:
             text = Text(name=path.name, documents=_documents_of_file(path, column))
         else:

@@ -40,6 +40,7 @@ class Settings:
         cache_dir: Where downloaded models are kept; None for huggingface_hub's own place, which
             others use too, so that it has no bound.
         cache_bytes: Most that downloaded models may take; None for no bound.
+        local_texts: Whether jobs may name text files of this machine; else only datasets.
         inbox_repo: Private dataset repo from which requests are taken.
         space_url: Space that shows this runner's board.
         space_secret: What the Space knows the runner by.
@@ -53,6 +54,7 @@ class Settings:
     memory_bytes: int | None = None
     cache_dir: Path | None = None
     cache_bytes: int | None = None
+    local_texts: bool = False
     inbox_repo: str | None = None
     space_url: str | None = None
     space_secret: str | None = field(default=None, repr=False)
@@ -77,6 +79,7 @@ class Settings:
             memory_bytes=read.optional("MEMORY_GB", _gigabytes),
             cache_dir=read.optional("CACHE_DIR", lambda text: Path(text).expanduser()),
             cache_bytes=read.optional("CACHE_GB", _gigabytes),
+            local_texts=read("LOCAL_TEXTS", _flag, default="false"),
             inbox_repo=read.optional("INBOX_REPO", _repo_id),
             space_url=read.optional("SPACE_URL", _space_url),
             space_secret=read.optional("SPACE_SECRET", _secret),
@@ -159,6 +162,12 @@ def _gigabytes(text: str) -> int:
     if not (math.isfinite(number) and number > 0):
         raise ValueError("must be a number of gigabytes above 0, such as 64")
     return round(number * _GB)
+
+
+def _flag(text: str) -> bool:
+    if text.lower() not in {"true", "false"}:
+        raise ValueError("must be true or false")
+    return text.lower() == "true"
 
 
 def _repo_id(text: str) -> str:

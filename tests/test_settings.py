@@ -76,6 +76,7 @@ def test_the_runner_is_called_as_the_machine_is(monkeypatch, host, runner_id):
         ("MEMORY_GB", "0"),
         ("MEMORY_GB", "nan"),
         ("CACHE_GB", "lots"),
+        ("LOCAL_TEXTS", "perhaps"),
         ("INBOX_REPO", "inbox"),
         ("SPACE_URL", "http://me.hf.space"),
         ("SPACE_SECRET", "short"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from datetime import datetime
@@ -39,6 +38,8 @@ _MAX_TEXT = 200
 _MAX_URL = 2_000
 _MAX_TARGETS = 32
 _MAX_OPTIONS = 64
+_MAX_DEPTH = 3
+_MAX_NUMBER = 1e15
 _MAX_BPW = 32.0
 
 _PLAIN_FIELDS: Mapping[str, type] = {
@@ -205,10 +206,7 @@ def _text(raw: Mapping[str, Any], name: str, *, may_be_empty: bool = False) -> s
 def _targets(raw: object) -> tuple[float, ...]:
     numbers = raw if isinstance(raw, list) else []
     are_bpw = all(
-        isinstance(each, int | float)
-        and not isinstance(each, bool)
-        and math.isfinite(each)
-        and 0 < each <= _MAX_BPW
+        isinstance(each, int | float) and not isinstance(each, bool) and 0 < each <= _MAX_BPW
         for each in numbers
     )
     if not (are_bpw and 1 <= len(numbers) <= _MAX_TARGETS):
@@ -240,10 +238,10 @@ def _options(raw: object) -> dict[str, JobOption]:
     return {_text({"option": name}, "option"): _option(value) for name, value in raw.items()}
 
 
-def _option(raw: object) -> JobOption:
-    if isinstance(raw, list) and len(raw) <= _MAX_OPTIONS:
-        return tuple(map(_option, raw))
-    is_number = isinstance(raw, int | float) and math.isfinite(raw)
+def _option(raw: object, depth: int = _MAX_DEPTH) -> JobOption:
+    if isinstance(raw, list) and len(raw) <= _MAX_OPTIONS and depth > 0:
+        return tuple(_option(each, depth - 1) for each in raw)
+    is_number = isinstance(raw, int | float) and abs(raw) <= _MAX_NUMBER  # false for NaN
     if raw is None or is_number or (isinstance(raw, str) and len(raw) <= _MAX_URL):
         return raw  # type: ignore[return-value]  # mypy does not follow `is_number`
     raise RequestError("A request's options are texts, numbers, true, false, null or lists.")

@@ -91,7 +91,7 @@ class JobSteps:
     Args:
         home: The runner's folder; each job has a folder below `jobs` in it.
         publisher: Where finished models go.
-        texts: Where texts come from.
+        texts: Where texts come from; who asks may be a stranger.
         open_hub: Opens the Hub for one job; its models count as in use until it is closed.
         max_memory_bytes: What a child may take; a job that needs more is refused, not tried.
         free_bytes: Free space of the disk that holds a folder.

@@ -63,7 +63,7 @@ def job_steps(settings: Settings, *, memory_bytes: int) -> JobSteps:
     return JobSteps(
         home=settings.home,
         publisher=HubPublisher(),
-        texts=Corpus(open_dataset=HubDatasets().open),
+        texts=Corpus(open_dataset=HubDatasets().open, allow_files=settings.local_texts),
         open_hub=lambda: HubModels(
             cache_dir=settings.cache_dir, max_cache_bytes=settings.cache_bytes
         ),

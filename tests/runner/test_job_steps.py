@@ -62,7 +62,10 @@ def steps(hub, home: Path, **options) -> JobSteps:
     return JobSteps(
         home=home,
         publisher=HubPublisher(endpoint=hub.url, token=TOKEN, sleep=no_wait),
-        texts=Corpus(open_dataset=HubDatasets(endpoint=hub.url).open),
+        texts=Corpus(
+            open_dataset=HubDatasets(endpoint=hub.url).open,
+            allow_files=options.pop("allow_files", True),
+        ),
         open_hub=lambda: HubModels(endpoint=hub.url, cache_dir=home / "cache", sleep=no_wait),
         **{"max_memory_bytes": 8 * 10**9} | options,
     )
@@ -209,3 +212,11 @@ def test_a_repo_of_somebody_else_under_the_name_is_refused_before_any_work(hub, 
     hub.repos["model", REPOS[0]].commit({"README.md": b"# Mine"})
     with pytest.raises(DestinationError, match="did not publish"):
         run(steps(hub, tmp_path), "resolve", request(hub), {})
+
+
+@pytest.mark.parametrize("path", [str(CALIBRATION), "docs/cli.md", "README.md"])
+def test_a_job_may_not_name_files_of_the_runner_unless_its_operator_allows_it(hub, tmp_path, path):
+    asked = request(hub, options=OPTIONS | {"calibration": path, "evaluation": "org/set"})
+    with pytest.raises(RequestError) as caught:
+        run(steps(hub, tmp_path, allow_files=False), "resolve", asked, {})
+    assert "dataset" in str(caught.value)

@@ -56,6 +56,7 @@ class Field:
             "DYNQUANT_HOME": str(self.folder / runner / "home"),
             "DYNQUANT_RUNNER_ID": runner,
             "DYNQUANT_DATABASE_URL": self.url,
+            "DYNQUANT_LOCAL_TEXTS": "true",
             "PYTHONPATH": str(ROOT),
             **extra,
         }
