@@ -85,7 +85,7 @@ def run_child(
         reader.start()
     try:
         _watch(child, lines, on_line, is_cancelled, max_memory_bytes)
-        return child.wait(), "".join(errors)[-_MAX_ERROR_CHARS:]
+        code = child.wait()
     finally:
         _kill_group(child)
         for reader in readers:
@@ -93,6 +93,7 @@ def run_child(
         for stream in (child.stdin, child.stdout, child.stderr):
             if stream is not None:
                 stream.close()
+    return code, "".join(errors)[-_MAX_ERROR_CHARS:]
 
 
 def _watch(

@@ -360,7 +360,7 @@ def test_a_model_answers_the_request_that_made_it():
     assert is_same(full_facts(method="block_output"))
     shuffled = Recipe(targets_bpw=(4.5,), evaluation_tokens=8_192, menu=DEFAULT_MENU[::-1])
     assert is_same(full_facts(), recipe=shuffled)
-    assert is_same(full_facts(), recipe=replace(CALLS["recipe"], context_tokens=99, command="x"))
+    assert is_same(full_facts(), recipe=replace(CALLS["recipe"], context_tokens=99))
 
 
 @pytest.mark.parametrize(
