@@ -41,6 +41,8 @@ class Settings:
             others use too, so that it has no bound.
         cache_bytes: Most that downloaded models may take; None for no bound.
         local_texts: Whether jobs may name text files of this machine; else only datasets.
+        watch_config: Rules of the watcher; None for no watcher.
+        watch_cron: When it looks for new models.
         inbox_repo: Private dataset repo from which requests are taken.
         space_url: Space that shows this runner's board.
         space_secret: What the Space knows the runner by.
@@ -55,6 +57,8 @@ class Settings:
     cache_dir: Path | None = None
     cache_bytes: int | None = None
     local_texts: bool = False
+    watch_config: Path | None = None
+    watch_cron: str = "*/15 * * * *"
     inbox_repo: str | None = None
     space_url: str | None = None
     space_secret: str | None = field(default=None, repr=False)
@@ -80,6 +84,8 @@ class Settings:
             cache_dir=read.optional("CACHE_DIR", lambda text: Path(text).expanduser()),
             cache_bytes=read.optional("CACHE_GB", _gigabytes),
             local_texts=read("LOCAL_TEXTS", _flag, default="false"),
+            watch_config=read.optional("WATCH_CONFIG", lambda text: Path(text).expanduser()),
+            watch_cron=read("WATCH_CRON", str, default="*/15 * * * *"),
             inbox_repo=read.optional("INBOX_REPO", _repo_id),
             space_url=read.optional("SPACE_URL", _space_url),
             space_secret=read.optional("SPACE_SECRET", _secret),

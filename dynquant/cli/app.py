@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from dynquant import __version__, console
-from dynquant.cli import jobs, models, publishing
+from dynquant.cli import jobs, models, publishing, watching
 from dynquant.errors import DynquantError
 
 __all__ = ["app", "main"]
@@ -41,6 +41,7 @@ jobs_app.command("list")(jobs.list_jobs)
 for command in (jobs.show, jobs.cancel, jobs.retry, jobs.logs):
     jobs_app.command()(command)
 app.add_typer(jobs_app, name="jobs")
+app.add_typer(watching.watch_app, name="watch")
 
 
 @app.callback(invoke_without_command=True)

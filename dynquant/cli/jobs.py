@@ -25,6 +25,7 @@ from dynquant.cli.options import (
     menu_in,
     targets_in,
 )
+from dynquant.cli.watching import scheduled_sweeps
 from dynquant.core.job import TERMINAL, Job, JobOption, JobRequest, JobState
 from dynquant.core.job_text import job_to_text
 from dynquant.core.recipe import RECIPE_VERSION
@@ -38,13 +39,20 @@ JobId = Annotated[str, typer.Argument(help="Id of the job, as 'dynquant jobs lis
 
 
 def runner() -> None:
-    """Take jobs from the queue and do them, until Ctrl-C or SIGTERM.
+    """Take jobs from the queue and do them, and watch the Hub if there are rules for it.
 
-    What runs then is given back, and goes on where it was with the next runner.
+    Ctrl-C or SIGTERM ends it; what runs then goes on where it was with the next runner.
     """
     from dynquant.runner.service import serve
 
-    serve(Settings.from_environment(os.environ))
+    settings = Settings.from_environment(os.environ)
+    if settings.watch_config is None:
+        serve(settings)
+        return
+    with scheduled_sweeps(
+        settings, config=settings.watch_config, cron=settings.watch_cron
+    ) as sweeps:
+        serve(settings, rounds=(sweeps.do_round,))
 
 
 def submit(

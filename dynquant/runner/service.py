@@ -6,7 +6,7 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 import psutil
@@ -36,8 +36,12 @@ _MAX_SHOWN = 500
 _logger = logging.getLogger(__name__)
 
 
-def serve(settings: Settings) -> None:
+def serve(settings: Settings, *, rounds: Sequence[Callable[[], object]] = ()) -> None:
     """Take and do jobs until SIGTERM or Ctrl-C; what runs then is given back.
+
+    Args:
+        settings: How this machine takes part.
+        rounds: What else is to be done again and again meanwhile.
 
     Raises:
         InvalidOptionError: The database cannot be used, or another process is this runner.
@@ -54,7 +58,7 @@ def serve(settings: Settings) -> None:
     engine = JobEngine(
         settings, job_steps(settings, memory_bytes=memory_bytes), memory_bytes=memory_bytes
     )
-    with _surroundings(settings, stopping):
+    with _surroundings(settings, stopping, rounds):
         engine.run(stopping)
 
 
@@ -72,11 +76,13 @@ def job_steps(settings: Settings, *, memory_bytes: int) -> JobSteps:
 
 
 @contextmanager
-def _surroundings(settings: Settings, stopping: threading.Event) -> Iterator[None]:
+def _surroundings(
+    settings: Settings, stopping: threading.Event, others: Sequence[Callable[[], object]]
+) -> Iterator[None]:
     """Everything beside the engine, each in a thread of its own; none of it can stop a job."""
     board = DatabaseBoard(settings.database_url, daily_limit=settings.daily_limit)
     wakefulness = _Wakefulness(board, settings.runner_id)
-    rounds: list[Callable[[], None]] = [
+    rounds: list[Callable[[], object]] = [
         Announcer(
             board,
             runner_id=settings.runner_id,
@@ -84,6 +90,7 @@ def _surroundings(settings: Settings, stopping: threading.Event) -> Iterator[Non
             tell=notify,
         ).do_round,
         wakefulness.do_round,
+        *others,
     ]
     if settings.inbox_repo is not None:
         inbox = HubInbox(settings.inbox_repo)
@@ -112,7 +119,7 @@ def _surroundings(settings: Settings, stopping: threading.Event) -> Iterator[Non
                 thread.join()
 
 
-def _repeat(do_round: Callable[[], None], stopping: threading.Event) -> None:
+def _repeat(do_round: Callable[[], object], stopping: threading.Event) -> None:
     """Do rounds until `stopping`; one that fails is done again, and said once."""
     was_failing = False
     while not stopping.is_set():

@@ -91,26 +91,22 @@ def test_a_cancel_stops_the_work_within_two_seconds_and_frees_the_disk(sqlite_fi
     assert field.board.get(job.id).attempt == 2
 
 
-def test_a_job_that_cannot_work_is_refused_with_its_reason_and_the_next_one_runs(sqlite_field):
-    field = sqlite_field
-    impossible = field.submit(1.0)
-    taken = field.submit(4.5, destination="somebody-else")
-    good = field.submit(4.5)
-    field.start()
-    assert field.over(impossible).reason_code == "infeasible_target"
-    assert field.over(taken).reason_code == "destination_forbidden"
-    field.over(good)
-    assert_published_once(field, good, REPO)
-
-
 def test_the_commands_show_a_job_and_no_secret_is_written_anywhere(sqlite_field):
     field = sqlite_field
+    impossible = field.submit(1.0)
+    forbidden = field.submit(4.5, destination="somebody-else")
     job = field.submit()
     extra = {"DYNQUANT_SPACE_URL": "http://127.0.0.1:9", "DYNQUANT_SPACE_SECRET": SECRET}
     runner = field.start(**extra)
     field.wait(lambda: field.has_begun(job, "measure"), "measuring")
-    (shown,) = field.run("jobs", "list", "--json")["jobs"]
-    assert (shown["id"], shown["state"]) == (job.id, "running")
+    shown = field.run("jobs", "list", "--json")["jobs"]
+    assert {each["id"]: each["state"] for each in shown} == {
+        impossible.id: "refused",
+        forbidden.id: "refused",
+        job.id: "running",
+    }
+    assert field.board.get(impossible.id).reason_code == "infeasible_target"
+    assert field.board.get(forbidden.id).reason_code == "destination_forbidden"
     field.over(job)
     assert field.run("jobs", "show", job.id, "--json")["job"]["state"] == "published"
     assert "Step publish begins." in field.run("jobs", "logs", job.id)
@@ -124,6 +120,7 @@ def test_the_commands_show_a_job_and_no_secret_is_written_anywhere(sqlite_field)
         assert SECRET.encode() not in content, path
 
 
+@chaos
 def test_a_hub_that_is_away_for_a_while_costs_only_time(sqlite_field):
     field = sqlite_field
     job = field.submit()

@@ -1,0 +1,249 @@
+"""The commands of the watcher, and its wiring."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dynquant import console
+from dynquant.cli.options import Json
+from dynquant.core.figures import count
+from dynquant.core.rules import Candidate, Decision, WatchConfig
+from dynquant.core.skips import EXPLANATIONS
+from dynquant.core.sweeps import report_to_json
+from dynquant.core.watch_config import parse_watch_config
+from dynquant.errors import InvalidOptionError
+from dynquant.settings import Settings
+
+if TYPE_CHECKING:
+    from dynquant.jobs.watch_state import DatabaseWatchState
+    from dynquant.watcher import Look, ScheduledSweeps, Watcher
+
+__all__ = ["explain", "pause", "resume", "scheduled_sweeps", "watch", "watch_app"]
+
+_NUM_REPORTS = 10
+
+watch_app = typer.Typer(
+    no_args_is_help=False, help="Convert new models on the Hub by the rules of a file."
+)
+
+Config = Annotated[
+    Path | None,
+    typer.Option(help="File with the rules.", envvar="DYNQUANT_WATCH_CONFIG"),
+]
+
+
+@watch_app.callback(invoke_without_command=True)
+def watch(
+    context: typer.Context,
+    once: Annotated[bool, typer.Option("--once", help="Sweep now.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="With --once: queue nothing, explain every model.")
+    ] = False,
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """What the last sweeps came to; with --once, sweep now."""
+    if context.invoked_subcommand is not None:
+        return
+    if dry_run and not once:
+        raise InvalidOptionError("--dry-run is for a sweep. Pass --once as well.")
+    if not once:
+        _show_status(as_json=as_json)
+        return
+    decisions: list[Decision] = []
+    with _watcher(config) as watcher:
+        report = watcher.sweep(
+            datetime.now(UTC),
+            dry_run=dry_run,
+            on_decision=decisions.append if dry_run else lambda _: None,
+        )
+    if as_json:
+        explained = {"decisions": list(map(_decision_json, decisions))} if dry_run else {}
+        console.print_json({"report": report_to_json(report), **explained})
+    else:
+        for decision in decisions:
+            console.stdout.print(f"{_verdict(decision)}  {console.escaped(decision.repo_id)}")
+        console.stdout.print(console.escaped(str(report)))
+
+
+@watch_app.command()
+def explain(
+    model: Annotated[str, typer.Argument(help="Repo id of a model on the Hub.")],
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """Which rule takes a model, or why none does."""
+    with _watcher(config) as watcher:
+        look = watcher.explain(model, datetime.now(UTC))
+    if as_json:
+        console.print_json(_look_json(look))
+        return
+    decision = look.decision
+    console.stdout.print(f"[bold]{console.escaped(decision.repo_id)}[/]: {decision.sentence}")
+    if decision.targets_bpw:
+        targets = ", ".join(f"{target:g}" for target in decision.targets_bpw)
+        console.stdout.print(f"  It becomes {targets} bits per weight.")
+    for rule, skip in decision.others:
+        console.stdout.print(f"  Rule '{console.escaped(rule)}': {EXPLANATIONS[skip]}")
+    if look.candidate is not None:
+        for name, value in _metadata(look.candidate).items():
+            console.stdout.print(f"  {name}: {console.escaped(str(value))}")
+    if look.known is not None and look.known.job_id:
+        console.stdout.print(f"  It was queued as job {look.known.job_id}.")
+
+
+@watch_app.command()
+def pause() -> None:
+    """Sweep no more by schedule; a sweep that runs stops."""
+    with _state() as state:
+        state.set_paused(True)
+    console.stdout.print("The watcher is paused. 'dynquant watch resume' lets it go on.")
+
+
+@watch_app.command()
+def resume() -> None:
+    """Sweep by schedule again."""
+    with _state() as state:
+        state.set_paused(False)
+    console.stdout.print("The watcher goes on at the next time of its schedule.")
+
+
+@contextmanager
+def scheduled_sweeps(settings: Settings, *, config: Path, cron: str) -> Iterator[ScheduledSweeps]:
+    """Sweeps by schedule, for a runner to call in a round of its own.
+
+    Args:
+        settings: Of the runner.
+        config: File with the rules; read again for every sweep.
+        cron: When, in UTC.
+
+    Raises:
+        InvalidOptionError: The rules, the schedule or the database make no sense.
+        RetryLaterError: The database does not answer.
+    """
+    from dynquant.hub.new_models import HubNewModels
+    from dynquant.jobs.board import DatabaseBoard
+    from dynquant.jobs.watch_state import DatabaseWatchState
+    from dynquant.watcher import ScheduledSweeps, Watcher, parse_cron
+
+    _rules_in(config)  # a mistake in the file is found at the start
+    with ExitStack() as exits:
+        state = DatabaseWatchState(settings.database_url)
+        exits.callback(state.close)
+        board = DatabaseBoard(settings.database_url)
+        exits.callback(board.close)
+        hub = HubNewModels()
+        yield ScheduledSweeps(
+            state,
+            cron=parse_cron(cron),
+            sweep=lambda now, may_go_on: Watcher(hub, board, state, _rules_in(config)).sweep(
+                now, may_go_on=may_go_on
+            ),
+        )
+
+
+@contextmanager
+def _watcher(config: Path | None) -> Iterator[Watcher]:
+    from dynquant.hub.new_models import HubNewModels
+    from dynquant.jobs.board import DatabaseBoard  # the database's libraries take a second
+    from dynquant.watcher import Watcher
+
+    if config is None:
+        raise InvalidOptionError(
+            "The watcher needs its rules. Pass --config FILE, or set DYNQUANT_WATCH_CONFIG; "
+            "space_config/watch.yaml is an example."
+        )
+    rules = _rules_in(config)
+    with _state() as state:
+        board = DatabaseBoard(Settings.from_environment(os.environ).database_url)
+        try:
+            yield Watcher(HubNewModels(), board, state, rules)
+        finally:
+            board.close()
+
+
+@contextmanager
+def _state() -> Iterator[DatabaseWatchState]:
+    from dynquant.jobs.watch_state import DatabaseWatchState
+
+    state = DatabaseWatchState(Settings.from_environment(os.environ).database_url)
+    try:
+        yield state
+    finally:
+        state.close()
+
+
+def _rules_in(path: Path) -> WatchConfig:
+    try:
+        content = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidOptionError(
+            f"The file '{path.name}' with the watcher's rules cannot be read. Pass another one."
+        ) from error
+    return parse_watch_config(content, name=path.name)
+
+
+def _show_status(*, as_json: bool) -> None:
+    with _state() as state:
+        is_paused, reports = state.is_paused, state.reports(limit=_NUM_REPORTS)
+    if as_json:
+        console.print_json({"paused": is_paused, "reports": list(map(report_to_json, reports))})
+        return
+    console.stdout.print("The watcher is paused." if is_paused else "The watcher is not paused.")
+    for report in reports:
+        console.stdout.print(console.escaped(f"{report.started_at:%Y-%m-%d %H:%M} {report}"))
+    if not reports:
+        console.stdout.print("There was no sweep yet. 'dynquant watch --once' makes one.")
+
+
+def _verdict(decision: Decision) -> str:
+    if decision.skip is not None:
+        return f"{decision.skip:<18}"
+    return f"[green]{'taken by':<9}{console.escaped(decision.rule):<9}[/]"
+
+
+def _decision_json(decision: Decision) -> dict[str, Any]:
+    return {
+        "model": decision.repo_id,
+        "rule": decision.rule,
+        "skip": decision.skip,
+        "sentence": decision.sentence,
+        "targets_bpw": list(decision.targets_bpw),
+        "others": [
+            {"rule": rule, "skip": skip, "sentence": EXPLANATIONS[skip]}
+            for rule, skip in decision.others
+        ],
+    }
+
+
+def _look_json(look: Look) -> dict[str, Any]:
+    return {
+        **_decision_json(look.decision),
+        "metadata": None if look.candidate is None else _metadata(look.candidate),
+        "job_id": look.known.job_id if look.known is not None else "",
+    }
+
+
+def _metadata(candidate: Candidate) -> dict[str, Any]:
+    """What rules look at."""
+    parameters = candidate.num_parameters
+    return {
+        "commit": candidate.sha,
+        "created": candidate.created_at.isoformat(),
+        "parameters": "unknown" if parameters is None else count(parameters),
+        "pipeline": candidate.pipeline_tag,
+        "architectures": ", ".join((*candidate.architectures, candidate.model_type)),
+        "license": candidate.license,
+        "gated": candidate.gated,
+        "likes": candidate.likes,
+        "downloads": candidate.downloads,
+        "trending": candidate.trending_score,
+        "tags": ", ".join(candidate.tags),
+    }

@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from dynquant.cli.watching import scheduled_sweeps, watch_app
+from dynquant.errors import InvalidOptionError
+from dynquant.settings import Settings
+from tests.watcher.scene import add_model
+
+pytestmark = pytest.mark.hub
+
+RULES = "rules: [{name: mine, authors: [org], bpw: [4.5], destination: you}]\n"
+
+
+@pytest.fixture
+def rules(tmp_path) -> Path:
+    path = tmp_path / "watch.yaml"
+    path.write_text(RULES)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def surroundings(scene, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("DYNQUANT_DATABASE_URL", scene.url)
+    monkeypatch.setenv("DYNQUANT_HOME", str(tmp_path))
+    monkeypatch.delenv("DYNQUANT_WATCH_CONFIG", raising=False)
+    now = datetime.now(UTC)
+    for name in ("org/Model", "org/Model-GGUF", "else/Model"):
+        add_model(scene.hub, name, now - timedelta(minutes=5))
+
+
+def call(*arguments: object) -> str:
+    done = CliRunner().invoke(watch_app, [str(each) for each in arguments])
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+def call_json(*arguments: object) -> Any:
+    return json.loads(call(*arguments, "--json"))
+
+
+def test_a_dry_run_explains_every_model_and_queues_nothing(scene, rules):
+    found = call_json("--once", "--dry-run", "--config", rules)
+    skips = {each["model"]: (each["rule"], each["skip"]) for each in found["decisions"]}
+    assert skips == {
+        "org/Model": ("mine", None),
+        "org/Model-GGUF": ("", "quant"),
+        "else/Model": ("", "not_covered"),
+    }
+    assert all(each["sentence"].endswith(".") for each in found["decisions"])
+    assert found["report"]["dry_run"]
+    assert scene.board.list() == ()
+    text = call("--once", "--dry-run", "--config", rules)
+    assert "quant" in text
+    assert "Dry run: 3 models seen" in text
+
+
+def test_a_sweep_queues_and_is_among_the_last_ones(scene, rules, monkeypatch):
+    monkeypatch.setenv("DYNQUANT_WATCH_CONFIG", str(rules))
+    found = call_json("--once")
+    assert found["report"]["queued"] == ["org/Model"]
+    assert "decisions" not in found
+    assert [job.request.model for job in scene.board.list()] == ["org/Model"]
+    status = call_json()
+    assert status == {"paused": False, "reports": [found["report"]]}
+    assert "3 models seen, 1 matched, 1 queued" in call()
+
+
+def test_before_the_first_sweep_the_status_says_what_to_do():
+    assert "no sweep yet" in call()
+
+
+def test_a_model_is_explained_with_what_the_rules_look_at(rules):
+    found = call_json("explain", "org/Model", "--config", rules)
+    assert (found["rule"], found["skip"], found["targets_bpw"]) == ("mine", None, [4.5])
+    assert found["metadata"]["license"] == "apache-2.0"
+    assert found["job_id"] == ""
+    text = call("explain", "else/Model", "--config", rules)
+    assert "No rule speaks of it." in text
+    assert "parameters: 8.00 B" in text
+    assert "closed after" in call("explain", "org/none", "--config", rules)
+    call("--once", "--config", rules)
+    assert "It was queued as job" in call("explain", "org/Model", "--config", rules)
+
+
+def test_pausing_is_kept_and_can_be_ended(scene):
+    assert "resume" in call("pause")
+    assert call_json()["paused"]
+    call("resume")
+    assert not scene.state.is_paused
+
+
+def test_what_is_missing_or_wrong_is_said_in_a_sentence(tmp_path):
+    with pytest.raises(InvalidOptionError, match="Pass --config FILE"):
+        call("--once")
+    with pytest.raises(InvalidOptionError, match="Pass --once as well"):
+        call("--dry-run")
+    with pytest.raises(InvalidOptionError, match=r"'none.yaml' with the watcher's rules"):
+        call("--once", "--config", tmp_path / "none.yaml")
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("rule: []\n")
+    with pytest.raises(InvalidOptionError, match=r"bad.yaml, line 1, column 1: .*'rules'"):
+        call("explain", "org/Model", "--config", bad)
+
+
+def test_a_runner_sweeps_by_schedule_with_the_rules_as_they_are_then(scene, rules, tmp_path):
+    settings = Settings.from_environment(
+        {"DYNQUANT_DATABASE_URL": scene.url, "DYNQUANT_HOME": str(tmp_path)}
+    )
+    with scheduled_sweeps(settings, config=rules, cron="0 0 1 1 *") as sweeps:
+        rules.write_text(RULES.replace("org", "else"))
+        report = sweeps.do_round()
+        assert report is not None
+        assert report.queued == ("else/Model",)
+        assert sweeps.do_round() is None
+    rules.write_text("nonsense")
+    with (
+        pytest.raises(InvalidOptionError, match=r"watch.yaml, line 1"),
+        scheduled_sweeps(settings, config=rules, cron="* * * * *"),
+    ):
+        pass
