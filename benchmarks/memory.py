@@ -103,7 +103,7 @@ def peaks(folder: Path) -> list[int]:
         mx.clear_cache()
         mx.reset_peak_memory()
 
-    def ignore(_step: str) -> None:
+    def ignore(_step: str, _amount: int = 1) -> None:
         pass
 
     table = quantizer.measure(windows, menu=MENU, encoder="gptq", seed=0, on_step=ignore)

@@ -35,8 +35,8 @@ from dynquant.core.formats import DEFAULT_MENU, QuantFormat
 from dynquant.core.uniform import nearest_uniform
 from dynquant.mlx_backend.calibration import Windows
 from dynquant.mlx_backend.quantizer import MlxQuantizer, tool_versions
-from dynquant.pipeline import Recipe, quantize
 from dynquant.outputs import OutputFolders
+from dynquant.pipeline import Recipe, quantize
 from dynquant.runner.opening import open_model, open_texts
 
 ROOT = Path(__file__).parents[1]

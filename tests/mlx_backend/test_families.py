@@ -95,7 +95,7 @@ class Run:
     def quantize(self) -> None:
         inventory = self.quantizer.inventory(MENU)
         self.table = self.quantizer.measure(
-            self.windows, menu=MENU, encoder="gptq", seed=0, on_step=lambda _step: None
+            self.windows, menu=MENU, encoder="gptq", seed=0, on_step=lambda _step, _amount=1: None
         )
         target = inventory.min_bpw + 0.4 * (inventory.max_bpw - inventory.min_bpw)
         self.plan = allocate(self.table.inventory, target_bpw=target)
@@ -104,7 +104,7 @@ class Run:
             self.windows,
             encoder="gptq",
             importance=self.table.importance,
-            on_step=lambda _step: None,
+            on_step=lambda _step, _amount=1: None,
         )
 
     def load(self) -> nn.Module:
