@@ -46,7 +46,11 @@ def _check(connection: sa.Connection, requester: str, now_secs: float, daily_lim
     submissions = tables.submissions.c
     recent = connection.execute(
         sa.select(submissions.at_secs)
-        .where(submissions.requester == requester, submissions.at_secs > now_secs - _DAY_SECS)
+        .where(
+            submissions.requester == requester,
+            submissions.at_secs > now_secs - _DAY_SECS,
+            submissions.at_secs <= now_secs,  # else a clock that was ahead would shut people out
+        )
         .order_by(submissions.at_secs.desc())
         .limit(daily_limit)
     ).scalars()
