@@ -63,9 +63,10 @@ def test_jobs_keep_their_turns_and_end_whatever_the_clock_does(database, jump):
 def test_a_runner_that_beats_is_alive_and_one_that_does_not_is_dead_at_every_hour(database, jump):
     registry = Registry(database)
     watch = Watch(num_looks=3)
-    options = {"memory_bytes": 1, "num_slots": 1, "heartbeat_secs": 0.01}
-    alive = registry.join("alive", **options)
-    silent = registry.join("silent", **options)
+    alive, silent = (
+        registry.join(name, memory_bytes=1, num_slots=1, heartbeat_secs=0.01)
+        for name in ("alive", "silent")
+    )
     for number in range(5):
         database.at = NOON + number * jump
         registry.beat(alive)
