@@ -272,7 +272,7 @@ def test_a_name_that_no_request_has_asks_the_hub_nothing(hub, inbox, name):
         (b"[" * 60_000, "no JSON that can be read"),
         (b'{"model": ' * 6_000, "no JSON that can be read"),
         (b"9" * 60_000, "no JSON that can be read"),
-        (text_of().replace(b"4.5", b"9" * 4_000), "no JSON that can be read"),
+        (text_of().replace(b"4.5", b"9" * 4_000), "targets_bpw are 1 to 32 numbers"),
         (b"null", "a JSON object with a model"),
         (b"[]", "a JSON object with a model"),
         (text_of(model=7), "model is a text that is not empty"),
