@@ -16,10 +16,10 @@ LOCK := uv pip compile --quiet --universal --python-version 3.11 --generate-hash
 	--no-annotate --no-header --no-emit-index-url --upgrade
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo hub test chaos lint format bench lock clean
+.PHONY: help setup demo hub serve screenshots test chaos lint format bench lock clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 setup: $(STAMP) ## make .venv with the locked packages and dynquant itself
 	@echo "$(VENV) is ready"
@@ -36,6 +36,12 @@ demo: $(STAMP) ## from a model to published quants and back, without network or 
 
 hub: $(STAMP) ## the local Hub that 'make demo' published to, to look at in a browser
 	@$(BIN)/python -m tests.local_hub --folder out/demo/hub --port $(HUB_PORT)
+
+serve: $(STAMP) ## the web pages at http://127.0.0.1:7860, with a runner beside them
+	@$(BIN)/python app.py
+
+screenshots: $(STAMP) ## a picture of every page into out/screenshots (needs Chromium)
+	@$(BIN)/python -m scripts.screenshots
 
 test: $(STAMP) ## all tests, with branch coverage
 	@$(BIN)/python -m pytest -n $(NUM_TEST_WORKERS) --cov --cov-report=term $(PYTEST_ARGS)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
-from itertools import islice
 from typing import Any
 
 from huggingface_hub import HfApi, ModelInfo, get_session, hf_hub_url
@@ -84,7 +83,7 @@ class HubSearch:
 
     def finished(self, *, author: str | None = None, limit: int) -> tuple[FoundModel, ...]:
         """What dynquant published, the newest first; of one namespace, or of everybody."""
-        return self._listed(limit, filter=[_TAG], author=author, sort="created_at")
+        return self._listed(limit, filter=[_TAG], author=author, sort="createdAt")
 
     def quants_of(self, repo_id: str, *, limit: int) -> tuple[FoundModel, ...]:
         """What dynquant made of a model, the most downloaded first."""
@@ -117,14 +116,21 @@ class HubSearch:
         )
         return plan, report
 
-    def _listed(self, limit: int, **wanted: Any) -> tuple[FoundModel, ...]:
-        def ask() -> list[ModelInfo]:
-            found: Iterable[ModelInfo] = self._api.list_models(
-                expand=_EXPAND, limit=limit, **wanted
-            )
-            return list(islice(found, limit))
+    def _listed(self, limit: int, **wanted: str | list[str] | None) -> tuple[FoundModel, ...]:
+        """One page of a list. The client's own way retries for half a minute, and people wait."""
+        params = {name: value for name, value in wanted.items() if value is not None}
 
-        return tuple(map(_found, self._call(ask, repo="the list of models")))
+        def ask() -> list[ModelInfo]:
+            response = get_session().get(
+                f"{self._api.endpoint}/api/models",
+                params={**params, "limit": limit, "expand": _EXPAND},
+                headers=build_hf_headers(token=self._api.token, library_name="dynquant"),
+                timeout=TIMEOUT_SECS,
+            )
+            hf_raise_for_status(response)
+            return [ModelInfo(**each) for each in response.json()]
+
+        return tuple(map(_found, self._call(ask, repo="the list of models")[:limit]))
 
     def _read(self, repo_id: str, name: str, revision: str) -> str:
         """A small file, from a stranger: it is cut off where it is too large to be ours."""

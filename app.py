@@ -1,0 +1,159 @@
+"""The Space, and the pages on one's own machine: `python app.py`.
+
+On a machine of one's own everything runs here: the pages, and beside them a runner as a process
+of its own, over one SQLite file. A Space that has DYNQUANT_INBOX_REPO only shows the pages: its
+requests go to runners elsewhere by mail, and their boards come back by HTTPS.
+"""
+
+from __future__ import annotations
+
+import getpass
+import logging
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import lru_cache
+
+import uvicorn
+from fastapi import FastAPI
+
+from dynquant.errors import DynquantError
+from dynquant.hub.inbox import HubInbox
+from dynquant.hub.models import HubModels
+from dynquant.hub.publishing import HubPublisher
+from dynquant.hub.search import HubSearch
+from dynquant.hub.visitor import HubVisitor
+from dynquant.jobs.board import DatabaseBoard
+from dynquant.settings import Settings
+from dynquant.web.catalogue import Catalogue
+from dynquant.web.desk import BoardDesk, JobDesk
+from dynquant.web.prospects import Prospects
+from dynquant.web.reception import Reception
+from dynquant.web.service import Service
+from dynquant.web.settings import WebSettings
+from dynquant.web.site import make_site
+from dynquant.web.snapshots import Snapshots
+from dynquant.web.space_desk import SpaceDesk
+
+_RESTART_SECS = 10.0
+_STOP_SECS = 15.0
+_REFUSED = 2
+"""Exit code of a runner that cannot work as it is set up, or is not needed."""
+
+_logger = logging.getLogger("dynquant.app")
+
+
+def main() -> None:
+    """Serve the pages until SIGTERM or Ctrl-C."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    try:
+        settings = Settings.from_environment(os.environ)
+        web = WebSettings.from_environment(os.environ)
+        settings.home.mkdir(parents=True, exist_ok=True)
+        site, is_whole = make_app(settings, web)
+    except DynquantError as error:
+        sys.exit(f"Error: {error}")
+    host = os.environ.get("GRADIO_SERVER_NAME") or ("0.0.0.0" if web.is_space else "127.0.0.1")  # noqa: S104
+    port = int(os.environ.get("GRADIO_SERVER_PORT") or 7860)
+    if is_whole:
+        with embedded_runner(os.environ):
+            _serve(site, host, port)
+    else:
+        _serve(site, host, port)
+
+
+def make_app(settings: Settings, web: WebSettings) -> tuple[FastAPI, bool]:
+    """The pages, and whether everything else is to run beside them."""
+    desk: JobDesk
+    snapshots = None
+    if web.is_space and settings.inbox_repo is not None:
+        snapshots = Snapshots()
+        desk = SpaceDesk(HubInbox(settings.inbox_repo), snapshots)
+    else:
+        desk = BoardDesk(DatabaseBoard(settings.database_url, daily_limit=settings.daily_limit))
+    # Strangers see what everybody may see; on one's own machine its token counts.
+    token = False if web.is_space else None
+    search = HubSearch(token=token)
+    namespace = _namespace(web)
+    service = Service(
+        settings=web,
+        desk=desk,
+        reception=Reception(web, account=lambda t: HubVisitor(t).account(), user=getpass.getuser()),
+        prospects=Prospects(search, open_hub=lambda: HubModels(token=token)),
+        search=search,
+        catalogue=Catalogue(search, namespace=web.publish_to),
+        namespace=namespace,
+    )
+    site = make_site(
+        service,
+        snapshots=snapshots,
+        space_secret=settings.space_secret,
+        mcp_server=os.environ.get("GRADIO_MCP_SERVER", "").lower() == "true",
+    )
+    return site, snapshots is None
+
+
+def _namespace(web: WebSettings) -> Callable[[], str | None]:
+    """Where models go: what is set, else where this machine's token belongs."""
+
+    @lru_cache(maxsize=1)
+    def ask() -> str:
+        return HubPublisher().account().name
+
+    def namespace() -> str | None:
+        if web.publish_to is not None:
+            return web.publish_to
+        try:
+            return ask()
+        except DynquantError:
+            return None
+
+    return namespace
+
+
+@contextmanager
+def embedded_runner(environment: Mapping[str, str]) -> Iterator[None]:
+    """A runner in a process of its own, started again when it dies."""
+    stopping = threading.Event()
+    processes: list[subprocess.Popen[bytes]] = []
+
+    def keep() -> None:
+        while not stopping.is_set():
+            process = subprocess.Popen(
+                [sys.executable, "-m", "dynquant", "runner"], env=dict(environment)
+            )
+            processes[:] = [process]
+            code = process.wait()
+            if stopping.is_set():
+                return
+            if code == _REFUSED:
+                _logger.warning("There is no runner here; the line above says why.")
+                return
+            _logger.warning("The runner ended with code %s; it is started again", code)
+            stopping.wait(_RESTART_SECS)
+
+    keeper = threading.Thread(target=keep, name="runner", daemon=True)
+    keeper.start()
+    try:
+        yield
+    finally:
+        stopping.set()
+        for process in processes:
+            process.terminate()
+        keeper.join(_STOP_SECS)
+        for process in processes:
+            if process.poll() is None:
+                process.kill()
+
+
+def _serve(site: FastAPI, host: str, port: int) -> None:
+    _logger.info("The pages are at http://%s:%s", host, port)
+    uvicorn.run(site, host=host, port=port, log_level="warning", access_log=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The web pages: they read and submit jobs, and know nothing of MLX."""

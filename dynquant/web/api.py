@@ -1,0 +1,160 @@
+"""The named endpoints for programs, and the same as tools of MCP. All else is private."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+from gradio.events import api
+
+from dynquant.core.job import Job
+from dynquant.errors import DynquantError
+from dynquant.web.service import DEFAULT_CONTEXT_TOKENS, Order, Service
+
+__all__ = ["add_api"]
+
+
+def add_api(service: Service) -> None:
+    """Add the endpoints to the Blocks that are open."""
+    endpoints = _Api(service)
+    for name in ("plan", "submit", "status", "cancel"):
+        api(getattr(endpoints, name), api_name=name, queue=False)
+
+
+class _Api:
+    """The endpoints; who calls is whoever's token comes along."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def plan(
+        self, model: str, bits_per_weight: list[float], context_tokens: int = DEFAULT_CONTEXT_TOKENS
+    ) -> dict[str, Any]:
+        """What quantizing a model would give, from its metadata: nothing is downloaded or queued.
+
+        Args:
+            model: Name of a model on the Hugging Face Hub, such as Qwen/Qwen3-8B, or its address.
+            bits_per_weight: Stored bits per weight, one result each.
+            context_tokens: Context that the memory figure is for.
+        """
+        try:
+            prospect = self._service.prospects(model)
+            found = self._service.outlooks(
+                prospect, tuple(map(float, bits_per_weight)), context_tokens=int(context_tokens)
+            )
+        except DynquantError as error:
+            raise _refusal(error) from error
+        return {
+            "model": prospect.repo_id,
+            "revision_sha": prospect.revision_sha,
+            "num_parameters": prospect.inventory.num_parameters,
+            "min_bits_per_weight": round(prospect.inventory.min_bpw, 3),
+            "max_bits_per_weight": round(prospect.inventory.max_bpw, 3),
+            "targets": [
+                {
+                    "bits_per_weight": each.target_bpw,
+                    "size_bytes": each.size_bytes,
+                    "memory_bytes": each.memory_bytes,
+                    "expected_quality": each.quality,
+                    "is_measured": each.is_measured,
+                }
+                for each in found
+            ],
+            "existing": [each.repo_id for each in prospect.quants],
+        }
+
+    def submit(  # noqa: PLR0917, D417  the visitor gives no token: it comes with the session
+        self,
+        model: str,
+        bits_per_weight: list[float],
+        formats: str = "",
+        destination: str = "",
+        private: bool = False,  # noqa: FBT001, FBT002  Gradio passes values by place
+        notify_url: str = "",
+        token: gr.OAuthToken | None = None,
+    ) -> dict[str, Any]:
+        """Queue a model; the same request again is the same job.
+
+        Args:
+            model: Name of a model on the Hugging Face Hub, such as Qwen/Qwen3-8B, or its address.
+            bits_per_weight: Stored bits per weight, one published model each.
+            formats: Formats to choose from, such as 3g64,4g64,8g64; empty for all.
+            destination: Namespace to publish to; empty for the default.
+            private: Whether the published models are private.
+            notify_url: Address that is told when the job ends; empty for none.
+        """
+        try:
+            visitor = self._service.reception.require(token.token if token else None)
+            job = self._service.submit(
+                visitor,
+                Order(
+                    model=model,
+                    targets_bpw=tuple(map(float, bits_per_weight)),
+                    formats=formats,
+                    destination=destination,
+                    private=private,
+                    notify_url=notify_url,
+                ),
+            )
+        except DynquantError as error:
+            raise _refusal(error) from error
+        return self._shown(job)
+
+    def status(self, job_id: str) -> dict[str, Any]:
+        """How far a job is, and in the end what it published.
+
+        Args:
+            job_id: As submit returned it.
+        """
+        try:
+            job, _ = self._service.job(job_id)
+        except DynquantError as error:
+            raise _refusal(error) from error
+        return self._shown(job)
+
+    def cancel(  # noqa: D417  as above
+        self, job_id: str, token: gr.OAuthToken | None = None
+    ) -> dict[str, Any]:
+        """Cancel one's own job.
+
+        Args:
+            job_id: As submit returned it.
+        """
+        try:
+            visitor = self._service.reception.require(token.token if token else None)
+            job = self._service.cancel(visitor, job_id)
+        except DynquantError as error:
+            raise _refusal(error) from error
+        return self._shown(job)
+
+    def _shown(self, job: Job) -> dict[str, Any]:
+        """A job as anybody may see it: without the address to notify, which may be a secret."""
+        progress = job.progress
+        return {
+            "id": job.id,
+            "page": f"{self._service.settings.address}/job?job={job.id}",
+            "model": job.request.model,
+            "revision_sha": job.request.revision,
+            "bits_per_weight": list(job.request.targets_bpw),
+            "requester": job.request.requester,
+            "state": job.state.value,
+            "is_over": job.is_over,
+            "reason_code": job.reason_code,
+            "sentence": job.sentence,
+            "position": job.position,
+            "step": progress.step if progress else None,
+            "fraction": progress.fraction if progress else None,
+            "eta_secs": job.eta_secs,
+            "results": [
+                {
+                    "repo_id": each.repo_id,
+                    "commit_sha": each.commit_sha,
+                    "url": self._service.search.page_url(each.repo_id),
+                }
+                for each in job.results
+            ],
+        }
+
+
+def _refusal(error: DynquantError) -> gr.Error:
+    return gr.Error(str(error), print_exception=False)

@@ -1,0 +1,112 @@
+"""Finished models with their figures, as their own plans and reports tell them."""
+
+from __future__ import annotations
+
+import logging
+import math
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import datetime
+
+from dynquant.core.artefacts import facts_from_json
+from dynquant.core.facts import ModelFacts, Rung
+from dynquant.errors import DynquantError
+from dynquant.hub.search import FoundModel, HubSearch
+from dynquant.web.shared import Shared
+
+__all__ = ["Catalogue", "FinishedModel"]
+
+_FRESH_SECS = 120.0
+_MAX_MODELS = 60
+_NUM_READERS = 4
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FinishedModel:
+    """A published model."""
+
+    repo_id: str
+    facts: ModelFacts
+    downloads: int
+    created_at: datetime | None
+
+    @property
+    def rung(self) -> Rung:
+        """Its own figures."""
+        row = self.facts.rows[-1]
+        return Rung(
+            name=self.repo_id,
+            target_bpw=self.facts.plan.target_bpw,
+            stored_bpw=row.stored_bpw,
+            num_bytes=row.num_bytes,
+            mean_kl_nats=row.quality.mean_kl_nats,
+            mean_kl_se_nats=row.quality.mean_kl_se_nats,
+            top1_agreement=row.quality.top1_agreement,
+        )
+
+
+class Catalogue:
+    """Reads finished models from the Hub; what was read once is kept, since commits never change.
+
+    Args:
+        search: Lists of models.
+        namespace: Whose models; None for everybody's.
+    """
+
+    def __init__(self, search: HubSearch, *, namespace: str | None) -> None:
+        self._search = search
+        self._namespace = namespace
+        self._lists: Shared[str, tuple[FinishedModel, ...]] = Shared(fresh_secs=_FRESH_SECS)
+        self._facts: Shared[tuple[str, str], ModelFacts] = Shared(fresh_secs=math.inf, max_keys=512)
+
+    def finished(self) -> tuple[FinishedModel, ...]:
+        """The models, the newest first.
+
+        Raises:
+            HubUnavailableError: Network, rate limit, 5xx.
+        """
+        return self._lists("", self._read_all)
+
+    def known(self) -> tuple[FinishedModel, ...]:
+        """The models, as far as somebody has looked at them already."""
+        return self._lists.known("") or ()
+
+    def measured(self, quants: tuple[FoundModel, ...]) -> tuple[Rung, ...]:
+        """Figures of some quants; those that cannot be read are left out."""
+        return tuple(each.rung for each in self._read(quants))
+
+    def facts(self, repo_id: str, sha: str) -> ModelFacts:
+        """What a published repo says of itself.
+
+        Raises:
+            ModelNotFoundError, InvalidModelError: It cannot be read, or is not one of ours.
+            HubUnavailableError: Network, rate limit, 5xx.
+        """
+        return self._facts(
+            (repo_id, sha),
+            lambda: facts_from_json(*self._search.papers(repo_id, sha), name=repo_id),
+        )
+
+    def _read_all(self) -> tuple[FinishedModel, ...]:
+        return self._read(self._search.finished(author=self._namespace, limit=_MAX_MODELS))
+
+    def _read(self, found: tuple[FoundModel, ...]) -> tuple[FinishedModel, ...]:
+        with ThreadPoolExecutor(_NUM_READERS) as pool:
+            read = pool.map(self._finished, found)
+            return tuple(each for each in read if each is not None)
+
+    def _finished(self, found: FoundModel) -> FinishedModel | None:
+        """A model; None if it is not one of ours, whatever its tags say."""
+        try:
+            facts = self.facts(found.repo_id, found.sha)
+        except DynquantError as error:
+            _logger.info("'%s' is left out: %s", found.repo_id, error)
+            return None
+        return FinishedModel(
+            repo_id=found.repo_id,
+            facts=facts,
+            downloads=found.downloads,
+            created_at=found.created_at,
+        )

@@ -1,0 +1,66 @@
+"""What open pages look at every few seconds: HTML that is the same for all visitors.
+
+An event of Gradio takes some 30 ms of a core, so 200 open pages would keep several busy. These
+routes answer from what all visitors share, and say nothing where a page shows it already.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+
+from fastapi import FastAPI, Response
+from fastapi.responses import JSONResponse
+
+from dynquant.errors import DynquantError, RequestError
+from dynquant.web import markup
+from dynquant.web.pages.board_view import board_view
+from dynquant.web.pages.job_view import job_view
+from dynquant.web.service import Service
+
+__all__ = ["add_live_routes"]
+
+_JOB_ID = re.compile(r"[0-9a-f]{1,64}")
+_MAX_WORDS = 96
+
+
+def add_live_routes(app: FastAPI, service: Service) -> None:
+    """Add the routes to `app`; each answers 204 to whoever has `seen` what there is."""
+
+    @app.get("/live/job")
+    def look_at_job(job: str = "", seen: str = "") -> Response:
+        return _answer(*_job(service, job), seen=seen)
+
+    @app.get("/live/board")
+    def look_at_board(state: str = "", words: str = "", seen: str = "") -> Response:
+        return _answer(_board(service, state, words[:_MAX_WORDS]), "", seen=seen)
+
+
+def _job(service: Service, job_id: str) -> tuple[str, str]:
+    """A job as HTML, and a word that changes whenever something else may be done with it."""
+    if not _JOB_ID.fullmatch(job_id):
+        sentence = "Its address ends in ?job= and the id of a job. The board lists all jobs."
+        return markup.empty("No job named", sentence), ""
+    try:
+        job, log = service.job(job_id)
+    except RequestError as error:
+        return markup.notice("No such job", str(error), kind="bad"), "none"
+    except DynquantError as error:
+        return markup.notice("No news now", str(error), kind="bad"), "away"
+    page_url = service.search.page_url(job.request.model)
+    return job_view(job, log, page_url=page_url), f"{job.state} {job.attempt}"
+
+
+def _board(service: Service, state: str, words: str) -> str:
+    try:
+        board = service.board()
+    except DynquantError as error:
+        return markup.notice("No news now", str(error), kind="bad")
+    return board_view(board, service.catalogue.known(), state=state, wanted=words)
+
+
+def _answer(html: str, phase: str, *, seen: str) -> Response:
+    mark = hashlib.blake2b(html.encode(), digest_size=8).hexdigest()
+    if mark == seen:
+        return Response(status_code=204)
+    return JSONResponse({"mark": mark, "html": html, "phase": phase})

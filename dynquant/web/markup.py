@@ -1,0 +1,119 @@
+"""Pieces of HTML. Whatever comes from outside goes through `text`, which escapes it."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable, Sequence
+from urllib.parse import quote
+
+from dynquant.core.job import Job, JobState
+from dynquant.core.svg import escaped as text
+from dynquant.web.words import STATES
+
+__all__ = [
+    "bar",
+    "empty",
+    "facts",
+    "job_link",
+    "link",
+    "loading",
+    "notice",
+    "picture",
+    "state_tag",
+    "table",
+    "text",
+]
+
+
+def link(label: str, url: str) -> str:
+    """A link to another site."""
+    is_web = url.startswith(("https://", "http://"))
+    if not is_web:
+        return text(label)
+    return f'<a href="{text(url)}" target="_blank" rel="noopener noreferrer">{text(label)}</a>'
+
+
+def job_link(job_id: str, label: str) -> str:
+    """A link to the page of a job."""
+    return f'<a href="job?job={quote(job_id, safe="")}">{text(label)}</a>'
+
+
+def notice(title: str, sentence: str, *, kind: str = "plain") -> str:
+    """A message that stands out: `plain`, `bad` or `good`."""
+    role = "alert" if kind == "bad" else "status"
+    return (
+        f'<div class="dq-notice dq-{kind}" role="{role}"><strong>{text(title)}</strong>'
+        f"<p>{text(sentence)}</p></div>"
+    )
+
+
+def empty(title: str, sentence: str) -> str:
+    """What stands where there is nothing yet."""
+    return f'<div class="dq-empty"><strong>{text(title)}</strong><p>{text(sentence)}</p></div>'
+
+
+def loading(sentence: str) -> str:
+    """What stands where something is still being looked up."""
+    return f'<div class="dq-loading" role="status"><span></span>{text(sentence)}</div>'
+
+
+def facts(rows: Iterable[tuple[str, str]]) -> str:
+    """Names and values; values are HTML already."""
+    items = "".join(f"<div><dt>{text(name)}</dt><dd>{value}</dd></div>" for name, value in rows)
+    return f'<dl class="dq-facts">{items}</dl>'
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]], *, align: str, name: str) -> str:
+    """A table that scrolls sideways where it has no room; cells are HTML already.
+
+    Args:
+        header: One word per column.
+        rows: As many cells each.
+        align: One letter per column: `l` or `r`.
+        name: What it is, for those who cannot see it.
+    """
+    sides = [' class="dq-right"' if side == "r" else "" for side in align]
+    head = "".join(
+        f'<th scope="col"{side}>{text(cell)}</th>' for side, cell in zip(sides, header, strict=True)
+    )
+    body = "".join(
+        "<tr>"
+        + "".join(f"<td{side}>{cell}</td>" for side, cell in zip(sides, cells, strict=True))
+        + "</tr>"
+        for cells in rows
+    )
+    return (
+        f'<div class="dq-scroll" role="region" aria-label="{text(name)}" tabindex="0">'
+        f'<table class="dq-table"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    )
+
+
+def state_tag(job: Job) -> str:
+    """The state of a job as a small label."""
+    good = {JobState.PUBLISHED: "good", JobState.REFUSED: "bad", JobState.FAILED: "bad"}
+    busy = "busy" if job.state is JobState.RUNNING else "plain"
+    return f'<span class="dq-tag dq-{good.get(job.state, busy)}">{STATES[job.state]}</span>'
+
+
+def bar(fraction: float, label: str) -> str:
+    """A progress bar."""
+    share = 100 * min(max(fraction, 0.0), 1.0)
+    return (
+        f'<div class="dq-bar" role="progressbar" aria-label="{text(label)}" aria-valuemin="0" '
+        f'aria-valuemax="100" aria-valuenow="{share:.0f}"><div style="width:{share:.1f}%"></div>'
+        "</div>"
+    )
+
+
+def picture(light: str, dark: str, *, name: str) -> str:
+    """An SVG for light and for dark pages; as images, in which nothing runs."""
+    images = "".join(
+        f'<img class="dq-only-{theme}" alt="{text(name)}" src="{_data_url(svg)}">'
+        for theme, svg in (("light", light), ("dark", dark))
+    )
+    label = text(name)
+    return f'<div class="dq-picture" role="region" aria-label="{label}" tabindex="0">{images}</div>'
+
+
+def _data_url(svg: str) -> str:
+    return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()

@@ -1,0 +1,135 @@
+"""The board as HTML: what waits, runs and is done, and who does it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+
+from dynquant.core.figures import size
+from dynquant.core.job import Job, JobState
+from dynquant.ports import RunnerStatus
+from dynquant.web import markup, words
+from dynquant.web.catalogue import FinishedModel
+from dynquant.web.service import Board
+
+__all__ = ["FILTERS", "board_view"]
+
+FILTERS: Mapping[str, frozenset[JobState]] = {
+    "All": frozenset(JobState),
+    "Waiting": frozenset({JobState.WAITING}),
+    "Running": frozenset({JobState.RUNNING}),
+    "Published": frozenset({JobState.PUBLISHED}),
+    "Refused or failed": frozenset({JobState.REFUSED, JobState.FAILED}),
+}
+
+_SHOWN = 50
+_MINUTE_SECS = 60
+
+
+def board_view(board: Board, known: Sequence[FinishedModel], *, state: str, wanted: str) -> str:
+    """The board.
+
+    Args:
+        board: All jobs and runners.
+        known: Finished models, as far as somebody has looked at them.
+        state: A key of `FILTERS`; another one shows all.
+        wanted: Part of the name of a model or a person.
+    """
+    shown = [job for job in board.jobs if _is_wanted(job, state, wanted)]
+    return _totals(board, known) + _jobs(shown, board) + _runners(board.runners)
+
+
+def _is_wanted(job: Job, state: str, wanted: str) -> bool:
+    part = wanted.strip().lower()
+    names = f"{job.request.model} {job.request.requester}".lower()
+    return job.state in FILTERS.get(state, FILTERS["All"]) and part in names
+
+
+def _totals(board: Board, known: Sequence[FinishedModel]) -> str:
+    num_published = sum(job.state is JobState.PUBLISHED for job in board.jobs)
+    line = board.line
+    tiles = [
+        ("Waiting", str(line.num_waiting)),
+        ("Running", str(line.num_running)),
+        ("Published", str(num_published)),
+        ("Median time", words.duration(line.job_secs) if line.job_secs is not None else "–"),
+    ]
+    if known:
+        tiles.append(("In the gallery", size(sum(each.rung.num_bytes for each in known))))
+    boxes = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in tiles)
+    return f'<dl class="dq-tiles dq-totals">{boxes}</dl>'
+
+
+def _jobs(shown: Sequence[Job], board: Board) -> str:
+    if not board.jobs:
+        return markup.empty("No jobs yet", "The first one is asked for on the page Convert.")
+    if not shown:
+        return markup.empty("Nothing matches", "Choose another filter, or another name.")
+    items = "".join(map(_job, shown[:_SHOWN]))
+    more = len(shown) - _SHOWN
+    rest = f'<p class="dq-wait">{more} older ones are not shown.</p>' if more > 0 else ""
+    return f'<ul class="dq-jobs">{items}</ul>{rest}'
+
+
+def _job(job: Job) -> str:
+    targets = words.bpw_list(job.request.targets_bpw)
+    about = f"{targets} bits per weight · {job.request.requester} · {_when(job.submitted_at)}"
+    return (
+        f"<li><div><strong>{markup.job_link(job.id, job.request.model)}</strong>"
+        f"<small>{markup.text(about)}</small></div>"
+        f'<div class="dq-how">{markup.state_tag(job)}{_how(job)}</div></li>'
+    )
+
+
+def _how(job: Job) -> str:
+    """How far it is, or why it is not."""
+    if job.state is JobState.RUNNING and job.progress is not None:
+        label = words.STEPS[job.progress.step]
+        return markup.bar(job.progress.fraction, label) + f"<small>{markup.text(label)}</small>"
+    if job.state is JobState.WAITING:
+        place = f"Number {job.position} in line. " if job.position else ""
+        return f"<small>{markup.text(place + job.sentence)}</small>"
+    if job.state in {JobState.REFUSED, JobState.FAILED}:
+        code = f"<code>{markup.text(job.reason_code)}</code> " if job.reason_code else ""
+        return f"<small>{code}{markup.text(job.sentence)}</small>"
+    return ""
+
+
+def _runners(runners: Sequence[RunnerStatus]) -> str:
+    title = "<h2>Runners</h2>"
+    if not runners:
+        sentence = "Jobs wait until one is started: 'dynquant runner' on a Mac."
+        return title + markup.empty("No runner has been seen yet", sentence)
+    return title + markup.table(
+        ("Runner", "State", "Memory", "Jobs", "Version", "Heard of"),
+        [_runner(each) for each in runners],
+        align="llrrll",
+        name="Runners",
+    )
+
+
+def _runner(runner: RunnerStatus) -> tuple[str, ...]:
+    state = (
+        '<span class="dq-tag dq-good">Running</span>'
+        if runner.is_alive
+        else '<span class="dq-tag dq-plain">Away</span>'
+    )
+    minutes = _minutes(runner)
+    heard = "just now" if minutes == 0 else f"{words.duration(minutes * _MINUTE_SECS)} ago"
+    return (
+        markup.text(runner.id),
+        state,
+        markup.text(size(runner.memory_bytes)),
+        f"{runner.num_running} of {runner.num_slots}",
+        markup.text(runner.version),
+        heard,
+    )
+
+
+def _minutes(runner: RunnerStatus) -> int:
+    """Whole minutes of silence: seconds would change the page at every look."""
+    return int(runner.silent_secs // _MINUTE_SECS)
+
+
+def _when(at: datetime) -> str:
+    return f"{at.astimezone(UTC):%-d %b %H:%M} UTC"

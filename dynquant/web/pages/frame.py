@@ -1,0 +1,65 @@
+"""What all pages share: the head with the way to the others, and how handlers are bound."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final
+
+import gradio as gr
+from gradio.components.navbar import Navbar
+
+from dynquant.web import markup
+
+__all__ = ["LOOK_NOW", "PAGES", "QUIET", "head", "html", "live"]
+
+PAGES = (("", "Convert"), ("board", "Board"), ("gallery", "Gallery"))
+"""Path → name, in the order of the navigation."""
+
+LOOK_NOW = "() => window.dispatchEvent(new Event('dq-look'))"
+"""Has a live place look before its time."""
+
+QUIET: Final[Any] = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
+"""Of every handler: else Gradio makes it a part of the API. Without the queue a look is one
+request, and none waits behind another."""
+
+
+_SCRIPT = Path(__file__).parents[1].joinpath("live.js").read_text(encoding="utf-8")
+
+
+def head(current: str, *, signs_in: bool) -> None:
+    """The head of a page, whose path is `current`."""
+    links = "".join(
+        f'<a href="./{path}"{" aria-current=page" if path == current else ""}>{name}</a>'
+        for path, name in PAGES
+    )
+    Navbar(visible=False)
+    with gr.Row(elem_classes="dq-top", equal_height=True):
+        html(
+            '<div class="dq-nav"><a class="dq-brand" href="./">dynquant</a>'
+            f'<nav aria-label="Pages">{links}</nav></div>'
+        )
+        if signs_in:
+            gr.LoginButton(
+                "Sign in with Hugging Face",
+                logout_value="Sign out ({})",
+                size="sm",
+                variant="secondary",
+                elem_classes="dq-login",
+            )
+
+
+def html(value: str = "", **options: Any) -> gr.HTML:
+    """A place for HTML of ours, which our own style sheet alone gives its looks."""
+    return gr.HTML(value, apply_default_css=False, js_on_load=None, **options)
+
+
+def live(path: str, before: str = "", **options: Any) -> gr.HTML:
+    """A place that looks every three seconds at `path` for what it shows; see `web.live`.
+
+    Args:
+        path: One of the routes of `web.live`.
+        before: HTML above it; the fields of a form in it are part of each look.
+        options: Of the component.
+    """
+    place = f'<div data-live="{path}" aria-live="polite">{markup.loading("Looking…")}</div>'
+    return gr.HTML(before + place, apply_default_css=False, js_on_load=_SCRIPT, **options)

@@ -1,0 +1,114 @@
+"""How far a job is, as HTML."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from dynquant.core.job import STEPS as ORDER
+from dynquant.core.job import Job, JobState
+from dynquant.ports import JobEvent
+from dynquant.web import markup, words
+
+__all__ = ["job_view"]
+
+_NUM_LOG_LINES = 30
+
+
+def job_view(job: Job, log: Sequence[JobEvent], *, page_url: str) -> str:
+    """A job and what happened to it; `page_url` is the model's on the Hub."""
+    request = job.request
+    model = markup.link(request.model, page_url)
+    asked = (
+        f"{words.bpw_list(request.targets_bpw)} bits per weight, asked for by "
+        f"{request.requester} {_when(job.submitted_at)}"
+    )
+    if job.attempt > 1:
+        asked += f", attempt {job.attempt}"
+    lines = [
+        f'<p class="dq-over">Job <code>{markup.text(job.id)}</code> {markup.state_tag(job)}</p>',
+        f"<h1>{model}</h1>",
+        f'<p class="dq-lead">{markup.text(asked)}</p>',
+        _state(job),
+        _steps(job),
+        _log(log, is_folded=job.state is JobState.PUBLISHED),
+    ]
+    return "".join(lines)
+
+
+def _state(job: Job) -> str:
+    """Where the job stands, in a sentence or two."""
+    if job.state is JobState.WAITING:
+        place = f"It is number {job.position} in line." if job.position else "It waits."
+        turn = f" Its turn comes in about {words.duration(job.eta_secs)}." if job.eta_secs else ""
+        return markup.notice("Waiting", f"{place}{turn} {job.sentence}".strip())
+    if job.state in {JobState.REFUSED, JobState.FAILED}:
+        title = words.STATES[job.state]
+        code = f"<small>Code: {markup.text(job.reason_code)}</small>" if job.reason_code else ""
+        return (
+            f'<div class="dq-notice dq-bad" role="status"><strong>{title}</strong>'
+            f"<p>{markup.text(job.sentence)}</p>{code}</div>"
+        )
+    if job.state is JobState.CANCELLED:
+        return markup.notice("Cancelled", "It was cancelled. What was done so far is kept.")
+    if job.state is JobState.PUBLISHED:
+        return markup.notice("Published", _took(job), kind="good")
+    return ""
+
+
+def _took(job: Job) -> str:
+    if not (job.started_at and job.ended_at):
+        return "It is on the Hub."
+    secs = (job.ended_at - job.started_at).total_seconds()
+    return f"It took {words.duration(secs)} on {job.runner}."
+
+
+def _steps(job: Job) -> str:
+    """The steps in order, with a bar at the one that runs."""
+    if job.state is JobState.PUBLISHED or not (job.progress or job.state is JobState.RUNNING):
+        return ""
+    reached = ORDER.index(job.progress.step) if job.progress else 0
+    items = []
+    for place, name in enumerate(ORDER):
+        label = markup.text(words.STEPS[name])
+        if place < reached:
+            items.append(f'<li class="dq-done">{label}</li>')
+        elif place == reached:
+            stopped = "dq-stopped" if job.is_over else "dq-now"
+            items.append(f'<li class="{stopped}" aria-current="step">{label}{_progress(job)}</li>')
+        else:
+            items.append(f"<li>{label}</li>")
+    return f'<ol class="dq-steps">{"".join(items)}</ol>'
+
+
+def _progress(job: Job) -> str:
+    progress = job.progress
+    if progress is None or job.is_over:
+        return ""
+    parts = [f"{100 * progress.fraction:.0f} %"]
+    if progress.eta_secs is not None:
+        parts.append(f"about {words.duration(progress.eta_secs)} left")
+    parts += [part for part in (progress.layer, progress.sentence, f"on {job.runner}") if part]
+    return (
+        markup.bar(progress.fraction, words.STEPS[progress.step])
+        + f"<small>{markup.text(' · '.join(parts))}</small>"
+    )
+
+
+def _log(log: Sequence[JobEvent], *, is_folded: bool) -> str:
+    if not log:
+        return ""
+    lines = "".join(
+        f"<li><time>{event.at:%H:%M:%S}</time> <span>{markup.text(event.sentence)}</span></li>"
+        for event in log[-_NUM_LOG_LINES:]
+    )
+    title, note = "What happened", "<small>times are UTC</small>"
+    if is_folded:
+        head = f"<summary>{title}</summary><p>{note}</p>"
+        return f'<details class="dq-log">{head}<ol>{lines}</ol></details>'
+    return f'<section class="dq-log"><h2>{title} {note}</h2><ol>{lines}</ol></section>'
+
+
+def _when(at: datetime) -> str:
+    """Not `12 min ago`: the page stays as it is until something happens."""
+    return f"on {at.astimezone(UTC):%-d %B at %H:%M} UTC"

@@ -1,0 +1,96 @@
+"""Who a visitor is, and what they may do. Identity comes from the Hub, never from a form."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from dynquant.core.job import Job
+from dynquant.errors import DestinationError, RequestError
+from dynquant.hub.publishing import Account
+from dynquant.web.settings import WebSettings
+from dynquant.web.shared import Shared
+
+__all__ = ["Reception", "Visitor"]
+
+_KNOWN_SECS = 60.0
+"""So long a token is taken to be whose it was; then the Hub is asked again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Visitor:
+    """Somebody who may ask for models.
+
+    Attributes:
+        name: Account on the Hub, or of this machine.
+        namespaces: Where they may have copies put.
+        is_operator: Whether every job is theirs to cancel.
+    """
+
+    name: str
+    namespaces: tuple[str, ...] = ()
+    is_operator: bool = False
+
+    def owns(self, job: Job) -> bool:
+        """Whether they may cancel `job` and try it again."""
+        return self.is_operator or job.request.requester == self.name
+
+
+class Reception:
+    """Tells visitors apart.
+
+    Args:
+        settings: Whether they sign in at all, and who operates this.
+        account: Asks the Hub whose a token is.
+        user: Who everybody is on one's own machine.
+    """
+
+    def __init__(
+        self, settings: WebSettings, *, account: Callable[[str], Account], user: str
+    ) -> None:
+        self._settings = settings
+        self._account = account
+        self._user = user
+        self._accounts: Shared[str, Account] = Shared(fresh_secs=_KNOWN_SECS, max_keys=1_000)
+
+    def visitor(self, token: str | None) -> Visitor | None:
+        """Who has this token; None for somebody who has not signed in.
+
+        Raises:
+            HubUnavailableError: The Hub cannot be asked.
+        """
+        if not self._settings.is_space:
+            return Visitor(name=self._user, is_operator=True)
+        if not token:
+            return None
+        try:
+            account = self._asked(token)
+        except DestinationError:  # it has expired, or is none
+            return None
+        return Visitor(
+            name=account.name,
+            namespaces=account.namespaces,
+            is_operator=account.name in self._settings.operators,
+        )
+
+    def require(self, token: str | None) -> Visitor:
+        """As `visitor`.
+
+        Raises:
+            RequestError: Nobody is signed in.
+        """
+        visitor = self.visitor(token)
+        if visitor is not None:
+            return visitor
+        if not self._settings.signs_in:
+            raise RequestError(
+                "Nobody can sign in here, so nobody can ask for models. The owner of this Space "
+                "has to set 'hf_oauth: true' in its README.md."
+            )
+        raise RequestError("Sign in with Hugging Face first; then ask again.")
+
+    def _asked(self, token: str) -> Account:
+        """Whose token it is; remembered by a hash, so that no token is kept."""
+        digest = hashlib.sha256(token.encode()).hexdigest()
+        return self._accounts(digest, lambda: self._account(token))

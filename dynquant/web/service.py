@@ -1,0 +1,257 @@
+"""What visitors can do, whichever way they ask: by a page or by the API."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from dynquant.core.formats import parse_menu
+from dynquant.core.job import Job, JobOption, JobRequest
+from dynquant.core.naming import quantized_name, repo_ids
+from dynquant.corpus import DEFAULT_CALIBRATION
+from dynquant.errors import InvalidOptionError, RequestError
+from dynquant.hub.search import FoundModel, HubSearch
+from dynquant.hub.visitor import HubVisitor
+from dynquant.ports import JobEvent, RunnerStatus
+from dynquant.web.catalogue import Catalogue
+from dynquant.web.desk import JobDesk
+from dynquant.web.outlook import Line, Outlook, line_of, outlook
+from dynquant.web.prospects import Prospect, Prospects
+from dynquant.web.reception import Reception, Visitor
+from dynquant.web.settings import WebSettings
+from dynquant.web.shared import Shared
+
+__all__ = ["CALIBRATIONS", "DEFAULT_CONTEXT_TOKENS", "Board", "Order", "Service"]
+
+CALIBRATIONS: Mapping[str, str] = {
+    "Conversations (Tulu 3)": DEFAULT_CALIBRATION,
+    "Articles (WikiText-2, training part)": "Salesforce/wikitext:wikitext-2-raw-v1:train:text",
+}
+"""What people may calibrate on. Not any text: to a runner a name may be a file of its own."""
+
+DEFAULT_CONTEXT_TOKENS = 4_096
+_FRESH_SECS = 2.0
+"""How old a board may be that is shown: about the time between two looks of one page."""
+_MAX_JOBS = 300
+_NUM_FOUND = 12
+_MIN_SEARCH = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """What somebody fills in.
+
+    Attributes:
+        model: Name or address.
+        formats: Names with commas; empty for all.
+        calibration: A key of `CALIBRATIONS`; empty for the default.
+        destination: Namespace or name template; empty for the default.
+    """
+
+    model: str
+    targets_bpw: tuple[float, ...]
+    formats: str = ""
+    calibration: str = ""
+    private: bool = False
+    destination: str = ""
+    notify_url: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Board:
+    """All jobs and runners at one time."""
+
+    jobs: tuple[Job, ...]
+    runners: tuple[RunnerStatus, ...]
+    line: Line
+
+
+@dataclass(frozen=True, kw_only=True)
+class Service:
+    """What visitors can do.
+
+    Attributes:
+        settings: How the pages are served.
+        desk: Where jobs are.
+        reception: Who visitors are.
+        prospects: Models that could be quantized.
+        search: Lists of models.
+        catalogue: Models that are finished.
+        namespace: Where models are published; None if nobody knows.
+    """
+
+    settings: WebSettings
+    desk: JobDesk
+    reception: Reception
+    prospects: Prospects
+    search: HubSearch
+    catalogue: Catalogue
+    namespace: Callable[[], str | None]
+    _boards: Shared[str, Board] = field(
+        default_factory=lambda: Shared(fresh_secs=_FRESH_SECS), init=False
+    )
+    _jobs: Shared[str, tuple[Job, tuple[JobEvent, ...]]] = field(
+        default_factory=lambda: Shared(fresh_secs=_FRESH_SECS), init=False
+    )
+    _searches: Shared[str, tuple[FoundModel, ...]] = field(
+        default_factory=lambda: Shared(fresh_secs=60.0, max_keys=1_000), init=False
+    )
+
+    def find(self, words: str) -> tuple[FoundModel, ...]:
+        """Models for somebody who types a name."""
+        typed = words.strip().lower()[:96]
+        if len(typed) < _MIN_SEARCH or "://" in typed:
+            return ()
+        return self._searches(typed, lambda: self.search.models(typed, limit=_NUM_FOUND))
+
+    def outlooks(
+        self, prospect: Prospect, targets_bpw: tuple[float, ...], *, context_tokens: int
+    ) -> tuple[Outlook, ...]:
+        """What each target gives; see `outlook`."""
+        measured = self.catalogue.measured(prospect.quants)
+        return tuple(
+            outlook(prospect, bpw, context_tokens=context_tokens, measured=measured)
+            for bpw in targets_bpw
+        )
+
+    def board(self) -> Board:
+        """All jobs and runners, some seconds old at most."""
+        return self._boards("", self._read_board)
+
+    def job(self, job_id: str) -> tuple[Job, tuple[JobEvent, ...]]:
+        """A job and its log, some seconds old at most.
+
+        Raises:
+            RequestError: There is none.
+        """
+        return self._jobs(job_id, lambda: (self.desk.get(job_id), self.desk.log(job_id)))
+
+    def submit(self, visitor: Visitor, order: Order) -> Job:
+        """Queue what a visitor asks for.
+
+        Raises:
+            RequestError: It cannot work; says what to change.
+            RetryLaterError: Not now.
+        """
+        prospect = self.prospects(order.model)
+        self.outlooks(prospect, order.targets_bpw, context_tokens=DEFAULT_CONTEXT_TOKENS)
+        job = self.desk.submit(
+            JobRequest(
+                model=prospect.repo_id,
+                revision=prospect.revision_sha,
+                targets_bpw=order.targets_bpw,
+                destination=self._destination(visitor, order, prospect),
+                requester=visitor.name,
+                private=_private(visitor, order),
+                options=_options(order),
+                notify_url=order.notify_url.strip() or None,
+            )
+        )
+        self._changed(job.id)
+        return job
+
+    def cancel(self, visitor: Visitor, job_id: str) -> Job:
+        """Cancel one's own job.
+
+        Raises:
+            RequestError: There is none, it is over, or it is somebody else's.
+        """
+        self._require_own(visitor, job_id, "cancel")
+        try:
+            return self.desk.cancel(job_id)
+        finally:
+            self._changed(job_id)
+
+    def retry(self, visitor: Visitor, job_id: str) -> Job:
+        """Try one's own job again.
+
+        Raises:
+            RequestError: There is none, it is not over, or it is somebody else's.
+            RetryLaterError: The requester is over the limit.
+        """
+        self._require_own(visitor, job_id, "retry")
+        try:
+            return self.desk.retry(job_id)
+        finally:
+            self._changed(job_id)
+
+    def copy(self, token: str | None, job_id: str, *, private: bool) -> tuple[str, ...]:
+        """Copy what a job published to the account whose token it is; ids of the copies.
+
+        Raises:
+            RequestError: Nobody is signed in, nothing was published, or a name is taken.
+            HubUnavailableError: Network, rate limit, 5xx.
+        """
+        visitor = self.reception.require(token)
+        assert token is not None
+        job, _ = self.job(job_id)
+        if not job.results:
+            raise RequestError("This job has published nothing yet, so there is nothing to copy.")
+        mine = HubVisitor(token)
+        return tuple(
+            mine.copy(each.repo_id, namespace=visitor.name, private=private) for each in job.results
+        )
+
+    def _read_board(self) -> Board:
+        jobs = self.desk.list(limit=_MAX_JOBS)
+        runners = self.desk.runners()
+        return Board(jobs=jobs, runners=runners, line=line_of(jobs, runners))
+
+    def _changed(self, job_id: str) -> None:
+        self._boards.forget("")
+        self._jobs.forget(job_id)
+
+    def _require_own(self, visitor: Visitor, job_id: str, what: str) -> None:
+        if not visitor.owns(self.desk.get(job_id)):
+            raise RequestError(
+                f"This job is somebody else's. Only who asked for it and the operators can "
+                f"{what} it."
+            )
+
+    def _destination(self, visitor: Visitor, order: Order, prospect: Prospect) -> str:
+        """Where the models go; strangers publish to where the runner's token belongs."""
+        wanted = order.destination.strip()
+        default = self.namespace()
+        if wanted and wanted != default and not visitor.is_operator:
+            raise RequestError(
+                f"Models are published to '{default}' here. Leave the destination empty, and copy "
+                "the finished model to your account on its job page."
+            )
+        destination = wanted or default
+        if not destination:
+            raise RequestError(
+                "Nobody has said where models are to be published. Fill in a destination, such as "
+                "your name on the Hub, or set DYNQUANT_PUBLISH_TO."
+            )
+        repo_ids(  # refuses what makes no names
+            destination,
+            {
+                quantized_name(prospect.repo_id, bpw): (prospect.repo_id, bpw)
+                for bpw in order.targets_bpw
+            },
+        )
+        return destination
+
+
+def _private(visitor: Visitor, order: Order) -> bool:
+    if order.private and not visitor.is_operator:
+        raise RequestError(
+            "A private model would be private to the owner of this Space. Leave it public, and "
+            "make a private copy in your account on its job page."
+        )
+    return order.private
+
+
+def _options(order: Order) -> dict[str, JobOption]:
+    options: dict[str, JobOption] = {}
+    if order.formats.strip():
+        options["menu"] = ",".join(fmt.name for fmt in parse_menu(order.formats))
+    if order.calibration and order.calibration not in CALIBRATIONS:
+        raise InvalidOptionError(
+            f"There is no calibration set '{order.calibration[:60]}'. Choose one of: "
+            f"{'; '.join(CALIBRATIONS)}."
+        )
+    calibration = CALIBRATIONS.get(order.calibration, DEFAULT_CALIBRATION)
+    if calibration != DEFAULT_CALIBRATION:
+        options["calibration"] = calibration
+    return options

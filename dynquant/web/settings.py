@@ -1,0 +1,64 @@
+"""What of the environment only the web pages need."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from dynquant.errors import InvalidOptionError
+
+__all__ = ["WebSettings"]
+
+_ACCOUNT = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9])?")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WebSettings:
+    """How the pages are served.
+
+    Attributes:
+        operators: Accounts that may cancel every job and choose where models go.
+        publish_to: Namespace that models are published to; None is that of the runner's token.
+        is_space: Whether this is a Space, where everybody is a stranger.
+        signs_in: Whether visitors can sign in with Hugging Face.
+        address: Where the pages are found from outside; empty where nobody says.
+    """
+
+    operators: frozenset[str] = frozenset()
+    publish_to: str | None = None
+    is_space: bool = False
+    signs_in: bool = False
+    address: str = ""
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> WebSettings:
+        """The settings that `environment` asks for; a Space sets some of it by itself.
+
+        Raises:
+            InvalidOptionError: A variable's value makes no sense; names the variable.
+        """
+        is_space = bool(environment.get("SPACE_ID"))
+        # With a domain of one's own there are several, of which the first is the Hub's.
+        host = environment.get("SPACE_HOST", "").split(",")[0].strip()
+        names = _accounts(environment, "DYNQUANT_OPERATORS")
+        namespaces = _accounts(environment, "DYNQUANT_PUBLISH_TO")
+        if len(namespaces) > 1:
+            raise InvalidOptionError("DYNQUANT_PUBLISH_TO must be one account or organization.")
+        return cls(
+            operators=frozenset(names),
+            publish_to=namespaces[0] if namespaces else None,
+            is_space=is_space,
+            # Elsewhere Gradio would sign everybody in as the owner of this machine's token.
+            signs_in=is_space and bool(environment.get("OAUTH_CLIENT_ID")),
+            address=f"https://{host}" if is_space and host else "",
+        )
+
+
+def _accounts(environment: Mapping[str, str], name: str) -> list[str]:
+    found = [each.strip() for each in environment.get(name, "").split(",") if each.strip()]
+    if not all(map(_ACCOUNT.fullmatch, found)):
+        raise InvalidOptionError(
+            f"{name} must be names of accounts on the Hub, with commas between them."
+        )
+    return found

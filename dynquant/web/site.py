@@ -1,0 +1,117 @@
+"""All pages together as one web application."""
+
+from __future__ import annotations
+
+import hmac
+import warnings
+from urllib.parse import urlencode
+
+import gradio as gr
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import PlainTextResponse, RedirectResponse
+from starlette.datastructures import QueryParams
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from dynquant.errors import RequestError
+from dynquant.web.api import add_api
+from dynquant.web.live import add_live_routes
+from dynquant.web.looks import HEAD, STYLE, theme
+from dynquant.web.pages.board import add_board_page
+from dynquant.web.pages.convert import add_convert_page
+from dynquant.web.pages.gallery import add_gallery_page
+from dynquant.web.pages.job import add_job_page
+from dynquant.web.service import Service
+from dynquant.web.snapshots import Snapshots
+
+__all__ = ["make_site"]
+
+_MAX_BOARD_BYTES = 4_000_000
+"""Runners post 2 MB of jobs at most."""
+
+
+def make_site(
+    service: Service,
+    *,
+    snapshots: Snapshots | None = None,
+    space_secret: str | None = None,
+    mcp_server: bool = False,
+) -> FastAPI:
+    """The application.
+
+    Args:
+        service: What visitors can do.
+        snapshots: Takes the boards that runners post; None where none do.
+        space_secret: What runners have to show.
+        mcp_server: Whether the API is offered as tools, too.
+    """
+    app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
+    if snapshots is not None and space_secret is not None:
+        _add_board_post(app, snapshots, space_secret)
+    add_live_routes(app, service)
+    app.add_middleware(_JobLink)
+    with warnings.catch_warnings():
+        # Gradio says so of several pages, also where nobody asked for it.
+        warnings.filterwarnings("ignore", message="SSR mode is not supported")
+        return gr.mount_gradio_app(
+            app,
+            _blocks(service),
+            path="/",
+            theme=theme(),
+            css_paths=STYLE,
+            head=HEAD,
+            footer_links=[],
+            run_history=False,
+            show_error=False,
+            max_file_size="1kb",  # nothing is uploaded here, and Gradio keeps what is
+            ssr_mode=False,
+            mcp_server=mcp_server,
+        )
+
+
+def _blocks(service: Service) -> gr.Blocks:
+    with gr.Blocks(title="dynquant", analytics_enabled=False, fill_width=True) as blocks:
+        add_convert_page(service)
+        add_api(service)
+    with blocks.route("Job", "job", show_in_navbar=False):
+        add_job_page(service)
+    with blocks.route("Board", "board"):
+        add_board_page(service)
+    with blocks.route("Gallery", "gallery"):
+        add_gallery_page(blocks, service)
+    return blocks
+
+
+def _add_board_post(app: FastAPI, snapshots: Snapshots, secret: str) -> None:
+    expected = f"Bearer {secret}".encode()
+
+    @app.post("/runner/board")
+    async def take_board(request: Request) -> Response:
+        given = request.headers.get("authorization", "").encode()
+        if not hmac.compare_digest(given, expected):
+            return PlainTextResponse("The secret is not the one of this Space.", status_code=401)
+        content = bytearray()
+        async for chunk in request.stream():
+            content += chunk
+            if len(content) > _MAX_BOARD_BYTES:
+                return PlainTextResponse("The board is too large.", status_code=413)
+        try:
+            snapshots.take(bytes(content))
+        except RequestError as error:
+            return PlainTextResponse(str(error), status_code=422)
+        return Response(status_code=204)
+
+
+class _JobLink:
+    """Leads `/?job=ID`, the form that passes through the Hub's page of a Space, to the job."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] == "/":
+            job_id = QueryParams(scope["query_string"]).get("job")
+            if job_id:
+                answer = RedirectResponse(f"job?{urlencode({'job': job_id})}")
+                await answer(scope, receive, send)
+                return
+        await self._app(scope, receive, send)

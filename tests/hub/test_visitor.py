@@ -1,0 +1,63 @@
+"""What a visitor does with their own token, on a Hub on this machine."""
+
+from __future__ import annotations
+
+import pytest
+
+from dynquant.errors import DestinationError, Reason
+from dynquant.hub.visitor import HubVisitor
+from tests.hub import duplicating
+from tests.hub.conftest import tiny_files
+from tests.local_hub.app import app
+
+pytestmark = pytest.mark.hub
+
+REPO = "quants/tiny-MLX-4.5bpw"
+
+
+@pytest.fixture(autouse=True)
+def copying() -> None:
+    """The route comes before the one that refuses what the local Hub does not know."""
+    if duplicating.router.routes[0] not in app.router.routes:
+        app.router.routes.insert(0, duplicating.router.routes[0])
+
+
+@pytest.fixture
+def ann(hub, pauses) -> HubVisitor:
+    hub.add_user("ann", token="hf_ann", orgs={"team": "write"})
+    hub.add(REPO, tiny_files())
+    return HubVisitor("hf_ann", endpoint=hub.url, sleep=pauses.append)
+
+
+def test_the_hub_says_whose_a_token_is(ann):
+    account = ann.account()
+    assert (account.name, account.namespaces) == ("ann", ("ann", "team"))
+
+
+def test_a_token_that_nobody_has_is_refused(ann, hub, pauses):
+    with pytest.raises(DestinationError, match="does not accept the token"):
+        HubVisitor("hf_forged", endpoint=hub.url, sleep=pauses.append).account()
+
+
+@pytest.mark.parametrize("private", [False, True])
+def test_a_copy_is_made_by_the_hub_itself(ann, hub, private):
+    assert ann.copy(REPO, namespace="ann", private=private) == "ann/tiny-MLX-4.5bpw"
+    copy = hub.repos["model", "ann/tiny-MLX-4.5bpw"]
+    assert copy.at("main").files == hub.repos["model", REPO].at("main").files
+    assert copy.private is private
+    assert not hub.asked("GET .*/resolve/")
+
+
+def test_what_is_there_already_is_left_alone(ann, hub):
+    hub.add("ann/tiny-MLX-4.5bpw", {"README.md": b"mine"})
+    words = r"There is a 'ann/tiny-MLX-4\.5bpw' already"
+    with pytest.raises(DestinationError, match=words) as info:
+        ann.copy(REPO, namespace="ann", private=False)
+    assert info.value.reason is Reason.DESTINATION_TAKEN
+    with pytest.raises(DestinationError, match="nothing to copy"):
+        ann.copy(REPO, namespace="quants", private=False)
+
+
+def test_nobody_copies_into_the_account_of_another(ann):
+    with pytest.raises(DestinationError, match=r"may not write to 'bob/tiny-MLX-4\.5bpw'"):
+        ann.copy(REPO, namespace="bob", private=False)

@@ -1,0 +1,99 @@
+"""The pages with everything behind them and without a network: `python -m tests.web.offline`.
+
+A local Hub has a small model and two texts under the names of the default ones; the texts are
+Python's own help. The pages run as a person starts them, with a runner beside them.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from pydoc_data import topics
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dynquant.corpus import DEFAULT_CALIBRATION, DEFAULT_EVALUATION
+from tests.local_hub import LocalHub
+
+ROOT = Path(__file__).parents[2]
+SAMPLE = ROOT / "examples" / "sample-2m"
+SOURCE = "team/sample-2m"
+USER, TOKEN = "you", "hf_local"
+
+
+def main() -> int:
+    """Serve until Ctrl-C."""
+    with offline_hub() as hub:
+        sys.stdout.write(f"A Hub of this machine alone: {hub.url}. On it is {SOURCE}.\n")
+        sys.stdout.flush()
+        folder = ROOT / "out" / "serve"
+        folder.mkdir(parents=True, exist_ok=True)
+        process = subprocess.Popen(
+            [sys.executable, "app.py"], cwd=ROOT, env=environment(hub, folder)
+        )
+        try:
+            return process.wait()
+        except KeyboardInterrupt:  # which the pages have got as well
+            return process.wait()
+
+
+@contextmanager
+def offline_hub() -> Iterator[LocalHub]:
+    """A Hub with all that a conversion needs."""
+    halves = _halves()
+    with LocalHub() as hub:
+        hub.add_user(USER, token=TOKEN)
+        hub.add(SOURCE, SAMPLE)
+        calibration, _, _, _ = DEFAULT_CALIBRATION.split(":")
+        chats = [
+            [
+                {"role": "user", "content": "What does Python's help say?"},
+                {"role": "assistant", "content": each},
+            ]
+            for each in halves[0]
+        ]
+        files = {"data/train-00000-of-00001.parquet": _parquet("messages", chats)}
+        hub.add(calibration, files, kind="dataset")
+        evaluation, config, split, column = DEFAULT_EVALUATION.split(":")
+        name = f"{config}/{split}-00000-of-00001.parquet"
+        hub.add(evaluation, {name: _parquet(column, halves[1])}, kind="dataset")
+        hub.after_request = lambda _: hub.requests.clear()
+        yield hub
+
+
+def environment(hub: LocalHub, folder: Path, **extra: str) -> dict[str, str]:
+    """What the pages and their runner have to know of `hub`."""
+    return os.environ | {
+        "HF_ENDPOINT": hub.url,
+        "HF_HOME": str(folder / "hf"),
+        "HF_TOKEN": TOKEN,
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "DYNQUANT_HOME": str(folder / "home"),
+        "GRADIO_ANALYTICS_ENABLED": "False",
+        **extra,
+    }
+
+
+def _halves() -> tuple[list[str], list[str]]:
+    """Two texts that share no paragraph."""
+    pages = "\n\n".join(text for _, text in sorted(topics.topics.items()))
+    paragraphs = list(dict.fromkeys(pages.split("\n\n")))
+    documents = ["\n\n".join(paragraphs[i : i + 20]) for i in range(0, len(paragraphs), 20)]
+    return documents[::2], documents[1::2]
+
+
+def _parquet(column: str, values: Sequence[object]) -> bytes:
+    stream = io.BytesIO()
+    pq.write_table(pa.table({column: values}), stream)
+    return stream.getvalue()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

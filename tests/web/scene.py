@@ -1,0 +1,249 @@
+"""The pages with a real board and a local Hub behind them, served from a thread."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+
+from dynquant.core.artefacts import facts_from_json
+from dynquant.core.facts import ModelFacts
+from dynquant.core.job import JobRequest, JobState, Outcome, PublishedRepo, StepProgress
+from dynquant.core.papers import PLAN, REPORT, papers
+from dynquant.core.recipe import RECIPE_VERSION
+from dynquant.hub.models import HubModels
+from dynquant.hub.publishing import Account
+from dynquant.hub.search import HubSearch
+from dynquant.hub.visitor import HubVisitor
+from dynquant.jobs.board import DatabaseBoard
+from dynquant.jobs.database import Database
+from dynquant.jobs.registry import Registry
+from dynquant.jobs.store import JobStore
+from dynquant.web.catalogue import Catalogue
+from dynquant.web.desk import BoardDesk, JobDesk
+from dynquant.web.prospects import Prospects
+from dynquant.web.reception import Reception
+from dynquant.web.service import Service
+from dynquant.web.settings import WebSettings
+from dynquant.web.site import make_site
+from tests.core.card_factories import make_facts, make_ladder, make_original, make_row, make_uniform
+from tests.local_hub import LocalHub
+
+SAMPLE = Path(__file__).parents[2] / "examples" / "sample-2m"
+SOURCE = "team/sample-2m"
+NAMESPACE = "quants"
+PATIENCE_SECS = 30.0
+
+
+@dataclass(frozen=True)
+class Field:
+    """A Hub, a database and the pages over both."""
+
+    hub: LocalHub
+    url: str
+    service: Service
+    board: DatabaseBoard
+    store: JobStore
+    registry: Registry
+
+    def submit(self, **overrides: Any) -> str:
+        """Queue a job; its id."""
+        request = make_request(**overrides)
+        return self.board.submit(request, revision_sha="c0ffee", recipe_version=RECIPE_VERSION).id
+
+    def run(self, job_id: str, *progress: StepProgress, runner: str = "mac-studio") -> str:
+        """Have a runner take a job, and get so far; the session that has it."""
+        session = self.registry.join(
+            runner, memory_bytes=64 * 10**9, num_slots=1, heartbeat_secs=0.0
+        )
+        assert self.store.take(job_id, runner=runner, session=session) is not None
+        for each in progress:
+            self.store.begin_step(job_id, each.step, session=session)
+            self.store.report(job_id, each, session=session)
+        return session
+
+    def end(self, job_id: str, outcome: Outcome, *, session: str) -> None:
+        self.store.end(job_id, outcome, session=session, busy_secs=400.0)
+        self.registry.leave(session)
+
+    def publish(self, facts: Sequence[ModelFacts] = ()) -> tuple[PublishedRepo, ...]:
+        """Repos on the Hub that dynquant made, one a rung; as a job names them."""
+        return tuple(publish(self.hub, each) for each in facts or make_family())
+
+
+def make_request(**overrides: Any) -> JobRequest:
+    fields: dict[str, Any] = {
+        "model": "Qwen/Qwen3-0.6B",
+        "targets_bpw": (4.5,),
+        "destination": NAMESPACE,
+        "requester": "ann",
+        **overrides,
+    }
+    return JobRequest(**fields)
+
+
+def make_family(source: str = "Qwen/Qwen3-0.6B") -> list[ModelFacts]:
+    """Models of all rungs of one ladder."""
+    name = source.rpartition("/")[2]
+    ladder = tuple(replace(rung, name=f"{name}-MLX-{rung.target_bpw}bpw") for rung in make_ladder())
+    found = []
+    for rung in ladder:
+        row = make_row(
+            stored_bpw=rung.stored_bpw,
+            num_bytes=rung.num_bytes,
+            mean_kl_nats=rung.mean_kl_nats,
+            mean_kl_se_nats=rung.mean_kl_se_nats,
+            top1_agreement=rung.top1_agreement,
+        )
+        facts = make_facts(
+            name=rung.name,
+            source=source,
+            ladder=ladder,
+            rows=(make_original(), make_uniform(), row),
+        )
+        plan = replace(facts.plan, target_bpw=rung.target_bpw, stored_bpw=rung.stored_bpw)
+        found.append(replace(facts, plan=plan, menu=tuple(sorted(set(plan.formats.values())))))
+    return found
+
+
+def publish(hub: LocalHub, facts: ModelFacts, *, namespace: str = NAMESPACE) -> PublishedRepo:
+    files = {name: content.encode() for name, content in papers(facts, None).items()}
+    facts_from_json(files[PLAN].decode(), files[REPORT].decode(), name=facts.name)
+    repo_id = f"{namespace}/{facts.name}"
+    repo = hub.add(repo_id, {**files, "config.json": b"{}", "model.safetensors": bytes(64)})
+    return PublishedRepo(repo_id=repo_id, commit_sha=repo.branches["main"])
+
+
+@contextmanager
+def opened(
+    folder: Path,
+    *,
+    settings: WebSettings | None = None,
+    desk: JobDesk | None = None,
+    user: str = "ann",
+    **site_options: Any,
+) -> Iterator[Field]:
+    """The pages, a Hub with `SOURCE` on it, and an empty board."""
+    web = settings or WebSettings(publish_to=NAMESPACE)
+    url = f"sqlite:///{folder / 'jobs.sqlite'}"
+    with LocalHub() as hub:
+        hub.add_user(NAMESPACE, token="hf_quants")
+        hub.add_user("ann", token="hf_ann")
+        hub.add_user("bob", token="hf_bob", orgs={"team": "write"})
+        hub.add(SOURCE, SAMPLE, downloads=12_345)
+        board, database = DatabaseBoard(url), Database(url)
+        token = False if web.is_space else None
+        search = HubSearch(endpoint=hub.url, token=token)
+
+        def account(visitor_token: str) -> Account:
+            return HubVisitor(visitor_token, endpoint=hub.url).account()
+
+        service = Service(
+            settings=web,
+            desk=desk or BoardDesk(board),
+            reception=Reception(web, account=account, user=user),
+            prospects=Prospects(
+                search,
+                open_hub=lambda: HubModels(
+                    endpoint=hub.url, token=token, cache_dir=folder / "cache"
+                ),
+            ),
+            search=search,
+            catalogue=Catalogue(search, namespace=NAMESPACE),
+            namespace=lambda: web.publish_to,
+        )
+        try:
+            with _event_loop():
+                site = make_site(service, **site_options)
+            with served(site) as address:
+                yield Field(
+                    hub=hub,
+                    url=address,
+                    service=service,
+                    board=board,
+                    store=JobStore(database),
+                    registry=Registry(database),
+                )
+        finally:
+            board.close()
+            database.close()
+
+
+@contextmanager
+def _event_loop() -> Iterator[None]:
+    """Gradio would make a loop for this thread, and leave it open."""
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    try:
+        yield
+    finally:
+        asyncio.set_event_loop(None)
+        loop.close()
+
+
+@contextmanager
+def served(app: FastAPI, *, port: int = 0) -> Iterator[str]:
+    """The application at the address that this yields."""
+    listening = socket.create_server(("127.0.0.1", port))
+    config = uvicorn.Config(
+        app, log_level="error", access_log=False, ws="none", timeout_graceful_shutdown=1
+    )
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
+    thread.start()
+    try:
+        until = time.monotonic() + PATIENCE_SECS
+        while not server.started and time.monotonic() < until:
+            time.sleep(0.02)
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(PATIENCE_SECS)
+        listening.close()
+
+
+def populated(field: Field) -> dict[str, str]:
+    """Jobs in every state, with models on the Hub behind the finished one; name → id."""
+    published = field.submit(targets_bpw=(3.5, 4.5, 6.0, 8.0))
+    session = field.run(published, StepProgress(step="resolve"), StepProgress(step="publish"))
+    results = field.publish()
+    field.end(published, Outcome(state=JobState.PUBLISHED, results=results), session=session)
+    field.publish(make_family("mistralai/Ministral-8B-Instruct-2410")[1:3])
+
+    refused = field.submit(model="someone/Old-Model", requester="bob")
+    session = field.run(refused, StepProgress(step="resolve"), runner="mac-mini")
+    sentence = (
+        "'someone/Old-Model' has only PyTorch weights (.bin or .pt), which can run code when "
+        "opened. Convert them to safetensors first, for example with "
+        "https://huggingface.co/spaces/safetensors/convert."
+    )
+    outcome = Outcome(state=JobState.REFUSED, reason_code="pickled_weights", sentence=sentence)
+    field.end(refused, outcome, session=session)
+
+    running = field.submit(model="Qwen/Qwen3-8B", targets_bpw=(4.5,))
+    field.run(
+        running,
+        StepProgress(step="resolve", fraction=1.0),
+        StepProgress(step="download", fraction=1.0, num_bytes=16_381_516_776),
+        StepProgress(step="measure", fraction=0.43, eta_secs=730.0, layer="model.layers.15"),
+    )
+    waiting = field.submit(model="google/gemma-3-27b-it", targets_bpw=(3.5, 5.0), requester="bob")
+    cancelled = field.submit(model="org/<b>Bold</b>-Model", requester="carol")
+    field.board.cancel(cancelled)
+    return {
+        "running": running,
+        "waiting": waiting,
+        "published": published,
+        "refused": refused,
+        "cancelled": cancelled,
+        "unknown": "0" * 20,
+    }

@@ -1,0 +1,167 @@
+"""The pages as people use them, in Chromium."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from dynquant.core.job import JobState, Outcome, StepProgress
+from tests.web.browser import settled
+from tests.web.scene import SOURCE, make_family
+
+pytestmark = [pytest.mark.browser, pytest.mark.hub]
+
+PATIENCE_MSECS = 15_000
+
+
+@pytest.fixture(autouse=True)
+def patient() -> None:
+    expect.set_options(timeout=PATIENCE_MSECS)
+
+
+def choose(page: Page, url: str, model: str = SOURCE) -> None:
+    settled(page, url)
+    page.get_by_label("Model", exact=True).fill(model)
+    page.keyboard.press("Enter")
+
+
+def set_bpw(page: Page, bpw: float) -> None:
+    number = page.locator("#dq-bpw input[type=number]")
+    number.fill(str(bpw))
+    number.press("Enter")
+    expect(page.locator(".dq-tiles dd").first).to_contain_text(f"{bpw:g}")
+
+
+def test_a_model_is_asked_for_watched_and_cancelled(field, page):
+    choose(page, field.url)
+    expect(page.locator(".dq-card h2")).to_have_text(SOURCE)
+    set_bpw(page, 5.4)
+    expect(page.locator(".dq-expect")).to_contain_text("rule of thumb")
+    expect(page.locator(".dq-wait")).to_contain_text("No runner is running now")
+    page.get_by_role("button", name="Convert").dblclick()
+
+    page.wait_for_url(re.compile(r"/job\?job=[0-9a-f]{20}$"))
+    expect(page.locator("#dq-job")).to_contain_text("number 1 in line")
+    job = field.board.list()[0]
+    assert job.request.targets_bpw == (5.4,)
+    assert sum(each.request.targets_bpw == (5.4,) for each in field.board.list()) == 1
+
+    session = field.run(job.id, StepProgress(step="download", fraction=0.25))
+    expect(page.get_by_role("progressbar")).to_have_attribute("aria-valuenow", "25")
+    field.store.report(job.id, StepProgress(step="measure", fraction=0.5), session=session)
+    expect(page.locator(".dq-now")).to_contain_text("Measure every layer")
+    page.reload()
+    expect(page.locator(".dq-now")).to_contain_text("50 %")
+
+    page.get_by_role("button", name="Cancel this job").click()
+    expect(page.locator("#dq-job .dq-tag")).to_have_text("Cancelled")
+    assert field.board.get(job.id).state is JobState.CANCELLED
+    page.get_by_role("button", name="Try again").click()
+    expect(page.locator("#dq-job")).to_contain_text("attempt 2")
+    field.registry.leave(session)
+    field.board.cancel(job.id)
+
+
+def test_a_finished_job_shows_its_figures_pictures_and_card(field, page):
+    job_id = field.submit(targets_bpw=(3.5, 4.5))
+    session = field.run(job_id, StepProgress(step="publish"))
+    results = field.publish(make_family()[:2])
+    field.end(job_id, Outcome(state=JobState.PUBLISHED, results=results), session=session)
+
+    settled(page, f"{field.url}/?job={job_id}")
+    expect(page).to_have_url(f"{field.url}/job?job={job_id}")
+    expect(page.locator("#dq-job .dq-tag")).to_have_text("Published")
+    expect(page.get_by_role("link", name=results[1].repo_id)).to_have_attribute(
+        "href", f"{field.hub.url}/{results[1].repo_id}"
+    )
+    table = page.get_by_role("region", name="Quality beside the original").nth(1)
+    expect(table).to_contain_text("Uniform 4-bit, group 64")
+    expect(table).to_contain_text("0.00653 ± 0.00021")
+    pictures = page.locator(".dq-only-light")
+    expect(pictures.first).to_be_visible()
+    assert all(
+        pictures.nth(i).evaluate("image => image.decode().then(() => image.naturalWidth)") == 900
+        for i in range(pictures.count())
+    )
+    page.get_by_role("button", name="The card").click()
+    expect(page.locator("#dq-card")).to_contain_text("How it was made")
+    expect(page.get_by_role("button", name="Cancel this job")).to_have_count(0)
+
+
+def test_the_board_shows_what_there_is_and_filters_it(field, page):
+    field.submit(model="org/<img src=x onerror=alert(1)>", targets_bpw=(6.1,), requester="eve")
+    page.on("dialog", lambda dialog: pytest.fail(f"a script ran: {dialog.message}"))
+    settled(page, f"{field.url}/board")
+    expect(page.locator("#dq-board")).to_contain_text("org/<img src=x onerror=alert(1)>")
+    page.get_by_label("Model or person").fill("eve")
+    expect(page.locator(".dq-jobs li")).to_have_count(1)
+    page.get_by_text("Refused or failed").click()
+    expect(page.locator("#dq-board")).to_contain_text("Nothing matches")
+
+
+def test_the_gallery_shows_finished_models_by_their_original(field, page):
+    field.publish(make_family("org/Other")[1:3])
+    settled(page, f"{field.url}/gallery")
+    family = page.locator(".dq-family", has_text="org/Other")
+    expect(family.locator("tbody tr")).to_have_count(2)
+    expect(family.locator("circle")).to_have_count(2)
+    family.get_by_text("How to run them").click()
+    expect(family.locator("pre").first).to_contain_text("mlx_lm.generate --model quants/Other-MLX")
+
+
+def test_what_cannot_work_is_said_before_anything_is_queued(field, page):
+    choose(page, field.url, "team/missing")
+    expect(page.get_by_role("alert")).to_contain_text("There is no model 'team/missing'")
+    choose(page, field.url)
+    page.get_by_role("button", name="Advanced").click()
+    page.get_by_label("Several sizes at once").fill("3.5, 99")
+    expect(page.get_by_role("alert")).to_contain_text("99 bits per weight cannot be met")
+    page.get_by_label("Several sizes at once").fill("3.5, 4.5")
+    expect(page.locator(".dq-tiles")).to_have_count(2)
+
+
+def test_a_size_is_found_for_the_memory_of_a_mac(field, page):
+    choose(page, field.url)
+    expect(page.locator(".dq-tiles")).to_have_count(1)
+    page.get_by_label("Memory of my Mac").check()
+    expect(page.locator(".dq-tiles dd").first).to_contain_text("8.5")
+
+
+def test_typing_finds_models_on_the_hub(field, page):
+    settled(page, field.url)
+    page.get_by_label("Model", exact=True).press_sequentially("sample", delay=40)
+    page.get_by_role("option").filter(has_text=f"{SOURCE} · 2.55 M parameters").click()
+    expect(page.locator(".dq-card h2")).to_have_text(SOURCE)
+
+
+def test_a_job_that_there_is_not_is_said_to_be_none(field, page):
+    settled(page, f"{field.url}/job?job={'0' * 20}")
+    expect(page.get_by_role("alert")).to_contain_text("There is no job")
+    settled(page, f"{field.url}/job?job=<script>")
+    expect(page.locator("#dq-job")).to_contain_text("No job named")
+
+
+def test_two_visitors_see_the_same_job(field, browser, page):
+    job_id = field.submit(targets_bpw=(6.2,))
+    other = browser.new_context().new_page()
+    for visitor in (page, other):
+        settled(visitor, f"{field.url}/job?job={job_id}")
+        expect(visitor.locator("#dq-job .dq-tag")).to_have_text("Waiting")
+    page.get_by_role("button", name="Cancel this job").click()
+    for visitor in (page, other):
+        expect(visitor.locator("#dq-job .dq-tag")).to_have_text("Cancelled")
+    other.context.close()
+
+
+def test_the_pages_fit_on_a_phone(field, browser):
+    context = browser.new_context(viewport={"width": 390, "height": 844})
+    phone = context.new_page()
+    job_id = field.submit(targets_bpw=(6.3,))
+    for path in ("", "board", "gallery", f"job?job={job_id}"):
+        settled(phone, f"{field.url}/{path}")
+        phone.wait_for_timeout(300)
+        width = phone.evaluate("document.documentElement.scrollWidth")
+        assert width <= 390, path
+    context.close()

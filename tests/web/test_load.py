@@ -1,0 +1,34 @@
+"""What many open pages cost."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dynquant.core.job import StepProgress
+from tests.web.load import LOOK_SECS
+
+pytestmark = [pytest.mark.hub, pytest.mark.slow]
+
+NUM_PAGES = 200
+SECS = 12.0
+ROOT = Path(__file__).parents[2]
+
+
+def test_two_hundred_open_pages_slow_nobody_down(field, record_property):
+    job_id = field.submit()
+    field.run(job_id, StepProgress(step="measure", fraction=0.5))
+    command = [sys.executable, "-m", "tests.web.load", field.url, job_id, str(NUM_PAGES), str(SECS)]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    found = json.loads(done.stdout)
+    line = (
+        f"{NUM_PAGES} pages: {found['looks_per_sec']:.0f} looks per second, median "
+        f"{1000 * found['median_secs']:.0f} ms, 95 % under {1000 * found['p95_secs']:.0f} ms"
+    )
+    record_property("load", line)
+    sys.stdout.write(line + "\n")
+    assert found["looks_per_sec"] > 0.7 * NUM_PAGES / LOOK_SECS

@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import gc
+
+import pytest
+
+from dynquant.errors import DestinationError, InvalidOptionError, RequestError
+from dynquant.hub.publishing import Account
+from dynquant.web.reception import Reception, Visitor
+from dynquant.web.settings import WebSettings
+from tests.runner.test_live_board import make_job
+
+SPACE = {"SPACE_ID": "you/dynquant", "SPACE_HOST": "you-dynquant.hf.space, quant.example.org"}
+TOKEN = "hf_canary_of_a_visitor"
+
+
+def make_reception(**settings) -> tuple[Reception, list[str]]:
+    asked: list[str] = []
+
+    def account(token: str) -> Account:
+        asked.append(token)
+        if token != TOKEN:
+            raise DestinationError("The Hub does not accept it.")
+        return Account(name="ann", namespaces=("ann", "team"), role="read")
+
+    web = WebSettings(**{"is_space": True, "signs_in": True} | settings)
+    return Reception(web, account=account, user="owner"), asked
+
+
+def test_on_ones_own_machine_everybody_is_the_operator_and_the_hub_is_not_asked():
+    reception, asked = make_reception(is_space=False, signs_in=False)
+    assert reception.require(None) == Visitor(name="owner", is_operator=True)
+    assert reception.require("whatever").name == "owner"
+    assert asked == []
+
+
+def test_on_a_space_the_hub_says_who_a_visitor_is():
+    reception, asked = make_reception()
+    assert reception.visitor(None) is None
+    assert reception.visitor("hf_forged") is None
+    for _ in range(5):
+        assert reception.require(TOKEN) == Visitor(name="ann", namespaces=("ann", "team"))
+    assert asked.count(TOKEN) == 1
+
+
+def test_operators_are_a_list_in_the_settings():
+    reception, _ = make_reception(operators=frozenset({"ann"}))
+    assert reception.require(TOKEN).is_operator
+
+
+def test_who_has_not_signed_in_is_told_to_or_that_nobody_can():
+    with pytest.raises(RequestError, match="Sign in with Hugging Face first"):
+        make_reception()[0].require(None)
+    with pytest.raises(RequestError, match="'hf_oauth: true'"):
+        make_reception(signs_in=False)[0].require(TOKEN + "x")
+
+
+def test_no_token_is_kept():
+    reception, asked = make_reception()
+    reception.require(TOKEN)
+    asked.clear()
+    gc.collect()
+    assert TOKEN not in repr(vars(reception._accounts))
+
+
+def test_a_job_belongs_to_who_asked_for_it_and_to_operators():
+    job = make_job()
+    assert Visitor(name="somebody").owns(job)
+    assert not Visitor(name="somebody else").owns(job)
+    assert Visitor(name="boss", is_operator=True).owns(job)
+
+
+def test_settings_come_from_the_environment():
+    web = WebSettings.from_environment(
+        SPACE
+        | {
+            "OAUTH_CLIENT_ID": "id",
+            "DYNQUANT_OPERATORS": "ann, bob",
+            "DYNQUANT_PUBLISH_TO": "quants",
+        }
+    )
+    assert web == WebSettings(
+        operators=frozenset({"ann", "bob"}),
+        publish_to="quants",
+        is_space=True,
+        signs_in=True,
+        address="https://you-dynquant.hf.space",
+    )
+    assert WebSettings.from_environment({"OAUTH_CLIENT_ID": "id"}) == WebSettings()
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [{"DYNQUANT_OPERATORS": "ann; bob"}, {"DYNQUANT_PUBLISH_TO": "a,b"}],
+)
+def test_settings_that_make_no_sense_name_their_variable(environment):
+    with pytest.raises(InvalidOptionError, match=next(iter(environment))):
+        WebSettings.from_environment(environment)

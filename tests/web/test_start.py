@@ -1,0 +1,54 @@
+"""How the web process starts."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+MAX_CPU_SECS = 5.0
+"""Of the process, since its wall time is that of whatever else the machine does."""
+
+_START = """
+import json, resource, sys
+from dynquant.settings import Settings
+from dynquant.web.settings import WebSettings
+import os, app
+app.make_app(Settings.from_environment(os.environ), WebSettings.from_environment(os.environ))
+used = resource.getrusage(resource.RUSAGE_SELF)
+foreign = sorted({name.partition(".")[0] for name in sys.modules} & {"mlx", "mlx_lm"})
+print(json.dumps({"cpu_secs": used.ru_utime + used.ru_stime, "foreign": foreign}))
+"""
+
+
+def test_it_starts_quickly_and_without_mlx(tmp_path):
+    environment = os.environ | {"DYNQUANT_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", _START],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["foreign"] == []
+    assert found["cpu_secs"] < MAX_CPU_SECS
+    assert str(tmp_path) not in done.stderr
+
+
+def test_settings_that_make_no_sense_end_it_in_a_sentence(tmp_path):
+    environment = os.environ | {"DYNQUANT_HOME": str(tmp_path), "DYNQUANT_OPERATORS": "a b"}
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "app.py")],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error: DYNQUANT_OPERATORS must be names of accounts")

@@ -1,0 +1,67 @@
+"""The pages as a person starts them: a runner beside them, real MLX, a Hub on this machine."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import pytest
+import requests
+from gradio_client import Client
+from playwright.sync_api import expect
+
+from tests.web.browser import settled
+from tests.web.offline import ROOT, SOURCE, environment, offline_hub
+
+pytestmark = [pytest.mark.browser, pytest.mark.hub, pytest.mark.slow]
+
+START_SECS = 60.0
+CONVERSION_SECS = 400.0
+
+
+@pytest.fixture
+def url(tmp_path) -> Iterator[str]:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with offline_hub() as hub:
+        process = subprocess.Popen(
+            [sys.executable, "app.py"],
+            cwd=ROOT,
+            env=environment(hub, tmp_path, GRADIO_SERVER_PORT=str(port)),
+        )
+        try:
+            yield _answering(f"http://127.0.0.1:{port}")
+        finally:
+            process.terminate()
+            process.wait(START_SECS)
+
+
+def _answering(url: str) -> str:
+    until = time.monotonic() + START_SECS
+    while time.monotonic() < until:
+        try:
+            if requests.get(url, timeout=5).ok:
+                return url
+        except requests.ConnectionError:
+            time.sleep(0.2)
+    raise AssertionError("the pages did not start")
+
+
+def test_a_model_is_converted_and_published_from_a_browser(url, page):
+    settled(page, url)
+    page.get_by_label("Model", exact=True).fill(SOURCE)
+    page.keyboard.press("Enter")
+    expect(page.locator(".dq-tiles dd").first).to_contain_text("4.5")
+    page.get_by_role("button", name="Convert").click()
+    page.wait_for_url("**/job?job=*")
+    tag = page.locator("#dq-job .dq-tag")
+    expect(tag).to_have_text("Published", timeout=CONVERSION_SECS * 1_000)
+    expect(page.locator(".dq-card h2")).to_have_text("you/sample-2m-MLX-4.5bpw")
+    expect(page.get_by_role("region", name="Quality beside")).to_contain_text("This model")
+
+    job_id = page.url.rpartition("=")[2]
+    status = Client(url, verbose=False).predict(job_id, api_name="/status")
+    assert status["results"][0]["repo_id"] == "you/sample-2m-MLX-4.5bpw"
