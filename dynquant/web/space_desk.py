@@ -27,6 +27,10 @@ _ON_ITS_WAY = "It is on its way to the runners, who look for requests every few 
 _logger = logging.getLogger(__name__)
 
 
+def _in_thread(action: Callable[[], None]) -> None:
+    threading.Thread(target=action, name="mailbox", daemon=True).start()
+
+
 class InboxEntry(Protocol):
     """A file in the inbox; see `hub.inbox.InboxEntry`."""
 
@@ -79,6 +83,7 @@ class SpaceDesk:
         inbox: The mailbox.
         snapshots: What runners post.
         clock: Seconds that only go forward.
+        in_background: Runs what may take long, such as asking a Hub that does not answer.
     """
 
     def __init__(
@@ -87,10 +92,12 @@ class SpaceDesk:
         snapshots: Snapshots,
         *,
         clock: Callable[[], float] = time.monotonic,
+        in_background: Callable[[Callable[[], None]], None] = _in_thread,
     ) -> None:
         self._inbox = inbox
         self._snapshots = snapshots
         self._clock = clock
+        self._in_background = in_background
         self._lock = threading.Lock()
         self._looking = threading.Lock()
         self._sent: OrderedDict[str, _Sent] = OrderedDict()
@@ -194,13 +201,15 @@ class SpaceDesk:
             self._sent.popitem(last=False)
 
     def _look(self) -> None:
-        """Now and then, see what is in the mailbox; one visitor looks, the others go on."""
+        """Now and then, see what is in the mailbox; no visitor waits for it."""
         if self._clock() < self._look_at_secs + _LOOK_SECS:
             return
-        if not self._looking.acquire(blocking=False):
-            return
-        try:
+        if self._looking.acquire(blocking=False):
             self._look_at_secs = self._clock()
+            self._in_background(self._look_now)
+
+    def _look_now(self) -> None:
+        try:
             self._find_pending()
             self._find_results()
         except DynquantError as error:

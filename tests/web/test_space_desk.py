@@ -65,7 +65,12 @@ class Space:
         self.clock = Clock()
         self.inbox = inbox or FakeInbox()
         self.snapshots = Snapshots(clock=self.clock)
-        self.desk = SpaceDesk(self.inbox, self.snapshots, clock=self.clock)
+        self.desk = SpaceDesk(
+            self.inbox,
+            self.snapshots,
+            clock=self.clock,
+            in_background=lambda action: action(),
+        )
 
     def post(self, *jobs: Job, runner_id: str = "mac-studio", **overrides: Any) -> None:
         runner = make_runner(id=runner_id, **overrides)

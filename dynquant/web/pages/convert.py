@@ -124,7 +124,7 @@ def add_convert_page(service: Service) -> None:
         [summary, answers],
         trigger_mode="always_last",
         **QUIET,
-    ).then(page.choose, choices, [summary, answers], trigger_mode="always_last", **QUIET)
+    ).then(page.choose, model, summary, **QUIET).then(page.foresee, choices, answers, **QUIET)
     way.change(page.turn, way, [bpw, memory], **QUIET)
     gr.on(
         [way.change, bpw.change, memory.change, context.change, several.change],
@@ -186,18 +186,16 @@ class _ConvertPage:
             return markup.empty("No model chosen", "What is known of it will stand here."), ""
         return markup.loading("Looking at the model…"), ""
 
-    def choose(self, *values: Any) -> tuple[str, str]:
-        """What is known of a model, and what the choice means for it."""
-        choice = _Choice(*values)
-        if not choice.model:
-            return self.waiting(None)
+    def choose(self, model: str | None) -> str:
+        """What is known of a model."""
+        if not model:
+            return self.waiting(None)[0]
         try:
-            prospect = self._service.prospects(choice.model)
+            return _summary(self._service.prospects(model), self._service)
         except DynquantError as error:
             is_request = isinstance(error, RequestError)
             title = "This model cannot be taken" if is_request else "The Hub does not answer"
-            return markup.notice(title, str(error), kind="bad"), ""
-        return _summary(prospect, self._service), self.foresee(*values)
+            return markup.notice(title, str(error), kind="bad")
 
     def turn(self, way: str) -> tuple[Any, Any]:
         """Show the slider or the memory."""
@@ -205,12 +203,15 @@ class _ConvertPage:
         return gr.Slider(visible=by_bpw), gr.Dropdown(visible=not by_bpw)
 
     def foresee(self, *values: Any) -> str:
-        """What the choice means."""
+        """What the choice means; nothing for a model that cannot be taken."""
         choice = _Choice(*values)
         if not choice.model:
             return ""
         try:
             prospect = self._service.prospects(choice.model)
+        except DynquantError:  # the summary says so
+            return ""
+        try:
             outlooks = self._service.outlooks(
                 prospect, _targets(prospect, choice), context_tokens=choice.context_tokens
             )
