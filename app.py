@@ -40,6 +40,7 @@ from dynquant.web.space_desk import SpaceDesk
 
 _RESTART_SECS = 10.0
 _STOP_SECS = 15.0
+_CLOSE_SECS = 3
 _REFUSED = 2
 """Exit code of a runner that cannot work as it is set up, or is not needed."""
 
@@ -152,7 +153,14 @@ def embedded_runner(environment: Mapping[str, str]) -> Iterator[None]:
 
 def _serve(site: FastAPI, host: str, port: int) -> None:
     _logger.info("The pages are at http://%s:%s", host, port)
-    uvicorn.run(site, host=host, port=port, log_level="warning", access_log=False)
+    uvicorn.run(
+        site,
+        host=host,
+        port=port,
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=_CLOSE_SECS,  # open pages hold a connection for ever
+    )
 
 
 if __name__ == "__main__":

@@ -55,6 +55,8 @@ pip() {
     "$venv/bin/python" -m pip --disable-pip-version-check "$@"
 }
 echo "setup: installing the packages of $lock into $venv (the first time this takes a minute or two)"
-pip install -qq --require-hashes -r "$lock"
+# The lock is complete, so nothing is resolved: pip 23 would take the newest release of a package that
+# is asked for with an extra, and refuse it for having no hash.
+pip install -qq --no-deps --require-hashes -r "$lock"
 # The build backend is in the lock, so nothing is fetched here.
 pip install -qq --no-deps --no-build-isolation --editable .

@@ -12,8 +12,8 @@ ROOT = Path(__file__).parents[2]
 
 MAX_CPU_SECS = 2.0
 """Beside what importing Gradio alone takes, which is most of it, and by the processor's time:
-that by the clock is of whatever else the machine does. On a quiet one of 2
-cores Gradio took 3.7 s, the rest 0.9 s."""
+the clock counts whatever else the machine does. On two quiet cores Gradio took 3.7 s of the
+clock, the rest 0.9 s."""
 
 _START = """
 import json, resource, sys
