@@ -21,6 +21,8 @@ from tests.local_hub.faults import Connection
 # A connection that the server ends while the client takes it up again looks like a failure.
 KEEP_ALIVE_SECS = 3600
 STEP_SECS = 0.01
+# Far more than any answer takes; what still runs then hangs, and a test is told so.
+STOP_SECS = 30.0
 
 
 class ServerThread:
@@ -49,7 +51,9 @@ class ServerThread:
 
     def stop(self) -> None:
         self._loop.call_soon_threadsafe(self._stopping.set)
-        self._thread.join()
+        self._thread.join(2 * STOP_SECS)
+        if self._thread.is_alive():
+            raise AssertionError("the local Hub does not stop: a thread of it waits for something")
 
     def _run(self) -> None:
         with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
@@ -63,7 +67,10 @@ class ServerThread:
         await self._stopping.wait()
         server.close()
         # What is still being accepted or answered; an aborted connection ends its answer.
+        until = self._loop.time() + STOP_SECS
         while (others := asyncio.all_tasks() - {asyncio.current_task()}) or state.connections:
+            if self._loop.time() > until:
+                raise AssertionError(f"the local Hub does not stop: {others or state.connections}")
             for connection in list(state.connections):
                 cast("_Protocol", connection).transport.abort()
             await (asyncio.wait(others, timeout=STEP_SECS) if others else asyncio.sleep(0))
