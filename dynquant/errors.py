@@ -84,6 +84,7 @@ class Reason(StrEnum):
     INVALID_MODEL = "invalid_model"
     NO_CONFIG = "no_config"
     NO_WEIGHTS = "no_weights"
+    TAKES_TOO_LONG = "takes_too_long"
     # The request makes no sense.
     INFEASIBLE_TARGET = "infeasible_target"
     INVALID_OPTION = "invalid_option"
