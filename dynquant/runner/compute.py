@@ -83,12 +83,13 @@ class _Work:
         self.folder = folder
         self.progress = LineProgress(say)
         self.spec = JobSpec.from_json((folder / "spec.json").read_text(encoding="utf-8"))
-        self.quantizer = MlxQuantizer(
-            self.spec.source.folder,
-            name=self.spec.source.name,
-            revision_sha=self.spec.source.revision_sha,
-            dequantize=self.spec.recipe.dequantize,
-        )
+        with _limited_cpu(self.spec.max_reading_cpu_secs):
+            self.quantizer = MlxQuantizer(
+                self.spec.source.folder,
+                name=self.spec.source.name,
+                revision_sha=self.spec.source.revision_sha,
+                dequantize=self.spec.recipe.dequantize,
+            )
 
     def resolve(self) -> object:
         """What the job gives and takes, from headers alone."""

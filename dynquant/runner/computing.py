@@ -31,6 +31,9 @@ __all__ = ["ComputeChild"]
 _DATA_SHARE, _BASE_DATA_BYTES = 2, 2 << 30
 """What a child asks for and what it uses differ; only the latter is watched, once a second."""
 
+_NO_MEMORY = ("memory allocation of", "cannot allocate memory")
+"""What Rust and the C library say before they abort."""
+
 _KINDS = {2: RequestError, 3: RetryLaterError, 4: NeverPublishError}
 
 _logger = logging.getLogger(__name__)
@@ -109,20 +112,20 @@ class ComputeChild:
             raise self._too_large(error.num_bytes) from error
         if "result" in answer and code == 0:
             return answer["result"]
-        if (ended := self._ended(code, answer)) is not None:
+        if (ended := self._ended(code, answer, errors)) is not None:
             raise ended
         _logger.error("Step %s ended with code %s:\n%s", step, code, errors)
         raise RuntimeError(f"step {step} ended with code {code}")
 
-    def _ended(self, code: int, answer: Mapping[str, Any]) -> DynquantError | None:
+    def _ended(self, code: int, answer: Mapping[str, Any], errors: str) -> DynquantError | None:
         """Why a child gave no result; None if nobody foresaw it."""
         if answer.get("reason") == Reason.NOT_ENOUGH_MEMORY:
             return self._too_large(_DATA_SHARE * self.max_memory_bytes)
         if "sentence" in answer:
             return _KINDS[code](answer["sentence"], reason=Reason(answer["reason"]))
         if code == -signal.SIGXCPU:
-            return _too_long("Reading text with this model's tokenizer takes far too long.")
-        if code == -signal.SIGKILL:
+            return _too_long("Opening this model or reading text with it takes far too long.")
+        if code == -signal.SIGKILL or any(each in errors for each in _NO_MEMORY):
             return NotEnoughMemoryError(
                 "The system killed the process that converts this model, most likely because "
                 "memory ran out.",

@@ -20,8 +20,8 @@ class Limits:
     """How long a child may take, so that no model keeps a runner for itself.
 
     Attributes:
-        reading_cpu_secs: CPU time for cutting the texts into tokens; the slowest tokenizers that
-            we know take minutes.
+        reading_cpu_secs: CPU time for opening the model, and again for cutting the texts into
+            tokens; the slowest tokenizers that we know take minutes.
         silent_secs: Time without any progress; a block of a very large model takes minutes.
     """
 
@@ -38,7 +38,7 @@ class JobSpec:
         recipe: How to quantize.
         calibration: Name of the text in `calibration.jsonl`.
         evaluation: Name of the text in `evaluation.jsonl`.
-        max_reading_cpu_secs: CPU time that reading both may take.
+        max_reading_cpu_secs: CPU time that reading both may take, and so may opening the model.
     """
 
     source: ModelSource
