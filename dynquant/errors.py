@@ -28,6 +28,7 @@ board that counts refusals, a watcher that says why it skipped a model.
 from __future__ import annotations
 
 import errno
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
@@ -57,6 +58,7 @@ __all__ = [
     "disk_errors_translated",
 ]
 
+_MAX_CHARS = 2_000
 _DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO})
 
 
@@ -84,6 +86,7 @@ class Reason(StrEnum):
     INVALID_MODEL = "invalid_model"
     NO_CONFIG = "no_config"
     NO_WEIGHTS = "no_weights"
+    TAKES_TOO_LONG = "takes_too_long"
     # The request makes no sense.
     INFEASIBLE_TARGET = "infeasible_target"
     INVALID_OPTION = "invalid_option"
@@ -124,7 +127,7 @@ class DynquantError(Exception):
     default_reason: ClassVar = Reason.INTERNAL
 
     def __init__(self, message: str, *, reason: Reason | None = None) -> None:
-        super().__init__(message)
+        super().__init__(_printable(message))
         self.reason = reason or self.default_reason
 
 
@@ -260,6 +263,20 @@ class VerificationError(NeverPublishError):
     """The written folder is not what was planned."""
 
     default_reason = Reason.VERIFICATION_FAILED
+
+
+def _printable(message: str) -> str:
+    """`message` without what a stranger's names could do to a terminal, a log or a database.
+
+    Control characters, marks that turn the line around, halves of characters, and the middle of
+    what is too long for anybody to read.
+    """
+    if len(message) > _MAX_CHARS:
+        message = f"{message[: _MAX_CHARS // 2]}…{message[-_MAX_CHARS // 2 :]}"
+    return "".join(
+        char if unicodedata.category(char)[0] != "C" else "\N{REPLACEMENT CHARACTER}"
+        for char in message
+    )
 
 
 @contextmanager

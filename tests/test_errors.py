@@ -6,7 +6,7 @@ import re
 import pytest
 
 from dynquant import errors
-from dynquant.errors import disk_errors_translated
+from dynquant.errors import RequestError, disk_errors_translated
 
 TREE = re.compile(r"^ {4}(?P<indent>[│ ├└─]*)(?P<name>\w+Error)\b(?P<rest>.*)$", re.MULTILINE)
 CODE = re.compile(r"exit code (\d)")
@@ -86,3 +86,19 @@ def test_a_reason_that_is_given_wins_over_that_of_the_class():
     assert errors.UnsupportedModelError("no").reason == "unsupported_model"
     error = errors.UnsupportedModelError("no", reason=errors.Reason.GGUF)
     assert error.reason == "gguf"
+
+
+def test_what_a_stranger_named_cannot_take_over_a_terminal_or_break_a_database():
+    error = RequestError("There is no '\x1b[2J\u202e\n\0\ud800é' here. Pass another.")
+    sentence = str(error)
+    assert sentence.isprintable()
+    assert sentence.encode()
+    assert sentence.startswith("There is no '")
+    assert sentence.endswith("é' here. Pass another.")
+
+
+def test_a_long_name_leaves_the_beginning_and_the_end_of_a_sentence():
+    sentence = str(RequestError(f"There is no '{'x' * 10**6}' here. Pass another."))
+    assert len(sentence) < 2500
+    assert sentence.startswith("There is no 'xxx")
+    assert sentence.endswith("xxx' here. Pass another.")

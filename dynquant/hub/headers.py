@@ -16,12 +16,13 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]
     hf_raise_for_status,
 )
 
+from dynquant.core.bounds import MAX_HEADER_BYTES
+from dynquant.errors import InvalidModelError
 from dynquant.hub.calls import TIMEOUT_SECS
 
-__all__ = ["read_header_bytes", "write_ghost"]
+__all__ = ["read_header_bytes", "too_large_headers", "write_ghost"]
 
 _LENGTH_BYTES = 8
-_MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors format itself
 _FIRST_BYTES = 100_000
 """Asked for first: nearly every header is shorter, so that one request is enough."""
 _UNSATISFIABLE = 416
@@ -31,6 +32,7 @@ def read_header_bytes(api: HfApi, *, repo: str, name: str, revision: str) -> byt
     """The first bytes of a safetensors file: the length of its header, and the header.
 
     Raises:
+        InvalidModelError: The header is larger than those of any model.
         SafetensorsParsingError: The file is shorter than its header.
         HfHubHTTPError, httpx2.HTTPError: What the client raises.
     """
@@ -38,13 +40,23 @@ def read_header_bytes(api: HfApi, *, repo: str, name: str, revision: str) -> byt
     headers = build_hf_headers(token=api.token, library_name="dynquant")
     content = _read(url, headers, 0, _FIRST_BYTES)
     num_bytes = _LENGTH_BYTES + int.from_bytes(content[:_LENGTH_BYTES], "little")
-    if len(content) < _LENGTH_BYTES or num_bytes > _LENGTH_BYTES + _MAX_HEADER_BYTES:
+    if len(content) < _LENGTH_BYTES:
         raise SafetensorsParsingError(name)
+    if num_bytes > MAX_HEADER_BYTES:
+        raise too_large_headers(repo)
     if len(content) < num_bytes:
         content += _read(url, headers, len(content), num_bytes)
     if len(content) < num_bytes:
         raise SafetensorsParsingError(name)
     return content[:num_bytes]
+
+
+def too_large_headers(repo: str) -> InvalidModelError:
+    """Why headers are not read."""
+    return InvalidModelError(
+        f"The headers of the safetensors files of '{repo}' are larger than those of any model "
+        f"that we know, {MAX_HEADER_BYTES // 10**6} MB in all. Ask the model's author."
+    )
 
 
 def write_ghost(path: Path, header: bytes, num_bytes: int) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from huggingface_hub import ModelInfo
 from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined]
 
+from dynquant.core.bounds import MAX_SHARDS, MAX_SMALL_FILE_BYTES, MAX_SMALL_FILES
 from dynquant.errors import InvalidModelError, Reason, UnsupportedModelError
 from dynquant.hub.local import gated_fields, license_fields
 from dynquant.ports import ModelSource
@@ -122,7 +123,7 @@ def refuse_unusable(listing: Listing, *, allow_quantized: bool) -> None:
 
     Raises:
         UnsupportedModelError: Nothing that mlx-lm reads, an adapter, or a quant.
-        InvalidModelError: No config or no weights.
+        InvalidModelError: No config or no weights, or more and larger files than any model has.
     """
     root = [name for name in listing.sizes if "/" not in name]
     weights = listing.only(WEIGHTS)
@@ -140,6 +141,7 @@ def refuse_unusable(listing: Listing, *, allow_quantized: bool) -> None:
             "repo of a model for transformers or mlx-lm.",
             reason=Reason.NO_CONFIG,
         )
+    _refuse_absurd(listing, weights)
     originals = [tag.removeprefix(_QUANT_OF) for tag in listing.tags if tag.startswith(_QUANT_OF)]
     if originals and not allow_quantized:
         raise UnsupportedModelError(
@@ -147,6 +149,23 @@ def refuse_unusable(listing: Listing, *, allow_quantized: bool) -> None:
             "again would add its error to ours. Use the original, or pass --dequantize to start "
             "from these weights all the same.",
             reason=Reason.ALREADY_QUANTIZED,
+        )
+
+
+def _refuse_absurd(listing: Listing, weights: Sequence[str]) -> None:
+    """Refuse what nobody should download: too many files, or one that is too large to be read."""
+    others = [name for name in listing.only(NEEDED) if name not in {*weights}]
+    for names, most in ((weights, MAX_SHARDS), (others, MAX_SMALL_FILES)):
+        if len(names) > most:
+            raise InvalidModelError(
+                f"'{listing.repo}' has {len(names):,} files such as '{names[0][:100]}', and no "
+                f"model needs more than {most:,}. Ask the model's author."
+            )
+    large = [name for name in others if listing.sizes[name] > MAX_SMALL_FILE_BYTES]
+    if large:
+        raise InvalidModelError(
+            f"'{large[0][:100]}' of '{listing.repo}' is larger than "
+            f"{MAX_SMALL_FILE_BYTES // 10**6} MB, which no model needs. Ask the model's author."
         )
 
 

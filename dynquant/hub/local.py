@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ __all__ = ["gated_fields", "license_fields", "local_source"]
 
 _LICENSE_FIELDS = ("license", "license_name", "license_link")
 _GATED_PREFIX = "extra_gated_"
+_MAX_CARD_BYTES = 5_000_000  # the largest cards of the Hub have a tenth
 
 
 def license_fields(card: Mapping[str, Any]) -> dict[str, str]:
@@ -36,10 +39,32 @@ def gated_fields(card: Mapping[str, Any]) -> dict[str, object]:
 
 
 def _front_matter(readme: Path) -> Mapping[str, Any]:
+    """The metadata of a card; a card that nobody can or should read carries no license.
+
+    YAML lets a text stand for another, twice in each of thirty lines: a few bytes become billions.
+    """
     try:
-        return metadata_load(readme) or {}
-    except (OSError, ValueError, YAMLError):
-        return {}  # a card that nobody can read carries no license
+        if readme.stat().st_size > _MAX_CARD_BYTES:
+            return {}
+        found = metadata_load(readme) or {}
+        json.dump(found, _Counter(_MAX_CARD_BYTES), default=str)
+    except (OSError, ValueError, TypeError, YAMLError, RecursionError):
+        return {}
+    return found
+
+
+class _Counter(io.TextIOBase):
+    """Takes so many characters and keeps none."""
+
+    def __init__(self, num_chars: int) -> None:
+        self._left = num_chars
+
+    def write(self, text: str) -> int:
+        """Count `text`."""
+        self._left -= len(text)
+        if self._left < 0:
+            raise ValueError("too long")
+        return len(text)
 
 
 def local_source(model: str, revision: str | None) -> ModelSource | None:

@@ -20,10 +20,13 @@ from dynquant.ports import Text
 
 __all__ = ["Windows", "cut_windows", "open_tokenizer", "window_length"]
 
+logger = logging.getLogger(__name__)
+
 MAX_WINDOW_TOKENS = 512
 _BATCH_TOKENS = 2048  # enough to keep a matrix unit busy, little enough to keep logits small
 _SPREAD = 32  # windows are spread over up to this many times the tokens asked for
 _CHUNK_CHARACTERS = 1 << 20
+_MAX_ID = 2**31 - 1
 _SHINGLE_TOKENS = 32
 _MAX_OVERLAP = 0.05
 
@@ -75,15 +78,19 @@ def open_tokenizer(folder: Path) -> Any:
     """
     logging.getLogger("transformers.tokenization_utils_base").setLevel(logging.ERROR)
     try:
-        tokenizer = load_tokenizer(folder)
-    except Exception as error:  # transformers raises whatever its parsers raise
+        # Else transformers asks whoever sits there whether to run the model's code.
+        tokenizer = load_tokenizer(folder, {"trust_remote_code": False})
+        knows_text = bool(tokenizer.encode("a", add_special_tokens=False))
+    except BaseException as error:  # transformers and what it calls raise anything: Rust panics too
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            raise
         reason = " ".join(str(error).replace(str(folder), "the model").split())[:200]
         raise InvalidModelError(
             f"The tokenizer of this model cannot be opened ({reason.rstrip('.')}). "
             "Download the model again."
         ) from error
     # Where there is none, transformers makes one that knows no text.
-    if not tokenizer.encode("a", add_special_tokens=False):
+    if not knows_text:
         raise InvalidModelError("This model has no tokenizer. Download the whole model again.")
     return tokenizer
 
@@ -106,7 +113,13 @@ def window_length(config: Mapping[str, Any]) -> int:
 
 
 def cut_windows(
-    text: Text, tokenizer: Any, *, window_tokens: int, num_windows: int, min_windows: int
+    text: Text,
+    tokenizer: Any,
+    *,
+    window_tokens: int,
+    num_windows: int,
+    min_windows: int,
+    num_tokens: int | None = None,
 ) -> Windows:
     """Windows spread evenly over the beginning of `text`; chats go through the chat template.
 
@@ -116,19 +129,23 @@ def cut_windows(
         window_tokens: Length of a window.
         num_windows: How many to cut; fewer where the text is short.
         min_windows: With fewer than these the text is refused.
+        num_tokens: How many the model's embedding knows; None if nobody can tell.
 
     Raises:
+        InvalidModelError: The tokenizer fails, or makes tokens that the model does not know.
         TextError: The text is empty or too short; carries `num_tokens_needed`.
     """
     digest = hashlib.sha256()
     parts: list[np.ndarray] = []
     count, wanted, chat = 0, _SPREAD * num_windows * window_tokens, False
-    for piece, is_chat in _pieces(text.documents()):
-        ids, rendered = _encoded(piece, tokenizer, first=not parts)
+    for piece in _pieces(text.documents()):
+        rendered = None if isinstance(piece, str) else _rendered(piece, tokenizer)
+        chat = chat or rendered is not None
+        if rendered is None:
+            rendered = _plain(piece, first=not parts)
         digest.update(rendered.encode())
-        parts.append(np.asarray(ids, dtype=np.int32))
-        count += len(ids)
-        chat = chat or (is_chat and _has_template(tokenizer))
+        parts.append(_encoded(rendered, tokenizer, num_tokens=num_tokens))
+        count += len(parts[-1])
         if count >= wanted:
             break
     if count < min_windows * window_tokens:
@@ -156,31 +173,53 @@ def cut_windows(
 
 def _pieces(
     documents: Iterator[str | Sequence[Mapping[str, str]]],
-) -> Iterator[tuple[str | Sequence[Mapping[str, str]], bool]]:
+) -> Iterator[str | Sequence[Mapping[str, str]]]:
     """Documents, long texts in chunks so that no more is tokenized than is used."""
     for document in documents:
         if not isinstance(document, str):
-            yield document, True
+            yield document
             continue
         for start in range(0, len(document), _CHUNK_CHARACTERS):
-            yield document[start : start + _CHUNK_CHARACTERS], False
+            yield document[start : start + _CHUNK_CHARACTERS]
 
 
-def _encoded(
-    piece: str | Sequence[Mapping[str, str]], tokenizer: Any, *, first: bool
-) -> tuple[list[int], str]:
-    """Token ids and the text that they stand for."""
+def _rendered(chat: Sequence[Mapping[str, str]], tokenizer: Any) -> str | None:
+    """A chat as its template has it; None where there is none, or it does not take this chat.
+
+    Templates are programs of strangers. transformers runs them in Jinja's sandbox; what they
+    raise there is theirs, and so is how much they write.
+    """
+    if not getattr(tokenizer, "has_chat_template", False):
+        return None
+    try:
+        return str(tokenizer.apply_chat_template(list(chat), tokenize=False))[:_CHUNK_CHARACTERS]
+    except Exception as error:  # noqa: BLE001
+        logger.debug("The chat template does not take a chat: %s", error)
+        return None
+
+
+def _plain(piece: str | Sequence[Mapping[str, str]], *, first: bool) -> str:
     if isinstance(piece, str):
-        rendered = piece if first else f"\n\n{piece}"
-    elif _has_template(tokenizer):
-        rendered = tokenizer.apply_chat_template(list(piece), tokenize=False)
-    else:
-        rendered = "\n\n".join(chain([""], (message["content"] for message in piece)))
-    return tokenizer.encode(rendered, add_special_tokens=False), rendered
+        return piece if first else f"\n\n{piece}"
+    return "\n\n".join(chain([""], (message["content"] for message in piece)))
 
 
-def _has_template(tokenizer: Any) -> bool:
-    return bool(getattr(tokenizer, "has_chat_template", False))
+def _encoded(text: str, tokenizer: Any, *, num_tokens: int | None) -> np.ndarray:
+    """Token ids, int32; an id without a row would make MLX read memory that is not the model's."""
+    try:
+        ids = np.asarray(tokenizer.encode(text, add_special_tokens=False), dtype=np.int64)
+    except BaseException as error:  # what Rust raises when it panics is no Exception
+        if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
+            raise
+        raise InvalidModelError(
+            "The tokenizer of this model fails on ordinary text. Ask the model's author."
+        ) from error
+    if len(ids) and (ids.min() < 0 or ids.max() >= min(num_tokens or _MAX_ID, _MAX_ID)):
+        raise InvalidModelError(
+            f"The tokenizer of this model makes token {ids.max():,}, and its embedding has "
+            f"{num_tokens or _MAX_ID:,}. They do not fit together; download the model again."
+        )
+    return ids.astype(np.int32)
 
 
 def _shingles(tokens: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Check a model folder before anything reads it: config, safetensors headers, index.
+"""Check a model folder before anything reads it: files, config, safetensors headers, index.
 
 The files come from strangers, so sizes are checked before they are believed.
 """
@@ -7,28 +7,51 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import re
+import stat
+from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from math import prod
 from pathlib import Path
 from typing import Any
 
+from dynquant.core.bounds import (
+    MAX_DIMENSIONS,
+    MAX_HEADER_BYTES,
+    MAX_SIZE,
+    MAX_SMALL_FILE_BYTES,
+)
 from dynquant.errors import InvalidModelError, ModelNotFoundError, Reason, UnsupportedModelError
 
-__all__ = ["check_folder", "fingerprint", "read_header", "weight_files"]
+__all__ = ["check_folder", "fingerprint", "read_header", "stamps", "weight_files"]
 
-_MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors format itself
 _DTYPE_BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "U16": 16, "I16": 16, "U32": 32, "I32": 32, "U64": 64, "I64": 64,
     "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F4": 4, "F16": 16, "BF16": 16, "F32": 32, "F64": 64,
     "C64": 64,
 }  # fmt: skip
+_NUM_LAYERS = re.compile(r"(num|n)_([a-z]+_)?layers?")
+_MAX_DEPTH = 64
+_READ_WHOLE = (".json", ".jsonl", ".txt", ".jinja", ".model", ".tiktoken", ".md")
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
 def weight_files(folder: Path) -> list[Path]:
     """The weight files that mlx-lm reads, by name."""
     return sorted(folder.glob("model*.safetensors"))
+
+
+def stamps(folder: Path) -> tuple[tuple[int, ...], ...]:
+    """What changes with the weight files: they are opened again for every pass over the model."""
+
+    def stamp(file: Path) -> tuple[int, ...]:
+        try:
+            about = file.stat()
+        except OSError:  # a link to nowhere, which `check_folder` refuses
+            return ()
+        return about.st_ino, about.st_size, about.st_mtime_ns
+
+    return tuple(map(stamp, weight_files(folder)))
 
 
 def check_folder(folder: Path) -> dict[str, Any]:
@@ -45,6 +68,7 @@ def check_folder(folder: Path) -> dict[str, Any]:
             f"There is no model folder '{folder}'. Pass a folder that holds a config.json, "
             "or a Hub id such as 'Qwen/Qwen3-0.6B'."
         )
+    _check_files(folder)
     config = _read_config(folder)
     if config.get("model_file") is not None:
         raise UnsupportedModelError(
@@ -66,11 +90,15 @@ def check_folder(folder: Path) -> dict[str, Any]:
             "Download the whole model and try again.",
             reason=Reason.NO_WEIGHTS,
         )
-    _check_index(folder, {file.name: read_header(file) for file in files})
+    headers = _read_headers(files)
+    _check_index(folder, headers)
+    _check_layers(config, sum(map(len, headers.values())))
     return config
 
 
-def read_header(file: Path) -> Mapping[str, Mapping[str, Any]]:
+def read_header(
+    file: Path, *, max_bytes: int = MAX_HEADER_BYTES
+) -> Mapping[str, Mapping[str, Any]]:
     """Tensor name → `dtype`, `shape`, `data_offsets` of a safetensors file, sizes checked.
 
     Raises:
@@ -79,11 +107,18 @@ def read_header(file: Path) -> Mapping[str, Mapping[str, Any]]:
     num_bytes = file.stat().st_size
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
-        if num_bytes < 8 or length > min(num_bytes - 8, _MAX_HEADER_BYTES):
+        if num_bytes < 8 or length > num_bytes - 8:
             raise _corrupt(file, "it is too short for the header that it announces")
+        if length > max_bytes:
+            raise InvalidModelError(
+                "The headers of the safetensors files are larger than those of any model that we "
+                f"know, {MAX_HEADER_BYTES // 10**6} MB in all. Ask the model's author."
+            )
         raw = stream.read(length)
     try:
-        header = json.loads(raw)
+        header = json.loads(raw, object_pairs_hook=_once_each)
+    except _TwiceError as error:
+        raise _corrupt(file, f"{error} stands twice in its header") from error
     except (ValueError, RecursionError) as error:
         raise _corrupt(file, "its header is not JSON") from error
     if not isinstance(header, dict):
@@ -111,6 +146,92 @@ def fingerprint(folder: Path) -> str:
     return digest.hexdigest()
 
 
+class _TwiceError(ValueError):
+    """A key that an object of JSON has twice; whoever reads it may take either."""
+
+
+def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise _TwiceError(repr(name[:80]))
+        found[name] = value
+    return found
+
+
+def _check_files(folder: Path) -> None:
+    """Refuse what is not a plain file of this folder, and what is too large to be read whole."""
+    root = folder.resolve()
+    for path in folder.iterdir():
+        name = path.name[:100]
+        try:
+            about, target = path.stat(), path.resolve()
+        except (OSError, RuntimeError):
+            raise InvalidModelError(
+                f"'{name}' is a link to nowhere or to itself. Download the model again."
+            ) from None
+        if path.is_symlink() and not (target.is_relative_to(root) or _is_blob(target)):
+            raise InvalidModelError(
+                f"'{name}' is a link that leads out of the model's folder, and its content might "
+                "be published. Put the file in its place."
+            )
+        if not (stat.S_ISREG(about.st_mode) or stat.S_ISDIR(about.st_mode)):
+            raise InvalidModelError(
+                f"'{name}' is neither a file nor a folder. Download the model again."
+            )
+        if about.st_size > MAX_SMALL_FILE_BYTES and path.suffix in _READ_WHOLE:
+            raise InvalidModelError(
+                f"'{name}' is larger than {MAX_SMALL_FILE_BYTES // 10**6} MB, which no model "
+                "needs. Ask the model's author."
+            )
+
+
+def _is_blob(target: Path) -> bool:
+    """Whether huggingface_hub keeps this file in a cache, to which its snapshots link."""
+    return target.parent.name == "blobs" and target.parent.parent.name.startswith("models--")
+
+
+def _read_headers(files: list[Path]) -> dict[str, Mapping[str, Mapping[str, Any]]]:
+    headers: dict[str, Mapping[str, Mapping[str, Any]]] = {}
+    seen: set[str] = set()
+    left = MAX_HEADER_BYTES
+    for file in files:
+        header = headers[file.name] = read_header(file, max_bytes=left)
+        with file.open("rb") as stream:
+            left -= int.from_bytes(stream.read(8), "little")
+        if twice := seen.intersection(header):
+            raise _corrupt(file, f"{min(twice)[:80]!r} stands twice, here and in another file")
+        seen.update(header)
+    return headers
+
+
+def _check_layers(config: Mapping[str, Any], num_tensors: int) -> None:
+    """Refuse more layers than there are tensors: building them would fill the memory."""
+    for key, value in _settings(config):
+        if _NUM_LAYERS.fullmatch(key) and isinstance(value, int) and value > num_tensors:
+            raise InvalidModelError(
+                f"config.json says that '{key}' is {str(value)[:20]}, and the weights are only "
+                f"{num_tensors:,}. They do not fit together; download the model again."
+            )
+
+
+def _settings(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for key, value in config.items():
+        yield key, value
+        if isinstance(value, dict):
+            yield from _settings(value)
+
+
+def _depth(value: Any) -> int:
+    """Levels of lists and objects, counted no further than needed."""
+    level, depth = [value], 0
+    while level and depth <= _MAX_DEPTH:
+        inner = [each.values() if isinstance(each, dict) else each for each in level]
+        level = [each for some in inner for each in some if isinstance(each, dict | list) and each]
+        depth += 1
+    return depth
+
+
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
@@ -128,6 +249,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise InvalidModelError(
             "config.json names no model_type, so nobody can tell what model this is."
         )
+    if _depth(config) > _MAX_DEPTH:
+        raise InvalidModelError("config.json is nested too deep. Download the model again.")
     return config
 
 
@@ -135,18 +258,25 @@ def _check_tensors(file: Path, header: dict[str, Any], num_data_bytes: int) -> N
     spans = []
     for name, entry in header.items():
         try:
-            start, end = entry["data_offsets"]
-            bits = _DTYPE_BITS[entry["dtype"]] * prod(entry["shape"])
-            valid = 0 <= start <= end <= num_data_bytes and 8 * (end - start) == bits
-            valid = valid and all(isinstance(size, int) and size >= 0 for size in entry["shape"])
+            shape, (start, end) = entry["shape"], entry["data_offsets"]
+            valid = len(shape) <= MAX_DIMENSIONS and all(map(_is_size, (*shape, start, end)))
+            bits = _DTYPE_BITS[entry["dtype"]] * prod(shape) if valid else 0
+            valid = valid and start <= end <= num_data_bytes and 8 * (end - start) == bits
         except (KeyError, TypeError, ValueError) as error:
             raise _corrupt(file, f"the entry of tensor {name[:80]!r} makes no sense") from error
         if not valid:
             raise _corrupt(file, f"tensor {name[:80]!r} does not fit in it")
         spans.append((start, end))
     spans.sort()
-    if any(end > start for (_, end), (start, _) in pairwise(spans)):
+    edges = [(0, 0), *spans, (num_data_bytes, num_data_bytes)]
+    if any(end > start for (_, end), (start, _) in pairwise(edges)):
         raise _corrupt(file, "tensors overlap in it")
+    if any(end < start for (_, end), (start, _) in pairwise(edges)):
+        raise _corrupt(file, "some of its bytes belong to no tensor")
+
+
+def _is_size(size: object) -> bool:
+    return type(size) is int and 0 <= size <= MAX_SIZE
 
 
 def _check_index(folder: Path, headers: Mapping[str, Mapping[str, Any]]) -> None:

@@ -7,7 +7,9 @@ safetensors headers, and each pass over the model takes a fresh one.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from inspect import signature
@@ -22,7 +24,7 @@ from mlx_lm import utils as mlx_lm_utils
 from dynquant.core.formats import UNQUANTIZED, QuantFormat
 from dynquant.core.plan import LayerProfile, ModelInventory
 from dynquant.errors import InvalidModelError, NonFiniteError, Reason, UnsupportedModelError
-from dynquant.mlx_backend.folder import check_folder
+from dynquant.mlx_backend.folder import check_folder, stamps
 
 __all__ = [
     "ModelFolder",
@@ -115,11 +117,13 @@ class ModelFolder:
         folder: The folder.
         config: Its `config.json`, without quantization settings.
         quantized: Whether the stored weights are quantized (they are then dequantized on load).
+        stamps: Of its weight files, when they were checked.
     """
 
     folder: Path
     config: dict[str, Any]
     quantized: bool
+    stamps: tuple[tuple[int, ...], ...]
 
     @cached_property
     def skeleton(self) -> nn.Module:
@@ -141,6 +145,49 @@ class ModelFolder:
             lambda found, leaf: [*found, leaf] if isinstance(leaf, mx.array) else found, model, []
         )
         return sum(array.nbytes for array in arrays if id(array) not in parameters)
+
+    @cached_property
+    def num_tokens(self) -> int | None:
+        """Token ids that the model has a row for; None if nobody can tell."""
+        weights = self.lazy_weights()
+        rows = [
+            weights[f"{path}.weight"].shape[0]
+            for path, module in self.skeleton.named_modules()
+            if isinstance(module, nn.Embedding) and f"{path}.weight" in weights
+        ]
+        text_config = self.config.get("text_config") or self.config
+        said = text_config.get("vocab_size")
+        # The larger embedding is that of the tokens, unless somebody made it look so.
+        return min([max(rows), *([said] if isinstance(said, int) else [])]) if rows else None
+
+    @contextmanager
+    def in_our_words(self) -> Iterator[None]:
+        """Say why the model cannot be run where its own code, or reading its weights, fails.
+
+        Raises:
+            InvalidModelError: Its config and weights made a module of `mlx_lm.models` raise
+                something, or the weights changed meanwhile.
+        """
+        try:
+            yield
+        except _MODEL_CODE_ERRORS as error:
+            self._require_same_weights()
+            frames = traceback.walk_tb(error.__traceback__)
+            modules = [str(frame.f_globals.get("__name__")) for frame, _ in frames]
+            if not any(module.startswith("mlx_lm.models.") for module in modules):
+                raise
+            logger.warning("The model's code failed", exc_info=error)
+            raise InvalidModelError(
+                "This model cannot be run with its config and weights: "
+                f"{_one_line(str(error))}. Download the model again, or ask its author."
+            ) from error
+
+    def _require_same_weights(self) -> None:
+        if stamps(self.folder) != self.stamps:
+            raise InvalidModelError(
+                "The weights of this model changed while they were read. Wait until its download "
+                "is done, then try again."
+            )
 
     def _built(self) -> nn.Module:
         """The model's modules with lazily made parameters."""
@@ -224,18 +271,19 @@ class ModelFolder:
     def _load(self) -> nn.Module:
         """Stock mlx-lm's own lazy and strict load, its errors put in our words."""
         family = self.config.get("model_type")
+        self._require_same_weights()
         try:
             model, _ = mlx_lm_utils.load_model(self.folder, lazy=True, strict=True)
         except _MODEL_CODE_ERRORS as error:
-            reason = str(error)
+            reason, name = str(error), str(family)[:100]
             if reason.startswith("Model type") and "not supported" in reason:
                 raise UnsupportedModelError(
-                    f"mlx-lm has no architecture for model_type '{family}'. A newer mlx-lm may "
+                    f"mlx-lm has no architecture for model_type '{name}'. A newer mlx-lm may "
                     "have it; dynquant takes every model that mlx-lm takes.",
                     reason=Reason.UNKNOWN_ARCHITECTURE,
                 ) from error
             raise InvalidModelError(
-                f"The weights or the config of this '{family}' model do not fit together: "
+                f"The weights or the config of this '{name}' model do not fit together: "
                 f"{_one_line(reason)}. Download the model again, or ask its author."
             ) from error
         return model
@@ -254,6 +302,7 @@ def open_model(folder: Path, *, dequantize: bool = False) -> ModelFolder:
         UnsupportedModelError: An unknown architecture, remote code, only pickled
             weights, or a quantized model without `dequantize`.
     """
+    before = stamps(folder)
     config = check_folder(folder)
     quantized = _is_quantized(folder, config)
     if quantized and not dequantize:
@@ -263,7 +312,7 @@ def open_model(folder: Path, *, dequantize: bool = False) -> ModelFolder:
             reason=Reason.ALREADY_QUANTIZED,
         )
     own = {k: v for k, v in config.items() if k not in ("quantization", "quantization_config")}
-    opened = ModelFolder(folder=folder, config=own, quantized=quantized)
+    opened = ModelFolder(folder=folder, config=own, quantized=quantized, stamps=before)
     _ = opened.skeleton  # a model that does not build is refused here
     return opened
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import platform
-from collections.abc import Mapping, Sequence
-from functools import cached_property
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property, wraps
 from pathlib import Path
+from typing import Concatenate, ParamSpec, TypeVar
 
 import mlx.core as mx
 
@@ -38,6 +39,9 @@ from dynquant.ports import OnStep, Text
 
 __all__ = ["MlxQuantizer", "tool_versions"]
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 _PROBE_TOKENS = 2048
 _MIN_WINDOWS = 10  # of a calibration text: eight to calibrate on, two to probe
 
@@ -47,6 +51,17 @@ def tool_versions() -> dict[str, str]:
     names = ("mlx", "mlx-lm", "transformers", "numpy")
     found = {name: importlib.metadata.version(name) for name in names}
     return {"dynquant": __version__, "python": platform.python_version(), **found}
+
+
+def _in_our_words(method: Callable[Concatenate[MlxQuantizer, P], T]) -> Callable[..., T]:
+    """A method that runs the model, whose code fails as its config and weights have it."""
+
+    @wraps(method)
+    def translated(self: MlxQuantizer, *args: P.args, **kwargs: P.kwargs) -> T:
+        with self._model.in_our_words():
+            return method(self, *args, **kwargs)
+
+    return translated
 
 
 class MlxQuantizer:
@@ -72,6 +87,7 @@ class MlxQuantizer:
         return self._revision_sha or fingerprint(self._model.folder)
 
     @property
+    @_in_our_words
     def num_blocks(self) -> int:
         """How many blocks a pass goes through."""
         return len(self._blocks.blocks)
@@ -106,6 +122,7 @@ class MlxQuantizer:
             window_tokens=length,
             num_windows=(num_tokens + _PROBE_TOKENS) // length,
             min_windows=_MIN_WINDOWS,
+            num_tokens=self._model.num_tokens,
         )
 
     def evaluation_windows(self, text: Text, num_tokens: int) -> Windows:
@@ -121,8 +138,10 @@ class MlxQuantizer:
             window_tokens=length,
             num_windows=max(2, num_tokens // length),
             min_windows=2,
+            num_tokens=self._model.num_tokens,
         )
 
+    @_in_our_words
     def measure(
         self,
         windows: Windows,
@@ -162,6 +181,7 @@ class MlxQuantizer:
             versions=tool_versions(),
         )
 
+    @_in_our_words
     def align(
         self,
         windows: Windows,
@@ -177,6 +197,7 @@ class MlxQuantizer:
             measurement, inventory.layers, low=low, high=high, on_step=lambda: on_step("align")
         )
 
+    @_in_our_words
     def encode(
         self,
         plans: Mapping[Path, QuantPlan],
@@ -239,6 +260,7 @@ class MlxQuantizer:
         """
         return verify_folder(folder, stored_bpw=plan.stored_bpw)
 
+    @_in_our_words
     def evaluate(
         self,
         folders: Mapping[str, Path],

@@ -1,17 +1,19 @@
 """Load a written folder with stock mlx-lm in a process of its own, and generate from it.
 
 Run as `python -m dynquant.mlx_backend.verify FOLDER`; prints one JSON object. Nothing
-that the encoder left in memory can help the folder to load, and no token is inherited.
+that the encoder left in memory can help the folder to load, no token is inherited, and the
+process is confined as far as the system allows.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
+from dynquant.confine import clean_environment, confined
 from dynquant.errors import VerificationError
 
 __all__ = ["verify_folder"]
@@ -19,7 +21,6 @@ __all__ = ["verify_folder"]
 _PROMPT = "The"
 _NUM_TOKENS = 24
 _TIMEOUT_SECS = 3600
-_INHERITED = ("PATH", "HOME", "TMPDIR", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "LD_PRELOAD")
 
 
 def verify_folder(folder: Path, *, stored_bpw: float) -> str:
@@ -31,17 +32,19 @@ def verify_folder(folder: Path, *, stored_bpw: float) -> str:
     Raises:
         VerificationError: It does not load, or its stored bits per weight differ.
     """
-    environment = {key: os.environ[key] for key in _INHERITED if key in os.environ}
-    environment |= {"HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-m", "dynquant.mlx_backend.verify", str(folder.absolute())]
+    shared = tempfile.gettempdir()  # MLX keeps there what it has compiled
     try:
-        child = subprocess.run(
-            [sys.executable, "-m", "dynquant.mlx_backend.verify", str(folder)],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=_TIMEOUT_SECS,
-            check=False,
-        )
+        with tempfile.TemporaryDirectory(prefix="dynquant-verify-") as home:
+            child = subprocess.run(
+                confined(command, writable=[Path(shared)]),
+                env=clean_environment(Path(home), {"HF_HUB_OFFLINE": "1", "TMPDIR": shared}),
+                cwd=home,
+                capture_output=True,
+                text=True,
+                timeout=_TIMEOUT_SECS,
+                check=False,
+            )
     except subprocess.TimeoutExpired as error:
         raise VerificationError("Loading the written model took longer than an hour.") from error
     if child.returncode != 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import subprocess
@@ -14,12 +15,13 @@ from queue import Empty, SimpleQueue
 
 import psutil
 
-__all__ = ["ChildCancelledError", "ChildMemoryError", "clean_environment", "run_child"]
+__all__ = ["ChildCancelledError", "ChildMemoryError", "ChildSilentError", "run_child"]
 
-_INHERITED = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "LD_PRELOAD", "DYLD_LIBRARY_PATH")
+_SIGNALLED = 128
 _POLL_SECS = 0.2
 _MEMORY_POLL_SECS = 1.0
 _MAX_ERROR_CHARS = 20_000
+_MAX_LINE_CHARS = 10_000_000  # the forecasts of a hundred targets have far less
 
 
 class ChildCancelledError(Exception):
@@ -34,39 +36,44 @@ class ChildMemoryError(Exception):
         self.num_bytes = num_bytes
 
 
-def clean_environment(home: Path, extra: Mapping[str, str]) -> dict[str, str]:
-    """What a child gets of our environment: no tokens, and a home in which there are none."""
-    environment = {key: os.environ[key] for key in _INHERITED if key in os.environ}
-    return environment | {"HOME": str(home), "TMPDIR": str(home)} | dict(extra)
+class ChildSilentError(Exception):
+    """The child was killed because it said nothing for longer than it may."""
 
 
 def run_child(
     command: Sequence[str],
     *,
     environment: Mapping[str, str],
+    folder: Path,
     on_line: Callable[[str], None],
     is_cancelled: Callable[[], bool],
     max_memory_bytes: int | None = None,
+    max_silent_secs: float = math.inf,
 ) -> tuple[int, str]:
     """Run `command` to its end; it dies with this process, and with everything it started.
 
     Args:
         command: Program and arguments. It should end when its standard input ends.
         environment: Its whole environment.
+        folder: Where it works.
         on_line: Called in this thread with every line of its standard output.
         is_cancelled: Asked a few times a second; True kills it.
         max_memory_bytes: More than this, children included, kills it.
+        max_silent_secs: Without a line for longer than this it is killed.
 
     Returns:
-        Exit code and the end of what it wrote to standard error.
+        Exit code, or minus the signal that ended it, and the end of what it wrote to standard
+        error.
 
     Raises:
         ChildCancelledError: `is_cancelled` said so.
         ChildMemoryError: It took too much memory.
+        ChildSilentError: It said nothing for too long, or a line without an end.
     """
     child = subprocess.Popen(
         command,
         env=dict(environment),
+        cwd=folder,
         stdin=subprocess.PIPE,  # never written to: its end tells the child that we are gone
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -84,7 +91,14 @@ def run_child(
     for reader in readers:
         reader.start()
     try:
-        _watch(child, lines, on_line, is_cancelled, max_memory_bytes)
+        _watch(
+            child,
+            lines,
+            on_line,
+            is_cancelled=is_cancelled,
+            max_memory_bytes=max_memory_bytes,
+            max_silent_secs=max_silent_secs,
+        )
         code = child.wait()
     finally:
         _kill_group(child)
@@ -93,18 +107,21 @@ def run_child(
         for stream in (child.stdin, child.stdout, child.stderr):
             if stream is not None:
                 stream.close()
-    return code, "".join(errors)[-_MAX_ERROR_CHARS:]
+    # A confined child ends as a shell does.
+    return (_SIGNALLED - code if code > _SIGNALLED else code), "".join(errors)[-_MAX_ERROR_CHARS:]
 
 
 def _watch(
     child: subprocess.Popen[str],
     lines: SimpleQueue[str | None],
     on_line: Callable[[str], None],
+    *,
     is_cancelled: Callable[[], bool],
     max_memory_bytes: int | None,
+    max_silent_secs: float,
 ) -> None:
     """Pass lines on until standard output ends."""
-    memory_due = time.monotonic()
+    memory_due = spoke_at = time.monotonic()
     while True:
         if is_cancelled():
             raise ChildCancelledError
@@ -116,16 +133,23 @@ def _watch(
         try:
             line = lines.get(timeout=_POLL_SECS)
         except Empty:
+            if time.monotonic() > spoke_at + max_silent_secs:
+                raise ChildSilentError from None
             continue
         if line is None:
             return
+        if len(line) >= _MAX_LINE_CHARS:
+            raise ChildSilentError
+        spoke_at = time.monotonic()
         on_line(line)
 
 
 def _read_lines(child: subprocess.Popen[str], lines: SimpleQueue[str | None]) -> None:
     assert child.stdout is not None
-    for line in child.stdout:
+    while line := child.stdout.readline(_MAX_LINE_CHARS):
         lines.put(line.rstrip("\n"))
+        if len(line) >= _MAX_LINE_CHARS:
+            break  # nobody waits for more of it
     lines.put(None)
 
 

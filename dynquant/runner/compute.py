@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
+import resource
 import shutil
 import signal
 import sys
@@ -26,7 +28,13 @@ from dynquant.core.artefacts import cost_table_from_json, cost_table_to_json
 from dynquant.core.papers import papers
 from dynquant.core.plan import QuantPlan
 from dynquant.core.quality import Quality
-from dynquant.errors import DynquantError, StorageFullError, disk_errors_translated
+from dynquant.errors import (
+    DynquantError,
+    Reason,
+    RetryLaterError,
+    StorageFullError,
+    disk_errors_translated,
+)
 from dynquant.mlx_backend.quantizer import MlxQuantizer
 from dynquant.outputs import read_text, write_file
 from dynquant.pipeline import forecast
@@ -37,6 +45,8 @@ from dynquant.steps import Conversion
 __all__ = ["main"]
 
 _REPORT_SECS = 0.5
+_NO_MEMORY = ("Unable to allocate", "bad_alloc")
+"""What MLX and libraries in C++ say when the system gives no more memory."""
 
 
 class LineProgress:
@@ -73,12 +83,13 @@ class _Work:
         self.folder = folder
         self.progress = LineProgress(say)
         self.spec = JobSpec.from_json((folder / "spec.json").read_text(encoding="utf-8"))
-        self.quantizer = MlxQuantizer(
-            self.spec.source.folder,
-            name=self.spec.source.name,
-            revision_sha=self.spec.source.revision_sha,
-            dequantize=self.spec.recipe.dequantize,
-        )
+        with _limited_cpu(self.spec.max_reading_cpu_secs):
+            self.quantizer = MlxQuantizer(
+                self.spec.source.folder,
+                name=self.spec.source.name,
+                revision_sha=self.spec.source.revision_sha,
+                dequantize=self.spec.recipe.dequantize,
+            )
 
     def resolve(self) -> object:
         """What the job gives and takes, from headers alone."""
@@ -132,12 +143,15 @@ class _Work:
 
     def _conversion(self) -> Conversion[Any]:
         job = Conversion(self.spec.source, self.quantizer, self.spec.recipe)
-        job.read(
-            calibration=open_saved_text(
-                self.folder / "calibration.jsonl", name=self.spec.calibration
-            ),
-            evaluation=open_saved_text(self.folder / "evaluation.jsonl", name=self.spec.evaluation),
-        )
+        with _limited_cpu(self.spec.max_reading_cpu_secs):
+            job.read(
+                calibration=open_saved_text(
+                    self.folder / "calibration.jsonl", name=self.spec.calibration
+                ),
+                evaluation=open_saved_text(
+                    self.folder / "evaluation.jsonl", name=self.spec.evaluation
+                ),
+            )
         return job
 
     def _table(self, job: Conversion[Any]) -> Any:
@@ -166,12 +180,32 @@ def main(step: str, folder: Path) -> int:
         return _told(say, error)
     except Exception as error:  # noqa: BLE001  the parent logs it and says a neutral sentence
         traceback.print_exc()
-        if os.strerror(errno.ENOSPC) not in str(error):  # as when MLX compiles for the CPU
-            return 1
-        full = StorageFullError("The disk is full. Free some space, and try again.")
-        return _told(say, full)
+        if os.strerror(errno.ENOSPC) in str(error):  # as when MLX compiles for the CPU
+            full = StorageFullError("The disk is full. Free some space, and try again.")
+            return _told(say, full)
+        if isinstance(error, MemoryError) or any(each in str(error) for each in _NO_MEMORY):
+            return _told(
+                say,
+                RetryLaterError(
+                    "Converting this model takes more memory than this runner may use.",
+                    reason=Reason.NOT_ENOUGH_MEMORY,
+                ),
+            )
+        return 1
     say({"result": result})
     return 0
+
+
+@contextmanager
+def _limited_cpu(secs: int) -> Iterator[None]:
+    """SIGXCPU ends this process when it has used `secs` more CPU time; no code can hold that up."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    soft, hard = resource.getrlimit(resource.RLIMIT_CPU)
+    resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(used.ru_utime + used.ru_stime) + secs, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_CPU, (soft, hard))
 
 
 def _told(say: Callable[[Mapping[str, Any]], None], error: DynquantError) -> int:

@@ -14,12 +14,13 @@ from pathlib import Path
 import psutil
 import requests
 
+from dynquant.confine import clean_environment
 from dynquant.core.figures import size
 from dynquant.errors import DynquantError
 from dynquant.hub.publishing import HubPublisher
 from dynquant.jobs.board import DatabaseBoard
-from dynquant.runner.child import clean_environment
 from dynquant.runner.machine import usable_memory_bytes
+from dynquant.runner.sandbox import reach, statement
 from dynquant.settings import Settings
 
 __all__ = ["Finding", "examine"]
@@ -53,6 +54,7 @@ def examine(environment: Mapping[str, str]) -> list[Finding]:
     checks: dict[str, Callable[[], str]] = {
         "settings": lambda: f"This runner is called '{settings.runner_id}'.",
         "MLX": lambda: _mlx(settings.home),
+        "sandbox": _sandbox,
         "memory": lambda: _memory(settings),
         "disk": lambda: _disk(settings.home),
         "database": lambda: _database(settings),
@@ -90,7 +92,7 @@ def _mlx(home: Path) -> str:
     # In a process of its own: a broken MLX may end the process that imports it.
     child = subprocess.run(
         [sys.executable, "-c", _ASK_MLX],
-        env=clean_environment(home, {"PYTHONPATH": ":".join(sys.path)}),
+        env=clean_environment(home, {}),
         capture_output=True,
         text=True,
         timeout=120,
@@ -104,6 +106,13 @@ def _mlx(home: Path) -> str:
     device, version = json.loads(child.stdout.splitlines()[-1])
     slow = "" if device == "gpu" else ", without a GPU: converting is slow"
     return f"MLX {version} on the {device}{slow}."
+
+
+def _sandbox() -> str:
+    found = statement(reached := reach())
+    if "connect" in reached:
+        raise _MissingError(found)
+    return found
 
 
 def _memory(settings: Settings) -> str:

@@ -8,11 +8,7 @@ find it there, because another machine had the job before, makes it again, to th
 from __future__ import annotations
 
 import json
-import logging
-import os
 import shutil
-import signal
-import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -28,11 +24,7 @@ from dynquant.core.recipe import Recipe
 from dynquant.corpus import DEFAULT_CALIBRATION, DEFAULT_EVALUATION
 from dynquant.errors import (
     InvalidOptionError,
-    NeverPublishError,
     NotEnoughMemoryError,
-    Reason,
-    RequestError,
-    RetryLaterError,
     StorageFullError,
     disk_errors_translated,
 )
@@ -41,14 +33,9 @@ from dynquant.log_lines import job_context
 from dynquant.outputs import OutputFolders, read_text, write_file
 from dynquant.pipeline import already_published, destinations, publish
 from dynquant.ports import ModelPublisher, ModelSource, OnStep, PublishedModel, Text, TextReader
-from dynquant.runner.child import (
-    ChildCancelledError,
-    ChildMemoryError,
-    clean_environment,
-    run_child,
-)
-from dynquant.runner.machine import is_memory_short
-from dynquant.runner.spec import JobSpec, recipe_of, save_text
+from dynquant.runner.child import ChildCancelledError
+from dynquant.runner.computing import ComputeChild
+from dynquant.runner.spec import JobSpec, Limits, recipe_of, save_text
 
 __all__ = ["JobSteps"]
 
@@ -57,10 +44,6 @@ _TEXT_CHARS_PER_TOKEN = 400
 
 _TEXTS = {"calibration": DEFAULT_CALIBRATION, "evaluation": DEFAULT_EVALUATION}
 """Role of a text, which is also the name of its option, → its default."""
-
-_KINDS = {2: RequestError, 3: RetryLaterError, 4: NeverPublishError}
-
-_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +77,7 @@ class JobSteps:
         texts: Where texts come from; who asks may be a stranger.
         open_hub: Opens the Hub for one job; its models count as in use until it is closed.
         max_memory_bytes: What a child may take; a job that needs more is refused, not tried.
+        limits: How long a child may take.
         free_bytes: Free space of the disk that holds a folder.
     """
 
@@ -105,14 +89,18 @@ class JobSteps:
         texts: TextReader,
         open_hub: Callable[[], HubModels],
         max_memory_bytes: int,
+        limits: Limits = Limits(),
         free_bytes: Callable[[Path], int] = lambda folder: shutil.disk_usage(folder).free,
     ) -> None:
         self._jobs = home / "jobs"
-        self._child_home = home / "child"  # shared: MLX keeps there what it has compiled
         self._publisher = publisher
         self._texts = texts
         self._open_hub = open_hub
         self._max_memory_bytes = max_memory_bytes
+        self._limits = limits
+        self._child = ComputeChild(
+            home=home / "child", max_memory_bytes=max_memory_bytes, limits=limits
+        )
         self._free_bytes = free_bytes
         self._open: dict[str, tuple[HubModels, ModelSource]] = {}
 
@@ -281,7 +269,12 @@ class JobSteps:
         return self._texts.open(str(call.request.options.get(role) or _TEXTS[role]))
 
     def _write_spec(self, call: _Call, source: ModelSource, texts: Mapping[str, str]) -> None:
-        spec = JobSpec(source=source, recipe=call.recipe, **texts)
+        spec = JobSpec(
+            source=source,
+            recipe=call.recipe,
+            max_reading_cpu_secs=self._limits.reading_cpu_secs,
+            **texts,
+        )
         write_file(call.folder / "spec.json", spec.to_json())
 
     def _require_room(self, forecasts: Sequence[Mapping[str, Any]]) -> None:
@@ -304,63 +297,18 @@ class JobSteps:
 
     def _compute(self, call: _Call, step: str) -> Any:
         """What the child process answers to `step`."""
-        answer: dict[str, Any] = {}
 
-        def on_line(line: str) -> None:
-            said = json.loads(line)
-            if "part" in said:
-                call.report(
-                    StepProgress(
-                        step=call.step,
-                        fraction=said["fraction"],
-                        eta_secs=said["eta_secs"],
-                        layer=said["part"],
-                    )
+        def report(said: Mapping[str, Any]) -> None:
+            call.report(
+                StepProgress(
+                    step=call.step,
+                    fraction=said["fraction"],
+                    eta_secs=said["eta_secs"],
+                    layer=said["part"],
                 )
-            else:
-                answer.update(said)
+            )
 
-        if is_memory_short():
-            raise RetryLaterError(
-                "This machine is short of memory. Close what is not needed there; the job goes on "
-                "by itself."
-            )
-        scratch = call.folder / "tmp"
-        for folder in (scratch, self._child_home):
-            folder.mkdir(exist_ok=True)
-        try:
-            code, errors = run_child(
-                [sys.executable, "-m", "dynquant.runner.compute", step, str(call.folder)],
-                environment=clean_environment(
-                    self._child_home,
-                    {
-                        "HF_HUB_OFFLINE": "1",
-                        "PYTHONPATH": os.pathsep.join(sys.path),
-                        "TMPDIR": str(scratch),
-                    },
-                ),
-                on_line=on_line,
-                is_cancelled=call.is_cancelled,
-                max_memory_bytes=self._max_memory_bytes,
-            )
-        except ChildMemoryError as error:
-            raise NotEnoughMemoryError(
-                f"Converting this model took {size(error.num_bytes)} of memory, more than this "
-                f"runner may use ({size(self._max_memory_bytes)}).",
-                needed_bytes=error.num_bytes,
-            ) from error
-        if "sentence" in answer:
-            raise _KINDS[code](answer["sentence"], reason=Reason(answer["reason"]))
-        if code == -signal.SIGKILL:
-            raise NotEnoughMemoryError(
-                "The system killed the process that converts this model, most likely because "
-                "memory ran out.",
-                needed_bytes=self._max_memory_bytes + 1,
-            )
-        if "result" not in answer:
-            _logger.error("Step %s ended with code %s:\n%s", step, code, errors)
-            raise RuntimeError(f"step {step} ended with code {code}")
-        return answer["result"]
+        return self._child.run(step, call.folder, report=report, is_cancelled=call.is_cancelled)
 
 
 def _results(published: Sequence[PublishedModel]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import subprocess
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -26,6 +27,7 @@ from dynquant.runner.live_board import LiveBoard, board_snapshot
 from dynquant.runner.machine import awake, usable_memory_bytes
 from dynquant.runner.mail import Announcer, Mailroom
 from dynquant.runner.notify import notify
+from dynquant.runner.sandbox import reach, statement
 from dynquant.settings import Settings
 
 __all__ = ["serve"]
@@ -54,6 +56,7 @@ def serve(settings: Settings, *, rounds: Sequence[Callable[[], object]] = ()) ->
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
+    _say_what_is_confined()
     memory_bytes = settings.memory_bytes or usable_memory_bytes(psutil.virtual_memory().total)
     engine = JobEngine(
         settings, job_steps(settings, memory_bytes=memory_bytes), memory_bytes=memory_bytes
@@ -117,6 +120,15 @@ def _surroundings(
             stopping.set()
             for thread in threads:
                 thread.join()
+
+
+def _say_what_is_confined() -> None:
+    try:
+        reached = reach()
+    except (OSError, subprocess.SubprocessError):
+        _logger.exception("No process could be started to try what a model's may do")
+        return
+    _logger.log(logging.WARNING if reached else logging.INFO, "%s", statement(reached))
 
 
 def _repeat(do_round: Callable[[], object], stopping: threading.Event) -> None:

@@ -12,7 +12,21 @@ from dynquant.core.formats import DEFAULT_MENU, parse_menu
 from dynquant.core.recipe import Recipe
 from dynquant.ports import ModelSource, Text
 
-__all__ = ["JobSpec", "open_saved_text", "recipe_of", "save_text"]
+__all__ = ["JobSpec", "Limits", "open_saved_text", "recipe_of", "save_text"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """How long a child may take, so that no model keeps a runner for itself.
+
+    Attributes:
+        reading_cpu_secs: CPU time for opening the model, and again for cutting the texts into
+            tokens; the slowest tokenizers that we know take minutes.
+        silent_secs: Time without any progress; a block of a very large model takes minutes.
+    """
+
+    reading_cpu_secs: int = 1800
+    silent_secs: float = 6 * 3600.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,12 +38,14 @@ class JobSpec:
         recipe: How to quantize.
         calibration: Name of the text in `calibration.jsonl`.
         evaluation: Name of the text in `evaluation.jsonl`.
+        max_reading_cpu_secs: CPU time that reading both may take, and so may opening the model.
     """
 
     source: ModelSource
     recipe: Recipe
     calibration: str
     evaluation: str
+    max_reading_cpu_secs: int
 
     def to_json(self) -> str:
         """The spec as text."""
@@ -50,6 +66,7 @@ class JobSpec:
                 "recipe": recipe,
                 "calibration": self.calibration,
                 "evaluation": self.evaluation,
+                "max_reading_cpu_secs": self.max_reading_cpu_secs,
             }
         )
 
@@ -63,6 +80,7 @@ class JobSpec:
             recipe=recipe_of(raw["recipe"]),
             calibration=raw["calibration"],
             evaluation=raw["evaluation"],
+            max_reading_cpu_secs=raw["max_reading_cpu_secs"],
         )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from dynquant.core.bounds import MAX_DIMENSIONS, MAX_HEADER_BYTES, MAX_SIZE
 from dynquant.core.formats import DEFAULT_MENU, UNQUANTIZED
 from dynquant.core.plan import LayerProfile, ModelInventory
 from dynquant.errors import (
@@ -31,7 +32,6 @@ __all__ = ["Prospect", "Prospects", "model_id"]
 _FRESH_SECS = 300.0
 _MAX_TEXT = 300
 _MAX_QUANTS = 8
-_MAX_HEADER_BYTES = 20_000_000
 """A model with 100,000 tensors has some 10 MB of headers."""
 _DTYPE_BITS = {"F32": 32, "F64": 32}
 """Everything else is kept in 16 bits."""
@@ -253,12 +253,12 @@ def _tensors(file: Path) -> dict[str, tuple[tuple[int, ...], int]]:
     """Name → shape and bits of a weight."""
     with file.open("rb") as stream:
         num_bytes = int.from_bytes(stream.read(8), "little")
-        raw = stream.read(min(num_bytes, _MAX_HEADER_BYTES))
+        raw = stream.read(min(num_bytes, MAX_HEADER_BYTES))
     try:
         header = json.loads(raw)
         header.pop("__metadata__", None)
         return {
-            name: (tuple(map(_whole, entry["shape"])), _DTYPE_BITS.get(entry["dtype"], 16))
+            name: (_sizes(entry["shape"]), _DTYPE_BITS.get(entry["dtype"], 16))
             for name, entry in header.items()
         }
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -269,10 +269,11 @@ def _tensors(file: Path) -> dict[str, tuple[tuple[int, ...], int]]:
         ) from error
 
 
-def _whole(size: object) -> int:
-    if not isinstance(size, int) or size < 0:
-        raise TypeError(size)
-    return size
+def _sizes(shape: list[object]) -> tuple[int, ...]:
+    sizes = tuple(size for size in shape if isinstance(size, int) and 0 <= size <= MAX_SIZE)
+    if len(sizes) < len(shape) or len(sizes) > MAX_DIMENSIONS:
+        raise ValueError(shape)
+    return sizes
 
 
 def _cache_bytes_per_token(config: Mapping[str, Any]) -> int | None:
@@ -286,6 +287,6 @@ def _cache_bytes_per_token(config: Mapping[str, Any]) -> int | None:
             num_heads = int(text["num_attention_heads"])
             head = int(text.get("head_dim") or int(text["hidden_size"]) // num_heads)
             width = 2 * head * int(text.get("num_key_value_heads") or num_heads)
-    except (KeyError, TypeError, ValueError, ZeroDivisionError, AttributeError):
+    except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError):
         return None
     return num_layers * width * _CACHE_BYTES_PER_VALUE

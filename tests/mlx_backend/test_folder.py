@@ -126,13 +126,13 @@ def test_a_huge_header_is_refused_unread(folder, length):
     refused(folder, InvalidModelError, "too short for the header")
 
 
-def test_a_header_above_the_formats_limit_is_refused_though_the_file_is_long_enough(folder):
+def test_a_header_above_our_limit_is_refused_though_the_file_is_long_enough(folder):
     """A sparse file: its size is there, its bytes are not."""
     file = folder / "model.safetensors"
     with file.open("wb") as stream:
         stream.write((200_000_000).to_bytes(8, "little"))
         stream.truncate(300_000_000)
-    refused(folder, InvalidModelError, "too short for the header")
+    refused(folder, InvalidModelError, "headers .* are larger than")
 
 
 @pytest.mark.parametrize("raw", [b"{", b"\xff" * 9, b"[" * 200_000])

@@ -9,10 +9,11 @@ from pathlib import Path
 import psutil
 import pytest
 
+from dynquant.confine import clean_environment
 from dynquant.runner.child import (
     ChildCancelledError,
     ChildMemoryError,
-    clean_environment,
+    ChildSilentError,
     run_child,
 )
 
@@ -22,6 +23,7 @@ def run(code: str, home: Path, **options):
     rc, errors = run_child(
         [sys.executable, "-c", code],
         environment=clean_environment(home, {}),
+        folder=home,
         on_line=lines.append,
         is_cancelled=options.pop("is_cancelled", lambda: False),
         **options,
@@ -72,6 +74,7 @@ def test_a_cancelled_child_is_gone_within_two_seconds_with_all_that_it_started(t
         run_child(
             [sys.executable, "-c", code],
             environment=clean_environment(tmp_path, {}),
+            folder=tmp_path,
             on_line=lines.append,
             is_cancelled=lambda: bool(lines),
         )
@@ -94,29 +97,62 @@ def test_what_a_child_says_before_it_crashes_is_kept(tmp_path):
     assert (rc, lines) == (-signal.SIGKILL, ["said"])
 
 
-def test_a_compute_child_dies_with_the_process_that_started_it(tmp_path):
-    """SIGKILL leaves no time to clean up: the child notices by itself."""
-    code = (
-        "import sys, threading, time\n"
-        "from dynquant.runner.compute import _die_with_parent\n"
-        "threading.Thread(target=_die_with_parent, daemon=True).start()\n"
-        "import os; print(os.getpid(), flush=True); time.sleep(60)"
-    )
+def test_a_child_that_says_nothing_for_too_long_is_killed(tmp_path):
+    with pytest.raises(ChildSilentError):
+        run("import time; time.sleep(60)", tmp_path, max_silent_secs=0.5)
+
+
+def test_a_child_that_never_ends_its_line_is_killed_before_it_fills_our_memory(tmp_path):
+    with pytest.raises(ChildSilentError):
+        run("while True: print('x' * 1_000_000, end='')", tmp_path)
+
+
+def dies_with_its_parent(tmp_path: Path, command: str, code: str) -> bool:
+    """Whether all processes whose ids `code` prints end when SIGKILL ends whoever started it."""
     start = (
         "import os, sys\n"
         "from pathlib import Path\n"
-        "from dynquant.runner.child import clean_environment, run_child\n"
-        "environment = clean_environment(Path(sys.argv[1]), {'PYTHONPATH': os.getcwd()})\n"
-        "run_child([sys.executable, '-c', sys.argv[2]], environment=environment,"
+        "from dynquant.confine import clean_environment, confined\n"
+        "from dynquant.runner.child import run_child\n"
+        "home = Path(sys.argv[1])\n"
+        f"run_child({command}, environment=clean_environment(home, {{}}), folder=home,"
         " on_line=lambda line: print(line, flush=True), is_cancelled=lambda: False)"
     )
     parent = subprocess.Popen(
         [sys.executable, "-c", start, str(tmp_path), code], stdout=subprocess.PIPE, text=True
     )
     assert parent.stdout is not None
-    pid = int(parent.stdout.readline())
-    assert is_alive(pid)
+    pids = [int(word) for word in parent.stdout.readline().split()]
+    assert pids
+    assert all(map(is_alive, pids))
     parent.kill()
     parent.wait()
     parent.stdout.close()
-    assert wait_until(lambda: not is_alive(pid))
+    return wait_until(lambda: not any(map(is_alive, pids)))
+
+
+def test_a_compute_child_dies_with_the_process_that_started_it(tmp_path):
+    """SIGKILL leaves no time to clean up: the child notices by itself."""
+    code = (
+        "import threading, time\n"
+        "from dynquant.runner.compute import _die_with_parent\n"
+        "threading.Thread(target=_die_with_parent, daemon=True).start()\n"
+        "import os; print(os.getpid(), flush=True); time.sleep(60)"
+    )
+    assert dies_with_its_parent(tmp_path, "[sys.executable, '-c', sys.argv[2]]", code)
+
+
+@pytest.mark.harden("sandboxed compute")
+@pytest.mark.skipif(sys.platform != "linux", reason="PID namespaces are Linux's")
+def test_a_confined_child_dies_with_its_parent_and_so_does_what_ran_away_from_its_session(tmp_path):
+    """It notices nothing by itself: it holds the interpreter's lock, and its children left."""
+    code = (
+        "import os, subprocess, sys, time\n"
+        "ran = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'],"
+        " start_new_session=True)\n"
+        "children = open(f'/proc/self/task/{os.readlink(\"/proc/self\")}/children').read()\n"
+        "print(os.readlink('/proc/self'), children, flush=True)\n"
+        "import re; re.match('(a+)+b', 'a' * 60)"
+    )
+    command = "confined([sys.executable, '-c', sys.argv[2]], writable=[home])"
+    assert dies_with_its_parent(tmp_path, command, code)

@@ -32,11 +32,12 @@ def test_a_machine_that_has_everything_is_good_and_nothing_is_changed(hub, tmp_p
     hub.add_user("you", token=TOKEN, orgs={"team": "write"})
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     found = findings(tmp_path)
-    wanted = {"Python", "settings", "MLX", "memory", "disk", "database", "Hub token"}
+    wanted = {"Python", "settings", "MLX", "sandbox", "memory", "disk", "database", "Hub token"}
     assert set(found) == wanted
     assert all(each.good for each in found.values() if each.what != "disk")
     assert "'mac'" in found["settings"].sentence
     assert "MLX 0." in found["MLX"].sentence
+    assert "no network" in found["sandbox"].sentence
     assert "you, team" in found["Hub token"].sentence
     assert "sqlite answers; 0 runners" in found["database"].sentence
     assert TOKEN not in str(found)

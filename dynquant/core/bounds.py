@@ -1,0 +1,30 @@
+"""What no model needs more of: bounds on the files of strangers, kept before they are read.
+
+The largest models of 2026 have some 150,000 tensors in 200 shards, 20 MB of headers and 40 MB of
+tokenizer.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "MAX_DIMENSIONS",
+    "MAX_HEADER_BYTES",
+    "MAX_SHARDS",
+    "MAX_SIZE",
+    "MAX_SMALL_FILES",
+    "MAX_SMALL_FILE_BYTES",
+]
+
+MAX_HEADER_BYTES = 50_000_000
+"""Of all safetensors files of a model together; half of what the format allows one of them."""
+
+MAX_SHARDS = 5_000
+
+MAX_SMALL_FILES = 1_000
+"""Files beside the weights."""
+
+MAX_SMALL_FILE_BYTES = 200_000_000
+"""Of one such file."""
+
+MAX_DIMENSIONS, MAX_SIZE = 16, 2**48
+"""Of a tensor, and along one of its dimensions: so large that their product is still quick."""

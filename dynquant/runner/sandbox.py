@@ -1,0 +1,73 @@
+"""What the process that computes can still reach on this machine, found by trying."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from dynquant.confine import clean_environment, confined
+
+__all__ = ["reach", "statement"]
+
+_TIMEOUT_SECS = 60.0
+_TRIES = """
+import os, socket, sys
+port, file, pid = sys.argv[1:]
+def connect():
+    socket.create_connection(("127.0.0.1", int(port)), 5).close()
+def write():
+    open(file, "w").close()
+def signal():
+    os.kill(int(pid), 0)
+for each in (connect, write, signal):
+    try:
+        each()
+    except OSError:
+        continue
+    print(each.__name__)
+"""
+_WORDS = {
+    "connect": "reach the network",
+    "write": "write outside of its folder",
+    "signal": "signal other processes",
+}
+
+
+def reach() -> list[str]:
+    """What of `connect`, `write` and `signal` works from inside.
+
+    Raises:
+        OSError, subprocess.SubprocessError: No such process runs at all.
+    """
+    with (
+        tempfile.TemporaryDirectory(prefix="dynquant-sandbox-") as folder,
+        socket.create_server(("127.0.0.1", 0)) as listener,
+    ):
+        home = Path(folder) / "home"
+        home.mkdir()
+        tries = (str(listener.getsockname()[1]), f"{folder}/outside", str(os.getpid()))
+        done = subprocess.run(
+            confined([sys.executable, "-c", _TRIES, *tries], writable=[home]),
+            env=clean_environment(home, {}),
+            cwd=home,
+            capture_output=True,
+            text=True,
+            timeout=_TIMEOUT_SECS,
+            check=True,
+        )
+    return done.stdout.split()
+
+
+def statement(reached: list[str]) -> str:
+    """A sentence on what `reach` found."""
+    if not reached:
+        return "What converts a model has no network and no file to write but its own."
+    can = " and ".join(_WORDS[each] for each in reached)
+    return (
+        f"What converts a model can {can}: this system does not let us take that away "
+        "(docs/security.md). It has no token; let this account hold nothing else that matters."
+    )

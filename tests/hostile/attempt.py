@@ -1,0 +1,114 @@
+"""A step of a job in a process of its own, with what it said and what it took."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import resource
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dynquant.errors import Reason
+
+__all__ = ["MAX_CPU_SECS", "MAX_PEAK_BYTES", "Ending", "apart", "compute"]
+
+MAX_CPU_SECS = 60
+"""Generous: an honest model of this size takes three."""
+
+MAX_PEAK_BYTES = 1_500_000_000
+"""Of which the libraries take a tenth."""
+
+_DATA_BYTES = MAX_PEAK_BYTES
+_WALL_SECS = 300.0
+
+# Imported once, then forked: MLX and its friends take seconds to import.
+_processes = multiprocessing.get_context("forkserver")
+_processes.set_forkserver_preload(["dynquant.runner.compute"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ending:
+    """How it ended.
+
+    Attributes:
+        said: Its last word: `result`, or `reason` and `sentence`.
+        code: As of a process; minus the signal.
+        cpu_secs: What it took.
+        peak_bytes: Largest resident size.
+        errors: What it wrote to standard error.
+    """
+
+    said: dict[str, Any]
+    code: int
+    cpu_secs: float
+    peak_bytes: int
+    errors: str
+
+    @property
+    def reason(self) -> str | None:
+        """Why it was refused, as `dynquant.runner.computing` tells it; None if it was not."""
+        if self.code == -signal.SIGXCPU:
+            return Reason.TAKES_TOO_LONG
+        found = self.said.get("reason")
+        assert found or "result" in self.said, f"code {self.code}: {self.errors[-3000:]}"
+        return found
+
+
+def compute(step: str, job: Path) -> Ending:
+    """Do `step` of the job in this folder with the code that a runner's child runs."""
+    return apart(_compute, job, step, str(job))
+
+
+def apart(work: Callable[..., None], folder: Path, *arguments: str) -> Ending:
+    """Run `work`, which says JSON on standard output, in a process with bounds."""
+    process = _processes.Process(target=_bounded, args=(work, str(folder), arguments))
+    process.start()
+    process.join(_WALL_SECS)
+    if process.is_alive():
+        process.kill()
+        process.join()
+    lines = _text(folder / "said").splitlines()
+    taken = json.loads(_text(folder / "taken") or "[0, 0]")
+    assert process.exitcode is not None
+    return Ending(
+        said=json.loads(lines[-1]) if lines else {},
+        code=process.exitcode,
+        cpu_secs=taken[0],
+        peak_bytes=taken[1],
+        errors=_text(folder / "errors"),
+    )
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+
+
+def _compute(step: str, job: str) -> None:
+    from dynquant.runner.compute import main
+
+    sys.exit(main(step, Path(job)))
+
+
+def _bounded(work: Callable[..., None], folder: str, arguments: tuple[str, ...]) -> None:
+    os.setsid()
+    os.chdir(folder)
+    unending, _held = os.pipe()  # whoever waits for our end sees none
+    os.dup2(unending, 0)
+    for number, name in ((1, "said"), (2, "errors")):
+        os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), number)
+    resource.setrlimit(resource.RLIMIT_DATA, (_DATA_BYTES, _DATA_BYTES))
+    resource.setrlimit(resource.RLIMIT_CPU, (MAX_CPU_SECS, MAX_CPU_SECS))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    os.environ |= {"HOME": folder, "HF_HUB_OFFLINE": "1"}
+    try:
+        work(*arguments)
+    finally:
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        taken = [used.ru_utime + used.ru_stime, used.ru_maxrss * 1024]
+        Path(folder, "taken").write_text(json.dumps(taken))
+        sys.stdout.flush()

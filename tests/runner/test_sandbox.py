@@ -1,0 +1,26 @@
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from dynquant.runner.sandbox import reach, statement
+
+pytestmark = pytest.mark.harden("sandboxed compute")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel is Linux's")
+def test_nothing_is_reached_from_inside(harden):
+    assert reach() == []
+    assert "no network" in statement([])
+    harden("refused")
+
+
+def test_what_the_system_does_not_take_away_is_found_and_said(monkeypatch):
+    """As on a system without any of it: a process that believes to be confined is not again."""
+    monkeypatch.setenv("DYNQUANT_CONFINED", "1")
+    found = reach()
+    assert found == ["connect", "write", "signal"]
+    sentence = statement(found)
+    assert "can reach the network and write outside of its folder and signal" in sentence
+    assert "docs/security.md" in sentence
