@@ -171,6 +171,7 @@ def _secrets(settings: Settings) -> list[str]:
     found = (
         os.environ.get("HF_TOKEN"),
         settings.space_secret,
+        settings.webhook_secret,
         settings.database_url if "@" in settings.database_url else None,
     )
     return [each for each in found if each]

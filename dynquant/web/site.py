@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hmac
 import warnings
+from collections.abc import Callable, Mapping
 from urllib.parse import urlencode
 
 import gradio as gr
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import PlainTextResponse, RedirectResponse
+from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import QueryParams
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -27,6 +29,11 @@ __all__ = ["make_site"]
 
 _MAX_BOARD_BYTES = 4_000_000
 """Runners post 2 MB of jobs at most."""
+_MAX_EVENT_BYTES = 100_000
+"""The Hub's own are below 10 KB."""
+
+Webhook = Callable[[Mapping[str, str], bytes], tuple[int, str]]
+"""Headers and body of a post of the Hub → status and sentence to answer with, at once."""
 
 
 def make_site(
@@ -34,6 +41,7 @@ def make_site(
     *,
     snapshots: Snapshots | None = None,
     space_secret: str | None = None,
+    webhook: Webhook | None = None,
     mcp_server: bool = False,
 ) -> FastAPI:
     """The application.
@@ -42,11 +50,14 @@ def make_site(
         service: What visitors can do.
         snapshots: Takes the boards that runners post; None where none do.
         space_secret: What runners have to show.
+        webhook: Receives what the Hub posts of repos that change; None where nothing does.
         mcp_server: Whether the API is offered as tools, too.
     """
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
     if snapshots is not None and space_secret is not None:
         _add_board_post(app, snapshots, space_secret)
+    if webhook is not None:
+        _add_webhook(app, webhook)
     add_live_routes(app, service)
     app.add_middleware(_JobLink)
     with warnings.catch_warnings():
@@ -89,16 +100,32 @@ def _add_board_post(app: FastAPI, snapshots: Snapshots, secret: str) -> None:
         given = request.headers.get("authorization", "").encode()
         if not hmac.compare_digest(given, expected):
             return PlainTextResponse("The secret is not the one of this Space.", status_code=401)
-        content = bytearray()
-        async for chunk in request.stream():
-            content += chunk
-            if len(content) > _MAX_BOARD_BYTES:
-                return PlainTextResponse("The board is too large.", status_code=413)
+        content = await _body(request, _MAX_BOARD_BYTES)
+        if len(content) > _MAX_BOARD_BYTES:
+            return PlainTextResponse("The board is too large.", status_code=413)
         try:
-            snapshots.take(bytes(content))
+            snapshots.take(content)
         except RequestError as error:
             return PlainTextResponse(str(error), status_code=422)
         return Response(status_code=204)
+
+
+def _add_webhook(app: FastAPI, webhook: Webhook) -> None:
+    @app.post("/webhooks/hub")
+    async def take_event(request: Request) -> Response:
+        content = await _body(request, _MAX_EVENT_BYTES)
+        status, sentence = await run_in_threadpool(webhook, request.headers, content)
+        return PlainTextResponse(sentence, status_code=status)
+
+
+async def _body(request: Request, max_bytes: int) -> bytes:
+    """The body, or a little more than `max_bytes` of one that is longer."""
+    content = bytearray()
+    async for chunk in request.stream():
+        content += chunk
+        if len(content) > max_bytes:
+            break
+    return bytes(content)
 
 
 class _JobLink:

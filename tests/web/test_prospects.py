@@ -10,7 +10,7 @@ from dynquant.core.facts import Rung
 from dynquant.errors import InfeasibleTargetError, ModelNotFoundError, UnsupportedModelError
 from dynquant.hub.models import HubModels
 from dynquant.hub.search import HubSearch
-from dynquant.web.families import known_families
+from dynquant.anatomy import known_families
 from dynquant.web.outlook import largest_that_fits, outlook
 from dynquant.web.prospects import Prospects, model_id
 from tests.hub.conftest import tiny_files
