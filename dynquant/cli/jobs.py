@@ -52,7 +52,7 @@ def runner() -> None:
 
     with Watchtower(settings, settings.watch_config) as tower:
         tower.rules()  # a mistake in the file is found at the start
-        serve(settings, rounds=(tower.do_round,))
+        serve(settings, watch=tower)
 
 
 def submit(

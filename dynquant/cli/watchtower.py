@@ -17,7 +17,7 @@ from dynquant.core.rules import Candidate, WatchConfig, may_cover
 from dynquant.core.serving import Shape, shape_of
 from dynquant.core.sweeps import SweepReport
 from dynquant.core.watch_config import parse_watch_config
-from dynquant.core.watch_status import WatchStatus
+from dynquant.core.watch_status import Errands, WatchAct, WatchStatus
 from dynquant.errors import DynquantError, InvalidOptionError, RequestError
 from dynquant.hub.models import HubModels
 from dynquant.hub.new_models import HubNewModels
@@ -42,15 +42,17 @@ class Watchtower:
     Args:
         settings: Where its database and its cache are, and when it sweeps.
         config: File with the rules; read again for every sweep.
+        endpoint: Address of the Hub; None is what huggingface_hub uses (`HF_ENDPOINT`).
 
     Raises:
         InvalidOptionError: The database or the schedule makes no sense.
         RetryLaterError: The database does not answer.
     """
 
-    def __init__(self, settings: Settings, config: Path) -> None:
+    def __init__(self, settings: Settings, config: Path, *, endpoint: str | None = None) -> None:
         self._settings = settings
         self._config = config
+        self._endpoint = endpoint
         self._cron = parse_cron(settings.watch_cron)
         self._exits = ExitStack()
         self.state = DatabaseWatchState(settings.database_url)
@@ -96,14 +98,14 @@ class Watchtower:
         Raises:
             InvalidOptionError: They cannot be read; says where.
         """
-        hub = HubNewModels()
+        hub = HubNewModels(endpoint=self._endpoint)
         return Watcher(
             hub,
             self._board,
             self.state,
             self.rules(),
             supports=is_known_family,
-            shape_of=_Shapes(self._settings.cache_dir, on_try=hub.count),
+            shape_of=partial(self._shape_of, hub.count),
         )
 
     def do_round(self) -> SweepReport | None:
@@ -133,8 +135,8 @@ class Watchtower:
             latest=self.state.latest(limit=_NUM_LATEST),
         )
 
-    def sweep(self) -> None:
-        """Begin a sweep.
+    def sweep(self) -> str:
+        """Begin a sweep; what to tell who asked.
 
         Raises:
             RequestError: One runs, the watcher is paused, or its rules cannot be read.
@@ -146,14 +148,17 @@ class Watchtower:
         if self.state.is_sweeping:
             raise RequestError("A sweep runs already. Wait until it has ended.")
         _in_background(self._sweeps.do_now)
+        return ""
 
-    def pause(self) -> None:
+    def pause(self) -> str:
         """Sweep no more, until `resume`; a sweep that runs stops."""
         self.state.set_paused(True)
+        return ""
 
-    def resume(self) -> None:
+    def resume(self) -> str:
         """Sweep by schedule again."""
         self.state.set_paused(False)
+        return ""
 
     def covers(self, repo_id: str) -> bool:
         """Whether some rule may speak of a repo of this name.
@@ -167,6 +172,30 @@ class Watchtower:
         """Look at one model soon, without waiting for a sweep to find it."""
         self._looks.do(repo_id, self._look_at)
 
+    def run_errands(self, errands: Errands) -> None:
+        """Do what a Space asks for.
+
+        Raises:
+            RequestError: It cannot be done now.
+            RetryLaterError: The database does not answer.
+        """
+        for repo_id in errands.look_at:
+            self.look_at(repo_id)
+        if errands.act is not None:
+            {
+                WatchAct.SWEEP: self.sweep,
+                WatchAct.PAUSE: self.pause,
+                WatchAct.RESUME: self.resume,
+            }[errands.act]()
+
+    def _shape_of(self, on_try: Callable[[], None], candidate: Candidate) -> Shape:
+        """What running a model takes, from its config and the headers of its weights."""
+        with HubModels(
+            endpoint=self._endpoint, cache_dir=self._settings.cache_dir, on_try=on_try
+        ) as hub:
+            anatomy = anatomy_of(hub.fetch_headers(candidate.repo_id, revision=candidate.sha))
+        return shape_of(anatomy.inventory, cache_bytes_per_token=anatomy.cache_bytes_per_token)
+
     def _sweep(self, now: datetime, may_go_on: Callable[[], bool]) -> SweepReport:
         return self.watcher().sweep(now, may_go_on=may_go_on)
 
@@ -174,20 +203,6 @@ class Watchtower:
         self.watcher().sweep_repo(
             repo_id, datetime.now(UTC), may_go_on=lambda: not self.state.is_paused
         )
-
-
-class _Shapes:
-    """What running a model takes, from its config and the headers of its weights."""
-
-    def __init__(self, cache_dir: Path | None, *, on_try: Callable[[], None]) -> None:
-        self._cache_dir = cache_dir
-        self._on_try = on_try
-
-    def __call__(self, candidate: Candidate) -> Shape:
-        with HubModels(cache_dir=self._cache_dir, on_try=self._on_try) as hub:
-            source = hub.fetch_headers(candidate.repo_id, revision=candidate.sha)
-            anatomy = anatomy_of(source)
-        return shape_of(anatomy.inventory, cache_bytes_per_token=anatomy.cache_bytes_per_token)
 
 
 class _InTurn:

@@ -1,16 +1,28 @@
-"""What people are shown of the watcher, and the form in which a runner posts it to a Space."""
+"""What people are shown of the watcher and may ask of it, also in JSON between runner and Space."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from enum import StrEnum
 from typing import Any
 
 from dynquant.core.rules import Rule, WatchConfig
 from dynquant.core.skips import Skip
 from dynquant.core.sweeps import Known, SweepReport, report_from_json, report_to_json
 
-__all__ = ["WatchStatus", "status_from_json", "status_to_json"]
+__all__ = [
+    "Errands",
+    "WatchAct",
+    "WatchStatus",
+    "errands_from_json",
+    "errands_to_json",
+    "status_from_json",
+    "status_to_json",
+]
+
+_MAX_LOOKS = 1_000
+_MAX_NAME = 200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +45,46 @@ class WatchStatus:
     is_sweeping: bool = False
     reports: tuple[SweepReport, ...] = ()
     latest: tuple[Known, ...] = ()
+
+
+class WatchAct(StrEnum):
+    """What an operator has the watcher do."""
+
+    SWEEP = "sweep"
+    PAUSE = "pause"
+    RESUME = "resume"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Errands:
+    """What a Space asks of the watcher, in its answer to a post of the runner.
+
+    Attributes:
+        look_at: Repos that changed, as a webhook said.
+        act: What its operator wants; None for nothing.
+    """
+
+    look_at: tuple[str, ...] = ()
+    act: WatchAct | None = None
+
+
+def errands_to_json(errands: Errands) -> dict[str, Any]:
+    """`errands` as JSON types."""
+    return asdict(errands)
+
+
+def errands_from_json(raw: Mapping[str, Any]) -> Errands:
+    """The errands that `errands_to_json` wrote.
+
+    Raises:
+        KeyError, TypeError, ValueError: They are none.
+    """
+    names = raw["look_at"][:_MAX_LOOKS]
+    act = raw["act"]
+    return Errands(
+        look_at=tuple(str(name)[:_MAX_NAME] for name in names),
+        act=None if act is None else WatchAct(act),
+    )
 
 
 def status_to_json(status: WatchStatus) -> dict[str, Any]:

@@ -9,11 +9,12 @@ from urllib.parse import urlencode
 
 import gradio as gr
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import PlainTextResponse, RedirectResponse
+from fastapi.responses import JSONResponse, PlainTextResponse, RedirectResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import QueryParams
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from dynquant.core.watch_status import Errands, errands_to_json
 from dynquant.errors import RequestError
 from dynquant.web.api import add_api
 from dynquant.web.live import add_live_routes
@@ -22,6 +23,7 @@ from dynquant.web.pages.board import add_board_page
 from dynquant.web.pages.convert import add_convert_page
 from dynquant.web.pages.gallery import add_gallery_page
 from dynquant.web.pages.job import add_job_page
+from dynquant.web.pages.watcher import add_watcher_page
 from dynquant.web.service import Service
 from dynquant.web.snapshots import Snapshots
 
@@ -41,6 +43,7 @@ def make_site(
     *,
     snapshots: Snapshots | None = None,
     space_secret: str | None = None,
+    errands: Callable[[], Errands] = Errands,
     webhook: Webhook | None = None,
     mcp_server: bool = False,
 ) -> FastAPI:
@@ -50,12 +53,13 @@ def make_site(
         service: What visitors can do.
         snapshots: Takes the boards that runners post; None where none do.
         space_secret: What runners have to show.
+        errands: What a runner with a watcher is to do, for it to take along.
         webhook: Receives what the Hub posts of repos that change; None where nothing does.
         mcp_server: Whether the API is offered as tools, too.
     """
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
     if snapshots is not None and space_secret is not None:
-        _add_board_post(app, snapshots, space_secret)
+        _add_board_post(app, snapshots, space_secret, errands)
     if webhook is not None:
         _add_webhook(app, webhook)
     add_live_routes(app, service)
@@ -89,10 +93,14 @@ def _blocks(service: Service) -> gr.Blocks:
         add_board_page(service)
     with blocks.route("Gallery", "gallery"):
         add_gallery_page(blocks, service)
+    with blocks.route("Watcher", "watcher"):
+        add_watcher_page(service)
     return blocks
 
 
-def _add_board_post(app: FastAPI, snapshots: Snapshots, secret: str) -> None:
+def _add_board_post(
+    app: FastAPI, snapshots: Snapshots, secret: str, errands: Callable[[], Errands]
+) -> None:
     expected = f"Bearer {secret}".encode()
 
     @app.post("/runner/board")
@@ -104,9 +112,11 @@ def _add_board_post(app: FastAPI, snapshots: Snapshots, secret: str) -> None:
         if len(content) > _MAX_BOARD_BYTES:
             return PlainTextResponse("The board is too large.", status_code=413)
         try:
-            snapshots.take(content)
+            watches = snapshots.take(content)
         except RequestError as error:
             return PlainTextResponse(str(error), status_code=422)
+        if watches and (found := errands()) != Errands():
+            return JSONResponse(errands_to_json(found))
         return Response(status_code=204)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI
 
+from dynquant.cli.watchtower import Watchtower
 from dynquant.core.artefacts import facts_from_json
 from dynquant.core.facts import ModelFacts
 from dynquant.core.job import JobRequest, JobState, Outcome, PublishedRepo, StepProgress
@@ -28,6 +29,8 @@ from dynquant.jobs.board import DatabaseBoard
 from dynquant.jobs.database import Database
 from dynquant.jobs.registry import Registry
 from dynquant.jobs.store import JobStore
+from dynquant.settings import Settings
+from dynquant.watcher import Webhook
 from dynquant.web.catalogue import Catalogue
 from dynquant.web.desk import BoardDesk, JobDesk
 from dynquant.web.prospects import Prospects
@@ -41,6 +44,7 @@ from tests.local_hub import LocalHub
 SAMPLE = Path(__file__).parents[2] / "examples" / "sample-2m"
 SOURCE = "team/sample-2m"
 NAMESPACE = "quants"
+WEBHOOK_SECRET = "what-the-hub-was-told"
 PATIENCE_SECS = 30.0
 
 
@@ -130,9 +134,10 @@ def opened(
     settings: WebSettings | None = None,
     desk: JobDesk | None = None,
     user: str = "ann",
+    rules: str | None = None,
     **site_options: Any,
 ) -> Iterator[Field]:
-    """The pages, a Hub with `SOURCE` on it, and an empty board."""
+    """The pages, a Hub with `SOURCE` on it, and an empty board; with `rules` a watcher, too."""
     web = settings or WebSettings(publish_to=NAMESPACE)
     url = f"sqlite:///{folder / 'jobs.sqlite'}"
     with LocalHub() as hub:
@@ -147,6 +152,15 @@ def opened(
         def account(visitor_token: str) -> Account:
             return HubVisitor(visitor_token, endpoint=hub.url).account()
 
+        watch = None
+        if rules is not None:
+            (folder / "watch.yaml").write_text(rules)
+            environment = {"DYNQUANT_DATABASE_URL": url, "DYNQUANT_HOME": str(folder)}
+            watch = Watchtower(
+                Settings.from_environment(environment), folder / "watch.yaml", endpoint=hub.url
+            )
+            webhook = Webhook(WEBHOOK_SECRET, covers=watch.covers, look=watch.look_at)
+            site_options["webhook"] = webhook
         service = Service(
             settings=web,
             desk=desk or BoardDesk(board),
@@ -160,6 +174,7 @@ def opened(
             search=search,
             catalogue=Catalogue(search, namespace=NAMESPACE),
             namespace=lambda: web.publish_to,
+            watch=watch,
         )
         try:
             with _event_loop():
@@ -174,6 +189,8 @@ def opened(
                     registry=Registry(database),
                 )
         finally:
+            if watch is not None:
+                watch.close()
             board.close()
             database.close()
 

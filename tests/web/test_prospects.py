@@ -6,11 +6,11 @@ import json
 
 import pytest
 
+from dynquant.anatomy import known_families
 from dynquant.core.facts import Rung
 from dynquant.errors import InfeasibleTargetError, ModelNotFoundError, UnsupportedModelError
 from dynquant.hub.models import HubModels
 from dynquant.hub.search import HubSearch
-from dynquant.anatomy import known_families
 from dynquant.web.outlook import largest_that_fits, outlook
 from dynquant.web.prospects import Prospects, model_id
 from tests.hub.conftest import tiny_files
