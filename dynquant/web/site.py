@@ -27,7 +27,7 @@ from dynquant.web.pages.watcher import add_watcher_page
 from dynquant.web.service import Service
 from dynquant.web.snapshots import Snapshots
 
-__all__ = ["make_site"]
+__all__ = ["add_runner_routes", "add_webhook", "make_site"]
 
 _MAX_BOARD_BYTES = 4_000_000
 """Runners post 2 MB of jobs at most."""
@@ -59,9 +59,9 @@ def make_site(
     """
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
     if snapshots is not None and space_secret is not None:
-        _add_board_post(app, snapshots, space_secret, errands)
+        add_runner_routes(app, snapshots, space_secret, errands)
     if webhook is not None:
-        _add_webhook(app, webhook)
+        add_webhook(app, webhook)
     add_live_routes(app, service)
     app.add_middleware(_JobLink)
     with warnings.catch_warnings():
@@ -98,9 +98,10 @@ def _blocks(service: Service) -> gr.Blocks:
     return blocks
 
 
-def _add_board_post(
+def add_runner_routes(
     app: FastAPI, snapshots: Snapshots, secret: str, errands: Callable[[], Errands]
 ) -> None:
+    """Take the boards of runners, who prove themselves by `secret`, and give them errands."""
     expected = f"Bearer {secret}".encode()
 
     @app.post("/runner/board")
@@ -120,7 +121,9 @@ def _add_board_post(
         return Response(status_code=204)
 
 
-def _add_webhook(app: FastAPI, webhook: Webhook) -> None:
+def add_webhook(app: FastAPI, webhook: Webhook) -> None:
+    """Take what the Hub posts."""
+
     @app.post("/webhooks/hub")
     async def take_event(request: Request) -> Response:
         content = await _body(request, _MAX_EVENT_BYTES)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ from dynquant.web.settings import WebSettings
 from dynquant.web.site import make_site
 from tests.core.card_factories import make_facts, make_ladder, make_original, make_row, make_uniform
 from tests.local_hub import LocalHub
+from tests.watcher.scene import add_model, model_files
 
 SAMPLE = Path(__file__).parents[2] / "examples" / "sample-2m"
 SOURCE = "team/sample-2m"
@@ -226,6 +228,24 @@ def served(app: FastAPI, *, port: int = 0) -> Iterator[str]:
         server.should_exit = True
         thread.join(PATIENCE_SECS)
         listening.close()
+
+
+def swept(field: Field) -> None:
+    """New models on the Hub, and what the watcher made of them."""
+    assert isinstance(field.service.watch, Watchtower)
+    at = datetime.now(UTC) - timedelta(minutes=10)
+    for name, files in {
+        "Qwen/Qwen3-4B-Instruct-2511": model_files(4 * 10**9),
+        "HuggingFaceTB/SmolLM4-1.7B": model_files(17 * 10**8),
+        "mistralai/Ministral-9B-Unheard-Of": model_files(9 * 10**9, config={"model_type": "new"}),
+        "someone/Merge-13B": model_files(13 * 10**9),
+        "someone/Merge-13B-GGUF": model_files(13 * 10**9),
+        "lab/Adapter": model_files(tags=["lora"]),
+        "lab/Keep-Out": model_files(dynquant=False),
+    }.items():
+        add_model(field.hub, name, at, files)
+    add_model(field.hub, "google/gemma-4-9b", at, gated="manual")
+    field.service.watch.do_round()
 
 
 def populated(field: Field) -> dict[str, str]:

@@ -10,7 +10,9 @@ import pytest
 import requests
 from playwright.sync_api import expect
 
+from app import make_app
 from dynquant.errors import RequestError
+from dynquant.settings import Settings
 from dynquant.web.reception import Visitor
 from dynquant.web.settings import WebSettings
 from tests.watcher.scene import add_model, model_files
@@ -156,6 +158,28 @@ def test_a_webhook_queues_nothing_while_the_watcher_is_paused(field):
         assert "org/Paused" not in models(field)
     finally:
         field.service.watch.resume()
+
+
+@pytest.mark.parametrize(
+    ("extra", "is_space", "has_route"),
+    [
+        ({}, False, False),  # without rules nothing could be done
+        ({"DYNQUANT_WATCH_CONFIG": "watch.yaml"}, False, True),
+        ({"DYNQUANT_INBOX_REPO": "you/inbox"}, True, True),
+    ],
+)
+def test_who_has_a_watcher_and_a_secret_has_the_route(
+    tmp_path, monkeypatch, extra, is_space, has_route
+):
+    monkeypatch.chdir(tmp_path)
+    environment = {
+        "DYNQUANT_HOME": str(tmp_path),
+        "DYNQUANT_SPACE_SECRET": "0123456789abcdef",
+        "DYNQUANT_WEBHOOK_SECRET": "0123456789abcdef",
+    }
+    settings = Settings.from_environment(environment | extra)
+    site, _ = make_app(settings, WebSettings(is_space=is_space))
+    assert ("/webhooks/hub" in {getattr(each, "path", "") for each in site.routes}) is has_route
 
 
 def test_without_rules_the_page_says_how_to_set_some(tmp_path, browser):

@@ -88,7 +88,7 @@ def _last(reports: Sequence[SweepReport]) -> str:
         ("Queued", str(len(report.queued))),
         ("Skipped", count(sum(report.skipped.values()))),
         ("API calls", str(report.num_calls)),
-        ("Took", words.duration(report.secs)),
+        ("Took", _took(report)),
     )
     tiles = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in figures)
     trouble = markup.notice("It did not get through", report.sentence) if report.sentence else ""
@@ -152,13 +152,18 @@ def _sweeps(reports: Sequence[SweepReport]) -> str:
             str(len(each.queued)),
             _reasons(each.skipped),
             str(each.num_calls),
-            words.duration(each.secs),
+            _took(each),
         )
         for each in reports
     ]
     header = ("Began", "Seen", "Matched", "Queued", "Skipped", "API calls", "Took")
     table = markup.table(header, rows, align="lrrrlrr", name="Last sweeps")
     return f"<h2>Last sweeps</h2>{table}"
+
+
+def _took(report: SweepReport) -> str:
+    is_short = report.secs < 60  # noqa: PLR2004
+    return f"{report.secs:.1f} s" if is_short else words.duration(report.secs)
 
 
 def _reasons(skipped: Mapping[Skip, int]) -> str:
@@ -190,9 +195,8 @@ def _rule(rule: Rule) -> str:
         ("Publishes to", f"<code>{markup.text(rule.destination)}</code>"),
         ("At most", markup.text(" · ".join(_limits(rule)))),
     ]
-    return (
-        f'<section class="dq-card"><h2>{markup.text(rule.name)}</h2>{markup.facts(rows)}</section>'
-    )
+    title = f"<h2>{markup.text(rule.name)}</h2>"
+    return f'<section class="dq-card dq-rule">{title}{markup.facts(rows)}</section>'
 
 
 def _criteria(rule: Rule) -> list[str]:
