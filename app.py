@@ -20,6 +20,8 @@ from functools import lru_cache
 import uvicorn
 from fastapi import FastAPI
 
+from dynquant.cli.watchtower import Watchtower
+from dynquant.core.watch_status import Errands
 from dynquant.errors import DynquantError
 from dynquant.hub.inbox import HubInbox
 from dynquant.hub.models import HubModels
@@ -28,6 +30,7 @@ from dynquant.hub.search import HubSearch
 from dynquant.hub.visitor import HubVisitor
 from dynquant.jobs.board import DatabaseBoard
 from dynquant.settings import Settings
+from dynquant.watcher import Webhook
 from dynquant.web.catalogue import Catalogue
 from dynquant.web.desk import BoardDesk, JobDesk
 from dynquant.web.prospects import Prospects
@@ -37,6 +40,7 @@ from dynquant.web.settings import WebSettings
 from dynquant.web.site import make_site
 from dynquant.web.snapshots import Snapshots
 from dynquant.web.space_desk import SpaceDesk
+from dynquant.web.space_watch import SpaceWatch
 
 _RESTART_SECS = 10.0
 _STOP_SECS = 15.0
@@ -70,12 +74,18 @@ def main() -> None:
 def make_app(settings: Settings, web: WebSettings) -> tuple[FastAPI, bool]:
     """The pages, and whether everything else is to run beside them."""
     desk: JobDesk
-    snapshots = None
+    watch: Watchtower | SpaceWatch | None = None
+    snapshots = webhook = None
     if web.is_space and settings.inbox_repo is not None:
         snapshots = Snapshots()
         desk = SpaceDesk(HubInbox(settings.inbox_repo), snapshots)
+        watch = SpaceWatch(snapshots)
     else:
         desk = BoardDesk(DatabaseBoard(settings.database_url, daily_limit=settings.daily_limit))
+        if settings.watch_config is not None:
+            watch = Watchtower(settings, settings.watch_config)
+    if watch is not None and settings.webhook_secret is not None:
+        webhook = Webhook(settings.webhook_secret, covers=watch.covers, look=watch.look_at)
     # Strangers see what everybody may see; on one's own machine its token counts.
     token = False if web.is_space else None
     search = HubSearch(token=token)
@@ -88,11 +98,14 @@ def make_app(settings: Settings, web: WebSettings) -> tuple[FastAPI, bool]:
         search=search,
         catalogue=Catalogue(search, namespace=web.publish_to),
         namespace=namespace,
+        watch=watch,
     )
     site = make_site(
         service,
         snapshots=snapshots,
         space_secret=settings.space_secret,
+        errands=watch.collect if isinstance(watch, SpaceWatch) else Errands,
+        webhook=webhook,
         mcp_server=os.environ.get("GRADIO_MCP_SERVER", "").lower() == "true",
     )
     return site, snapshots is None

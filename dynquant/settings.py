@@ -46,6 +46,7 @@ class Settings:
         inbox_repo: Private dataset repo from which requests are taken.
         space_url: Space that shows this runner's board.
         space_secret: What the Space knows the runner by.
+        webhook_secret: What the Hub sends along when it posts that a repo has changed.
     """
 
     home: Path
@@ -62,6 +63,7 @@ class Settings:
     inbox_repo: str | None = None
     space_url: str | None = None
     space_secret: str | None = field(default=None, repr=False)
+    webhook_secret: str | None = field(default=None, repr=False)
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> Settings:
@@ -89,6 +91,7 @@ class Settings:
             inbox_repo=read.optional("INBOX_REPO", _repo_id),
             space_url=read.optional("SPACE_URL", _space_url),
             space_secret=read.optional("SPACE_SECRET", _secret),
+            webhook_secret=read.optional("WEBHOOK_SECRET", _secret),
         )
         if settings.cache_bytes and settings.cache_dir is None:
             settings = replace(settings, cache_dir=home / "cache")

@@ -15,9 +15,10 @@ from typing import Literal
 from playwright.sync_api import Page, sync_playwright
 
 from tests.web.browser import LAUNCH, settled
-from tests.web.scene import SOURCE, opened, populated
+from tests.web.scene import SOURCE, opened, populated, swept
 
 ROOT = Path(__file__).resolve().parents[1]
+RULES = ROOT / "space_config" / "watch.yaml"
 OUT = ROOT / "out" / "screenshots"
 SIZES = {"desktop": (1280, 900), "phone": (390, 844)}
 SCHEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
@@ -27,8 +28,13 @@ def main() -> None:
     """Write the pictures to `out/screenshots`."""
     shutil.rmtree(OUT, ignore_errors=True)
     OUT.mkdir(parents=True)
-    with TemporaryDirectory() as folder, opened(Path(folder)) as field, sync_playwright() as player:
+    with (
+        TemporaryDirectory() as folder,
+        opened(Path(folder), rules=RULES.read_text(encoding="utf-8")) as field,
+        sync_playwright() as player,
+    ):
         jobs = populated(field)
+        swept(field)
         browser = player.chromium.launch(**LAUNCH)
         for size, (width, height) in SIZES.items():
             for scheme in SCHEMES:
@@ -69,6 +75,10 @@ def _shown(page: Page, url: str, jobs: dict[str, str]) -> Iterator[str]:
     settled(page, f"{url}/gallery")
     page.locator(".dq-family").first.wait_for()
     yield "gallery"
+    settled(page, f"{url}/watcher")
+    page.locator(".dq-reasons").wait_for()
+    page.get_by_role("button", name="Sweep now").wait_for()
+    yield "watcher"
 
 
 if __name__ == "__main__":

@@ -25,7 +25,6 @@ from dynquant.cli.options import (
     menu_in,
     targets_in,
 )
-from dynquant.cli.watching import scheduled_sweeps
 from dynquant.core.job import TERMINAL, Job, JobOption, JobRequest, JobState
 from dynquant.core.job_text import job_to_text
 from dynquant.core.recipe import RECIPE_VERSION
@@ -49,10 +48,11 @@ def runner() -> None:
     if settings.watch_config is None:
         serve(settings)
         return
-    with scheduled_sweeps(
-        settings, config=settings.watch_config, cron=settings.watch_cron
-    ) as sweeps:
-        serve(settings, rounds=(sweeps.do_round,))
+    from dynquant.cli.watchtower import Watchtower
+
+    with Watchtower(settings, settings.watch_config) as tower:
+        tower.rules()  # a mistake in the file is found at the start
+        serve(settings, watch=tower)
 
 
 def submit(

@@ -1,10 +1,10 @@
-"""The commands of the watcher, and its wiring."""
+"""The commands of the watcher."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,18 +14,17 @@ import typer
 from dynquant import console
 from dynquant.cli.options import Json
 from dynquant.core.figures import count
-from dynquant.core.rules import Candidate, Decision, WatchConfig
+from dynquant.core.rules import Candidate, Decision
 from dynquant.core.skips import EXPLANATIONS
 from dynquant.core.sweeps import report_to_json
-from dynquant.core.watch_config import parse_watch_config
 from dynquant.errors import InvalidOptionError
 from dynquant.settings import Settings
 
 if TYPE_CHECKING:
     from dynquant.jobs.watch_state import DatabaseWatchState
-    from dynquant.watcher import Look, ScheduledSweeps, Watcher
+    from dynquant.watcher import Look, Watcher
 
-__all__ = ["explain", "pause", "resume", "scheduled_sweeps", "watch", "watch_app"]
+__all__ = ["explain", "pause", "resume", "watch", "watch_app"]
 
 _NUM_REPORTS = 10
 
@@ -116,57 +115,16 @@ def resume() -> None:
 
 
 @contextmanager
-def scheduled_sweeps(settings: Settings, *, config: Path, cron: str) -> Iterator[ScheduledSweeps]:
-    """Sweeps by schedule, for a runner to call in a round of its own.
-
-    Args:
-        settings: Of the runner.
-        config: File with the rules; read again for every sweep.
-        cron: When, in UTC.
-
-    Raises:
-        InvalidOptionError: The rules, the schedule or the database make no sense.
-        RetryLaterError: The database does not answer.
-    """
-    from dynquant.hub.new_models import HubNewModels
-    from dynquant.jobs.board import DatabaseBoard
-    from dynquant.jobs.watch_state import DatabaseWatchState
-    from dynquant.watcher import ScheduledSweeps, Watcher, parse_cron
-
-    _rules_in(config)  # a mistake in the file is found at the start
-    with ExitStack() as exits:
-        state = DatabaseWatchState(settings.database_url)
-        exits.callback(state.close)
-        board = DatabaseBoard(settings.database_url)
-        exits.callback(board.close)
-        hub = HubNewModels()
-        yield ScheduledSweeps(
-            state,
-            cron=parse_cron(cron),
-            sweep=lambda now, may_go_on: Watcher(hub, board, state, _rules_in(config)).sweep(
-                now, may_go_on=may_go_on
-            ),
-        )
-
-
-@contextmanager
 def _watcher(config: Path | None) -> Iterator[Watcher]:
-    from dynquant.hub.new_models import HubNewModels
-    from dynquant.jobs.board import DatabaseBoard  # the database's libraries take a second
-    from dynquant.watcher import Watcher
+    from dynquant.cli.watchtower import Watchtower  # the database's libraries take a second
 
     if config is None:
         raise InvalidOptionError(
             "The watcher needs its rules. Pass --config FILE, or set DYNQUANT_WATCH_CONFIG; "
             "space_config/watch.yaml is an example."
         )
-    rules = _rules_in(config)
-    with _state() as state:
-        board = DatabaseBoard(Settings.from_environment(os.environ).database_url)
-        try:
-            yield Watcher(HubNewModels(), board, state, rules)
-        finally:
-            board.close()
+    with Watchtower(Settings.from_environment(os.environ), config) as tower:
+        yield tower.watcher()
 
 
 @contextmanager
@@ -178,16 +136,6 @@ def _state() -> Iterator[DatabaseWatchState]:
         yield state
     finally:
         state.close()
-
-
-def _rules_in(path: Path) -> WatchConfig:
-    try:
-        content = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidOptionError(
-            f"The file '{path.name}' with the watcher's rules cannot be read. Pass another one."
-        ) from error
-    return parse_watch_config(content, name=path.name)
 
 
 def _show_status(*, as_json: bool) -> None:

@@ -11,7 +11,14 @@ from dynquant.core.planning import fitting_bpw
 from dynquant.core.rules import Rule
 from dynquant.errors import InfeasibleTargetError
 
-__all__ = ["MAX_SERVED_BPW", "MIN_SERVED_BPW", "Shape", "num_published_bytes", "targets_of"]
+__all__ = [
+    "MAX_SERVED_BPW",
+    "MIN_SERVED_BPW",
+    "Shape",
+    "num_published_bytes",
+    "shape_of",
+    "targets_of",
+]
 
 MIN_SERVED_BPW = 3.0
 """A memory size that leaves less is better served by a smaller model."""
@@ -20,6 +27,7 @@ MAX_SERVED_BPW = 8.0
 _STEPS_PER_BIT = 10
 """Targets are rounded down to tenths, for names that people can read."""
 
+_CONTEXT_TOKENS = 4_096
 _GROUP = 128
 _DTYPE_BITS = 16
 _CACHE_SHARE = 1 / 32
@@ -33,6 +41,19 @@ class Shape:
 
     inventory: ModelInventory
     cache_bytes: int
+
+
+def shape_of(inventory: ModelInventory, *, cache_bytes_per_token: int | None) -> Shape:
+    """What running a model takes at 4,096 tokens.
+
+    Args:
+        inventory: Its layers.
+        cache_bytes_per_token: Of the key-value cache; None takes a cautious share of the weights.
+    """
+    if cache_bytes_per_token is not None:
+        return Shape(inventory=inventory, cache_bytes=_CONTEXT_TOKENS * cache_bytes_per_token)
+    num_bytes = inventory.num_parameters * _DTYPE_BITS / 8
+    return Shape(inventory=inventory, cache_bytes=math.ceil(num_bytes * _CACHE_SHARE))
 
 
 def targets_of(rule: Rule, *, num_parameters: int, shape: Shape | None) -> tuple[float, ...]:
@@ -81,5 +102,4 @@ def _estimated(num_parameters: int) -> Shape:
         fixed_bits=rest * _DTYPE_BITS,
         dtype="bfloat16",
     )
-    num_bytes = num_parameters * _DTYPE_BITS / 8
-    return Shape(inventory=inventory, cache_bytes=math.ceil(num_bytes * _CACHE_SHARE))
+    return shape_of(inventory, cache_bytes_per_token=None)

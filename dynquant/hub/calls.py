@@ -90,6 +90,7 @@ class HubCaller:
         refusal: The error that says that this request cannot work.
         page_prefix: Address under which a repo's page is found.
         sleep: Waits that many seconds between two tries.
+        on_try: Told of every try.
     """
 
     noun: str
@@ -97,6 +98,7 @@ class HubCaller:
     page_prefix: str
     access: str = "read"
     sleep: Callable[[float], None] = time.sleep
+    on_try: Callable[[], None] = lambda: None
 
     def __call__(
         self,
@@ -118,6 +120,7 @@ class HubCaller:
         for num_failures in range(1, num_tries + 1):
             # The client has no limit of its own, and makes a new session after a failed connection.
             get_session().timeout = httpx2.Timeout(TIMEOUT_SECS)
+            self.on_try()
             try:
                 return action()
             except _LIBRARY_ERRORS as error:

@@ -61,6 +61,7 @@ class HubModels:
             exceeded. Only for a cache that is dynquant's own; None is no bound.
         free_bytes: Free space of the disk that holds a folder.
         sleep: Waits that many seconds between two tries.
+        on_try: Told of every call to the Hub; a file that is read is one.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class HubModels:
         max_cache_bytes: int | None = None,
         free_bytes: Callable[[Path], int] = _free_bytes,
         sleep: Callable[[float], None] = time.sleep,
+        on_try: Callable[[], None] = lambda: None,
     ) -> None:
         self._api = HfApi(endpoint=endpoint, token=token, library_name="dynquant")
         self._cache_dir = cache_dir or Path(constants.HF_HUB_CACHE)
@@ -82,6 +84,7 @@ class HubModels:
             refusal=ModelNotFoundError,
             page_prefix=f"{self._api.endpoint}/",
             sleep=sleep,
+            on_try=on_try,
         )
         self._ghosts: dict[tuple[str, str], Path] = {}
         self._in_use: dict[str, Callable[[], None]] = {}

@@ -79,7 +79,12 @@ class HubNewModels:
             refusal=ModelNotFoundError,
             page_prefix=f"{self._api.endpoint}/",
             sleep=sleep,
+            on_try=self.count,
         )
+
+    def count(self) -> None:
+        """One request more, also of others who ask on behalf of a sweep."""
+        self.num_calls += 1
 
     def listed(self, order: ListOrder) -> Iterator[Candidate]:
         """All models, the latest first, as the Hub lists them; each once.
@@ -191,11 +196,7 @@ class HubNewModels:
         )
 
     def _ask(self, action: Callable[[], T], repo: str, revision: str | None = None) -> T:
-        def counted() -> T:
-            self.num_calls += 1
-            return action()
-
-        return self._call(counted, repo=repo, revision=revision)
+        return self._call(action, repo=repo, revision=revision)
 
     def _page(
         self, url: str, params: Mapping[str, Any] | None

@@ -26,12 +26,10 @@ from dynquant.core.sweeps import (
     report_to_json,
 )
 from dynquant.errors import InvalidOptionError
+from dynquant.jobs import watch_tables as tables
 from dynquant.jobs.database import Database
 
 __all__ = ["DatabaseWatchState"]
-
-VERSION = 1
-"""Of these tables: raise it with each of them."""
 
 _MAX_KNOWN = 200_000
 _MAX_LATER = 20_000
@@ -39,65 +37,6 @@ _MAX_REPORTS = 1_000
 _ORDERS_FOR_SECS = 7 * 24 * 3600.0
 _LOCK = 0x64796E77
 """Names the PostgreSQL lock under which the tables are made; any constant would do."""
-
-_metadata = sa.MetaData()
-
-_schema = sa.Table(
-    "dynquant_watch_schema", _metadata, sa.Column("version", sa.Integer, nullable=False)
-)
-
-# One row: whose turn it is, and how far the lists were read.
-_turns = sa.Table(
-    "dynquant_watch_turns",
-    _metadata,
-    sa.Column("id", sa.Integer, primary_key=True),
-    sa.Column("is_paused", sa.Boolean, nullable=False),
-    sa.Column("holder", sa.Text),  # who sweeps; null while nobody does
-    sa.Column("held_until_secs", sa.Float, nullable=False),
-    sa.Column("swept_at_secs", sa.Float),  # when the last sweep began that came to its end
-    sa.Column("since_secs", sa.Float),
-    sa.Column("created_secs", sa.Float),
-    sa.Column("modified_secs", sa.Float),
-)
-
-_known = sa.Table(
-    "dynquant_watch_known",
-    _metadata,
-    sa.Column("repo_id", sa.Text, primary_key=True),
-    sa.Column("sha", sa.Text, nullable=False),
-    sa.Column("fingerprint", sa.Text, nullable=False),
-    sa.Column("skip", sa.Text, nullable=False),
-    sa.Column("job_id", sa.Text, nullable=False),
-    sa.Column("number", sa.Integer, nullable=False, index=True),  # the latest is the greatest
-)
-
-_later = sa.Table(
-    "dynquant_watch_later",
-    _metadata,
-    sa.Column("repo_id", sa.Text, primary_key=True),
-    sa.Column("due_secs", sa.Float, nullable=False, index=True),
-    sa.Column("since_secs", sa.Float, nullable=False),
-)
-
-_orders = sa.Table(
-    "dynquant_watch_orders",
-    _metadata,
-    sa.Column("job_id", sa.Text, primary_key=True),
-    sa.Column("rule", sa.Text, nullable=False),
-    sa.Column("request", sa.Text, nullable=False),
-    sa.Column("num_bytes", sa.BigInteger, nullable=False),
-    sa.Column("hours", sa.Float, nullable=False),
-    sa.Column("at_secs", sa.Float, nullable=False, index=True),
-    sa.Column("is_submitted", sa.Boolean, nullable=False),
-)
-
-_reports = sa.Table(
-    "dynquant_watch_reports",
-    _metadata,
-    sa.Column("number", sa.Integer, primary_key=True, autoincrement=True),
-    sa.Column("report", sa.Text, nullable=False),
-    sqlite_autoincrement=True,
-)
 
 
 class DatabaseWatchState:
@@ -136,12 +75,14 @@ class DatabaseWatchState:
         """
         with self._database.writing() as connection:
             now = self._database.now(connection)
-            row = connection.execute(sa.select(_turns).with_for_update()).one()
+            row = connection.execute(sa.select(tables.turns).with_for_update()).one()
             is_held = row.holder not in {None, holder} and row.held_until_secs > now.timestamp()
             if row.is_paused or is_held or not is_due(_time(row.swept_at_secs), now):
                 return None
             until_secs = now.timestamp() + lease_secs
-            connection.execute(sa.update(_turns).values(holder=holder, held_until_secs=until_secs))
+            connection.execute(
+                sa.update(tables.turns).values(holder=holder, held_until_secs=until_secs)
+            )
         return now
 
     def renew(self, holder: str, *, lease_secs: float) -> bool:
@@ -149,8 +90,8 @@ class DatabaseWatchState:
         with self._database.writing() as connection:
             until_secs = self._database.now(connection).timestamp() + lease_secs
             result = connection.execute(
-                sa.update(_turns)
-                .where(_turns.c.holder == holder, _turns.c.is_paused.is_(False))
+                sa.update(tables.turns)
+                .where(tables.turns.c.holder == holder, tables.turns.c.is_paused.is_(False))
                 .values(held_until_secs=until_secs)
             )
             return result.rowcount == 1
@@ -159,8 +100,8 @@ class DatabaseWatchState:
         """Give the turn back after a sweep that came to its end."""
         with self._database.writing() as connection:
             connection.execute(
-                sa.update(_turns)
-                .where(_turns.c.holder == holder)
+                sa.update(tables.turns)
+                .where(tables.turns.c.holder == holder)
                 .values(holder=None, swept_at_secs=began_at.timestamp())
             )
 
@@ -168,19 +109,27 @@ class DatabaseWatchState:
     def is_paused(self) -> bool:
         """Whether nothing is swept until somebody says so."""
         with self._database.reading() as connection:
-            return bool(connection.execute(sa.select(_turns.c.is_paused)).scalar_one())
+            return bool(connection.execute(sa.select(tables.turns.c.is_paused)).scalar_one())
+
+    @property
+    def is_sweeping(self) -> bool:
+        """Whether somebody has the turn to sweep."""
+        with self._database.reading() as connection:
+            now = self._database.now(connection)
+            row = connection.execute(sa.select(tables.turns)).one()
+        return row.holder is not None and row.held_until_secs > now.timestamp()
 
     def set_paused(self, paused: bool) -> None:  # noqa: FBT001
         """Stop sweeping, or go on with it."""
         with self._database.writing() as connection:
-            connection.execute(sa.update(_turns).values(is_paused=paused))
+            connection.execute(sa.update(tables.turns).values(is_paused=paused))
 
     # How far the lists were read.
 
     def cursor(self) -> Cursor | None:
         """Where the last sweep ended; None before the first."""
         with self._database.reading() as connection:
-            row = connection.execute(sa.select(_turns)).one()
+            row = connection.execute(sa.select(tables.turns)).one()
         since, created = _time(row.since_secs), _time(row.created_secs)
         modified = _time(row.modified_secs)
         if since is None or created is None or modified is None:
@@ -191,7 +140,7 @@ class DatabaseWatchState:
         """Remember how far the lists were read."""
         with self._changing() as connection:
             connection.execute(
-                sa.update(_turns).values(
+                sa.update(tables.turns).values(
                     since_secs=cursor.since.timestamp(),
                     created_secs=cursor.created.timestamp(),
                     modified_secs=cursor.modified.timestamp(),
@@ -202,18 +151,17 @@ class DatabaseWatchState:
 
     def known(self, repo_id: str) -> Known | None:
         """What was found out about a model; None if it is new."""
-        query = sa.select(_known).where(_known.c.repo_id == repo_id)
+        query = sa.select(tables.known).where(tables.known.c.repo_id == repo_id)
         with self._database.reading() as connection:
             row = connection.execute(query).one_or_none()
-        if row is None:
-            return None
-        return Known(
-            repo_id=row.repo_id,
-            sha=row.sha,
-            fingerprint=row.fingerprint,
-            skip=Skip(row.skip) if row.skip else None,
-            job_id=row.job_id,
-        )
+        return None if row is None else _known_of(row)
+
+    def latest(self, *, limit: int) -> tuple[Known, ...]:
+        """The models that were looked at closely, the latest first."""
+        query = sa.select(tables.known).order_by(tables.known.c.number.desc()).limit(limit)
+        with self._database.reading() as connection:
+            rows = connection.execute(query).all()
+        return tuple(map(_known_of, rows))
 
     def remember(self, known: Known, *, later: Later | None = None) -> None:
         """Keep what was found out; with `later`, to look at the model again."""
@@ -233,15 +181,15 @@ class DatabaseWatchState:
 
     def due(self, now: datetime, *, limit: int) -> tuple[Later, ...]:
         """The models that are to be looked at again, those that are due longest first."""
-        query = sa.select(_later).where(_later.c.due_secs <= now.timestamp())
-        query = query.order_by(_later.c.due_secs, _later.c.repo_id).limit(limit)
+        query = sa.select(tables.later).where(tables.later.c.due_secs <= now.timestamp())
+        query = query.order_by(tables.later.c.due_secs, tables.later.c.repo_id).limit(limit)
         with self._database.reading() as connection:
             rows = connection.execute(query).all()
         return tuple(map(_later_of, rows))
 
     def later(self, repo_id: str) -> Later | None:
         """When a model is to be looked at again; None if it is not."""
-        query = sa.select(_later).where(_later.c.repo_id == repo_id)
+        query = sa.select(tables.later).where(tables.later.c.repo_id == repo_id)
         with self._database.reading() as connection:
             row = connection.execute(query).one_or_none()
         return None if row is None else _later_of(row)
@@ -251,10 +199,12 @@ class DatabaseWatchState:
     def order(self, order: Order, known: Known) -> None:
         """Write down a job before it is queued, and that its model is dealt with."""
         with self._changing() as connection:
-            present = sa.select(_orders.c.job_id).where(_orders.c.job_id == order.job_id)
+            present = sa.select(tables.orders.c.job_id).where(
+                tables.orders.c.job_id == order.job_id
+            )
             if connection.execute(present).one_or_none() is None:
                 connection.execute(
-                    sa.insert(_orders).values(
+                    sa.insert(tables.orders).values(
                         job_id=order.job_id,
                         rule=order.rule,
                         request=json.dumps(request_to_json(order.request)),
@@ -271,14 +221,16 @@ class DatabaseWatchState:
         """The queue has a job that was written down."""
         with self._changing() as connection:
             connection.execute(
-                sa.update(_orders).where(_orders.c.job_id == job_id).values(is_submitted=True)
+                sa.update(tables.orders)
+                .where(tables.orders.c.job_id == job_id)
+                .values(is_submitted=True)
             )
 
     def unsubmitted(self) -> tuple[Order, ...]:
         """The jobs that were written down and may not be in the queue, oldest first."""
-        query = sa.select(_orders).where(_orders.c.is_submitted.is_(False))
+        query = sa.select(tables.orders).where(tables.orders.c.is_submitted.is_(False))
         with self._database.reading() as connection:
-            rows = connection.execute(query.order_by(_orders.c.at_secs)).all()
+            rows = connection.execute(query.order_by(tables.orders.c.at_secs)).all()
         return tuple(
             Order(
                 job_id=row.job_id,
@@ -292,7 +244,7 @@ class DatabaseWatchState:
 
     def spent(self, rule: str, *, within_secs: float) -> tuple[int, float]:
         """Bytes and hours of what a rule has ordered lately."""
-        columns = _orders.c
+        columns = tables.orders.c
         with self._database.reading() as connection:
             after_secs = self._database.now(connection).timestamp() - within_secs
             num_bytes, hours = connection.execute(
@@ -308,20 +260,22 @@ class DatabaseWatchState:
         """Keep a report, and let go of what has become too old or too much."""
         with self._changing() as connection:
             text = json.dumps(report_to_json(report))
-            connection.execute(sa.insert(_reports).values(report=text))
-            _trim(connection, _reports.c.number, _MAX_REPORTS, newest=_reports.c.number)
-            _trim(connection, _known.c.repo_id, _MAX_KNOWN, newest=_known.c.number)
-            _trim(connection, _later.c.repo_id, _MAX_LATER, newest=_later.c.since_secs)
+            connection.execute(sa.insert(tables.reports).values(report=text))
+            _trim(connection, tables.reports.c.number, _MAX_REPORTS, newest=tables.reports.c.number)
+            _trim(connection, tables.known.c.repo_id, _MAX_KNOWN, newest=tables.known.c.number)
+            _trim(connection, tables.later.c.repo_id, _MAX_LATER, newest=tables.later.c.since_secs)
             before_secs = self._database.now(connection).timestamp() - _ORDERS_FOR_SECS
             connection.execute(
-                sa.delete(_orders).where(
-                    _orders.c.at_secs < before_secs, _orders.c.is_submitted.is_(True)
+                sa.delete(tables.orders).where(
+                    tables.orders.c.at_secs < before_secs, tables.orders.c.is_submitted.is_(True)
                 )
             )
 
     def reports(self, *, limit: int) -> tuple[SweepReport, ...]:
         """The reports of the last sweeps, the latest first."""
-        query = sa.select(_reports.c.report).order_by(_reports.c.number.desc()).limit(limit)
+        query = (
+            sa.select(tables.reports.c.report).order_by(tables.reports.c.number.desc()).limit(limit)
+        )
         with self._database.reading() as connection:
             texts = connection.execute(query).scalars().all()
         return tuple(report_from_json(json.loads(text)) for text in texts)
@@ -330,33 +284,33 @@ class DatabaseWatchState:
     def _changing(self) -> Iterator[sa.Connection]:
         """A transaction that writes, one at a time: a webhook may come in during a sweep."""
         with self._database.writing() as connection:
-            connection.execute(sa.select(_turns.c.id).with_for_update())
+            connection.execute(sa.select(tables.turns.c.id).with_for_update())
             yield connection
 
     def _make_tables(self) -> None:
         with self._database.writing() as connection:
             if not self._database.is_sqlite:
                 connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
-            if not sa.inspect(connection).has_table(_schema.name):
-                _metadata.create_all(connection, checkfirst=False)
-                connection.execute(sa.insert(_schema).values(version=VERSION))
+            if not sa.inspect(connection).has_table(tables.schema.name):
+                tables.metadata.create_all(connection, checkfirst=False)
+                connection.execute(sa.insert(tables.schema).values(version=tables.VERSION))
                 connection.execute(
-                    sa.insert(_turns).values(id=1, is_paused=False, held_until_secs=0.0)
+                    sa.insert(tables.turns).values(id=1, is_paused=False, held_until_secs=0.0)
                 )
-            version = connection.execute(sa.select(_schema.c.version)).scalar_one()
-        if version != VERSION:
+            version = connection.execute(sa.select(tables.schema.c.version)).scalar_one()
+        if version != tables.VERSION:
             raise InvalidOptionError(
                 f"The watcher's tables were made by another version of dynquant: they are version "
-                f"{version}, this one knows {VERSION}. Run the same version on every machine, or "
-                "set DYNQUANT_DATABASE_URL to a new database."
+                f"{version}, this one knows {tables.VERSION}. Run the same version on every "
+                "machine, or set DYNQUANT_DATABASE_URL to a new database."
             )
 
 
 def _write_known(connection: sa.Connection, known: Known) -> None:
-    connection.execute(sa.delete(_known).where(_known.c.repo_id == known.repo_id))
-    latest = connection.execute(sa.select(sa.func.max(_known.c.number))).scalar_one() or 0
+    connection.execute(sa.delete(tables.known).where(tables.known.c.repo_id == known.repo_id))
+    latest = connection.execute(sa.select(sa.func.max(tables.known.c.number))).scalar_one() or 0
     connection.execute(
-        sa.insert(_known).values(
+        sa.insert(tables.known).values(
             repo_id=known.repo_id,
             sha=known.sha,
             fingerprint=known.fingerprint,
@@ -368,10 +322,10 @@ def _write_known(connection: sa.Connection, known: Known) -> None:
 
 
 def _write_later(connection: sa.Connection, repo_id: str, later: Later | None) -> None:
-    connection.execute(sa.delete(_later).where(_later.c.repo_id == repo_id))
+    connection.execute(sa.delete(tables.later).where(tables.later.c.repo_id == repo_id))
     if later is not None:
         connection.execute(
-            sa.insert(_later).values(
+            sa.insert(tables.later).values(
                 repo_id=repo_id,
                 due_secs=later.due.timestamp(),
                 since_secs=later.since.timestamp(),
@@ -385,6 +339,16 @@ def _trim(
     """Leave the `most` rows whose column `newest` is greatest."""
     others = sa.select(key).order_by(newest.desc(), key).offset(most)
     connection.execute(sa.delete(key.table).where(key.in_(others)))
+
+
+def _known_of(row: sa.Row[tuple[object, ...]]) -> Known:
+    return Known(
+        repo_id=row.repo_id,
+        sha=row.sha,
+        fingerprint=row.fingerprint,
+        skip=Skip(row.skip) if row.skip else None,
+        job_id=row.job_id,
+    )
 
 
 def _later_of(row: sa.Row[tuple[object, ...]]) -> Later:

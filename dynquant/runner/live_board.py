@@ -19,6 +19,8 @@ from requests.auth import AuthBase
 
 from dynquant.core.job import Job
 from dynquant.core.job_text import job_to_text
+from dynquant.core.watch_status import Errands, errands_from_json
+from dynquant.errors import DynquantError
 from dynquant.ports import RunnerStatus
 
 __all__ = ["LiveBoard", "board_snapshot"]
@@ -75,6 +77,7 @@ class LiveBoard:
         runner_id: str,
         snapshot: Callable[[], Mapping[str, Any]],
         *,
+        on_errands: Callable[[Errands], None] | None = None,
         interval_secs: float = 5.0,
         repeat_secs: float = 60.0,
     ) -> None:
@@ -85,6 +88,7 @@ class LiveBoard:
             secret: What the Space knows the runner by.
             runner_id: Who posts.
             snapshot: Called in the thread; JSON types.
+            on_errands: Told, in the thread, what the Space asks for in its answers.
             interval_secs: Between two snapshots.
             repeat_secs: Between two posts when nothing changes: a restarted Space knows nothing.
         """
@@ -92,6 +96,7 @@ class LiveBoard:
         self._auth = _Bearer(secret)
         self._runner_id = runner_id
         self._snapshot = snapshot
+        self._on_errands = on_errands
         self._interval_secs = interval_secs
         self._repeat_secs = repeat_secs
         self._stopping = threading.Event()
@@ -153,12 +158,22 @@ class LiveBoard:
             return f"the Space does not answer ({type(error).__name__}). Check that it is running."
         status = response.status_code
         if status // 100 == 2:  # noqa: PLR2004
+            if self._on_errands is not None and response.content:
+                self._run_errands(self._on_errands, response)
             return ""
         if status in {requests.codes.unauthorized, requests.codes.forbidden}:
             return "the Space refuses it. Set DYNQUANT_SPACE_SECRET to the secret that it has."
         if status == requests.codes.not_found:
             return "the Space has no page for it. Check DYNQUANT_SPACE_URL."
         return f"the Space answers with status {status}. Look at its log."
+
+    def _run_errands(self, run: Callable[[Errands], None], response: requests.Response) -> None:
+        try:
+            run(errands_from_json(response.json()))
+        except DynquantError as error:
+            _logger.warning("What the Space asks for cannot be done: %s", error)
+        except (ValueError, TypeError, KeyError):
+            _logger.warning("What the Space asks for cannot be read. Run the same version there.")
 
     def _tell(self, trouble: str) -> None:
         """Log once that the Space shows the board, and each reason once why it does not."""

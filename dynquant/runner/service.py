@@ -7,12 +7,14 @@ import os
 import signal
 import subprocess
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any, Protocol
 
 import psutil
 
 from dynquant.core.job import JobState
+from dynquant.core.watch_status import Errands, WatchStatus, status_to_json
 from dynquant.corpus import Corpus
 from dynquant.errors import DynquantError
 from dynquant.hub.datasets import HubDatasets
@@ -30,7 +32,7 @@ from dynquant.runner.notify import notify
 from dynquant.runner.sandbox import reach, statement
 from dynquant.settings import Settings
 
-__all__ = ["serve"]
+__all__ = ["Watch", "serve"]
 
 _ROUND_SECS = 5.0
 _MAX_SHOWN = 500
@@ -38,12 +40,28 @@ _MAX_SHOWN = 500
 _logger = logging.getLogger(__name__)
 
 
-def serve(settings: Settings, *, rounds: Sequence[Callable[[], object]] = ()) -> None:
+class Watch(Protocol):
+    """The watcher that runs beside the engine; see `cli.watchtower.Watchtower`."""
+
+    def do_round(self) -> object:
+        """Sweep if it is time."""
+        ...
+
+    def status(self) -> WatchStatus:
+        """What people are shown."""
+        ...
+
+    def run_errands(self, errands: Errands) -> None:
+        """Do what a Space asks for."""
+        ...
+
+
+def serve(settings: Settings, *, watch: Watch | None = None) -> None:
     """Take and do jobs until SIGTERM or Ctrl-C; what runs then is given back.
 
     Args:
         settings: How this machine takes part.
-        rounds: What else is to be done again and again meanwhile.
+        watch: The watcher, if there are rules for it.
 
     Raises:
         InvalidOptionError: The database cannot be used, or another process is this runner.
@@ -61,7 +79,7 @@ def serve(settings: Settings, *, rounds: Sequence[Callable[[], object]] = ()) ->
     engine = JobEngine(
         settings, job_steps(settings, memory_bytes=memory_bytes), memory_bytes=memory_bytes
     )
-    with _surroundings(settings, stopping, rounds):
+    with _surroundings(settings, stopping, watch):
         engine.run(stopping)
 
 
@@ -80,7 +98,7 @@ def job_steps(settings: Settings, *, memory_bytes: int) -> JobSteps:
 
 @contextmanager
 def _surroundings(
-    settings: Settings, stopping: threading.Event, others: Sequence[Callable[[], object]]
+    settings: Settings, stopping: threading.Event, watch: Watch | None
 ) -> Iterator[None]:
     """Everything beside the engine, each in a thread of its own; none of it can stop a job."""
     board = DatabaseBoard(settings.database_url, daily_limit=settings.daily_limit)
@@ -93,8 +111,9 @@ def _surroundings(
             tell=notify,
         ).do_round,
         wakefulness.do_round,
-        *others,
     ]
+    if watch is not None:
+        rounds.append(watch.do_round)
     if settings.inbox_repo is not None:
         inbox = HubInbox(settings.inbox_repo)
         rounds.append(Mailroom(inbox, board, look_up=_look_up).do_round)
@@ -109,7 +128,8 @@ def _surroundings(
                 settings.space_url,
                 settings.space_secret,
                 settings.runner_id,
-                lambda: board_snapshot(board.list(limit=_MAX_SHOWN), board.runners()),
+                lambda: _snapshot(board, watch),
+                on_errands=None if watch is None else watch.run_errands,
             )
             exits.enter_context(live)
         for thread in threads:
@@ -129,6 +149,12 @@ def _say_what_is_confined() -> None:
         _logger.exception("No process could be started to try what a model's may do")
         return
     _logger.log(logging.WARNING if reached else logging.INFO, "%s", statement(reached))
+
+
+def _snapshot(board: DatabaseBoard, watch: Watch | None) -> dict[str, Any]:
+    """What the Space is shown."""
+    shown = board_snapshot(board.list(limit=_MAX_SHOWN), board.runners())
+    return shown if watch is None else shown | {"watch": status_to_json(watch.status())}
 
 
 def _repeat(do_round: Callable[[], object], stopping: threading.Event) -> None:
@@ -183,6 +209,7 @@ def _secrets(settings: Settings) -> list[str]:
     found = (
         os.environ.get("HF_TOKEN"),
         settings.space_secret,
+        settings.webhook_secret,
         settings.database_url if "@" in settings.database_url else None,
     )
     return [each for each in found if each]

@@ -5,6 +5,7 @@ from dynquant.watcher.schedule import ScheduledSweeps, parse_cron
 from dynquant.watcher.watching import Watcher
 from dynquant.watcher.webhook import (
     RecentEvents,
+    Webhook,
     WebhookEvent,
     WebhookRefusedError,
     verify_and_parse,
@@ -15,6 +16,7 @@ __all__ = [
     "RecentEvents",
     "ScheduledSweeps",
     "Watcher",
+    "Webhook",
     "WebhookEvent",
     "WebhookRefusedError",
     "parse_cron",

@@ -109,6 +109,8 @@ class Inspector:
         rule = self._rules[decision.rule]
         try:
             targets = self._targets(rule, candidate)
+        except ModelNotFoundError:  # gone since it was looked up, or nobody may read its files
+            raise
         except RequestError as error:
             _logger.info("'%s' cannot be converted: %s", candidate.repo_id, error)
             return decision.skipped(Skip.UNSUPPORTED)

@@ -55,9 +55,19 @@ class ScheduledSweeps:
             InvalidOptionError: The rules cannot be read.
             RetryLaterError: The database does not answer.
         """
-        began_at = self._turns.begin(
-            self._holder, lease_secs=_LEASE_SECS, is_due=partial(is_due, self._cron)
-        )
+        return self._sweep_if(partial(is_due, self._cron))
+
+    def do_now(self) -> SweepReport | None:
+        """Sweep whatever the schedule says, unless somebody does or the watcher is paused.
+
+        Raises:
+            InvalidOptionError: The rules cannot be read.
+            RetryLaterError: The database does not answer.
+        """
+        return self._sweep_if(lambda _last, _now: True)
+
+    def _sweep_if(self, is_due: Callable[[datetime | None, datetime], bool]) -> SweepReport | None:
+        began_at = self._turns.begin(self._holder, lease_secs=_LEASE_SECS, is_due=is_due)
         if began_at is None:
             return None
         try:

@@ -80,13 +80,20 @@ class Watcher:
         sweep = self._new_sweep(now, dry_run=dry_run, on_decision=on_decision, may_go_on=may_go_on)
         return sweep.over_lists()
 
-    def sweep_repo(self, repo_id: str, now: datetime) -> SweepReport:
+    def sweep_repo(
+        self, repo_id: str, now: datetime, *, may_go_on: Callable[[], bool] = _nobody_minds
+    ) -> SweepReport:
         """Queue one model if it is new, without waiting for a sweep to find it.
+
+        Args:
+            repo_id: The model.
+            now: The time that ages are counted to.
+            may_go_on: As for `sweep`.
 
         Raises:
             RetryLaterError: The database does not answer.
         """
-        sweep = self._new_sweep(now, dry_run=False, on_decision=_ignore, may_go_on=_nobody_minds)
+        sweep = self._new_sweep(now, dry_run=False, on_decision=_ignore, may_go_on=may_go_on)
         return sweep.over_repo(repo_id)
 
     def explain(self, repo_id: str, now: datetime) -> Look:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import logging
 import re
 import threading
 import time
@@ -18,11 +19,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dynquant.errors import RequestError
+from dynquant.errors import DynquantError, RequestError
 
 __all__ = [
     "MAX_BODY_BYTES",
     "RecentEvents",
+    "Webhook",
     "WebhookEvent",
     "WebhookRefusedError",
     "verify_and_parse",
@@ -36,11 +38,16 @@ _REPO_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}", re.ASCII)
 _SHA = re.compile(r"[0-9a-f]{40}")
 _CONTENT_SCOPES = ("repo", "repo.content")
 
+_OK = 200
+_ACCEPTED = 202
 _UNAUTHORIZED = 401
 _FORBIDDEN = 403
 _CONFLICT = 409
 _TOO_LARGE = 413
 _UNPROCESSABLE = 422
+_UNAVAILABLE = 503
+
+_logger = logging.getLogger(__name__)
 
 
 class WebhookRefusedError(RequestError):
@@ -109,6 +116,38 @@ class RecentEvents:
             if len(self._seen) > self._max_events:
                 self._seen.popitem(last=False)
             return True
+
+
+class Webhook:
+    """Answers posts of the Hub at once; what they bring about comes afterwards.
+
+    Args:
+        secret: What the Hub was told to send along.
+        covers: Whether some rule speaks of a repo. Raises DynquantError while nobody can tell.
+        look: Has a repo looked at soon, and does not wait for it.
+    """
+
+    def __init__(
+        self, secret: str, *, covers: Callable[[str], bool], look: Callable[[str], None]
+    ) -> None:
+        self._secret = secret
+        self._covers = covers
+        self._look = look
+        self._seen = RecentEvents()
+
+    def __call__(self, headers: Mapping[str, str], body: bytes) -> tuple[int, str]:
+        """The status and the sentence to answer a post with; see `verify_and_parse`."""
+        try:
+            event = verify_and_parse(headers, body, self._secret, self._seen, covers=self._covers)
+        except WebhookRefusedError as error:
+            return error.status, str(error)
+        except DynquantError as error:
+            _logger.warning("A webhook could not be followed: %s", error)
+            return _UNAVAILABLE, "The watcher's rules are not known now. A sweep will find it."
+        if not event.may_bring_weights:
+            return _OK, "This brings no weights, so there is nothing to look at."
+        self._look(event.repo_id)
+        return _ACCEPTED, f"'{event.repo_id}' will be looked at."
 
 
 def verify_and_parse(

@@ -16,6 +16,7 @@ from dynquant.errors import DynquantError, RequestError
 from dynquant.web import markup
 from dynquant.web.pages.board_view import board_view
 from dynquant.web.pages.job_view import job_view
+from dynquant.web.pages.watcher_view import watcher_view
 from dynquant.web.service import Service
 
 __all__ = ["add_live_routes"]
@@ -34,6 +35,10 @@ def add_live_routes(app: FastAPI, service: Service) -> None:
     @app.get("/live/board")
     def look_at_board(state: str = "", words: str = "", seen: str = "") -> Response:
         return _answer(_board(service, state, words[:_MAX_WORDS]), "", seen=seen)
+
+    @app.get("/live/watcher")
+    def look_at_watcher(seen: str = "") -> Response:
+        return _answer(*_watcher(service), seen=seen)
 
 
 def _job(service: Service, job_id: str) -> tuple[str, str]:
@@ -57,6 +62,17 @@ def _board(service: Service, state: str, words: str) -> str:
     except DynquantError as error:
         return markup.notice("No news now", str(error), kind="bad")
     return board_view(board, service.catalogue.known(), state=state, wanted=words)
+
+
+def _watcher(service: Service) -> tuple[str, str]:
+    """The watcher as HTML, and a word that changes whenever something else may be done with it."""
+    try:
+        status = service.watch_status()
+        jobs = {job.id: job for job in service.board().jobs}
+    except DynquantError as error:
+        return markup.notice("No news now", str(error), kind="bad"), "away"
+    phase = f"{status.is_paused} {status.is_sweeping} {bool(status.problem)}"
+    return watcher_view(status, jobs, page_url=service.search.page_url), phase
 
 
 def _answer(html: str, phase: str, *, seen: str) -> Response:

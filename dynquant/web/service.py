@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from dynquant.core.formats import parse_menu
 from dynquant.core.job import Job, JobOption, JobRequest
 from dynquant.core.naming import quantized_name, repo_ids
+from dynquant.core.watch_status import WatchStatus
 from dynquant.corpus import DEFAULT_CALIBRATION
 from dynquant.errors import InvalidOptionError, RequestError
 from dynquant.hub.search import FoundModel, HubSearch
@@ -20,6 +21,7 @@ from dynquant.web.prospects import Prospect, Prospects
 from dynquant.web.reception import Reception, Visitor
 from dynquant.web.settings import WebSettings
 from dynquant.web.shared import Shared
+from dynquant.web.watch_desk import WatchDesk
 
 __all__ = ["CALIBRATIONS", "DEFAULT_CONTEXT_TOKENS", "Board", "Order", "Service"]
 
@@ -78,6 +80,7 @@ class Service:
         search: Lists of models.
         catalogue: Models that are finished.
         namespace: Where models are published; None if nobody knows.
+        watch: Where the watcher is; None if it has no rules.
     """
 
     settings: WebSettings
@@ -87,10 +90,14 @@ class Service:
     search: HubSearch
     catalogue: Catalogue
     namespace: Callable[[], str | None]
+    watch: WatchDesk | None = None
     _boards: Shared[str, Board] = field(
         default_factory=lambda: Shared(fresh_secs=_FRESH_SECS), init=False
     )
     _jobs: Shared[str, tuple[Job, tuple[JobEvent, ...]]] = field(
+        default_factory=lambda: Shared(fresh_secs=_FRESH_SECS), init=False
+    )
+    _watches: Shared[str, WatchStatus] = field(
         default_factory=lambda: Shared(fresh_secs=_FRESH_SECS), init=False
     )
     _searches: Shared[str, tuple[FoundModel, ...]] = field(
@@ -125,6 +132,39 @@ class Service:
             RequestError: There is none.
         """
         return self._jobs(job_id, lambda: (self.desk.get(job_id), self.desk.log(job_id)))
+
+    def watch_status(self) -> WatchStatus:
+        """The watcher, some seconds old at most.
+
+        Raises:
+            RequestError: There is none.
+            RetryLaterError: Nothing is known of it now.
+        """
+        return self._watches("", self._watch_desk().status)
+
+    def sweep(self, visitor: Visitor) -> str:
+        """Begin a sweep; what to tell the visitor.
+
+        Raises:
+            RequestError: The visitor may not, or it cannot be begun now.
+        """
+        return self._steer(visitor, self._watch_desk().sweep)
+
+    def pause_watcher(self, visitor: Visitor) -> str:
+        """Have the watcher stand still; what to tell the visitor.
+
+        Raises:
+            RequestError: The visitor may not.
+        """
+        return self._steer(visitor, self._watch_desk().pause)
+
+    def resume_watcher(self, visitor: Visitor) -> str:
+        """Have the watcher go on; what to tell the visitor.
+
+        Raises:
+            RequestError: The visitor may not.
+        """
+        return self._steer(visitor, self._watch_desk().resume)
 
     def submit(self, visitor: Visitor, order: Order) -> Job:
         """Queue what a visitor asks for.
@@ -196,6 +236,19 @@ class Service:
         jobs = self.desk.list(limit=_MAX_JOBS)
         runners = self.desk.runners()
         return Board(jobs=jobs, runners=runners, line=line_of(jobs, runners))
+
+    def _watch_desk(self) -> WatchDesk:
+        if self.watch is None:
+            raise RequestError("The watcher has no rules here. Set DYNQUANT_WATCH_CONFIG.")
+        return self.watch
+
+    def _steer(self, visitor: Visitor, action: Callable[[], str]) -> str:
+        if not visitor.is_operator:
+            raise RequestError("Only the operators steer the watcher.")
+        try:
+            return action()
+        finally:
+            self._watches.forget("")
 
     def _changed(self, job_id: str) -> None:
         self._boards.forget("")

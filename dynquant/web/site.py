@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import hmac
 import warnings
+from collections.abc import Callable, Mapping
 from urllib.parse import urlencode
 
 import gradio as gr
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import PlainTextResponse, RedirectResponse
+from fastapi.responses import JSONResponse, PlainTextResponse, RedirectResponse
+from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import QueryParams
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from dynquant.core.watch_status import Errands, errands_to_json
 from dynquant.errors import RequestError
 from dynquant.web.api import add_api
 from dynquant.web.live import add_live_routes
@@ -20,13 +23,19 @@ from dynquant.web.pages.board import add_board_page
 from dynquant.web.pages.convert import add_convert_page
 from dynquant.web.pages.gallery import add_gallery_page
 from dynquant.web.pages.job import add_job_page
+from dynquant.web.pages.watcher import add_watcher_page
 from dynquant.web.service import Service
 from dynquant.web.snapshots import Snapshots
 
-__all__ = ["make_site"]
+__all__ = ["add_runner_routes", "add_webhook", "make_site"]
 
 _MAX_BOARD_BYTES = 4_000_000
 """Runners post 2 MB of jobs at most."""
+_MAX_EVENT_BYTES = 100_000
+"""The Hub's own are below 10 KB."""
+
+Webhook = Callable[[Mapping[str, str], bytes], tuple[int, str]]
+"""Headers and body of a post of the Hub → status and sentence to answer with, at once."""
 
 
 def make_site(
@@ -34,6 +43,8 @@ def make_site(
     *,
     snapshots: Snapshots | None = None,
     space_secret: str | None = None,
+    errands: Callable[[], Errands] = Errands,
+    webhook: Webhook | None = None,
     mcp_server: bool = False,
 ) -> FastAPI:
     """The application.
@@ -42,11 +53,15 @@ def make_site(
         service: What visitors can do.
         snapshots: Takes the boards that runners post; None where none do.
         space_secret: What runners have to show.
+        errands: What a runner with a watcher is to do, for it to take along.
+        webhook: Receives what the Hub posts of repos that change; None where nothing does.
         mcp_server: Whether the API is offered as tools, too.
     """
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
     if snapshots is not None and space_secret is not None:
-        _add_board_post(app, snapshots, space_secret)
+        add_runner_routes(app, snapshots, space_secret, errands)
+    if webhook is not None:
+        add_webhook(app, webhook)
     add_live_routes(app, service)
     app.add_middleware(_JobLink)
     with warnings.catch_warnings():
@@ -78,10 +93,15 @@ def _blocks(service: Service) -> gr.Blocks:
         add_board_page(service)
     with blocks.route("Gallery", "gallery"):
         add_gallery_page(blocks, service)
+    with blocks.route("Watcher", "watcher"):
+        add_watcher_page(service)
     return blocks
 
 
-def _add_board_post(app: FastAPI, snapshots: Snapshots, secret: str) -> None:
+def add_runner_routes(
+    app: FastAPI, snapshots: Snapshots, secret: str, errands: Callable[[], Errands]
+) -> None:
+    """Take the boards of runners, who prove themselves by `secret`, and give them errands."""
     expected = f"Bearer {secret}".encode()
 
     @app.post("/runner/board")
@@ -89,16 +109,36 @@ def _add_board_post(app: FastAPI, snapshots: Snapshots, secret: str) -> None:
         given = request.headers.get("authorization", "").encode()
         if not hmac.compare_digest(given, expected):
             return PlainTextResponse("The secret is not the one of this Space.", status_code=401)
-        content = bytearray()
-        async for chunk in request.stream():
-            content += chunk
-            if len(content) > _MAX_BOARD_BYTES:
-                return PlainTextResponse("The board is too large.", status_code=413)
+        content = await _body(request, _MAX_BOARD_BYTES)
+        if len(content) > _MAX_BOARD_BYTES:
+            return PlainTextResponse("The board is too large.", status_code=413)
         try:
-            snapshots.take(bytes(content))
+            watches = snapshots.take(content)
         except RequestError as error:
             return PlainTextResponse(str(error), status_code=422)
+        if watches and (found := errands()) != Errands():
+            return JSONResponse(errands_to_json(found))
         return Response(status_code=204)
+
+
+def add_webhook(app: FastAPI, webhook: Webhook) -> None:
+    """Take what the Hub posts."""
+
+    @app.post("/webhooks/hub")
+    async def take_event(request: Request) -> Response:
+        content = await _body(request, _MAX_EVENT_BYTES)
+        status, sentence = await run_in_threadpool(webhook, request.headers, content)
+        return PlainTextResponse(sentence, status_code=status)
+
+
+async def _body(request: Request, max_bytes: int) -> bytes:
+    """The body, or a little more than `max_bytes` of one that is longer."""
+    content = bytearray()
+    async for chunk in request.stream():
+        content += chunk
+        if len(content) > max_bytes:
+            break
+    return bytes(content)
 
 
 class _JobLink:

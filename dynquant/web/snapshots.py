@@ -14,6 +14,7 @@ from typing import Any
 
 from dynquant.core.job import Job
 from dynquant.core.job_text import job_from_text
+from dynquant.core.watch_status import WatchStatus, status_from_json
 from dynquant.errors import RequestError
 from dynquant.ports import JobEvent, RunnerStatus
 
@@ -36,6 +37,7 @@ class _Post:
     at_secs: float
     jobs: tuple[Job, ...]
     runners: tuple[RunnerStatus, ...]
+    watch: WatchStatus | None
 
 
 class Snapshots:
@@ -59,8 +61,8 @@ class Snapshots:
         self._logs: OrderedDict[str, deque[JobEvent]] = OrderedDict()
         self._num_events = 0
 
-    def take(self, content: bytes) -> None:
-        """Keep a board that a runner posted.
+    def take(self, content: bytes) -> bool:
+        """Keep a board that a runner posted; whether the runner has a watcher.
 
         Raises:
             RequestError: It is none.
@@ -68,10 +70,12 @@ class Snapshots:
         try:
             raw = json.loads(content)
             poster = str(raw["runner_id"])[:64]
+            watch = raw.get("watch")
             post = _Post(
                 at_secs=self._clock(),
                 jobs=tuple(map(_job, raw["jobs"][:_MAX_JOBS])),
                 runners=tuple(map(_runner, raw["runners"][:_MAX_RUNNERS])),
+                watch=None if watch is None else status_from_json(watch),
             )
         except _MALFORMED as error:
             raise RequestError(
@@ -84,6 +88,16 @@ class Snapshots:
             self._posts.move_to_end(poster)
             while len(self._posts) > _MAX_POSTERS:
                 self._posts.popitem(last=False)
+        return post.watch is not None
+
+    def watch(self) -> WatchStatus | None:
+        """The watcher as the latest post has it; None if no runner has told of one lately."""
+        with self._lock:
+            for post in reversed(self._posts.values()):
+                is_fresh = self._clock() - post.at_secs < _DEAD_AFTER_SECS
+                if post.watch is not None and is_fresh:
+                    return post.watch
+        return None
 
     def jobs(self) -> dict[str, Job]:
         """Id → job, each as the latest board has it."""

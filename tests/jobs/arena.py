@@ -41,11 +41,14 @@ def make_request(model: str = "org/Model", **overrides: Any) -> JobRequest:
 
 
 class Arena:
-    """A folder, a database and any number of runners."""
+    """A folder, a database and any number of runners, whose module `driver` is."""
 
-    def __init__(self, folder: Path, url: str, timing: Timing = QUICK) -> None:
+    def __init__(
+        self, folder: Path, url: str, timing: Timing = QUICK, *, driver: str = "tests.jobs.driver"
+    ) -> None:
         self.folder = folder
         self.url = url
+        self._driver = driver
         self._timing = timing
         self._runners: list[subprocess.Popen[bytes]] = []
         (folder / "commands").mkdir(parents=True)
@@ -71,7 +74,7 @@ class Arena:
         }
         with (self.folder / f"log-{runner_id}").open("ab") as log:
             runner = subprocess.Popen(
-                [sys.executable, "-m", "tests.jobs.driver", str(self.folder), runner_id],
+                [sys.executable, "-m", self._driver, str(self.folder), runner_id],
                 cwd=ROOT,
                 env=environment,
                 stdout=log,

@@ -5,7 +5,7 @@
 In FOLDER:
     marks                   one line per event: `runner event job step`
     commands/STEP           what the step does, for all models or for one: `STEP@model`;
-                            see `FakeSteps._obey`
+                            see `FakeSteps.obey`
     published/JOB           what the job published; written once
     local/RUNNER/JOB        what the job takes on that machine
 """
@@ -52,8 +52,8 @@ class FakeSteps:
         self._folder = folder
         self._runner_id = runner_id
         self._memory_bytes = memory_bytes
-        self._local = folder / "local" / runner_id
-        self._local.mkdir(parents=True, exist_ok=True)
+        self.local = folder / "local" / runner_id
+        self.local.mkdir(parents=True, exist_ok=True)
 
     def run(
         self,
@@ -66,23 +66,23 @@ class FakeSteps:
         is_cancelled: Callable[[], bool],
     ) -> str:
         self._mark("begin", job_id, step)
-        (self._local / job_id).touch()
+        (self.local / job_id).touch()
         report(StepProgress(step=step, fraction=0.5, eta_secs=7.0, layer="model.layers.0"))
-        self._obey(step, request.model, job_id, is_cancelled)
+        self.obey(step, request.model, job_id, is_cancelled)
         artefact = f"{step} of {request.model} after {len(results)}"
         if step == "publish":
-            artefact = self._publish(job_id)
+            artefact = self.publish(request, job_id)
         self._mark("end", job_id, step)
-        self._obey(f"after-{step}", request.model, job_id, is_cancelled)
+        self.obey(f"after-{step}", request.model, job_id, is_cancelled)
         return artefact
 
     def release(self, job_id: str) -> None:
-        (self._local / job_id).unlink(missing_ok=True)
+        (self.local / job_id).unlink(missing_ok=True)
 
     def local_jobs(self) -> Collection[str]:
-        return [path.name for path in self._local.iterdir()]
+        return [path.name for path in self.local.iterdir()]
 
-    def _publish(self, job_id: str) -> str:
+    def publish(self, request: JobRequest, job_id: str) -> str:
         """Idempotent, as publishing to the Hub is: the first commit stays."""
         path = self._folder / "published" / job_id
         result = results_to_text((PublishedRepo(repo_id=f"me/{job_id}", commit_sha="c0ffee"),))
@@ -92,7 +92,7 @@ class FakeSteps:
             self._mark("published", job_id, "publish")
         return result
 
-    def _obey(self, step: str, model: str, job_id: str, is_cancelled: Callable[[], bool]) -> None:
+    def obey(self, step: str, model: str, job_id: str, is_cancelled: Callable[[], bool]) -> None:
         command = self._command(step, model)
         if command is None:
             return
@@ -131,12 +131,12 @@ class FakeSteps:
             file.write(f"{self._runner_id} {event} {job_id} {step}\n")
 
 
-def main(folder: Path, runner_id: str) -> None:
+def main(folder: Path, runner_id: str, steps: type[FakeSteps] = FakeSteps) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     memory_bytes = int(os.environ["TEST_MEMORY_GB"]) * GB
     engine = JobEngine(
         Settings.from_environment({**os.environ, "DYNQUANT_RUNNER_ID": runner_id}),
-        FakeSteps(folder, runner_id, memory_bytes),
+        steps(folder, runner_id, memory_bytes),
         memory_bytes=memory_bytes,
         timing=Timing(**json.loads(os.environ["TEST_TIMING"])),
     )

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -8,10 +9,11 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from dynquant.cli.watching import scheduled_sweeps, watch_app
+from dynquant.cli.watching import watch_app
+from dynquant.cli.watchtower import Watchtower
 from dynquant.errors import InvalidOptionError
 from dynquant.settings import Settings
-from tests.watcher.scene import add_model
+from tests.watcher.scene import add_model, model_files
 
 pytestmark = pytest.mark.hub
 
@@ -112,18 +114,57 @@ def test_what_is_missing_or_wrong_is_said_in_a_sentence(tmp_path):
 
 
 def test_a_runner_sweeps_by_schedule_with_the_rules_as_they_are_then(scene, rules, tmp_path):
-    settings = Settings.from_environment(
-        {"DYNQUANT_DATABASE_URL": scene.url, "DYNQUANT_HOME": str(tmp_path)}
-    )
-    with scheduled_sweeps(settings, config=rules, cron="0 0 1 1 *") as sweeps:
+    environment = {"DYNQUANT_DATABASE_URL": scene.url, "DYNQUANT_HOME": str(tmp_path)}
+    yearly = Settings.from_environment(environment | {"DYNQUANT_WATCH_CRON": "0 0 1 1 *"})
+    with Watchtower(yearly, rules) as tower:
         rules.write_text(RULES.replace("org", "else"))
-        report = sweeps.do_round()
+        report = tower.do_round()
         assert report is not None
         assert report.queued == ("else/Model",)
-        assert sweeps.do_round() is None
-    rules.write_text("nonsense")
-    with (
-        pytest.raises(InvalidOptionError, match=r"watch.yaml, line 1"),
-        scheduled_sweeps(settings, config=rules, cron="* * * * *"),
-    ):
-        pass
+        assert tower.do_round() is None
+        rules.write_text("nonsense")
+        with pytest.raises(InvalidOptionError, match=r"watch.yaml, line 1"):
+            tower.rules()
+    never = Settings.from_environment(environment | {"DYNQUANT_WATCH_CRON": "never"})
+    with pytest.raises(InvalidOptionError, match="five fields of cron"):
+        Watchtower(never, rules)
+
+
+def test_a_family_that_mlx_lm_does_not_run_is_skipped_before_it_is_queued(scene, rules):
+    alien = model_files(config={"model_type": "no_such_family"})
+    add_model(scene.hub, "org/Alien", datetime.now(UTC), alien)
+    helper = model_files(config={"model_type": "cache"})  # a module there, and no family
+    add_model(scene.hub, "org/Helper", datetime.now(UTC), helper)
+    found = call_json("--once", "--config", rules)["report"]
+    assert found["queued"] == ["org/Model"]
+    assert found["skipped"]["unsupported"] == 2
+    assert call_json("explain", "org/Alien", "--config", rules)["skip"] == "unsupported"
+
+
+def test_memory_sizes_are_served_by_the_shape_in_the_headers(scene, tmp_path):
+    rules = tmp_path / "macs.yaml"
+    rules.write_text("rules: [{name: macs, authors: [org], memory: [8GB], destination: you}]\n")
+    config = {
+        "num_hidden_layers": 36,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 32,
+        "hidden_size": 4096,
+    }
+    add_model(scene.hub, "org/Wide", datetime.now(UTC), model_files(config=config))
+    add_model(scene.hub, "org/Gone", datetime.now(UTC))
+    scene.hub.on_request = lambda request: (
+        scene.hub.repos.pop(("model", "org/Gone"), None)
+        if request.path.startswith("/org/Gone/resolve/")
+        else None
+    )
+    scene.hub.requests.clear()
+    found = call_json("--once", "--dry-run", "--config", rules)
+    skips = {each["model"]: each["skip"] for each in found["decisions"]}
+    targets = {each["model"]: each["targets_bpw"] for each in found["decisions"]}
+    assert skips["org/Gone"] == "gone"  # between the look at it and at its headers
+    # A Mac with 8 GB leaves 5.45 GB: 2.42 of them go to this cache, and 0.5 where nobody knows.
+    assert (targets["org/Wide"], targets["org/Model"]) == ([3.0], [4.9])
+    # A page of each list; of each model itself, what is made of it, and its headers.
+    assert found["report"]["calls"] <= 2 + 3 * 8
+    requests = Counter(request.path.partition("?")[0] for request in scene.hub.requests)
+    assert requests["/api/models/org/Wide"] <= 3

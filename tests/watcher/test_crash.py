@@ -6,7 +6,6 @@ import json
 import signal
 import subprocess
 import sys
-from collections import Counter
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import pytest
 
 from dynquant.core.job import JobState
 from dynquant.core.skips import Skip
+from dynquant.core.watch_config import parse_watch_config
 from tests.jobs.arena import Arena
 from tests.watcher.scene import (
     add_dynquant,
@@ -86,10 +86,11 @@ def test_a_sweep_killed_at_any_moment_skips_nothing_and_queues_nothing_twice(sce
     assert sweeps.whole(scene.at(3))["queued"] == []
 
 
-def test_thirty_models_over_several_sweeps_and_two_deaths_are_published_each_once(
-    scene, sweeps, tmp_path
+def test_thirty_models_over_several_sweeps_and_three_deaths_are_published_each_once(
+    scene, sweeps, tmp_path, monkeypatch
 ):
     hub, at = scene.hub, scene.at
+    hub.add_user("you", token="hf_you")
     # 12 that are right, on which three sweeps die and end.
     for number in range(8):
         add_model(hub, f"org/small-{number}", at(-60 + number))
@@ -120,8 +121,9 @@ def test_thirty_models_over_several_sweeps_and_two_deaths_are_published_each_onc
         add_model(hub, f"org/{name}", at(12))
     add_model(hub, "org/there", at(12))
     sha = hub.repos["model", "org/there"].branches["main"]
-    for bpw in ("4.5", "6.0"):
-        add_dynquant(hub, f"you/there-MLX-{bpw}bpw", "org/there", sha=sha)
+    there = {f"you/there-MLX-{bpw}bpw" for bpw in ("4.5", "6.0")}
+    for name in there:
+        add_dynquant(hub, name, "org/there", sha=sha)
     edit_card(hub, "org/small-0", at(13))
     new_weights(hub, "org/small-1", at(13), seed="better")
     second = sweeps.whole(at(15))
@@ -139,40 +141,104 @@ def test_thirty_models_over_several_sweeps_and_two_deaths_are_published_each_onc
         "quant": 1,
         "toy": 1,
     }
-    for name, skip in (
-        ("org/alien", Skip.UNSUPPORTED),
-        ("org/opted-out", Skip.OPTED_OUT),
-        ("org/old-words", Skip.OLD_WEIGHTS),
-    ):
-        known = scene.state.known(name)
-        assert known is not None
-        assert known.skip is skip
     assert sorted(second["queued"]) == ["org/late-0", "org/late-1", "org/late-2", "org/small-1"]
     assert second["skipped"]["same_weights"] == second["skipped"]["already_published"] == 1
     assert third["queued"] == []
+    assert {name: _kept(scene, name) for name in _REMEMBERED} == _REMEMBERED
+    scene.config = parse_watch_config(RULES, name="watch.yaml")
+    explained = {name: scene.watcher.explain(name, at(20)).decision.skip for name in _REFUSED}
+    assert explained == _REFUSED
 
-    right: dict[str, tuple[float, ...]] = {f"org/small-{number}": (4.5, 6.0) for number in range(8)}
-    right |= {f"org/large-{number}": (3.5,) for number in range(4)}
-    right |= {f"org/late-{number}": (4.5, 6.0) for number in range(3)}
-    right |= {"org/old-weights": (4.5, 6.0)}
-    arena = Arena(tmp_path / "arena", scene.url)
+    ours = {f"org/small-{number}": (4.5, 6.0) for number in range(8)}
+    ours |= {f"org/late-{number}": (4.5, 6.0) for number in range(3)}
+    ours |= {"org/old-weights": (4.5, 6.0)}
+    right = {f"you/{name[4:]}-MLX-{bpw}bpw": name for name, each in ours.items() for bpw in each}
+    right |= {f"you/large-{number}-3.5": f"org/large-{number}" for number in range(4)}
+    monkeypatch.setenv("HF_ENDPOINT", hub.url)
+    monkeypatch.setenv("HF_TOKEN", "hf_you")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
+    arena = Arena(tmp_path / "arena", scene.url, driver="tests.watcher.publishing")
     try:
-        arena.start(concurrency=4)
-        jobs = scene.board.list(limit=100)
-        for job in jobs:
-            if job.state is not JobState.CANCELLED:
-                assert arena.over(job).state is JobState.PUBLISHED
-        published = scene.board.list(limit=100, states={JobState.PUBLISHED})
-        assert {job.request.model: job.request.targets_bpw for job in published} == right
-        assert Counter(job.request.model for job in published).most_common(1)[0][1] == 1
-        assert arena.num_published() == len(right)
-        assert all(arena.marks("published", job) == ["publish"] for job in published)
-        heads = {
-            name: hub.repos["model", name].branches["main"]
-            for name in right
-            if name != "org/small-0"
-        }
-        made_of = {job.request.model: job.request.revision for job in published}
-        assert {name: made_of[name] for name in heads} == heads
+        # One runner dies with the first of two repos published; another goes on.
+        arena.command("published-4.5", "die-once", model="org/small-3")
+        arena.start("one", concurrency=4)
+        arena.start("two", concurrency=4)
+        before = _all_over(arena)
+        assert _made(hub) == {
+            name: (model, hub.repos["model", model].branches["main"], 1)
+            for name, model in right.items()
+            if model != "org/small-0"
+        } | dict.fromkeys(_small(0), ("org/small-0", before["org/small-0"], 1))
+        # What was published is updated, in the same repos, once its weights are others.
+        new_weights(hub, "org/small-2", at(22), seed="better still")
+        assert sweeps.whole(at(25))["queued"] == ["org/small-2"]
+        _all_over(arena)
+        head = hub.repos["model", "org/small-2"].branches["main"]
+        found = _made(hub)
+        assert set(found) == set(right)
+        assert {name for name, (*_, num_commits) in found.items() if num_commits != 1} == _small(2)
+        assert {found[name] for name in _small(2)} == {("org/small-2", head, 2)}
     finally:
         arena.close()
+    assert {key[1] for key in hub.repos if key[1].startswith("you/")} == {
+        *right,
+        *there,
+        "you/ours",
+    }
+
+
+_REMEMBERED = {
+    "org/alien": Skip.UNSUPPORTED,
+    "org/opted-out": Skip.OPTED_OUT,
+    "org/old-words": Skip.OLD_WEIGHTS,
+    "org/there": Skip.ALREADY_PUBLISHED,
+    "org/small-0": Skip.SAME_WEIGHTS,
+}
+"""What is kept of a close look."""
+
+_REFUSED = {
+    "org/gated": Skip.GATED,
+    "org/quant-GGUF": Skip.QUANT,
+    "shy/model": Skip.OPTED_OUT,
+    "org/opted-out": Skip.OPTED_OUT,
+    "org/lora": Skip.ADAPTER,
+    "org/no-derivatives": Skip.NO_DERIVATIVES,
+    "org/empty": Skip.NO_SAFETENSORS,
+    "org/toy": Skip.TOY,
+    "you/ours": Skip.OWN_RESULT,
+}
+
+
+def _kept(scene, name: str) -> Skip | None:
+    known = scene.state.known(name)
+    return known.skip if known is not None else None
+
+
+def _all_over(arena: Arena) -> dict[str, str]:
+    """The commit that each model's job was made of, once all are published or withdrawn."""
+    jobs = arena.board.list(limit=100)
+    over = [arena.over(job) for job in jobs if job.state is not JobState.CANCELLED]
+    assert {job.state for job in over} == {JobState.PUBLISHED}
+    return {job.request.model: job.request.revision or "" for job in over}
+
+
+def _small(number: int) -> set[str]:
+    return {f"you/small-{number}-MLX-{bpw}bpw" for bpw in ("4.5", "6.0")}
+
+
+def _made(hub) -> dict[str, tuple[str, str, int]]:
+    """What runners published: repo → model, its commit, and number of commits that hold files."""
+    found = {}
+    for (_, name), repo in hub.repos.items():
+        if not name.startswith("you/") or name in _NOT_MADE:
+            continue
+        commits = repo.commits.values()
+        num_commits = sum("config.json" in commit.files for commit in commits)
+        plan = json.loads(repo.commits[repo.branches["main"]].files["dynquant/plan.json"].read())
+        assert name.endswith((f"-{plan['target_bpw']:.1f}bpw", f"-{plan['target_bpw']:g}"))
+        found[name] = (plan["source"], plan["revision_sha"], num_commits)
+    return found
+
+
+_NOT_MADE = frozenset({"you/ours", "you/there-MLX-4.5bpw", "you/there-MLX-6.0bpw"})

@@ -6,20 +6,15 @@ Python's own help. The pages run as a person starts them, with a runner beside t
 
 from __future__ import annotations
 
-import io
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from pydoc_data import topics
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from dynquant.corpus import DEFAULT_CALIBRATION, DEFAULT_EVALUATION
 from tests.local_hub import LocalHub
+from tests.local_hub.texts import add_default_texts
 
 ROOT = Path(__file__).parents[2]
 SAMPLE = ROOT / "examples" / "sample-2m"
@@ -46,23 +41,10 @@ def main() -> int:
 @contextmanager
 def offline_hub() -> Iterator[LocalHub]:
     """A Hub with all that a conversion needs."""
-    halves = _halves()
     with LocalHub() as hub:
         hub.add_user(USER, token=TOKEN)
         hub.add(SOURCE, SAMPLE)
-        calibration, _, _, _ = DEFAULT_CALIBRATION.split(":")
-        chats = [
-            [
-                {"role": "user", "content": "What does Python's help say?"},
-                {"role": "assistant", "content": each},
-            ]
-            for each in halves[0]
-        ]
-        files = {"data/train-00000-of-00001.parquet": _parquet("messages", chats)}
-        hub.add(calibration, files, kind="dataset")
-        evaluation, config, split, column = DEFAULT_EVALUATION.split(":")
-        name = f"{config}/{split}-00000-of-00001.parquet"
-        hub.add(evaluation, {name: _parquet(column, halves[1])}, kind="dataset")
+        add_default_texts(hub)
         hub.after_request = lambda _: hub.requests.clear()
         yield hub
 
@@ -79,20 +61,6 @@ def environment(hub: LocalHub, folder: Path, **extra: str) -> dict[str, str]:
         "GRADIO_ANALYTICS_ENABLED": "False",
         **extra,
     }
-
-
-def _halves() -> tuple[list[str], list[str]]:
-    """Two texts that share no paragraph."""
-    pages = "\n\n".join(text for _, text in sorted(topics.topics.items()))
-    paragraphs = list(dict.fromkeys(pages.split("\n\n")))
-    documents = ["\n\n".join(paragraphs[i : i + 20]) for i in range(0, len(paragraphs), 20)]
-    return documents[::2], documents[1::2]
-
-
-def _parquet(column: str, values: Sequence[object]) -> bytes:
-    stream = io.BytesIO()
-    pq.write_table(pa.table({column: values}), stream)
-    return stream.getvalue()
 
 
 if __name__ == "__main__":

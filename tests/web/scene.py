@@ -9,12 +9,14 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
 
+from dynquant.cli.watchtower import Watchtower
 from dynquant.core.artefacts import facts_from_json
 from dynquant.core.facts import ModelFacts
 from dynquant.core.job import JobRequest, JobState, Outcome, PublishedRepo, StepProgress
@@ -28,6 +30,8 @@ from dynquant.jobs.board import DatabaseBoard
 from dynquant.jobs.database import Database
 from dynquant.jobs.registry import Registry
 from dynquant.jobs.store import JobStore
+from dynquant.settings import Settings
+from dynquant.watcher import Webhook
 from dynquant.web.catalogue import Catalogue
 from dynquant.web.desk import BoardDesk, JobDesk
 from dynquant.web.prospects import Prospects
@@ -37,10 +41,12 @@ from dynquant.web.settings import WebSettings
 from dynquant.web.site import make_site
 from tests.core.card_factories import make_facts, make_ladder, make_original, make_row, make_uniform
 from tests.local_hub import LocalHub
+from tests.watcher.scene import add_model, model_files
 
 SAMPLE = Path(__file__).parents[2] / "examples" / "sample-2m"
 SOURCE = "team/sample-2m"
 NAMESPACE = "quants"
+WEBHOOK_SECRET = "what-the-hub-was-told"
 PATIENCE_SECS = 30.0
 
 
@@ -130,9 +136,10 @@ def opened(
     settings: WebSettings | None = None,
     desk: JobDesk | None = None,
     user: str = "ann",
+    rules: str | None = None,
     **site_options: Any,
 ) -> Iterator[Field]:
-    """The pages, a Hub with `SOURCE` on it, and an empty board."""
+    """The pages, a Hub with `SOURCE` on it, and an empty board; with `rules` a watcher, too."""
     web = settings or WebSettings(publish_to=NAMESPACE)
     url = f"sqlite:///{folder / 'jobs.sqlite'}"
     with LocalHub() as hub:
@@ -147,6 +154,15 @@ def opened(
         def account(visitor_token: str) -> Account:
             return HubVisitor(visitor_token, endpoint=hub.url).account()
 
+        watch = None
+        if rules is not None:
+            (folder / "watch.yaml").write_text(rules)
+            environment = {"DYNQUANT_DATABASE_URL": url, "DYNQUANT_HOME": str(folder)}
+            watch = Watchtower(
+                Settings.from_environment(environment), folder / "watch.yaml", endpoint=hub.url
+            )
+            webhook = Webhook(WEBHOOK_SECRET, covers=watch.covers, look=watch.look_at)
+            site_options["webhook"] = webhook
         service = Service(
             settings=web,
             desk=desk or BoardDesk(board),
@@ -160,6 +176,7 @@ def opened(
             search=search,
             catalogue=Catalogue(search, namespace=NAMESPACE),
             namespace=lambda: web.publish_to,
+            watch=watch,
         )
         try:
             with _event_loop():
@@ -174,6 +191,8 @@ def opened(
                     registry=Registry(database),
                 )
         finally:
+            if watch is not None:
+                watch.close()
             board.close()
             database.close()
 
@@ -209,6 +228,24 @@ def served(app: FastAPI, *, port: int = 0) -> Iterator[str]:
         server.should_exit = True
         thread.join(PATIENCE_SECS)
         listening.close()
+
+
+def swept(field: Field) -> None:
+    """New models on the Hub, and what the watcher made of them."""
+    assert isinstance(field.service.watch, Watchtower)
+    at = datetime.now(UTC) - timedelta(minutes=10)
+    for name, files in {
+        "Qwen/Qwen3-4B-Instruct-2511": model_files(4 * 10**9),
+        "HuggingFaceTB/SmolLM4-1.7B": model_files(17 * 10**8),
+        "mistralai/Ministral-9B-Unheard-Of": model_files(9 * 10**9, config={"model_type": "new"}),
+        "someone/Merge-13B": model_files(13 * 10**9),
+        "someone/Merge-13B-GGUF": model_files(13 * 10**9),
+        "lab/Adapter": model_files(tags=["lora"]),
+        "lab/Keep-Out": model_files(dynquant=False),
+    }.items():
+        add_model(field.hub, name, at, files)
+    add_model(field.hub, "google/gemma-4-9b", at, gated="manual")
+    field.service.watch.do_round()
 
 
 def populated(field: Field) -> dict[str, str]:

@@ -10,7 +10,6 @@ from dynquant.core.facts import Rung
 from dynquant.errors import InfeasibleTargetError, ModelNotFoundError, UnsupportedModelError
 from dynquant.hub.models import HubModels
 from dynquant.hub.search import HubSearch
-from dynquant.web.families import known_families
 from dynquant.web.outlook import largest_that_fits, outlook
 from dynquant.web.prospects import Prospects, model_id
 from tests.hub.conftest import tiny_files
@@ -150,9 +149,3 @@ def test_headers_of_strangers_are_not_believed(hub, prospects):
         hub.add(f"org/odd{number}", tiny_files(**{"model.safetensors": content}))
         with pytest.raises(UnsupportedModelError, match="header that cannot be read"):
             prospects(f"org/odd{number}")
-
-
-def test_families_are_known_without_importing_mlx_lm():
-    families = known_families()
-    assert families is not None
-    assert {"qwen3", "llama", "mistral"} <= families

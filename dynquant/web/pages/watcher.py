@@ -1,0 +1,88 @@
+"""The page of the watcher; its operator steers it here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import gradio as gr
+
+from dynquant.errors import DynquantError
+from dynquant.web import markup
+from dynquant.web.pages.frame import LOOK_NOW, QUIET, head, html, live
+from dynquant.web.pages.watcher_view import no_rules_view
+from dynquant.web.reception import Visitor
+from dynquant.web.service import Service
+
+__all__ = ["add_watcher_page"]
+
+
+def add_watcher_page(service: Service) -> None:
+    """Add the page to the route that is open."""
+    page = _WatcherPage(service)
+    head("watcher", signs_in=service.settings.signs_in)
+    with gr.Column(elem_classes="dq-page"):
+        html("<h1>Watcher</h1>")
+        if service.watch is None:
+            html(no_rules_view(), elem_id="dq-watcher")
+            return
+        with gr.Row(elem_classes="dq-actions"):
+            sweep = gr.Button("Sweep now", visible=False, size="sm")
+            pause = gr.Button("Pause", visible=False, size="sm")
+            resume = gr.Button("Go on", visible=False, size="sm")
+        said = html(elem_classes="dq-maybe")
+        place = live("live/watcher", elem_id="dq-watcher")
+    place.click(page.settle, None, [sweep, pause, resume], **QUIET)
+    for button, act in ((sweep, page.sweep), (pause, page.pause), (resume, page.resume)):
+        button.click(act, None, said, trigger_mode="once", **QUIET).then(
+            None, None, None, js=LOOK_NOW, api_visibility="private"
+        )
+
+
+class _WatcherPage:
+    """What happens on the page."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def settle(self, token: gr.OAuthToken | None) -> list[Any]:
+        """What the visitor may do now; only operators may do something."""
+        try:
+            status = self._service.watch_status()
+            visitor = self._service.reception.visitor(token.token if token else None)
+        except DynquantError:  # the live place says so
+            return _buttons()
+        if visitor is None or not visitor.is_operator:
+            return _buttons()
+        return _buttons(
+            can_sweep=not (status.is_paused or status.is_sweeping or status.problem),
+            can_pause=not status.is_paused,
+            can_resume=status.is_paused,
+        )
+
+    def sweep(self, token: gr.OAuthToken | None) -> str:
+        """Begin a sweep."""
+        return self._done(self._service.sweep, token, failed="No sweep was begun")
+
+    def pause(self, token: gr.OAuthToken | None) -> str:
+        """Sweep no more."""
+        return self._done(self._service.pause_watcher, token, failed="Not paused")
+
+    def resume(self, token: gr.OAuthToken | None) -> str:
+        """Go on."""
+        return self._done(self._service.resume_watcher, token, failed="It does not go on")
+
+    def _done(
+        self, action: Callable[[Visitor], str], token: gr.OAuthToken | None, *, failed: str
+    ) -> str:
+        try:
+            sentence = action(self._service.reception.require(token.token if token else None))
+        except DynquantError as error:
+            return markup.notice(failed, str(error), kind="bad")
+        return markup.notice("Done", sentence) if sentence else ""
+
+
+def _buttons(
+    *, can_sweep: bool = False, can_pause: bool = False, can_resume: bool = False
+) -> list[Any]:
+    return [gr.Button(visible=each) for each in (can_sweep, can_pause, can_resume)]

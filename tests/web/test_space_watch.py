@@ -1,0 +1,193 @@
+"""The watcher as a Space has it: a runner's posts tell of it, the answers bring errands."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+import requests
+from fastapi import FastAPI
+
+from dynquant.core.skips import Skip
+from dynquant.core.sweeps import Known, SweepReport
+from dynquant.core.watch_status import (
+    Errands,
+    WatchAct,
+    WatchStatus,
+    errands_from_json,
+    status_from_json,
+    status_to_json,
+)
+from dynquant.errors import RequestError, RetryLaterError
+from dynquant.runner.live_board import LiveBoard, board_snapshot
+from dynquant.watcher import Webhook
+from dynquant.web.site import add_runner_routes, add_webhook
+from dynquant.web.snapshots import Snapshots
+from dynquant.web.space_watch import SpaceWatch
+from tests.runner.test_live_board import make_job, make_runner
+from tests.watcher.factories import make_config, make_rule
+from tests.watcher.test_webhook import SECRET as HUB_SECRET
+from tests.watcher.test_webhook import body
+from tests.web.scene import served
+
+SECRET = "a secret of the Space"
+PATIENCE_SECS = 20.0
+
+
+def make_status(**overrides: Any) -> WatchStatus:
+    report = SweepReport(
+        started_at=datetime(2026, 11, 25, 12, tzinfo=UTC),
+        secs=1.5,
+        num_seen=9,
+        queued=("org/A",),
+        skipped={Skip.QUANT: 8},
+        num_calls=4,
+    )
+    fields: dict[str, Any] = {
+        "config": make_config(
+            make_rule("a", authors=("org",), memory_bytes=(16 << 30,), max_parameters=8 * 10**9),
+            opt_out=("shy",),
+        ),
+        "cron": "*/15 * * * *",
+        "reports": (report,),
+        "latest": (
+            Known(repo_id="org/A", sha="a" * 40, fingerprint="f", job_id="c0ffee"),
+            Known(repo_id="org/B", sha="b" * 40, fingerprint="", skip=Skip.UNSUPPORTED),
+        ),
+    }
+    return WatchStatus(**fields | overrides)
+
+
+@dataclass
+class Runner:
+    """A runner that posts its watcher, and writes down its errands."""
+
+    url: str
+    status: WatchStatus | None = field(default_factory=make_status)
+    errands: list[Errands] = field(default_factory=list)
+
+    def board(self) -> LiveBoard:
+        return LiveBoard(
+            self.url,
+            SECRET,
+            "mac-studio",
+            self._snapshot,
+            on_errands=self.errands.append,
+            interval_secs=0.02,
+            repeat_secs=0.02,
+        )
+
+    def _snapshot(self) -> dict[str, Any]:
+        shown = board_snapshot([make_job()], [make_runner()])
+        return shown if self.status is None else shown | {"watch": status_to_json(self.status)}
+
+
+@dataclass
+class Space:
+    url: str
+    watch: SpaceWatch
+    now: list[float]
+
+    def post(self, content: bytes) -> int:
+        headers = {"X-Webhook-Secret": HUB_SECRET}
+        return requests.post(
+            f"{self.url}/webhooks/hub", data=content, headers=headers, timeout=20
+        ).status_code
+
+
+@pytest.fixture
+def space() -> Iterator[Space]:
+    now = [0.0]
+    snapshots = Snapshots(clock=lambda: now[0])
+    watch = SpaceWatch(snapshots)
+    app = FastAPI()
+    add_runner_routes(app, snapshots, SECRET, watch.collect)
+    add_webhook(app, Webhook(HUB_SECRET, covers=watch.covers, look=watch.look_at))
+    with served(app) as url:
+        yield Space(url, watch, now)
+
+
+def waited(happens) -> bool:
+    until = time.monotonic() + PATIENCE_SECS
+    while not happens() and time.monotonic() < until:
+        time.sleep(0.01)
+    return bool(happens())
+
+
+def is_told(space: Space) -> bool:
+    try:
+        space.watch.status()
+    except RetryLaterError:
+        return False
+    return True
+
+
+def test_a_status_is_the_same_after_the_journey_but_for_who_opted_out():
+    status = make_status()
+    found = status_from_json(json.loads(json.dumps(status_to_json(status))))
+    assert status.config is not None
+    assert found == replace(status, config=replace(status.config, opt_out=()))
+    broken = make_status(config=None, problem="watch.yaml, line 1: no.")
+    assert status_from_json(status_to_json(broken)) == broken
+
+
+def test_before_a_runner_has_told_of_a_watcher_nobody_can_say_anything(space):
+    with pytest.raises(RetryLaterError, match="runs with a runner"):
+        space.watch.status()
+    assert space.post(body()) == 503
+    plain = Runner(space.url, status=None)
+    with plain.board():
+        space.watch.pause()
+        time.sleep(0.2)
+    assert plain.errands == []  # who has no watcher gets no errands
+    assert space.watch.collect().act is WatchAct.PAUSE
+
+
+def test_what_the_hub_posts_to_the_space_reaches_the_runner_once(space):
+    runner = Runner(space.url)
+    with runner.board():
+        assert waited(lambda: is_told(space))
+        assert space.post(body()) == 202
+        assert space.post(body()) == 409
+        assert space.post(body(repo={"name": "else/Model"})) == 403
+        assert waited(lambda: runner.errands)
+        time.sleep(0.1)
+    assert runner.errands == [Errands(look_at=("org/Model",))]
+
+
+def test_an_operator_at_the_space_steers_the_watcher_of_the_runner(space):
+    runner = Runner(space.url)
+    with runner.board():
+        assert waited(lambda: is_told(space))
+        for act, number in ((space.watch.sweep, 1), (space.watch.pause, 2)):
+            assert "within a minute" in act()
+            assert waited(lambda: len(runner.errands) == number)  # noqa: B023
+        runner.status = make_status(is_paused=True)
+        assert waited(lambda: space.watch.status().is_paused)
+        with pytest.raises(RequestError, match="paused"):
+            space.watch.sweep()
+        space.watch.resume()
+        assert waited(lambda: len(runner.errands) == 3)
+    assert [each.act for each in runner.errands] == list(WatchAct)
+
+
+def test_a_runner_that_has_gone_away_is_not_spoken_of_as_if_it_were_there(space):
+    runner = Runner(space.url)
+    with runner.board():
+        assert waited(lambda: is_told(space))
+    space.now[0] += 600
+    with pytest.raises(RetryLaterError, match="in the last minutes"):
+        space.watch.status()
+
+
+@pytest.mark.parametrize(
+    "raw", [{}, {"look_at": None, "act": None}, {"look_at": [], "act": "format"}, []]
+)
+def test_errands_that_are_none_are_refused(raw):
+    with pytest.raises((KeyError, TypeError, ValueError)):
+        errands_from_json(raw)
