@@ -16,7 +16,7 @@ LOCK := uv pip compile --quiet --universal --python-version 3.11 --generate-hash
 	--no-annotate --no-header --no-emit-index-url --upgrade
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo hub serve screenshots test chaos lint format bench lock clean
+.PHONY: help setup demo hub serve screenshots test chaos harden lint format bench lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -50,6 +50,9 @@ test: $(STAMP) ## all tests, with branch coverage
 
 chaos: $(STAMP) ## runners killed, frozen and cut off at every moment, for real (half an hour)
 	@DYNQUANT_CHAOS=1 $(BIN)/python -m pytest tests/jobs/test_chaos.py tests/service
+
+harden: $(STAMP) ## every attack and mishap that we know of, and a table of how each ended (long)
+	@DYNQUANT_HARDEN=1 $(BIN)/python -m pytest -m harden $(PYTEST_ARGS)
 
 lint: $(STAMP) ## format, lint, types and the direction of imports; changes nothing
 	$(BIN)/ruff check .

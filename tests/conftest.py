@@ -7,6 +7,7 @@ import os
 import shutil
 import tempfile
 from collections import Counter
+from collections.abc import Callable
 
 import pytest
 
@@ -19,10 +20,38 @@ os.environ["DYNQUANT_HOME"] = tempfile.mkdtemp(prefix="dynquant-home-")
 atexit.register(shutil.rmtree, os.environ["DYNQUANT_HOME"], ignore_errors=True)
 
 import dynquant.mlx_backend  # noqa: E402, F401  OpenBLAS before any test imports MLX
+from tests import hardening  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def _row_of_the_hardening_table(request, record_property) -> None:
+    marker = request.node.get_closest_marker("harden")
+    if marker is not None:
+        record_property(hardening.ROW, marker.args[0])
+
+
+@pytest.fixture
+def harden(request, record_property) -> Callable[..., None]:
+    """Says how a case of a test that is marked `harden` ended; see `tests.hardening`."""
+    row = request.node.get_closest_marker("harden").args[0]
+
+    def ended(outcome: str, count: int = 1) -> None:
+        assert outcome in hardening.OUTCOMES
+        record_property(hardening.ROW, f"{row}|{outcome}|{count}")
+
+    return ended
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """What tests measured, how many model families went which way, and why some did not."""
+    hardened = hardening.tally(
+        (report.passed, report.user_properties)
+        for outcome in ("passed", "failed", "error")
+        for report in terminalreporter.getreports(outcome)
+        if report.when == "call" or report.failed
+    )
+    if hardened:
+        hardening.write_table(hardened, terminalreporter)
     measured = [
         value
         for report in terminalreporter.getreports("passed")
