@@ -16,7 +16,7 @@ from pathlib import Path
 from huggingface_hub import CachedRepoInfo, CacheNotFound, scan_cache_dir
 from huggingface_hub.file_download import repo_folder_name
 
-__all__ = ["held", "remove_partial_downloads", "repo_folder", "trim"]
+__all__ = ["held", "remove_damaged", "remove_partial_downloads", "repo_folder", "trim"]
 
 _LOCKS = ".dynquant-locks"
 
@@ -45,6 +45,12 @@ def remove_partial_downloads(cache_dir: Path, repo: str) -> None:
         if alone:
             for path in (repo_folder(cache_dir, repo) / "blobs").glob("*.incomplete"):
                 path.unlink(missing_ok=True)
+
+
+def remove_damaged(path: Path) -> None:
+    """Remove a file of a snapshot with the blob that it stands for, so that it is fetched anew."""
+    path.resolve().unlink(missing_ok=True)
+    path.unlink(missing_ok=True)
 
 
 def trim(cache_dir: Path, *, max_bytes: int, needed_bytes: int = 0) -> None:

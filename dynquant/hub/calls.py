@@ -9,6 +9,7 @@ import errno
 import json
 import logging
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
@@ -55,6 +56,8 @@ _NUM_TRIES = 3
 NUM_DOWNLOAD_TRIES = 2
 """Fewer for downloads: the client itself retries most of their requests for some 20 seconds."""
 
+_BAD_REQUEST = 400
+"""Also the answer to a request that came to harm on its way."""
 _UNAUTHORIZED = 401
 _PAYMENT_REQUIRED = 402
 _FORBIDDEN = 403
@@ -64,6 +67,9 @@ _TOO_MANY_REQUESTS = 429
 _TRANSIENT_STATUS = frozenset({408, _TOO_MANY_REQUESTS, 500, 502, 503, 504})
 _DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _NOT_WRITABLE = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
+
+# What the client stumbles over when an answer is not what the Hub would say.
+_GARBLED = (AttributeError, LookupError, NameError, TypeError, ValueError)
 
 # What huggingface_hub, httpx2 and hf_xet raise. The last tells of network trouble by RuntimeError.
 _LIBRARY_ERRORS = (
@@ -123,7 +129,9 @@ class HubCaller:
             self.on_try()
             try:
                 return action()
-            except _LIBRARY_ERRORS as error:
+            except (*_LIBRARY_ERRORS, *_GARBLED) as error:
+                if not isinstance(error, _LIBRARY_ERRORS) and not _is_of_client(error):
+                    raise
                 wait_secs = _wait_secs(error, num_failures)
                 if wait_secs is None or num_failures == num_tries:
                     raise self._translated(error, repo, revision) from error
@@ -158,6 +166,8 @@ class HubCaller:
                 "The Hugging Face cache cannot be written. Make it writable, or set HF_HOME to "
                 "another folder."
             )
+        if isinstance(error, _GARBLED):
+            _logger.warning("An answer about '%s' made no sense", repo, exc_info=error)
         return HubUnavailableError(_unavailable_sentence(error, repo))
 
     def _refusal(
@@ -236,7 +246,7 @@ def _unavailable_sentence(error: Exception, repo: str) -> str:
         return f"The Hub answered with an error (status {status}). Try again later."
     if isinstance(error, httpx2.TimeoutException):
         return f"The Hub took too long to answer about '{repo}'. Try again later."
-    if isinstance(error, httpx2.ProxyError | FileMetadataError | json.JSONDecodeError):
+    if isinstance(error, (httpx2.ProxyError, FileMetadataError, *_GARBLED)):
         return (
             "Something between this machine and the Hub answers in its place. Check the proxy "
             "settings, and HF_ENDPOINT if it is set."
@@ -255,7 +265,7 @@ def _wait_secs(error: Exception, num_failures: int) -> float | None:
         return _wait_secs(cause, num_failures)
     status = _status(error)
     if status is not None:
-        if status not in _TRANSIENT_STATUS:
+        if status not in _TRANSIENT_STATUS | {_BAD_REQUEST}:
             return None
         asked = _asked_wait_secs(error)
         if asked is not None:
@@ -275,6 +285,12 @@ def _asked_wait_secs(error: Exception) -> float | None:
         return float(limit.reset_in_seconds)
     asked = error.response.headers.get("Retry-After", "")
     return float(asked) if asked.isdigit() else None
+
+
+def _is_of_client(error: Exception) -> bool:
+    """Whether it comes from within huggingface_hub, and is no slip of ours."""
+    frames = traceback.walk_tb(error.__traceback__)
+    return any(frame.f_globals["__name__"].startswith("huggingface_hub.") for frame, _ in frames)
 
 
 def _cause(error: Exception) -> Exception | None:

@@ -93,6 +93,10 @@ class Listing:
             is_private=bool(info.private),
         )
 
+    def is_other_answer_than(self, other: Listing) -> bool:
+        """Whether both are about one commit, which never changes, and say different things."""
+        return (self.repo, self.sha) == (other.repo, other.sha) and self != other
+
     def only(self, allowed: Sequence[str]) -> list[str]:
         """Names of the files that match a pattern of `allowed`, sorted."""
         return sorted(

@@ -18,12 +18,13 @@ from huggingface_hub import HfApi, constants
 
 from dynquant.core.bounds import MAX_HEADER_BYTES
 from dynquant.core.figures import size
-from dynquant.errors import ModelNotFoundError, StorageFullError
+from dynquant.errors import HubUnavailableError, ModelNotFoundError, StorageFullError
 from dynquant.hub import cache
 from dynquant.hub.calls import NUM_DOWNLOAD_TRIES, TIMEOUT_SECS, HubCaller
 from dynquant.hub.headers import read_header_bytes, too_large_headers, write_ghost
 from dynquant.hub.listing import NEEDED, WEIGHTS, Listing, refuse_unusable
 from dynquant.hub.local import local_source
+from dynquant.hub.local_files import LocalFile
 from dynquant.ports import ModelSource, OnStep, Progress
 
 __all__ = ["HubModels"]
@@ -88,6 +89,7 @@ class HubModels:
         )
         self._ghosts: dict[tuple[str, str], Path] = {}
         self._in_use: dict[str, Callable[[], None]] = {}
+        self._last: Listing | None = None
 
     def __enter__(self) -> HubModels:
         return self
@@ -117,9 +119,10 @@ class HubModels:
         allow_quantized: bool = False,
         progress: Progress | None = None,
     ) -> ModelSource:
-        """The whole model in a local folder; downloads what is missing.
+        """The whole model in a local folder; downloads what is missing or damaged.
 
-        It counts as in use, and stays in the cache, until `close`.
+        Every file has the hash that the Hub gives it, also what was in the cache before. The model
+        counts as in use, and stays in the cache, until `close`.
 
         Args:
             model: Local folder or repo id.
@@ -148,8 +151,9 @@ class HubModels:
         with (progress or _Silent()).track({"download": _num_bytes(listing, names)}) as on_step:
             on_step("download", _num_bytes(listing, names) - _num_bytes(listing, missing))
             with ThreadPoolExecutor(_NUM_DOWNLOADS) as pool:
-                # In a list, so that the first error is raised.
-                list(pool.map(partial(self._download, listing, on_step=on_step), missing))
+                # All of them: what is there already may have come to harm, or its download died
+                # before it was looked at. In a list, so that the first error is raised.
+                list(pool.map(partial(self._download, listing, on_step=on_step), names))
         return listing.source(folder)
 
     def fetch_headers(
@@ -182,7 +186,7 @@ class HubModels:
 
         Raises:
             ModelNotFoundError, InvalidModelError, UnsupportedModelError, HubUnavailableError: As
-            for `fetch`.
+            for `fetch`; the last also when two answers in a row about one commit differ.
         """
         info = self._call(
             lambda: self._api.model_info(
@@ -192,25 +196,42 @@ class HubModels:
             revision=revision,
         )
         listing = Listing.of(info)
+        before, self._last = self._last, listing
+        if before is not None and before.is_other_answer_than(listing):
+            raise HubUnavailableError(
+                f"The Hub gave two different answers about the same commit of '{listing.repo}'. "
+                "Try again."
+            )
         refuse_unusable(listing, allow_quantized=allow_quantized)
         return listing
 
     def _download(
         self, listing: Listing, name: str, *, on_step: OnStep = lambda _step, _amount=1: None
     ) -> Path:
-        path = self._call(
-            lambda: self._api.hf_hub_download(
-                listing.repo,
-                name,
+        """A file of the repo, with the content that the listing names."""
+        for _ in range(NUM_DOWNLOAD_TRIES):
+            path = self._call(
+                lambda: self._api.hf_hub_download(
+                    listing.repo,
+                    name,
+                    revision=listing.sha,
+                    cache_dir=self._cache_dir,
+                    tqdm_class=cast(Any, partial(_ByteCount, partial(on_step, "download"))),
+                ),
+                repo=listing.repo,
                 revision=listing.sha,
-                cache_dir=self._cache_dir,
-                tqdm_class=cast(Any, partial(_ByteCount, partial(on_step, "download"))),
-            ),
-            repo=listing.repo,
-            revision=listing.sha,
-            num_tries=NUM_DOWNLOAD_TRIES,
+                num_tries=NUM_DOWNLOAD_TRIES,
+            )
+            # The client compares no more than sizes.
+            file = LocalFile(path=Path(path), num_bytes=Path(path).stat().st_size)
+            if not listing.etags[name] or file.is_called(listing.etags[name]):
+                return file.path
+            on_step("download", -file.num_bytes)
+            cache.remove_damaged(file.path)
+        raise HubUnavailableError(
+            f"'{name}' of '{listing.repo}' arrived damaged, twice. Try again; if that does not "
+            "help, look at the disk and the network of this machine."
         )
-        return Path(path)
 
     def _use(self, repo: str) -> None:
         """Keep `repo` in the cache until `close`."""

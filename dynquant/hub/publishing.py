@@ -227,9 +227,14 @@ class HubPublisher:
             DestinationError: There is no token, or the Hub does not accept it.
         """
         found = self._call(self._api.whoami, repo="the account in use")
-        role = found.get("auth", {}).get("accessToken", {}).get("role", "")
-        orgs = (org["name"] for org in found.get("orgs", ()))
-        return Account(name=found["name"], namespaces=(found["name"], *orgs), role=role)
+        try:
+            role = found.get("auth", {}).get("accessToken", {}).get("role", "")
+            orgs = (org["name"] for org in found.get("orgs", ()))
+            return Account(name=found["name"], namespaces=(found["name"], *orgs), role=role)
+        except (AttributeError, KeyError, TypeError) as error:
+            raise HubUnavailableError(
+                "The Hub's answer about the account in use makes no sense. Try again."
+            ) from error
 
     def _require_permission(self, repo_id: str) -> None:
         account = self.account()
@@ -299,14 +304,20 @@ class HubPublisher:
 
     def _read_plan(self, remote: _Remote) -> str:
         with TemporaryDirectory() as folder:
-            path = self._call(
-                lambda: self._api.hf_hub_download(
-                    remote.repo_id, PLAN, revision=remote.head, cache_dir=folder
-                ),
-                repo=remote.repo_id,
-                revision=remote.head,
+            path = Path(
+                self._call(
+                    lambda: self._api.hf_hub_download(
+                        remote.repo_id, PLAN, revision=remote.head, cache_dir=folder
+                    ),
+                    repo=remote.repo_id,
+                    revision=remote.head,
+                )
             )
-            return Path(path).read_text(encoding="utf-8", errors="replace")
+            if not remote.has(PLAN, LocalFile(path=path, num_bytes=path.stat().st_size)):
+                raise HubUnavailableError(
+                    f"The plan of '{remote.repo_id}' arrived damaged. Try again."
+                )
+            return path.read_text(encoding="utf-8", errors="replace")
 
     def _create(self, repo_id: str, *, private: bool) -> _Remote:
         self._call(

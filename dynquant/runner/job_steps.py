@@ -230,12 +230,12 @@ class JobSteps:
         """The model in the cache, the texts and the spec in the job's folder."""
         if call.job_id not in self._open:
             hub = self._open_hub()
-            resolved = call.resolved["source"]
+            repo, sha = (call.resolved["source"][key] for key in ("name", "revision_sha"))
+            dequantize = call.recipe.dequantize
+            # A file that an answer forgets would not be missed: two must agree on them.
+            hub.look_up(repo, revision=sha, allow_quantized=dequantize)
             source = hub.fetch(
-                resolved["name"],
-                revision=resolved["revision_sha"],
-                allow_quantized=call.recipe.dequantize,
-                progress=_Reported(call),
+                repo, revision=sha, allow_quantized=dequantize, progress=_Reported(call)
             )
             self._open[call.job_id] = hub, source
         source = self._open[call.job_id][1]

@@ -1,0 +1,334 @@
+"""Whole conversions by the real steps, over HTTP through a proxy that does harm.
+
+Everything but the arithmetic is real every time: the steps of a job as the engine runs them, the
+Hub's client, downloads, hashes, files, publishing. What MLX computes is computed once for the same
+bytes: a step of the child process is looked up by the hash of all that it reads, the model's files
+included, and what it left in the job's folder is put there again.
+
+`python -m tests.faults.conversions SCENE SEED…` prints how each schedule ended, one JSON object a
+line; the environment of the client is that of the process.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import close_session
+
+from dynquant.core.job import STEPS, Job, JobRequest, Outcome
+from dynquant.core.job_text import results_from_text
+from dynquant.core.naming import quantized_name
+from dynquant.corpus import Corpus
+from dynquant.errors import disk_errors_translated
+from dynquant.hub import HubDatasets, HubModels, HubPublisher
+from dynquant.jobs.held import Held
+from dynquant.jobs.steps import do_step
+from dynquant.jobs.timing import Timing
+from dynquant.outputs import write_file
+from dynquant.runner.job_steps import JobSteps
+from tests.faults.proxy import FaultyProxy, Schedule, nothing, schedule
+from tests.local_hub import Commit, LocalHub
+
+__all__ = [
+    "REPOS",
+    "ComputedHere",
+    "Ending",
+    "Remembered",
+    "Scene",
+    "convert",
+    "held_job",
+    "make_scene",
+    "served",
+    "steps_of",
+    "verdict",
+]
+
+SOURCE = "org/tiny"
+TARGETS = (4.5, 6.0)
+REPOS = tuple(f"you/{quantized_name(SOURCE, bpw)}" for bpw in TARGETS)
+TOKEN = "hf_canaryOfTheFaultyProxy"
+PATIENCE = Timing(first_delay_secs=0.05, longest_delay_secs=0.2, retry_for_secs=1.0)
+"""Some seven more tries of a step, where a runner has half an hour of them."""
+
+CARD = """---
+license: other
+license_name: tiny
+license_link: https://example.org/tiny
+---
+# A model of nothing
+"""
+_HUBS_OWN = {".gitattributes"}
+_LOOSE = {"tmp", "remembered"}
+"""Parts of a job's folder that no step reads."""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A folder with what every conversion starts from: `model`, texts, and what was computed."""
+
+    folder: Path
+
+    @property
+    def model(self) -> Path:
+        return self.folder / "model"
+
+    @property
+    def expected(self) -> dict[str, dict[str, str]]:
+        """Repo → file → sha256, as without faults."""
+        found: dict[str, dict[str, str]] = json.loads((self.folder / "expected.json").read_text())
+        return found
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {
+            "menu": "3g64,4g64,8g64",
+            "encoder": "minmax",
+            "calibration": str(self.folder / "calibration.txt"),
+            "evaluation": str(self.folder / "heldout.txt"),
+            "calibration_tokens": 256,
+            "evaluation_tokens": 256,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ending:
+    """How a conversion ended.
+
+    Attributes:
+        state: `published`, `refused`, `failed`; or `lost`, when that is not true or no sentence
+            was said.
+        why: The sentence, or what is wrong with the repos.
+        met: Kind of trouble → how often it happened.
+        num_wrong_commits: Commits that were mended by a later one; nothing but a corrupted request
+            makes them, since the Hub knows the hashes of large files only.
+    """
+
+    seed: int
+    state: str
+    why: str
+    met: Mapping[str, int]
+    num_wrong_commits: int
+    secs: float
+
+
+class Remembered(JobSteps):
+    """The steps of a job, that compute once for the same bytes."""
+
+    def __init__(self, store: Path, **options: Any) -> None:
+        super().__init__(**options)
+        self._store = store
+
+    def _compute(self, call: Any, step: str) -> Any:
+        before = _contents(call.folder)
+        kept = self._store / _key(step, call.folder, before)
+        if not (kept / "answer.json").exists():
+            answer = self._compute_afresh(call, step)
+            for name, digest in _contents(call.folder).items():
+                if before.get(name) != digest:
+                    (kept / "files" / name).parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(call.folder / name, kept / "files" / name)
+            kept.mkdir(parents=True, exist_ok=True)
+            write_file(kept / "answer.json", json.dumps(answer))
+            return answer
+        staged = call.folder / "remembered"
+        shutil.rmtree(staged, ignore_errors=True)
+        for path in sorted((kept / "files").rglob("*")):
+            if path.is_file():
+                copy = staged / path.relative_to(kept / "files")
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, copy)
+        if step == "encode":  # a folder is there whole or not at all, as the real step has it
+            (staged / "models").rename(call.folder / "models")
+        else:
+            for path in filter(Path.is_file, sorted(staged.rglob("*"))):
+                there = call.folder / path.relative_to(staged)
+                there.parent.mkdir(parents=True, exist_ok=True)
+                path.replace(there)
+        return json.loads((kept / "answer.json").read_text())
+
+    def _compute_afresh(self, call: Any, step: str) -> Any:
+        return super()._compute(call, step)
+
+
+class ComputedHere(Remembered):
+    """Computes in this process, which has MLX imported, what a child would."""
+
+    def _compute_afresh(self, call: Any, step: str) -> Any:
+        from dynquant.runner.compute import _Work
+
+        with disk_errors_translated():
+            found = getattr(_Work(call.folder, lambda _said: None), step)()
+        return json.loads(json.dumps(found))
+
+
+def _contents(folder: Path) -> dict[str, str]:
+    """Name of each file of a job → hash of what it says, wherever the folder is."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder)
+        if path.is_file() and name.parts[0] not in _LOOSE:
+            content = path.read_bytes()
+            if name.name == "spec.json":
+                spec = json.loads(content)
+                del spec["source"]["folder"]
+                content = json.dumps(spec).encode()
+            found[str(name)] = hashlib.sha256(content).hexdigest()
+    return found
+
+
+def _key(step: str, folder: Path, contents: Mapping[str, str]) -> str:
+    model = Path(json.loads((folder / "spec.json").read_text())["source"]["folder"])
+    files = {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(model.iterdir())
+    }
+    return hashlib.sha256(json.dumps([step, contents, files]).encode()).hexdigest()
+
+
+def steps_of(scene: Scene, url: str, home: Path, kind: type[Remembered] = Remembered) -> Remembered:
+    """A runner's steps that speak to the Hub at `url`."""
+
+    def no_wait(_secs: float) -> None:
+        pass
+
+    return kind(
+        scene.folder / "computed",
+        home=home,
+        publisher=HubPublisher(endpoint=url, token=TOKEN, sleep=no_wait),
+        texts=Corpus(open_dataset=HubDatasets(endpoint=url).open, allow_files=True),
+        open_hub=lambda: HubModels(
+            endpoint=url, token=TOKEN, cache_dir=home / "cache", sleep=no_wait
+        ),
+        max_memory_bytes=8 * 10**9,
+    )
+
+
+@contextmanager
+def served(scene: Scene, plan: Schedule = nothing) -> Iterator[tuple[LocalHub, FaultyProxy]]:
+    """A fresh Hub with the model, that can be reached by the proxy alone."""
+    with LocalHub() as hub, FaultyProxy(int(hub.url.rpartition(":")[2]), plan) as proxy:
+        hub.url = f"http://127.0.0.1:{proxy.port}"
+        hub.cdn_url = f"http://localhost:{proxy.port}"
+        hub.add(SOURCE, scene.model)
+        hub.add_user("you", token=TOKEN)
+        yield hub, proxy
+        close_session()
+
+
+def held_job(hub: LocalHub, scene: Scene) -> Held:
+    """The job that converts the model of the scene."""
+    request = JobRequest(
+        model=SOURCE,
+        revision=hub.repos["model", SOURCE].branches["main"],
+        targets_bpw=TARGETS,
+        destination="you",
+        requester="ann",
+        options=scene.options,
+    )
+    now = datetime.now(UTC)
+    return Held(Job(id="job-1", request=request, recipe_version=1, submitted_at=now), nonce="1")
+
+
+def convert(steps: JobSteps, held: Held) -> Outcome | dict[str, str]:
+    """Every step as the engine does it; how the job ended, or what each step returned."""
+    results: dict[str, str] = {}
+    try:
+        for step in STEPS:
+            done = do_step(steps, step, held, results, timing=PATIENCE)
+            if done.outcome is not None:
+                return done.outcome
+            results[step] = done.artefact
+    finally:
+        steps.release(held.job.id)
+    return results
+
+
+def verdict(
+    hub: LocalHub, expected: Mapping[str, Mapping[str, str]], ended: Outcome | Mapping[str, str]
+) -> tuple[str, str]:
+    """State and sentence of a conversion, held against what the Hub has now."""
+    heads = {}
+    for repo_id, files in expected.items():
+        repo = hub.repos.get(("model", repo_id))
+        commit = repo.at("main") if repo is not None else None
+        there = files_of(commit)
+        heads[repo_id] = commit.sha if commit is not None and there == files else None
+        if there and there != files:
+            return (
+                "lost",
+                f"{repo_id} is corrupt: {sorted(set(there.items()) ^ set(files.items()))}",
+            )
+    if isinstance(ended, Outcome):
+        said = ended.sentence.endswith(".") and ended.reason_code != "internal"
+        return str(ended.state) if said else "lost", ended.sentence
+    told = {each.repo_id: each.commit_sha for each in results_from_text(ended["publish"])}
+    if told != heads:
+        return "lost", f"the job says {told}, and the Hub has {heads}"
+    return "published", ""
+
+
+def files_of(commit: Commit | None) -> dict[str, str]:
+    """File → sha256, but for those that the Hub adds by itself."""
+    found = {} if commit is None else commit.files
+    return {name: blob.sha256 for name, blob in found.items() if name not in _HUBS_OWN}
+
+
+def make_scene(folder: Path, save_model: Any) -> Scene:
+    """A model, texts, and what comes of them on a good day."""
+    scene = Scene(folder)
+    save_model(scene.model)
+    (scene.model / "README.md").write_text(CARD)
+    (scene.model / "LICENSE.txt").write_text("Do as you like.\n")
+    for name, words in {"calibration": "one two three", "heldout": "red green blue"}.items():
+        lines = [f"{number} {words} {number * number % 97}.\n" for number in range(400)]
+        (folder / f"{name}.txt").write_text("".join(lines))
+    with served(scene) as (hub, _), tempfile.TemporaryDirectory() as home:
+        ended = convert(steps_of(scene, hub.url, Path(home), ComputedHere), held_job(hub, scene))
+        assert not isinstance(ended, Outcome), ended
+        expected = {repo: files_of(hub.repos["model", repo].at("main")) for repo in REPOS}
+    (folder / "expected.json").write_text(json.dumps(expected))
+    return scene
+
+
+def run(scene: Scene, seed: int) -> Ending:
+    """One conversion under the schedule of `seed`."""
+    started = time.monotonic()
+    with (
+        tempfile.TemporaryDirectory() as home,
+        served(scene, schedule(seed)) as (hub, proxy),
+    ):
+        ended = convert(steps_of(scene, hub.url, Path(home)), held_job(hub, scene))
+        proxy.settle()
+        expected = scene.expected
+        state, why = verdict(hub, expected, ended)
+        wrong = [
+            commit.sha
+            for repo_id, files in expected.items()
+            if (repo := hub.repos.get(("model", repo_id))) is not None
+            for commit in repo.commits.values()
+            if files_of(commit) not in ({}, files)
+        ]
+    met = {str(kind): count for kind, count in proxy.met.items()}
+    return Ending(
+        seed=seed,
+        state=state,
+        why=why,
+        met=met,
+        num_wrong_commits=len(wrong),
+        secs=time.monotonic() - started,
+    )
+
+
+if __name__ == "__main__":
+    for word in sys.argv[2:]:
+        sys.stdout.write(json.dumps(asdict(run(Scene(Path(sys.argv[1])), int(word)))) + "\n")
