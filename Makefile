@@ -49,7 +49,8 @@ test: $(STAMP) ## all tests, with branch coverage
 	@$(BIN)/coverage report --include='dynquant/core/*' --fail-under=97
 
 chaos: $(STAMP) ## runners killed, frozen and cut off at every moment, for real (half an hour)
-	@DYNQUANT_CHAOS=1 $(BIN)/python -m pytest tests/jobs/test_chaos.py tests/service
+	@DYNQUANT_CHAOS=1 $(BIN)/python -m pytest -o faulthandler_timeout=3600 \
+		tests/jobs/test_chaos.py tests/service
 
 lint: $(STAMP) ## format, lint, types and the direction of imports; changes nothing
 	$(BIN)/ruff check .

@@ -21,6 +21,7 @@ from tests.local_hub.faults import Connection
 # A connection that the server ends while the client takes it up again looks like a failure.
 KEEP_ALIVE_SECS = 3600
 STEP_SECS = 0.01
+STOP_SECS = 60.0
 
 
 class ServerThread:
@@ -49,7 +50,9 @@ class ServerThread:
 
     def stop(self) -> None:
         self._loop.call_soon_threadsafe(self._stopping.set)
-        self._thread.join()
+        self._thread.join(STOP_SECS)
+        if self._thread.is_alive():
+            raise RuntimeError("the local Hub does not end: a request is still being answered")
 
     def _run(self) -> None:
         with asyncio.Runner(loop_factory=lambda: self._loop) as runner:

@@ -5,14 +5,11 @@ from __future__ import annotations
 import os
 import re
 import socket
-import subprocess
 import sys
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from pathlib import Path
 
 import pytest
 import requests
@@ -29,14 +26,13 @@ from tests.local_hub.app import app
 from tests.runner.test_live_board import make_runner
 from tests.web import sign_in
 from tests.web.browser import settled
+from tests.web.children import answering, running
 from tests.web.scene import SAMPLE, SOURCE, make_family, publish
 
 pytestmark = [pytest.mark.browser, pytest.mark.hub]
 
-ROOT = Path(__file__).parents[2]
 SECRET = "a-secret-canary-of-the-space"
 INBOX = "quants/inbox"
-PATIENCE_SECS = 40.0
 
 
 @dataclass
@@ -46,25 +42,17 @@ class Space:
     hub: LocalHub
     url: str
     environment: dict[str, str]
-    process: subprocess.Popen[bytes] | None = None
+    exits: ExitStack = field(default_factory=ExitStack)
 
-    def start(self) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, str(ROOT / "app.py")], env=self.environment
-        )
-        until = time.monotonic() + PATIENCE_SECS
-        while time.monotonic() < until:
-            try:
-                if requests.get(self.url, timeout=5).ok:
-                    return
-            except requests.ConnectionError:
-                time.sleep(0.1)
-        raise AssertionError("the Space did not start")
+    @contextmanager
+    def started(self) -> Iterator[None]:
+        with running([sys.executable, "app.py"], self.environment) as process:
+            answering(self.url, process)
+            yield
 
-    def stop(self) -> None:
-        assert self.process is not None
-        self.process.terminate()
-        self.process.wait(PATIENCE_SECS)
+    def restart(self) -> None:
+        self.exits.close()
+        self.exits.enter_context(self.started())
 
     def post(self, *jobs: Job, secret: str = SECRET) -> int:
         board = {"runner_id": "mac-studio", **board_snapshot(jobs, [make_runner()])}
@@ -118,11 +106,9 @@ def space(tmp_path_factory) -> Iterator[Space]:
                 "GRADIO_ANALYTICS_ENABLED": "False",
             },
         )
-        space.start()
-        try:
+        with space.exits:
+            space.restart()
             yield space
-        finally:
-            space.stop()
 
 
 @pytest.fixture(autouse=True)
@@ -134,14 +120,26 @@ def patient() -> None:
 def visiting(browser: Browser, space: Space, user: str | None = None) -> Iterator[Page]:
     """A visitor with a browser of their own, signed in as `user`."""
     context = browser.new_context()
-    page = context.new_page()
-    settled(page, space.url)
-    if user is not None:
-        page.get_by_role("button", name="Sign in with Hugging Face").click()
-        page.get_by_role("link", name=f"Go on as {user}").click()
-        expect(page.get_by_role("button", name=f"Sign out ({user})")).to_be_visible()
-    yield page
-    context.close()
+    try:
+        page = context.new_page()
+        settled(page, space.url)
+        if user is not None:
+            page.get_by_role("button", name="Sign in with Hugging Face").click()
+            page.get_by_role("link", name=f"Go on as {user}").click()
+            expect(page.get_by_role("button", name=f"Sign out ({user})")).to_be_visible()
+        yield page
+    finally:
+        context.close()
+
+
+@contextmanager
+def asking(space: Space, token: str | None) -> Iterator[Client]:
+    """A program with a token."""
+    options = {"timeout": 60}
+    with closing(
+        Client(space.url, oauth_token=token, verbose=False, httpx_kwargs=options)
+    ) as client:
+        yield client
 
 
 def ask_for(page: Page, space: Space, bpw: float) -> str:
@@ -189,8 +187,7 @@ def test_a_signed_in_visitor_asks_watches_and_copies_what_came_of_it(space, brow
         assert space.post(running) == 204
         expect(page.get_by_role("progressbar")).to_have_attribute("aria-valuenow", "30")
 
-        space.stop()
-        space.start()
+        space.restart()
         assert space.post(running) == 204
         expect(page.locator(".dq-now")).to_contain_text("Measure every layer")
 
@@ -217,23 +214,24 @@ def test_a_job_of_somebody_else_cannot_be_cancelled_by_page_or_by_api(space, bro
         expect(bob.locator("#dq-job .dq-tag")).to_have_text("Waiting")
         expect(bob.get_by_role("button", name="Cancel this job")).to_have_count(0)
         for token in (None, "hf_forged", "hf_bob"):
-            with pytest.raises(AppError, match=r"Sign in|somebody else's"):
-                Client(space.url, oauth_token=token, verbose=False).predict(
-                    job_id, api_name="/cancel"
-                )
+            with (
+                asking(space, token) as client,
+                pytest.raises(AppError, match=r"Sign in|somebody else's"),
+            ):
+                client.predict(job_id, api_name="/cancel")
         ann.get_by_role("button", name="Cancel this job").click()
         expect(ann.locator("#dq-job .dq-tag")).to_have_text("Cancelled")
 
 
 def test_strangers_do_not_see_what_the_space_may_read(space):
-    client = Client(space.url, oauth_token="hf_ann", verbose=False)
-    with pytest.raises(AppError, match="no model 'quants/secret' on the Hub, or it is private"):
-        client.predict("quants/secret", [4.5], api_name="/plan")
     wanted = {"model": SOURCE, "bits_per_weight": [4.8]}
-    with pytest.raises(AppError, match="Models are published to 'quants' here"):
-        client.predict(**wanted, destination="ann", api_name="/submit")
-    with pytest.raises(AppError, match="private copy in your account"):
-        client.predict(**wanted, private=True, api_name="/submit")
+    with asking(space, "hf_ann") as client:
+        with pytest.raises(AppError, match="no model 'quants/secret' on the Hub, or it is private"):
+            client.predict("quants/secret", [4.5], api_name="/plan")
+        with pytest.raises(AppError, match="Models are published to 'quants' here"):
+            client.predict(**wanted, destination="ann", api_name="/submit")
+        with pytest.raises(AppError, match="private copy in your account"):
+            client.predict(**wanted, private=True, api_name="/submit")
 
 
 def test_only_runners_with_the_secret_post_boards(space):
