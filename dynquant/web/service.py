@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from dynquant.core.formats import parse_menu
 from dynquant.core.job import Job, JobOption, JobRequest
@@ -104,10 +104,22 @@ class Service:
             return ()
         return self._searches(typed, lambda: self.search.models(typed, limit=_NUM_FOUND))
 
+    def popular(self) -> tuple[FoundModel, ...]:
+        """Models for somebody who has no name in mind."""
+        return self._searches("", lambda: self.search.popular(limit=_NUM_FOUND))
+
     def outlooks(
-        self, prospect: Prospect, targets_bpw: tuple[float, ...], *, context_tokens: int
+        self,
+        prospect: Prospect,
+        targets_bpw: tuple[float, ...],
+        *,
+        context_tokens: int,
+        formats: str = "",
     ) -> tuple[Outlook, ...]:
-        """What each target gives; see `outlook`."""
+        """What each target gives with these formats, all if empty; see `outlook`."""
+        if formats.strip():
+            inventory = prospect.inventory.within(parse_menu(formats))
+            prospect = replace(prospect, inventory=inventory)
         measured = self.catalogue.measured(prospect.quants)
         return tuple(
             outlook(prospect, bpw, context_tokens=context_tokens, measured=measured)
@@ -134,7 +146,12 @@ class Service:
             RetryLaterError: Not now.
         """
         prospect = self.prospects(order.model)
-        self.outlooks(prospect, order.targets_bpw, context_tokens=DEFAULT_CONTEXT_TOKENS)
+        self.outlooks(  # refuses what cannot be met
+            prospect,
+            order.targets_bpw,
+            context_tokens=DEFAULT_CONTEXT_TOKENS,
+            formats=order.formats,
+        )
         job = self.desk.submit(
             JobRequest(
                 model=prospect.repo_id,
