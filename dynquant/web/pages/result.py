@@ -12,7 +12,7 @@ from dynquant.core.facts import ModelFacts, QuantizedRow
 from dynquant.core.figures import percent, significant, size, with_error
 from dynquant.core.job import Job, PublishedRepo
 from dynquant.core.ladder import ladder_svg
-from dynquant.core.papers import card
+from dynquant.core.papers import card, papers
 from dynquant.errors import DynquantError
 from dynquant.web import markup
 from dynquant.web.bits_chart import bits_chart
@@ -22,7 +22,11 @@ from dynquant.web.sparkline import sparkline
 __all__ = ["card_of", "command", "quality_table", "result_of"]
 
 _FRONT_MATTER = re.compile(r"\A---\n.*?\n---\n", re.DOTALL)
-_PICTURE = re.compile(r"<picture>.*?</picture>\n*", re.DOTALL)
+_PICTURE = re.compile(
+    r'<picture>.*?srcset="(?P<dark>[^"]+)".*?alt="(?P<alt>[^"]+)" src="(?P<light>[^"]+)".*?'
+    r"</picture>",
+    re.DOTALL,
+)
 
 
 def result_of(job: Job, service: Service) -> tuple[str, tuple[ModelFacts, ...]]:
@@ -77,10 +81,15 @@ def _quality_of_all(found: Sequence[ModelFacts]) -> str:
 
 
 def card_of(facts: ModelFacts, job: Job) -> str:
-    """The card as Markdown; its pictures stand above it already."""
+    """The card as Markdown, its pictures in it: here are no files that it could link to."""
     repo_of = {each.repo_id.rpartition("/")[2]: each.repo_id for each in job.results}
     text = card(facts, repo_id=job.results[0].repo_id, repo_of=repo_of)
-    return _PICTURE.sub("", _FRONT_MATTER.sub("", text))
+    files = papers(facts, None)
+
+    def drawn(found: re.Match[str]) -> str:
+        return markup.picture(files[found["light"]], files[found["dark"]], name=found["alt"])
+
+    return _PICTURE.sub(drawn, _FRONT_MATTER.sub("", text))
 
 
 def command(repo_id: str) -> str:
