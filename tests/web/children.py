@@ -12,7 +12,7 @@ from pathlib import Path
 
 import requests
 
-__all__ = ["answering", "end", "running"]
+__all__ = ["ROOT", "answering", "end", "running"]
 
 ROOT = Path(__file__).parents[2]
 _STOP_SECS = 30.0

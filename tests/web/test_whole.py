@@ -24,7 +24,7 @@ CONVERSION_SECS = 240.0
 def url(tmp_path) -> Iterator[str]:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    with offline_hub() as hub:
+    with offline_hub(num_documents=8) as hub:
         settings = environment(hub, tmp_path, GRADIO_SERVER_PORT=str(port))
         with running([sys.executable, "app.py"], settings) as process:
             yield answering(f"http://127.0.0.1:{port}", process)
@@ -32,17 +32,23 @@ def url(tmp_path) -> Iterator[str]:
 
 def test_a_model_is_converted_and_published_from_a_browser(url, page):
     settled(page, url)
-    page.get_by_label("Model", exact=True).fill(SOURCE)
-    page.keyboard.press("Enter")
+    page.get_by_label("Model", exact=True).click()
+    page.get_by_role("option").filter(has_text=SOURCE).click()
     expect(page.locator(".dq-tiles dd").first).to_contain_text("4.5")
+    page.get_by_role("button", name="Advanced").click()
+    for name in ("2", "3", "5", "6", "32", "128"):  # fewer formats are measured sooner
+        page.get_by_label(name, exact=True).uncheck()
+    expect(page.get_by_role("alert")).to_contain_text("4.5 bits per weight cannot be met")
+    page.get_by_label("Several sizes at once").fill("5")
+    expect(page.locator(".dq-tiles dd").first).to_contain_text("5")
     page.get_by_role("button", name="Convert").click()
     page.wait_for_url("**/job?job=*")
     tag = page.locator("#dq-job .dq-tag")
     expect(tag).to_have_text("Published", timeout=CONVERSION_SECS * 1_000)
-    expect(page.locator(".dq-card h2")).to_have_text("you/sample-2m-MLX-4.5bpw")
+    expect(page.locator(".dq-card h2")).to_have_text("you/sample-2m-MLX-5.0bpw")
     expect(page.get_by_role("region", name="Quality beside")).to_contain_text("This model")
 
     job_id = page.url.rpartition("=")[2]
     with closing(Client(url, verbose=False, httpx_kwargs={"timeout": 60})) as client:
         status = client.predict(job_id, api_name="/status")
-    assert status["results"][0]["repo_id"] == "you/sample-2m-MLX-4.5bpw"
+    assert status["results"][0]["repo_id"] == "you/sample-2m-MLX-5.0bpw"

@@ -142,7 +142,7 @@ def add_convert_page(service: Service) -> None:
         outcome = html(elem_classes="dq-maybe")
         job_id = gr.Textbox(visible=False)
 
-    choices = [model, way, bpw, memory, context, several, bits, groups, floats]
+    choices: list[Any] = [model, way, bpw, memory, context, several, bits, groups, floats]
     model.focus(page.suggest, model, model, **QUIET)
     # `always_last` would send the first key again and again.
     model.key_up(page.search, None, model, trigger_mode="multiple", **QUIET)
