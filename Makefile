@@ -8,6 +8,8 @@ STAMP := $(VENV)/.dynquant-setup
 NUM_TEST_WORKERS ?= 2
 PYTEST_ARGS ?=
 HUB_PORT ?= 8811
+# `make serve HUB=local` or HUB=huggingface; without it, as this machine has a token or not.
+HUB ?=
 # What mypy checks, as far as it is there: it refuses a folder without Python files.
 TYPED = $(strip dynquant $(foreach d,tests benchmarks examples scripts,$(if $(wildcard $(d)/*.py $(d)/*/*.py),$(d))) $(wildcard app.py))
 LOCK_EXTRAS := --extra mlx --extra web --extra dev
@@ -38,7 +40,7 @@ hub: $(STAMP) ## the local Hub that 'make demo' published to, to look at in a br
 	@$(BIN)/python -m tests.local_hub --folder out/demo/hub --port $(HUB_PORT)
 
 serve: $(STAMP) ## the web pages at http://127.0.0.1:7860, with a runner beside them
-	@$(BIN)/python app.py
+	@$(BIN)/python -m scripts.serve $(HUB)
 
 screenshots: $(STAMP) ## a picture of every page into out/screenshots (needs Chromium)
 	@$(BIN)/python -m scripts.screenshots
@@ -49,7 +51,8 @@ test: $(STAMP) ## all tests, with branch coverage
 	@$(BIN)/coverage report --include='dynquant/core/*' --fail-under=97
 
 chaos: $(STAMP) ## runners killed, frozen and cut off at every moment, for real (half an hour)
-	@DYNQUANT_CHAOS=1 $(BIN)/python -m pytest tests/jobs/test_chaos.py tests/service
+	@DYNQUANT_CHAOS=1 $(BIN)/python -m pytest -o faulthandler_timeout=3600 \
+		tests/jobs/test_chaos.py tests/service
 
 harden: $(STAMP) ## every attack and mishap that we know of, and a table of how each ended (long)
 	@DYNQUANT_HARDEN=1 $(BIN)/python -m pytest -m harden $(PYTEST_ARGS)

@@ -54,7 +54,8 @@ _logger = logging.getLogger("dynquant.app")
 def main() -> None:
     """Serve the pages until SIGTERM or Ctrl-C."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    for name in ("httpx", "httpx2"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     try:
         settings = Settings.from_environment(os.environ)
         web = WebSettings.from_environment(os.environ)

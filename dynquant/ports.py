@@ -390,6 +390,7 @@ class RunnerStatus:
         silent_secs: Since it was last heard of.
         is_alive: Whether it has not stopped and was heard of lately.
         num_slots: Jobs that it takes at once.
+        chip: Name of its processor; empty if it did not say.
     """
 
     id: str
@@ -399,6 +400,7 @@ class RunnerStatus:
     num_running: int
     silent_secs: float
     is_alive: bool
+    chip: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,15 +7,16 @@ and the local Hub of the tests, with jobs in every state.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
 
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Browser, Page, ViewportSize, sync_playwright
 
 from tests.web.browser import LAUNCH, settled
-from tests.web.scene import SOURCE, opened, populated, swept
+from tests.web.scene import opened, populated, swept
+from tests.web.space import Space, opened_space, signed_in
 
 ROOT = Path(__file__).resolve().parents[1]
 RULES = ROOT / "space_config" / "watch.yaml"
@@ -36,49 +37,89 @@ def main() -> None:
         jobs = populated(field)
         swept(field)
         browser = player.chromium.launch(**LAUNCH)
-        for size, (width, height) in SIZES.items():
-            for scheme in SCHEMES:
-                page = browser.new_page(
-                    viewport={"width": width, "height": height}, color_scheme=scheme
-                )
-                for name in _shown(page, field.url, jobs):
-                    path = OUT / f"{name}-{size}-{scheme}.png"
-                    page.screenshot(path=path, full_page=True)
-                    print(path.relative_to(ROOT))
-                page.close()
+        _take(browser, lambda page: _shown(page, field.url, jobs))
         browser.close()
+    with (
+        TemporaryDirectory() as folder,
+        opened_space(Path(folder)) as space,
+        sync_playwright() as player,
+    ):
+        browser = player.chromium.launch(**LAUNCH)
+        _take(browser, lambda page: _shown_of_space(page, space))
+        browser.close()
+
+
+def _take(browser: Browser, show: Callable[[Page], Iterator[str]]) -> None:
+    for size, (width, height) in SIZES.items():
+        for scheme in SCHEMES:
+            viewport: ViewportSize = {"width": width, "height": height}
+            page = browser.new_page(viewport=viewport, color_scheme=scheme)
+            for name in show(page):
+                path = OUT / f"{name}-{size}-{scheme}.png"
+                page.screenshot(path=path, full_page=True)
+                print(path.relative_to(ROOT))
+            page.close()
 
 
 def _shown(page: Page, url: str, jobs: dict[str, str]) -> Iterator[str]:
     """Bring up one page after the other; the name of each."""
     settled(page, url)
     yield "convert-empty"
-    page.get_by_label("Model").first.fill(SOURCE)
-    page.keyboard.press("Enter")
+    model = page.get_by_label("Model", exact=True)
+    model.press_sequentially("sample", delay=60)
+    page.get_by_role("option").first.wait_for()
+    yield "convert-search"
+    page.get_by_role("option").first.click()
     page.locator(".dq-tiles").first.wait_for()
     yield "convert"
     page.get_by_text("Advanced").click()
-    page.get_by_text("Calibrate on").wait_for()
+    page.get_by_label("Several sizes at once").fill("3.5, 4.5")
+    page.locator(".dq-tiles").nth(1).wait_for()
     yield "convert-advanced"
-    page.get_by_label("Model").first.fill("team/no-such-model")
+    settled(page, url)
+    model.fill("team/no-such-model")
     page.keyboard.press("Enter")
     page.get_by_text("This model cannot be taken").wait_for()
     yield "convert-refused"
     for name, job_id in jobs.items():
         settled(page, f"{url}/job?job={job_id}")
         page.locator("#dq-job h1, #dq-job .dq-notice").first.wait_for()
+        if name.startswith("published"):
+            page.locator(".dq-strip").first.wait_for(state="attached")
         page.wait_for_timeout(600)
         yield f"job-{name}"
+    settled(page, f"{url}/job?job={jobs['published-one']}")
+    page.get_by_role("button", name="The card").click()
+    page.get_by_text("How it was made").wait_for()
+    page.wait_for_timeout(600)
+    yield "job-card"
     settled(page, f"{url}/board")
     page.locator(".dq-jobs").wait_for()
+    page.get_by_text("GB", exact=False).first.wait_for()
     yield "board"
     settled(page, f"{url}/gallery")
     page.locator(".dq-family").first.wait_for()
+    page.get_by_text("How to run them").first.click()
     yield "gallery"
     settled(page, f"{url}/watcher")
     page.locator(".dq-reasons").wait_for()
     page.get_by_role("button", name="Sweep now").wait_for()
     yield "watcher"
+
+
+def _shown_of_space(page: Page, space: Space) -> Iterator[str]:
+    """What a Space shows that has just started, before and after a visitor has signed in."""
+    settled(page, space.url)
+    page.get_by_role("button", name="Sign in with Hugging Face").wait_for()
+    yield "space-convert"
+    settled(page, f"{space.url}/board")
+    page.locator(".dq-empty").first.wait_for()
+    yield "space-board-empty"
+    settled(page, f"{space.url}/gallery")
+    page.locator(".dq-empty").first.wait_for()
+    yield "space-gallery-empty"
+    signed_in(page, space, "ann")
+    yield "space-signed-in"
 
 
 if __name__ == "__main__":

@@ -104,7 +104,7 @@ class _Plot:
         return self.theme.accent if point.is_ours else self.theme.muted
 
 
-def ladder_svg(facts: ModelFacts, *, dark: bool) -> str:
+def ladder_svg(facts: ModelFacts, *, dark: bool, is_about_one: bool = True) -> str:
     """Draw mean KL against stored size: the models of the ladder, and uniform ones beside them.
 
     The SVG is self-contained and depends on `facts` alone.
@@ -112,10 +112,13 @@ def ladder_svg(facts: ModelFacts, *, dark: bool) -> str:
     Args:
         facts: The model, with its ladder.
         dark: For a dark page.
+        is_about_one: Whether the model itself stands out among the others.
     """
     theme = DARK if dark else LIGHT
     points = [*map(_uniform_point, facts.rows[1:-1])]
-    points += [_rung_point(rung, is_this=rung.name == facts.name) for rung in facts.ladder]
+    points += [
+        _rung_point(rung, is_this=is_about_one and rung.name == facts.name) for rung in facts.ladder
+    ]
     shown = [point for point in points if not point.why_left_out]
     note = _note([point for point in points if point.why_left_out])
     height = _HEIGHT if shown else _HEADER_HEIGHT

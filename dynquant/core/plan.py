@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
 
-from dynquant.core.formats import QuantFormat
+from dynquant.core.formats import UNQUANTIZED, QuantFormat
 
 __all__ = ["CostTable", "LayerProfile", "ModelInventory", "QuantPlan", "TextFacts"]
 
@@ -74,6 +74,17 @@ class ModelInventory:
         """Stored bits per weight with the largest format everywhere."""
         largest = sum(max(map(layer.stored_bits, layer.formats)) for layer in self.layers)
         return self.bpw(largest)
+
+    def within(self, menu: Sequence[QuantFormat]) -> ModelInventory:
+        """The same model when layers may take only formats of `menu`, or stay as they are."""
+        layers = (
+            replace(
+                layer,
+                formats=tuple(fmt for fmt in menu if fmt.fits(layer.shape)) or (UNQUANTIZED,),
+            )
+            for layer in self.layers
+        )
+        return replace(self, layers=tuple(layers))
 
     def bpw(self, layer_bits: int) -> float:
         """Stored bits per weight of the model when its layers take `layer_bits` in all."""

@@ -24,6 +24,9 @@ __all__ = ["FoundModel", "HubSearch"]
 _TAG = "dynquant"
 """On every card that dynquant writes."""
 
+_LANGUAGE_MODEL = "text-generation"
+"""The Hub's name for what such models are for, a tag of each."""
+
 _EXPAND: Any = ["createdAt", "downloads", "gated", "private", "safetensors", "sha"]
 _MAX_PAPER_BYTES = 8_000_000
 """Of a plan or a report; a plan takes some 200 bytes a layer."""
@@ -80,6 +83,10 @@ class HubSearch:
     def models(self, words: str, *, limit: int) -> tuple[FoundModel, ...]:
         """Models with `words` in their name, the most downloaded first."""
         return self._listed(limit, search=words, sort="downloads")
+
+    def popular(self, *, limit: int) -> tuple[FoundModel, ...]:
+        """Language models, the most downloaded first."""
+        return self._listed(limit, filter=[_LANGUAGE_MODEL], sort="downloads")
 
     def finished(self, *, author: str | None = None, limit: int) -> tuple[FoundModel, ...]:
         """What dynquant published, the newest first; of one namespace, or of everybody."""

@@ -45,12 +45,14 @@ class JobEngine:
         steps: StepRunner,
         *,
         memory_bytes: int,
+        chip: str = "",
         timing: Timing | None = None,
     ) -> None:
-        """A runner with `memory_bytes` for jobs; nothing happens before `run`."""
+        """A runner with `memory_bytes` for jobs on a `chip`; nothing happens before `run`."""
         self._settings = settings
         self._steps = steps
         self._memory_bytes = memory_bytes
+        self._chip = chip
         self._timing = timing or Timing()
         self._watch = Watch(num_looks=self._timing.num_looks)
         self._held: dict[str, Held] = {}
@@ -156,6 +158,7 @@ class JobEngine:
             memory_bytes=self._memory_bytes,
             num_slots=self._settings.concurrency,
             heartbeat_secs=self._timing.heartbeat_secs,
+            chip=self._chip,
         )
 
     def _beat(self) -> None:

@@ -52,6 +52,7 @@ class Registry:
         memory_bytes: int,
         num_slots: int,
         heartbeat_secs: float,
+        chip: str = "",
         sleep: Callable[[float], None] = time.sleep,
     ) -> str:
         """Become the runner `runner_id`; the nonce of this process.
@@ -80,6 +81,7 @@ class Registry:
                     memory_bytes=memory_bytes,
                     num_slots=num_slots,
                     version=__version__,
+                    chip=chip,
                 )
             )
         return nonce
@@ -134,6 +136,7 @@ class Registry:
                 num_running=num_running.get(row.session, 0),
                 silent_secs=max(0.0, now - row.beat_at_secs),
                 is_alive=row.session is not None and now - row.beat_at_secs < dead_after_secs,
+                chip=row.chip,
             )
             for row in rows
         )

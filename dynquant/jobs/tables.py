@@ -6,7 +6,7 @@ import sqlalchemy as sa
 
 __all__ = ["VERSION", "jobs", "log", "metadata", "runners", "schema", "set_aside", "submissions"]
 
-VERSION = 1
+VERSION = 2
 """Of these tables, of what they hold, and of DBOS's own tables: raise it with each of them."""
 
 metadata = sa.MetaData()
@@ -50,6 +50,7 @@ runners = sa.Table(
     sa.Column("memory_bytes", sa.BigInteger, nullable=False),
     sa.Column("num_slots", sa.Integer, nullable=False),
     sa.Column("version", sa.Text, nullable=False),
+    sa.Column("chip", sa.Text, nullable=False),
 )
 
 log = sa.Table(

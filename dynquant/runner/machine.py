@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 
 from dynquant.core.verdict import gpu_share
 
-__all__ = ["awake", "is_memory_short", "usable_memory_bytes"]
+__all__ = ["awake", "chip_name", "is_memory_short", "usable_memory_bytes"]
 
 _STOP_SECS = 2.0
 _RUN_SECS = 5.0
@@ -101,6 +101,23 @@ def usable_memory_bytes(
         return min(wired_bytes or default_bytes, total_bytes)
     limits = [total_bytes, *_group_limits(root)]
     return round(_LINUX_SHARE * min(limits))
+
+
+def chip_name(
+    *,
+    platform: str = sys.platform,
+    run: Callable[[Sequence[str]], str] = _run,
+    root: Path = Path("/"),
+) -> str:
+    """What this machine's processor is called, such as `Apple M3 Max`; empty if nobody says."""
+    if platform == "darwin":
+        return run(["sysctl", "-n", "machdep.cpu.brand_string"]).strip()
+    try:
+        lines = (root / "proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return ""
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, "")
 
 
 def is_memory_short(

@@ -26,7 +26,7 @@ from dynquant.jobs.engine import JobEngine
 from dynquant.log_lines import configure_logging
 from dynquant.runner.job_steps import JobSteps
 from dynquant.runner.live_board import LiveBoard, board_snapshot
-from dynquant.runner.machine import awake, usable_memory_bytes
+from dynquant.runner.machine import awake, chip_name, usable_memory_bytes
 from dynquant.runner.mail import Announcer, Mailroom
 from dynquant.runner.notify import notify
 from dynquant.runner.sandbox import reach, statement
@@ -77,7 +77,10 @@ def serve(settings: Settings, *, watch: Watch | None = None) -> None:
     _say_what_is_confined()
     memory_bytes = settings.memory_bytes or usable_memory_bytes(psutil.virtual_memory().total)
     engine = JobEngine(
-        settings, job_steps(settings, memory_bytes=memory_bytes), memory_bytes=memory_bytes
+        settings,
+        job_steps(settings, memory_bytes=memory_bytes),
+        memory_bytes=memory_bytes,
+        chip=chip_name(),
     )
     with _surroundings(settings, stopping, watch):
         engine.run(stopping)

@@ -8,10 +8,12 @@ import gradio as gr
 from gradio.events import api
 
 from dynquant.core.job import Job
-from dynquant.errors import DynquantError
+from dynquant.errors import DynquantError, InvalidOptionError
 from dynquant.web.service import DEFAULT_CONTEXT_TOKENS, Order, Service
 
 __all__ = ["add_api"]
+
+_MAX_CONTEXT_TOKENS = 100_000_000
 
 
 def add_api(service: Service) -> None:
@@ -40,7 +42,7 @@ class _Api:
         try:
             prospect = self._service.prospects(model)
             found = self._service.outlooks(
-                prospect, tuple(map(float, bits_per_weight)), context_tokens=int(context_tokens)
+                prospect, _numbers(bits_per_weight), context_tokens=_whole(context_tokens)
             )
         except DynquantError as error:
             raise _refusal(error) from error
@@ -71,6 +73,7 @@ class _Api:
         destination: str = "",
         private: bool = False,  # noqa: FBT001, FBT002  Gradio passes values by place
         notify_url: str = "",
+        calibration: str = "",
         token: gr.OAuthToken | None = None,
     ) -> dict[str, Any]:
         """Queue a model; the same request again is the same job.
@@ -82,6 +85,7 @@ class _Api:
             destination: Namespace to publish to; empty for the default.
             private: Whether the published models are private.
             notify_url: Address that is told when the job ends; empty for none.
+            calibration: Text to calibrate on, as the page Convert names it; empty for the default.
         """
         try:
             visitor = self._service.reception.require(token.token if token else None)
@@ -89,8 +93,9 @@ class _Api:
                 visitor,
                 Order(
                     model=model,
-                    targets_bpw=tuple(map(float, bits_per_weight)),
+                    targets_bpw=_numbers(bits_per_weight),
                     formats=formats,
+                    calibration=calibration,
                     destination=destination,
                     private=private,
                     notify_url=notify_url,
@@ -154,6 +159,25 @@ class _Api:
                 for each in job.results
             ],
         }
+
+
+def _numbers(bits_per_weight: object) -> tuple[float, ...]:
+    """What programs send, as numbers; a single one is a list of one."""
+    values = bits_per_weight if isinstance(bits_per_weight, list) else [bits_per_weight]
+    try:
+        return tuple(map(float, values))
+    except (TypeError, ValueError) as error:
+        raise InvalidOptionError(
+            "bits_per_weight is a list of numbers, such as [3.5, 4.5]."
+        ) from error
+
+
+def _whole(context_tokens: object) -> int:
+    if type(context_tokens) is not int or not 0 <= context_tokens <= _MAX_CONTEXT_TOKENS:
+        raise InvalidOptionError(
+            f"context_tokens is a whole number from 0 to {_MAX_CONTEXT_TOKENS:,}."
+        )
+    return context_tokens
 
 
 def _refusal(error: DynquantError) -> gr.Error:

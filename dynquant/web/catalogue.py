@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
@@ -19,6 +21,7 @@ __all__ = ["Catalogue", "FinishedModel"]
 _FRESH_SECS = 120.0
 _MAX_MODELS = 60
 _NUM_READERS = 4
+_RETRY_SECS = 15.0
 
 _logger = logging.getLogger(__name__)
 
@@ -58,6 +61,7 @@ class Catalogue:
     def __init__(self, search: HubSearch, *, namespace: str | None) -> None:
         self._search = search
         self._namespace = namespace
+        self._asking = threading.Lock()
         self._lists: Shared[str, tuple[FinishedModel, ...]] = Shared(fresh_secs=_FRESH_SECS)
         self._facts: Shared[tuple[str, str], ModelFacts] = Shared(fresh_secs=math.inf, max_keys=512)
 
@@ -70,7 +74,9 @@ class Catalogue:
         return self._lists("", self._read_all)
 
     def known(self) -> tuple[FinishedModel, ...]:
-        """The models, as far as somebody has looked at them already."""
+        """The models as they are known by now; nobody waits while they are looked up anew."""
+        if not self._lists.is_fresh("") and self._asking.acquire(blocking=False):
+            threading.Thread(target=self._refresh, name="catalogue", daemon=True).start()
         return self._lists.known("") or ()
 
     def measured(self, quants: tuple[FoundModel, ...]) -> tuple[Rung, ...]:
@@ -88,6 +94,15 @@ class Catalogue:
             (repo_id, sha),
             lambda: facts_from_json(*self._search.papers(repo_id, sha), name=repo_id),
         )
+
+    def _refresh(self) -> None:
+        try:
+            self.finished()
+        except DynquantError as error:
+            _logger.info("The list of finished models cannot be read: %s", error)
+            time.sleep(_RETRY_SECS)
+        finally:
+            self._asking.release()
 
     def _read_all(self) -> tuple[FinishedModel, ...]:
         return self._read(self._search.finished(author=self._namespace, limit=_MAX_MODELS))

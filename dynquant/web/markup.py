@@ -64,27 +64,33 @@ def facts(rows: Iterable[tuple[str, str]]) -> str:
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]], *, align: str, name: str) -> str:
-    """A table that scrolls sideways where it has no room; cells are HTML already.
+    """A table; on a phone each row stands by itself, its cells below each other with their names.
 
     Args:
         header: One word per column.
-        rows: As many cells each.
+        rows: As many cells each, HTML already; the first one names its row.
         align: One letter per column: `l` or `r`.
         name: What it is, for those who cannot see it.
     """
     sides = [' class="dq-right"' if side == "r" else "" for side in align]
+    # A browser forgets that a table is one where a style sheet lays it out anew, unless told so.
     head = "".join(
-        f'<th scope="col"{side}>{text(cell)}</th>' for side, cell in zip(sides, header, strict=True)
+        f'<th role="columnheader" scope="col"{side}>{text(cell)}</th>'
+        for side, cell in zip(sides, header, strict=True)
     )
     body = "".join(
-        "<tr>"
-        + "".join(f"<td{side}>{cell}</td>" for side, cell in zip(sides, cells, strict=True))
+        '<tr role="row">'
+        + "".join(
+            f'<td role="cell" data-name="{text(column)}"{side}>{cell}</td>'
+            for column, side, cell in zip(header, sides, cells, strict=True)
+        )
         + "</tr>"
         for cells in rows
     )
     return (
         f'<div class="dq-scroll" role="region" aria-label="{text(name)}" tabindex="0">'
-        f'<table class="dq-table"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+        f'<table class="dq-table" role="table"><thead role="rowgroup"><tr role="row">{head}</tr>'
+        f'</thead><tbody role="rowgroup">{body}</tbody></table></div>'
     )
 
 

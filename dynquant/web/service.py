@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from dynquant.core.formats import parse_menu
+from dynquant.core.formats import QuantFormat, parse_menu
 from dynquant.core.job import Job, JobOption, JobRequest
 from dynquant.core.naming import quantized_name, repo_ids
 from dynquant.core.watch_status import WatchStatus
@@ -37,6 +37,8 @@ _FRESH_SECS = 2.0
 _MAX_JOBS = 300
 _NUM_FOUND = 12
 _MIN_SEARCH = 2
+_MAX_TARGETS = 32
+_MAX_FORMATS_TEXT = 400
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,10 +113,28 @@ class Service:
             return ()
         return self._searches(typed, lambda: self.search.models(typed, limit=_NUM_FOUND))
 
+    def popular(self) -> tuple[FoundModel, ...]:
+        """Models for somebody who has no name in mind."""
+        return self._searches("", lambda: self.search.popular(limit=_NUM_FOUND))
+
     def outlooks(
-        self, prospect: Prospect, targets_bpw: tuple[float, ...], *, context_tokens: int
+        self,
+        prospect: Prospect,
+        targets_bpw: tuple[float, ...],
+        *,
+        context_tokens: int,
+        formats: str = "",
     ) -> tuple[Outlook, ...]:
-        """What each target gives; see `outlook`."""
+        """What each target gives with these formats, all if empty; see `outlook`.
+
+        Raises:
+            RequestError: A target cannot be met, or there are none or too many.
+        """
+        if not 1 <= len(targets_bpw) <= _MAX_TARGETS:
+            raise RequestError(f"Ask for 1 to {_MAX_TARGETS} numbers of bits per weight at once.")
+        if formats.strip():
+            inventory = prospect.inventory.within(_menu(formats))
+            prospect = replace(prospect, inventory=inventory)
         measured = self.catalogue.measured(prospect.quants)
         return tuple(
             outlook(prospect, bpw, context_tokens=context_tokens, measured=measured)
@@ -174,7 +194,12 @@ class Service:
             RetryLaterError: Not now.
         """
         prospect = self.prospects(order.model)
-        self.outlooks(prospect, order.targets_bpw, context_tokens=DEFAULT_CONTEXT_TOKENS)
+        self.outlooks(  # refuses what cannot be met
+            prospect,
+            order.targets_bpw,
+            context_tokens=DEFAULT_CONTEXT_TOKENS,
+            formats=order.formats,
+        )
         job = self.desk.submit(
             JobRequest(
                 model=prospect.repo_id,
@@ -295,10 +320,16 @@ def _private(visitor: Visitor, order: Order) -> bool:
     return order.private
 
 
+def _menu(formats: str) -> tuple[QuantFormat, ...]:
+    if len(formats) > _MAX_FORMATS_TEXT:
+        raise InvalidOptionError("This list of formats is too long. Name each format once.")
+    return parse_menu(formats)
+
+
 def _options(order: Order) -> dict[str, JobOption]:
     options: dict[str, JobOption] = {}
     if order.formats.strip():
-        options["menu"] = ",".join(fmt.name for fmt in parse_menu(order.formats))
+        options["menu"] = ",".join(fmt.name for fmt in _menu(order.formats))
     if order.calibration and order.calibration not in CALIBRATIONS:
         raise InvalidOptionError(
             f"There is no calibration set '{order.calibration[:60]}'. Choose one of: "

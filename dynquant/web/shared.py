@@ -63,6 +63,12 @@ class Shared(Generic[K, T]):
             entry = self._entries.get(key)
         return entry.answers[0] if entry is not None and entry.answers else None
 
+    def is_fresh(self, key: K) -> bool:
+        """Whether the last answer for `key` is still good."""
+        with self._lock:
+            entry = self._entries.get(key)
+        return entry is not None and self._clock() < entry.good_until
+
     def forget(self, key: K) -> None:
         """Ask again when `key` is wanted next."""
         with self._lock:

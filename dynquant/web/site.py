@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from dynquant.core.watch_status import Errands, errands_to_json
 from dynquant.errors import RequestError
 from dynquant.web.api import add_api
+from dynquant.web.limits import SmallRequests
 from dynquant.web.live import add_live_routes
 from dynquant.web.looks import HEAD, STYLE, theme
 from dynquant.web.pages.board import add_board_page
@@ -64,6 +65,7 @@ def make_site(
         add_webhook(app, webhook)
     add_live_routes(app, service)
     app.add_middleware(_JobLink)
+    app.add_middleware(SmallRequests, path="/gradio_api/")
     with warnings.catch_warnings():
         # Gradio says so of several pages, also where nobody asked for it.
         warnings.filterwarnings("ignore", message="SSR mode is not supported")

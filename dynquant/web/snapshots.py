@@ -166,7 +166,7 @@ def _job(raw: Mapping[str, Any]) -> Job:
 
 
 _RUNNER_FIELDS: Mapping[str, type] = defaultdict(
-    lambda: int, id=str, version=str, silent_secs=float, is_alive=bool
+    lambda: int, id=str, version=str, chip=str, silent_secs=float, is_alive=bool
 )
 
 

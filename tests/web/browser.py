@@ -25,6 +25,7 @@ def settled(page: Page, url: str) -> None:
     page.route(lambda other: not other.startswith("http://127.0.0.1"), _abort)
     page.goto(url)
     page.locator(".dq-top").wait_for()
+    page.get_by_text("Loading...", exact=True).wait_for(state="hidden")
 
 
 def _abort(route: Any) -> None:

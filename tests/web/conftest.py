@@ -46,8 +46,10 @@ def field(tmp_path_factory) -> Iterator[Field]:
 
 
 @pytest.fixture(scope="module")
-def client(field) -> Client:
-    return Client(field.url, verbose=False)
+def client(field) -> Iterator[Client]:
+    client = Client(field.url, verbose=False, httpx_kwargs={"timeout": 60})
+    yield client
+    client.close()
 
 
 @pytest.fixture(scope="session")
@@ -62,5 +64,7 @@ def browser() -> Iterator[Browser]:
 def page(browser) -> Iterator[Page]:
     """A visitor with a browser of their own."""
     context = browser.new_context()
-    yield context.new_page()
-    context.close()
+    try:
+        yield context.new_page()
+    finally:
+        context.close()

@@ -7,46 +7,76 @@ Python's own help. The pages run as a person starts them, with a runner beside t
 from __future__ import annotations
 
 import os
-import subprocess
+import sqlite3
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
 from tests.local_hub import LocalHub
 from tests.local_hub.texts import add_default_texts
+from tests.web.children import ROOT, running
 
-ROOT = Path(__file__).parents[2]
 SAMPLE = ROOT / "examples" / "sample-2m"
 SOURCE = "team/sample-2m"
 USER, TOKEN = "you", "hf_local"
+FOLDER = ROOT / "out" / "serve"
+"""Kept, so that what was made is there the next time."""
+
+_CARD = b"""---
+license: mit
+library_name: transformers
+pipeline_tag: text-generation
+---
+# sample-2m
+"""
 
 
 def main() -> int:
     """Serve until Ctrl-C."""
-    with offline_hub() as hub:
-        sys.stdout.write(f"A Hub of this machine alone: {hub.url}. On it is {SOURCE}.\n")
-        sys.stdout.flush()
-        folder = ROOT / "out" / "serve"
-        folder.mkdir(parents=True, exist_ok=True)
-        process = subprocess.Popen(
-            [sys.executable, "app.py"], cwd=ROOT, env=environment(hub, folder)
-        )
-        try:
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    try:
+        with (
+            offline_hub(FOLDER / "hub") as hub,
+            running([sys.executable, "app.py"], environment(hub, FOLDER)) as process,
+        ):
+            _say(f"On this machine alone: a Hub at {hub.url}, with the model {SOURCE} on it.")
             return process.wait()
-        except KeyboardInterrupt:  # which the pages have got as well
-            return process.wait()
+    except KeyboardInterrupt:
+        return 0
+    except sqlite3.OperationalError:
+        _say("These pages run already: stop them first.")
+        return 1
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
 
 
 @contextmanager
-def offline_hub() -> Iterator[LocalHub]:
-    """A Hub with all that a conversion needs."""
-    with LocalHub() as hub:
+def offline_hub(
+    folder: Path | None = None, *, num_documents: int | None = None
+) -> Iterator[LocalHub]:
+    """A Hub with all that a conversion needs.
+
+    Args:
+        folder: Where it keeps everything to go on with later; None for nowhere.
+        num_documents: Of either text; all if None.
+    """
+    with LocalHub(folder, clock=lambda: datetime.now(UTC)) as hub:
         hub.add_user(USER, token=TOKEN)
-        hub.add(SOURCE, SAMPLE)
-        add_default_texts(hub)
+        if ("model", SOURCE) not in hub.repos:
+            _fill(hub, num_documents)
         hub.after_request = lambda _: hub.requests.clear()
         yield hub
+
+
+def _fill(hub: LocalHub, num_documents: int | None) -> None:
+    files = {file.name: file for file in SAMPLE.iterdir() if file.is_file()}
+    hub.add(SOURCE, {**files, "README.md": _CARD}, downloads=1)
+    add_default_texts(hub, num_documents=num_documents)
 
 
 def environment(hub: LocalHub, folder: Path, **extra: str) -> dict[str, str]:

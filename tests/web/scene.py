@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import sqlalchemy as sa
 import uvicorn
 from fastapi import FastAPI
 
@@ -20,12 +21,14 @@ from dynquant.cli.watchtower import Watchtower
 from dynquant.core.artefacts import facts_from_json
 from dynquant.core.facts import ModelFacts
 from dynquant.core.job import JobRequest, JobState, Outcome, PublishedRepo, StepProgress
+from dynquant.core.job_text import job_to_text
 from dynquant.core.papers import PLAN, REPORT, papers
 from dynquant.core.recipe import RECIPE_VERSION
 from dynquant.hub.models import HubModels
 from dynquant.hub.publishing import Account
 from dynquant.hub.search import HubSearch
 from dynquant.hub.visitor import HubVisitor
+from dynquant.jobs import tables
 from dynquant.jobs.board import DatabaseBoard
 from dynquant.jobs.database import Database
 from dynquant.jobs.registry import Registry
@@ -48,6 +51,7 @@ SOURCE = "team/sample-2m"
 NAMESPACE = "quants"
 WEBHOOK_SECRET = "what-the-hub-was-told"
 PATIENCE_SECS = 30.0
+CHIPS = {"mac-studio": "Apple M2 Ultra", "mac-mini": "Apple M4 Pro"}
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,7 @@ class Field:
     url: str
     service: Service
     board: DatabaseBoard
+    database: Database
     store: JobStore
     registry: Registry
 
@@ -69,7 +74,11 @@ class Field:
     def run(self, job_id: str, *progress: StepProgress, runner: str = "mac-studio") -> str:
         """Have a runner take a job, and get so far; the session that has it."""
         session = self.registry.join(
-            runner, memory_bytes=64 * 10**9, num_slots=1, heartbeat_secs=0.0
+            runner,
+            memory_bytes=64 * 10**9,
+            num_slots=1,
+            heartbeat_secs=0.0,
+            chip=CHIPS.get(runner, ""),
         )
         assert self.store.take(job_id, runner=runner, session=session) is not None
         for each in progress:
@@ -187,6 +196,7 @@ def opened(
                     url=address,
                     service=service,
                     board=board,
+                    database=database,
                     store=JobStore(database),
                     registry=Registry(database),
                 )
@@ -254,7 +264,14 @@ def populated(field: Field) -> dict[str, str]:
     session = field.run(published, StepProgress(step="resolve"), StepProgress(step="publish"))
     results = field.publish()
     field.end(published, Outcome(state=JobState.PUBLISHED, results=results), session=session)
+    _began_earlier(field, published, secs=1_260)
     field.publish(make_family("mistralai/Ministral-8B-Instruct-2410")[1:3])
+
+    one = field.submit(model="meta-llama/Llama-3.2-3B-Instruct", requester="carol")
+    session = field.run(one, StepProgress(step="publish"))
+    results = field.publish(make_family("meta-llama/Llama-3.2-3B-Instruct")[1:2])
+    field.end(one, Outcome(state=JobState.PUBLISHED, results=results), session=session)
+    _began_earlier(field, one, secs=2_400)
 
     refused = field.submit(model="someone/Old-Model", requester="bob")
     session = field.run(refused, StepProgress(step="resolve"), runner="mac-mini")
@@ -267,12 +284,13 @@ def populated(field: Field) -> dict[str, str]:
     field.end(refused, outcome, session=session)
 
     running = field.submit(model="Qwen/Qwen3-8B", targets_bpw=(4.5,))
-    field.run(
+    session = field.run(
         running,
         StepProgress(step="resolve", fraction=1.0),
         StepProgress(step="download", fraction=1.0, num_bytes=16_381_516_776),
         StepProgress(step="measure", fraction=0.43, eta_secs=730.0, layer="model.layers.15"),
     )
+    _stays_alive(field, session)
     waiting = field.submit(model="google/gemma-3-27b-it", targets_bpw=(3.5, 5.0), requester="bob")
     cancelled = field.submit(model="org/<b>Bold</b>-Model", requester="carol")
     field.board.cancel(cancelled)
@@ -280,7 +298,31 @@ def populated(field: Field) -> dict[str, str]:
         "running": running,
         "waiting": waiting,
         "published": published,
+        "published-one": one,
         "refused": refused,
         "cancelled": cancelled,
         "unknown": "0" * 20,
     }
+
+
+def _began_earlier(field: Field, job_id: str, *, secs: float) -> None:
+    """Have a job that is over look as if it had taken so long."""
+    job = field.board.get(job_id)
+    assert job.started_at is not None
+    earlier = replace(job, started_at=job.started_at - timedelta(seconds=secs))
+    with field.database.writing() as connection:
+        connection.execute(
+            sa.update(tables.jobs)
+            .where(tables.jobs.c.id == job_id)
+            .values(document=job_to_text(earlier))
+        )
+
+
+def _stays_alive(field: Field, session: str) -> None:
+    """Have a runner look as if it had just been heard of, for the next hour."""
+    with field.database.writing() as connection:
+        connection.execute(
+            sa.update(tables.runners)
+            .where(tables.runners.c.session == session)
+            .values(beat_at_secs=tables.runners.c.beat_at_secs + 3_600)
+        )

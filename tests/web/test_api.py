@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import requests
 from gradio_client import Client
 from gradio_client.exceptions import AppError
 
 from dynquant.core.job import JobState
-from tests.web.scene import NAMESPACE, SOURCE
+from tests.web.scene import NAMESPACE, SOURCE, opened
 
 DOCS = Path(__file__).parents[2] / "docs" / "space.md"
 
@@ -27,6 +29,39 @@ def test_only_the_four_named_endpoints_are_public(client):
     found = client.view_api(return_format="dict", print_info=False)
     assert set(found["named_endpoints"]) == {"/plan", "/submit", "/status", "/cancel"}
     assert found["unnamed_endpoints"] == {}
+
+
+def test_over_http_there_are_exactly_the_four_and_all_else_is_private(field):
+    listed = requests.get(f"{field.url}/gradio_api/info", timeout=30).json()
+    assert set(listed["named_endpoints"]) == {"/plan", "/submit", "/status", "/cancel"}
+    assert listed["unnamed_endpoints"] == {}
+    handlers = requests.get(f"{field.url}/config", timeout=30).json()["dependencies"]
+    public = {each["api_name"] for each in handlers if each["api_visibility"] != "private"}
+    assert public == {"plan", "submit", "status", "cancel"}
+    assert len(handlers) > 10
+
+
+def test_programs_with_mcp_have_the_same_four_as_tools(tmp_path):
+    with opened(tmp_path, mcp_server=True) as field:
+        wanted = {"model": SOURCE, "bits_per_weight": [4.5]}
+        plan = call_mcp(field.url, "tools/call", name="plan", arguments=wanted)
+        tools = call_mcp(field.url, "tools/list")["tools"]
+    assert [tool["name"] for tool in tools] == ["plan", "submit", "status", "cancel"]
+    arguments = {tool["name"]: set(tool["inputSchema"]["properties"]) for tool in tools}
+    assert arguments["cancel"] == {"job_id"}
+    assert "token" not in arguments["submit"]
+    assert f"'model': '{SOURCE}'" in plan["content"][0]["text"]
+
+
+def call_mcp(url: str, method: str, **params) -> dict:
+    answer = requests.post(
+        f"{url}/gradio_api/mcp/",
+        json={"jsonrpc": "2.0", "id": 1, "method": method, "params": params},
+        headers={"Accept": "application/json, text/event-stream"},
+        timeout=60,
+    )
+    line = next(line for line in answer.text.splitlines() if line.startswith("data: "))
+    return json.loads(line.removeprefix("data: "))["result"]
 
 
 def test_a_plan_says_what_a_target_gives_and_queues_nothing(client, field):
@@ -78,7 +113,14 @@ def test_what_was_cancelled_and_is_asked_for_again_gets_a_new_attempt(client, fi
         ({"bits_per_weight": [1.0]}, "cannot be met: with this model anything from about 2"),
         ({"bits_per_weight": [17.0]}, "cannot be met"),
         ({"bits_per_weight": []}, "1 to 32 numbers"),
-        ({"bits_per_weight": [4.5] * 40}, "1 to 32 numbers"),
+        ({"bits_per_weight": [4.5] * 100_000}, "1 to 32 numbers"),
+        ({"bits_per_weight": ["four"]}, "is a list of numbers"),
+        ({"bits_per_weight": {"a": 1}}, "is a list of numbers"),
+        ({"formats": "4g64"}, "anything from about 4.51 to 4.51"),
+        ({"formats": "x" * 100_000}, "list of formats is too long"),
+        ({"calibration": "../secrets.txt"}, "no calibration set '../secrets.txt'"),
+        ({"destination": "a" * 100_000}, "cannot be the id of a repo"),
+        ({"notify_url": "https://x.org/" + "a" * 100_000}, "notify_url"),
         ({"formats": "9g64"}, "no format '9g64'"),
         ({"destination": "a/b/c"}, "cannot be the id of a repo"),
         ({"notify_url": "file:///etc/passwd"}, "notify_url begins with https://"),
@@ -86,9 +128,23 @@ def test_what_was_cancelled_and_is_asked_for_again_gets_a_new_attempt(client, fi
 )
 def test_what_makes_no_sense_is_refused_in_a_sentence(client, field, overrides, words):
     before = len(field.board.list())
-    with pytest.raises(AppError, match=re.escape(words)):
+    with pytest.raises(AppError, match=re.escape(words)) as refusal:
         submit(client, **overrides)
+    assert len(str(refusal.value)) < 600
     assert len(field.board.list()) == before
+
+
+@pytest.mark.parametrize("path", ["run/submit", "call/submit", "queue/join"])
+def test_what_is_far_too_large_is_not_read(field, path):
+    content = b'{"data":["' + bytes(3_000_000) + b'"]}'
+    answer = requests.post(f"{field.url}/gradio_api/{path}", data=content, timeout=60)
+    assert (answer.status_code, answer.text) == (413, "This request is too large.")
+
+
+def test_a_context_that_is_none_is_refused(client):
+    for context_tokens in (-1, 10**12):
+        with pytest.raises(AppError, match="context_tokens is a whole number"):
+            client.predict(SOURCE, [4.5], context_tokens, api_name="/plan")
 
 
 def test_a_job_that_there_is_not(client):

@@ -23,7 +23,9 @@ def test_two_hundred_open_pages_slow_nobody_down(field, record_property):
     job_id = field.submit()
     field.run(job_id, StepProgress(step="measure", fraction=0.5))
     command = [sys.executable, "-m", "tests.web.load", field.url, job_id, str(NUM_PAGES), str(SECS)]
-    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(
+        command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True, timeout=10 * SECS
+    )
     found = json.loads(done.stdout)
     line = (
         f"{NUM_PAGES} pages: {found['looks_per_sec']:.0f} looks per second, median "

@@ -2,146 +2,33 @@
 
 from __future__ import annotations
 
-import os
 import re
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
 
 import pytest
 import requests
-from gradio_client import Client
 from gradio_client.exceptions import AppError
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Page, expect
 
 from dynquant.core.job import Job, JobRequest, JobState, PublishedRepo, StepProgress
-from dynquant.hub.inbox import HubInbox
-from dynquant.runner.live_board import board_snapshot
-from tests.hub import duplicating
-from tests.local_hub import LocalHub
-from tests.local_hub.app import app
-from tests.runner.test_live_board import make_runner
-from tests.web import sign_in
 from tests.web.browser import settled
-from tests.web.scene import SAMPLE, SOURCE, make_family, publish
+from tests.web.scene import SOURCE, make_family, publish
+from tests.web.space import SECRET, Space, asking, opened_space, visiting
 
 pytestmark = [pytest.mark.browser, pytest.mark.hub]
-
-ROOT = Path(__file__).parents[2]
-SECRET = "a-secret-canary-of-the-space"
-INBOX = "quants/inbox"
-PATIENCE_SECS = 40.0
-
-
-@dataclass
-class Space:
-    """A Space that can be restarted, its mailbox, and what a runner would post to it."""
-
-    hub: LocalHub
-    url: str
-    environment: dict[str, str]
-    process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, str(ROOT / "app.py")], env=self.environment
-        )
-        until = time.monotonic() + PATIENCE_SECS
-        while time.monotonic() < until:
-            try:
-                if requests.get(self.url, timeout=5).ok:
-                    return
-            except requests.ConnectionError:
-                time.sleep(0.1)
-        raise AssertionError("the Space did not start")
-
-    def stop(self) -> None:
-        assert self.process is not None
-        self.process.terminate()
-        self.process.wait(PATIENCE_SECS)
-
-    def post(self, *jobs: Job, secret: str = SECRET) -> int:
-        board = {"runner_id": "mac-studio", **board_snapshot(jobs, [make_runner()])}
-        return requests.post(
-            f"{self.url}/runner/board",
-            json=board,
-            headers={"Authorization": f"Bearer {secret}"},
-            timeout=10,
-        ).status_code
-
-    def request(self) -> JobRequest:
-        """The latest request in the mailbox."""
-        inbox = HubInbox(INBOX, endpoint=self.hub.url, token="hf_quants")
-        found = [entry.request for entry in inbox.pending() if entry.request is not None]
-        return found[-1]
 
 
 @pytest.fixture(scope="module")
 def space(tmp_path_factory) -> Iterator[Space]:
-    sign_in.install()
-    if duplicating.router.routes[0] not in app.router.routes:
-        app.router.routes[:0] = duplicating.router.routes
-    with LocalHub() as hub, socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-        free.close()
-        for name in ("ann", "bob", "quants"):
-            hub.add_user(name, token=f"hf_{name}")
-        hub.add(SOURCE, SAMPLE)
-        hub.add("quants/secret", SAMPLE, private=True)
-        home = tmp_path_factory.mktemp("space")
-        space = Space(
-            hub,
-            f"http://127.0.0.1:{port}",
-            {
-                **{name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ},
-                **sign_in.CLIENT,
-                "OAUTH_SCOPES": "openid profile",
-                "OPENID_PROVIDER_URL": hub.url,
-                "SYSTEM": "spaces",
-                "SPACE_ID": "quants/dynquant",
-                "HF_ENDPOINT": hub.url,
-                "HF_HOME": str(home / "hf"),
-                "HF_HUB_DISABLE_XET": "1",
-                "HF_TOKEN": "hf_quants",
-                "DYNQUANT_HOME": str(home),
-                "DYNQUANT_INBOX_REPO": INBOX,
-                "DYNQUANT_SPACE_SECRET": SECRET,
-                "DYNQUANT_PUBLISH_TO": "quants",
-                "GRADIO_SERVER_NAME": "127.0.0.1",
-                "GRADIO_SERVER_PORT": str(port),
-                "GRADIO_ANALYTICS_ENABLED": "False",
-            },
-        )
-        space.start()
-        try:
-            yield space
-        finally:
-            space.stop()
+    with opened_space(tmp_path_factory.mktemp("space")) as space:
+        yield space
 
 
 @pytest.fixture(autouse=True)
 def patient() -> None:
     expect.set_options(timeout=15_000)
-
-
-@contextmanager
-def visiting(browser: Browser, space: Space, user: str | None = None) -> Iterator[Page]:
-    """A visitor with a browser of their own, signed in as `user`."""
-    context = browser.new_context()
-    page = context.new_page()
-    settled(page, space.url)
-    if user is not None:
-        page.get_by_role("button", name="Sign in with Hugging Face").click()
-        page.get_by_role("link", name=f"Go on as {user}").click()
-        expect(page.get_by_role("button", name=f"Sign out ({user})")).to_be_visible()
-    yield page
-    context.close()
 
 
 def ask_for(page: Page, space: Space, bpw: float) -> str:
@@ -189,8 +76,7 @@ def test_a_signed_in_visitor_asks_watches_and_copies_what_came_of_it(space, brow
         assert space.post(running) == 204
         expect(page.get_by_role("progressbar")).to_have_attribute("aria-valuenow", "30")
 
-        space.stop()
-        space.start()
+        space.restart()
         assert space.post(running) == 204
         expect(page.locator(".dq-now")).to_contain_text("Measure every layer")
 
@@ -217,23 +103,24 @@ def test_a_job_of_somebody_else_cannot_be_cancelled_by_page_or_by_api(space, bro
         expect(bob.locator("#dq-job .dq-tag")).to_have_text("Waiting")
         expect(bob.get_by_role("button", name="Cancel this job")).to_have_count(0)
         for token in (None, "hf_forged", "hf_bob"):
-            with pytest.raises(AppError, match=r"Sign in|somebody else's"):
-                Client(space.url, oauth_token=token, verbose=False).predict(
-                    job_id, api_name="/cancel"
-                )
+            with (
+                asking(space, token) as client,
+                pytest.raises(AppError, match=r"Sign in|somebody else's"),
+            ):
+                client.predict(job_id, api_name="/cancel")
         ann.get_by_role("button", name="Cancel this job").click()
         expect(ann.locator("#dq-job .dq-tag")).to_have_text("Cancelled")
 
 
 def test_strangers_do_not_see_what_the_space_may_read(space):
-    client = Client(space.url, oauth_token="hf_ann", verbose=False)
-    with pytest.raises(AppError, match="no model 'quants/secret' on the Hub, or it is private"):
-        client.predict("quants/secret", [4.5], api_name="/plan")
     wanted = {"model": SOURCE, "bits_per_weight": [4.8]}
-    with pytest.raises(AppError, match="Models are published to 'quants' here"):
-        client.predict(**wanted, destination="ann", api_name="/submit")
-    with pytest.raises(AppError, match="private copy in your account"):
-        client.predict(**wanted, private=True, api_name="/submit")
+    with asking(space, "hf_ann") as client:
+        with pytest.raises(AppError, match="no model 'quants/secret' on the Hub, or it is private"):
+            client.predict("quants/secret", [4.5], api_name="/plan")
+        with pytest.raises(AppError, match="Models are published to 'quants' here"):
+            client.predict(**wanted, destination="ann", api_name="/submit")
+        with pytest.raises(AppError, match="private copy in your account"):
+            client.predict(**wanted, private=True, api_name="/submit")
 
 
 def test_only_runners_with_the_secret_post_boards(space):

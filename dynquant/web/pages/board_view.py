@@ -48,14 +48,15 @@ def _is_wanted(job: Job, state: str, wanted: str) -> bool:
 def _totals(board: Board, known: Sequence[FinishedModel]) -> str:
     num_published = sum(job.state is JobState.PUBLISHED for job in board.jobs)
     line = board.line
+    num_bytes = sum(each.rung.num_bytes for each in known)
+    finished = f"{len(known)}<small>{size(num_bytes)}</small>" if known else "–"
     tiles = [
         ("Waiting", str(line.num_waiting)),
         ("Running", str(line.num_running)),
         ("Published", str(num_published)),
         ("Median time", words.duration(line.job_secs) if line.job_secs is not None else "–"),
+        ("Models in the gallery", finished),
     ]
-    if known:
-        tiles.append(("In the gallery", size(sum(each.rung.num_bytes for each in known))))
     boxes = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in tiles)
     return f'<dl class="dq-tiles dq-totals">{boxes}</dl>'
 
@@ -101,9 +102,9 @@ def _runners(runners: Sequence[RunnerStatus]) -> str:
         sentence = "Jobs wait until one is started: 'dynquant runner' on a Mac."
         return title + markup.empty("No runner has been seen yet", sentence)
     return title + markup.table(
-        ("Runner", "State", "Memory", "Jobs", "Version", "Heard of"),
+        ("Runner", "State", "Chip", "Memory", "Jobs", "Heard of"),
         [_runner(each) for each in runners],
-        align="llrrll",
+        align="lllrrr",
         name="Runners",
     )
 
@@ -117,11 +118,11 @@ def _runner(runner: RunnerStatus) -> tuple[str, ...]:
     minutes = _minutes(runner)
     heard = "just now" if minutes == 0 else f"{words.duration(minutes * _MINUTE_SECS)} ago"
     return (
-        markup.text(runner.id),
+        f"{markup.text(runner.id)}<small>dynquant {markup.text(runner.version)}</small>",
         state,
+        markup.text(runner.chip or "unknown"),
         markup.text(size(runner.memory_bytes)),
         f"{runner.num_running} of {runner.num_slots}",
-        markup.text(runner.version),
         heard,
     )
 

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 import gradio as gr
 
 from dynquant.core.figures import count, size
-from dynquant.core.formats import DEFAULT_MENU
+from dynquant.core.formats import (
+    AFFINE_BITS,
+    AFFINE_GROUP_SIZES,
+    DEFAULT_MENU,
+    FLOAT_FORMATS,
+    UNQUANTIZED,
+)
 from dynquant.core.verdict import MAC_MEMORY_GIB
 from dynquant.errors import DynquantError, InvalidOptionError, RequestError
 from dynquant.hub.search import FoundModel
@@ -26,7 +33,10 @@ _SMALLEST_BPW = 2.0
 _DEFAULT_BPW = 4.5
 _DEFAULT_MEMORY_GIB = 16
 _CONTEXTS = (4_096, 8_192, 16_384, 32_768, 65_536, 131_072)
-_FORMATS = [fmt.name for fmt in DEFAULT_MENU]
+_AS_IT_IS = "as it is"
+_BITS = [*map(str, AFFINE_BITS), _AS_IT_IS]
+_GROUP_SIZES = [*map(str, AFFINE_GROUP_SIZES)]
+_FLOATS = [fmt.name for fmt in FLOAT_FORMATS]
 _GO_TO_JOB = "(id) => { if (id) window.location.assign('job?job=' + encodeURIComponent(id)); }"
 
 _INTRODUCTION = """
@@ -35,14 +45,18 @@ _INTRODUCTION = """
 receives the precision that it needs, the whole comes out at exactly the size you asked for, and
 runs in stock mlx-lm.</p>
 """
+_NOTHING_CHOSEN = markup.empty(
+    "No model chosen", "What is known of it, and what your choice gives, will stand here."
+)
 
 
 def add_convert_page(service: Service) -> None:
     """Add the page to the Blocks that are open."""
     settings = service.settings
+    page = _ConvertPage(service)
     head("", signs_in=settings.signs_in)
-    with gr.Column(elem_classes="dq-page dq-narrow"):
-        html(_INTRODUCTION)
+    with gr.Column(elem_classes="dq-page dq-convert"):
+        html(_INTRODUCTION + _whose_hub(service.search.page_url("")))
         model = gr.Dropdown(
             choices=[],
             value=None,
@@ -51,7 +65,6 @@ def add_convert_page(service: Service) -> None:
             allow_custom_value=True,
             elem_id="dq-model",
         )
-        summary = html(markup.empty("No model chosen", "What is known of it will stand here."))
         with gr.Row(elem_classes="dq-targets"):
             way = gr.Radio([_BY_BPW, _BY_MEMORY], value=_BY_BPW, label="How small")
             bpw = gr.Slider(
@@ -76,20 +89,34 @@ def add_convert_page(service: Service) -> None:
                 label="Context to leave room for",
                 filterable=False,
             )
-        answers = html(elem_id="dq-answers", elem_classes="dq-maybe")
+        with gr.Column(elem_classes="dq-known"):
+            summary = html(_NOTHING_CHOSEN)
+            answers = html(elem_id="dq-answers", elem_classes="dq-maybe")
         with gr.Accordion("Advanced", open=False, elem_classes="dq-advanced"):
             several = gr.Textbox(
                 "",
                 label="Several sizes at once",
-                info="Bits per weight with commas, such as 3.5, 4.5, 6. They share one "
-                "measurement, and take the place of the size above.",
+                info="Bits per weight with commas. They share one measurement, and take the "
+                "place of the size above.",
                 placeholder="3.5, 4.5, 6",
             )
-            formats = gr.CheckboxGroup(
-                _FORMATS,
-                value=_FORMATS,
-                label="Formats to choose from",
-                info="4g64 is 4 bits a weight, with a scale and a bias for every 64.",
+            bits = gr.CheckboxGroup(
+                _BITS,
+                value=_BITS,
+                label="Bits of a weight",
+                info="What a layer may get. As it is: 16 bits, unquantized.",
+            )
+            groups = gr.CheckboxGroup(
+                _GROUP_SIZES,
+                value=_GROUP_SIZES,
+                label="Group sizes",
+                info="So many weights share one scale and one bias: fewer is finer, and larger.",
+            )
+            floats = gr.CheckboxGroup(
+                _FLOATS,
+                value=[],
+                label="Floating-point formats",
+                info="In addition; newer Macs run them faster.",
             )
             calibration = gr.Dropdown(
                 list(CALIBRATIONS),
@@ -103,7 +130,9 @@ def add_convert_page(service: Service) -> None:
                 info="Your name or an organization on the Hub; empty for the default.",
                 visible=not settings.is_space,
             )
-            private = gr.Checkbox(label="Private", value=False, visible=not settings.is_space)
+            private = gr.Checkbox(
+                label="Publish as a private model", value=False, visible=not settings.is_space
+            )
             notify_url = gr.Textbox(
                 "",
                 label="Tell this address when it is done",
@@ -113,8 +142,8 @@ def add_convert_page(service: Service) -> None:
         outcome = html(elem_classes="dq-maybe")
         job_id = gr.Textbox(visible=False)
 
-    choices = [model, way, bpw, memory, context, several]
-    page = _ConvertPage(service)
+    choices: list[Any] = [model, way, bpw, memory, context, several, bits, groups, floats]
+    model.focus(page.suggest, model, model, **QUIET)
     # `always_last` would send the first key again and again.
     model.key_up(page.search, None, model, trigger_mode="multiple", **QUIET)
     gr.on(
@@ -127,7 +156,7 @@ def add_convert_page(service: Service) -> None:
     ).then(page.choose, model, summary, **QUIET).then(page.foresee, choices, answers, **QUIET)
     way.change(page.turn, way, [bpw, memory], **QUIET)
     gr.on(
-        [way.change, bpw.change, memory.change, context.change, several.change],
+        [each.change for each in choices[1:]],
         page.foresee,
         choices,
         answers,
@@ -136,11 +165,21 @@ def add_convert_page(service: Service) -> None:
     )
     convert.click(
         page.convert,
-        [*choices, formats, calibration, destination, private, notify_url],
+        [*choices, calibration, destination, private, notify_url],
         [outcome, job_id],
         trigger_mode="once",
         **{**QUIET, "show_progress": "minimal"},
     ).then(None, job_id, None, js=_GO_TO_JOB, api_visibility="private")
+
+
+def _whose_hub(url: str) -> str:
+    """A word about a Hub that is not the one that everybody knows."""
+    if urlsplit(url).hostname in {"huggingface.co", "hf.co"}:
+        return ""
+    return (
+        f'<p class="dq-hub">The Hub here is {markup.link(url.rstrip("/"), url)}: models come from '
+        "there, and finished ones go there.</p>"
+    )
 
 
 class _Choice(NamedTuple):
@@ -152,12 +191,30 @@ class _Choice(NamedTuple):
     memory_gib: int
     context_tokens: int
     several: str
+    bits: list[str]
+    groups: list[str]
+    floats: list[str]
+
+    @property
+    def formats(self) -> str:
+        """Formats to choose from, with commas; empty for the default ones.
+
+        Raises:
+            InvalidOptionError: None is left.
+        """
+        names = [
+            f"{bits}g{group}" for bits in self.bits for group in self.groups if bits != _AS_IT_IS
+        ]
+        names += [UNQUANTIZED.name] * (_AS_IT_IS in self.bits) + self.floats
+        if not names:
+            raise InvalidOptionError("Leave at least one choice of bits, and one group size.")
+        is_default = set(names) == {fmt.name for fmt in DEFAULT_MENU}
+        return "" if is_default else ",".join(names)
 
 
 class _Wishes(NamedTuple):
     """The other fields, in the order of the page."""
 
-    formats: list[str]
     calibration: str
     destination: str
     private: bool
@@ -170,10 +227,19 @@ class _ConvertPage:
     def __init__(self, service: Service) -> None:
         self._service = service
 
+    def suggest(self, model: str | None) -> Any:
+        """Models that many take, for somebody who has typed nothing yet."""
+        if model:
+            return gr.skip()
+        return self._offered(self._service.popular)
+
     def search(self, typed: gr.KeyUpData) -> Any:
         """Models whose names hold what was typed so far."""
+        return self._offered(lambda: self._service.find(typed.input_value or ""))
+
+    def _offered(self, ask: Callable[[], Sequence[FoundModel]]) -> Any:
         try:
-            found = self._service.find(typed.input_value or "")
+            found = ask()
         except DynquantError:  # the summary says so when a model is chosen
             found = ()
         if not found:
@@ -183,7 +249,7 @@ class _ConvertPage:
     def waiting(self, model: str | None) -> tuple[str, str]:
         """What stands there while a model is looked up."""
         if not model:
-            return markup.empty("No model chosen", "What is known of it will stand here."), ""
+            return _NOTHING_CHOSEN, ""
         return markup.loading("Looking at the model…"), ""
 
     def choose(self, model: str | None) -> str:
@@ -213,7 +279,10 @@ class _ConvertPage:
             return ""
         try:
             outlooks = self._service.outlooks(
-                prospect, _targets(prospect, choice), context_tokens=choice.context_tokens
+                prospect,
+                _targets(prospect, choice),
+                context_tokens=choice.context_tokens,
+                formats=choice.formats,
             )
             line = self._service.board().line
         except DynquantError as error:
@@ -234,13 +303,10 @@ class _ConvertPage:
     def _order(self, choice: _Choice, wishes: _Wishes) -> Order:
         if not choice.model:
             raise RequestError("Choose a model first.")
-        if not wishes.formats:
-            raise RequestError("Choose at least one format, or all of them.")
-        is_all = set(wishes.formats) == set(_FORMATS)
         return Order(
             model=choice.model,
             targets_bpw=_targets(self._service.prospects(choice.model), choice),
-            formats="" if is_all else ",".join(wishes.formats),
+            formats=choice.formats,
             calibration=wishes.calibration,
             private=wishes.private,
             destination=wishes.destination,

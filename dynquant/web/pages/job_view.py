@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
@@ -13,6 +14,8 @@ from dynquant.web import markup, words
 __all__ = ["job_view"]
 
 _NUM_LOG_LINES = 30
+_STEP = re.compile(r"Step (\w+) begins\.")
+"""As runners write it into the log."""
 
 
 def job_view(job: Job, log: Sequence[JobEvent], *, page_url: str) -> str:
@@ -99,7 +102,7 @@ def _log(log: Sequence[JobEvent], *, is_folded: bool) -> str:
     if not log:
         return ""
     lines = "".join(
-        f"<li><time>{event.at:%H:%M:%S}</time> <span>{markup.text(event.sentence)}</span></li>"
+        f"<li><time>{event.at:%H:%M:%S}</time> <span>{markup.text(_said(event))}</span></li>"
         for event in log[-_NUM_LOG_LINES:]
     )
     title, note = "What happened", "<small>times are UTC</small>"
@@ -107,6 +110,13 @@ def _log(log: Sequence[JobEvent], *, is_folded: bool) -> str:
         head = f"<summary>{title}</summary><p>{note}</p>"
         return f'<details class="dq-log">{head}<ol>{lines}</ol></details>'
     return f'<section class="dq-log"><h2>{title} {note}</h2><ol>{lines}</ol></section>'
+
+
+def _said(event: JobEvent) -> str:
+    """What the log says, with steps named as they are above."""
+    found = _STEP.fullmatch(event.sentence)
+    label = words.STEPS.get(found[1]) if found else None
+    return f"Now: {label[0].lower()}{label[1:]}." if label else event.sentence
 
 
 def _when(at: datetime) -> str:

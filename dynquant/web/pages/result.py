@@ -4,58 +4,92 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 
 from dynquant.core import verdict
 from dynquant.core.facts import ModelFacts, QuantizedRow
 from dynquant.core.figures import percent, significant, size, with_error
 from dynquant.core.job import Job, PublishedRepo
 from dynquant.core.ladder import ladder_svg
-from dynquant.core.papers import card
-from dynquant.core.picture import layer_bits_svg
+from dynquant.core.papers import card, papers
 from dynquant.errors import DynquantError
 from dynquant.web import markup
+from dynquant.web.bits_chart import bits_chart
 from dynquant.web.service import Service
+from dynquant.web.sparkline import sparkline
 
 __all__ = ["card_of", "command", "quality_table", "result_of"]
 
 _FRONT_MATTER = re.compile(r"\A---\n.*?\n---\n", re.DOTALL)
-_PICTURE = re.compile(r"<picture>.*?</picture>\n*", re.DOTALL)
+_PICTURE = re.compile(
+    r'<picture>.*?srcset="(?P<dark>[^"]+)".*?alt="(?P<alt>[^"]+)" src="(?P<light>[^"]+)".*?'
+    r"</picture>",
+    re.DOTALL,
+)
 
 
 def result_of(job: Job, service: Service) -> tuple[str, tuple[ModelFacts, ...]]:
     """The results of a published job, and what their repos say of themselves."""
     parts, found = [], []
+    is_only = len(job.results) == 1
     for each in job.results:
         link = markup.link(each.repo_id, service.search.page_url(each.repo_id))
         try:
             facts = service.catalogue.facts(each.repo_id, each.commit_sha)
         except DynquantError as error:
-            figures = markup.notice("Its figures cannot be shown", str(error))
+            about = markup.notice("Its figures cannot be shown", str(error))
         else:
             found.append(facts)
-            figures = _figures(each, facts, is_only=len(job.results) == 1)
-        parts.append(f'<section class="dq-card"><h2>{link}</h2>{figures}</section>')
-    if found and len(found[0].ladder) > 1:
-        parts.insert(0, f'<section class="dq-ladder">{_ladder(found[0])}</section>')
+            about = _about(each, facts, is_only=is_only)
+        parts.append(f'<section class="dq-card"><h2>{link}</h2>{about}</section>')
+    if len(found) > 1:
+        parts.insert(0, _ladder(found))
     return "".join(parts), tuple(found)
 
 
-def _figures(repo: PublishedRepo, facts: ModelFacts, *, is_only: bool) -> str:
-    bits = _bits(facts)
-    if not is_only:
-        bits = f"<details><summary>Bits of each layer</summary>{bits}</details>"
+def _about(repo: PublishedRepo, facts: ModelFacts, *, is_only: bool) -> str:
+    words = f'<p class="dq-lead">{markup.text(verdict.recommendation(facts))}</p>'
+    words += command(repo.repo_id)
+    chart = bits_chart(facts)
+    if is_only:
+        return words + quality_table(facts.rows) + chart
+    return f"{words}<details><summary>Bits of each layer</summary>{chart}</details>"
+
+
+def _ladder(found: Sequence[ModelFacts]) -> str:
+    """All sizes of a model beside each other."""
+    light, dark = (ladder_svg(found[0], dark=dark, is_about_one=False) for dark in (False, True))
+    name = "Mean KL against stored size, for all sizes"
+    small = sparkline(found[0].ladder)
     return (
-        f'<p class="dq-lead">{markup.text(verdict.recommendation(facts))}</p>'
-        f"{command(repo.repo_id)}{quality_table(facts.rows)}{bits}"
+        f'<section class="dq-ladder">{markup.picture(light, dark, name=name)}'
+        f'<figure class="dq-small">{small}<figcaption>{name}</figcaption></figure></section>'
+        f'<section class="dq-card"><h2>Quality of all sizes</h2>{_quality_of_all(found)}</section>'
     )
 
 
+def _quality_of_all(found: Sequence[ModelFacts]) -> str:
+    """The original, then uniform quants and ours, the largest first."""
+    uniform = {row.label: row for facts in found for row in facts.rows[1:-1]}
+    ours = [
+        replace(facts.rows[-1], label=f"dynquant, {facts.plan.target_bpw:g} bits")
+        for facts in found
+    ]
+    others = sorted([*uniform.values(), *ours], key=lambda row: -row.stored_bpw)
+    return _table([found[0].rows[0], *others], ours={row.label for row in ours})
+
+
 def card_of(facts: ModelFacts, job: Job) -> str:
-    """The card as Markdown; its pictures stand above it already."""
+    """The card as Markdown, its pictures in it: here are no files that it could link to."""
     repo_of = {each.repo_id.rpartition("/")[2]: each.repo_id for each in job.results}
     text = card(facts, repo_id=job.results[0].repo_id, repo_of=repo_of)
-    return _PICTURE.sub("", _FRONT_MATTER.sub("", text))
+    files = papers(facts, None)
+
+    def drawn(found: re.Match[str]) -> str:
+        return markup.picture(files[found["light"]], files[found["dark"]], name=found["alt"])
+
+    return _PICTURE.sub(drawn, _FRONT_MATTER.sub("", text))
 
 
 def command(repo_id: str) -> str:
@@ -66,10 +100,14 @@ def command(repo_id: str) -> str:
 
 def quality_table(rows: Sequence[QuantizedRow]) -> str:
     """Original, uniform quant and result beside each other."""
+    return _table(rows, ours={rows[-1].label})
+
+
+def _table(rows: Sequence[QuantizedRow], *, ours: Collection[str]) -> str:
     header = ("", "Bits per weight", "Size", "Perplexity", "Mean KL, nats", "Top-1 agreement")
     return markup.table(
         header,
-        [_row(row, is_ours=row is rows[-1]) for row in rows],
+        [_row(row, is_ours=row.label in ours) for row in rows],
         align="lrrrrr",
         name="Quality beside the original and a uniform quant",
     )
@@ -85,13 +123,3 @@ def _row(row: QuantizedRow, *, is_ours: bool) -> tuple[str, ...]:
         percent(quality.top1_agreement, decimals=1),
     )
     return (f"<strong>{label}</strong>" if is_ours else label, *map(markup.text, figures))
-
-
-def _bits(facts: ModelFacts) -> str:
-    light, dark = (layer_bits_svg(facts, dark=dark) for dark in (False, True))
-    return markup.picture(light, dark, name="Stored bits per weight of each layer, block by block")
-
-
-def _ladder(facts: ModelFacts) -> str:
-    light, dark = (ladder_svg(facts, dark=dark) for dark in (False, True))
-    return markup.picture(light, dark, name="Mean KL against stored size, for all sizes")

@@ -1,0 +1,58 @@
+"""Processes that are started beside the tests, and that end with them whatever happens."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import requests
+
+__all__ = ["ROOT", "answering", "end", "running"]
+
+ROOT = Path(__file__).parents[2]
+_STOP_SECS = 30.0
+START_SECS = 90.0
+
+
+@contextmanager
+def running(
+    command: Sequence[str], environment: Mapping[str, str]
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A process, in a group of its own so that nothing that it starts outlives it."""
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True)
+    try:
+        yield process
+    finally:
+        end(process)
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """Ask a process of `running` to stop; then make it, and all that it has started."""
+    process.terminate()
+    try:
+        process.wait(_STOP_SECS)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait(_STOP_SECS)
+
+
+def answering(url: str, process: subprocess.Popen[bytes]) -> str:
+    """`url`, once the pages are there.
+
+    Raises:
+        AssertionError: They do not come.
+    """
+    until = time.monotonic() + START_SECS
+    while time.monotonic() < until and process.poll() is None:
+        try:
+            if requests.get(url, timeout=5).ok:
+                return url
+        except requests.RequestException:
+            time.sleep(0.2)
+    raise AssertionError(f"no pages at {url}; the process ended with {process.poll()}")
