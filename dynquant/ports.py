@@ -13,6 +13,7 @@ from dynquant.core.formats import QuantFormat
 from dynquant.core.job import Job, JobRequest, JobState, StepProgress
 from dynquant.core.plan import CostTable, ModelInventory, QuantPlan, TextFacts
 from dynquant.core.quality import Quality
+from dynquant.core.recipe import Effort
 
 __all__ = [
     "JobBoard",
@@ -249,6 +250,7 @@ class Quantizer(Protocol[W]):
         *,
         menu: Sequence[QuantFormat],
         encoder: str,
+        effort: Effort,
         seed: int,
         on_step: OnStep,
     ) -> CostTable:
@@ -267,6 +269,7 @@ class Quantizer(Protocol[W]):
         windows: W,
         *,
         encoder: str,
+        effort: Effort,
         importance: Mapping[str, tuple[tuple[str, str], ...]],
         on_step: OnStep,
     ) -> dict[Path, int]:

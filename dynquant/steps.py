@@ -141,6 +141,7 @@ class Conversion(Generic[W]):
                 {folders[name]: plan for name, plan in plans.items()},
                 self._windows,
                 encoder=self._recipe.encoder,
+                effort=self._recipe.work,
                 importance=table.importance if table else {},
                 on_step=on_step,
             )
@@ -218,6 +219,9 @@ class Conversion(Generic[W]):
             evaluation_tokens=recipe.evaluation_tokens,
             method=table.method if table else "alignment",
             encoder=recipe.encoder,
+            effort=recipe.effort,
+            refine=recipe.refine,
+            time_budget_mins=recipe.time_budget_mins,
             num_parameters=inventory.num_parameters,
             rows=(
                 self._row(f"Original ({inventory.dtype})", self._full.max_bpw, figures[ORIGINAL]),
@@ -291,9 +295,15 @@ def measure_costs(
 ) -> CostTable:
     """What every format of every layer costs, measured on `windows`."""
     num_blocks = quantizer.num_blocks
-    with progress.track({"measure": 2 * num_blocks + 1, "probe": num_blocks}) as on_step:
+    steps = {"measure": 2 * num_blocks + 1} | ({"probe": num_blocks} if recipe.work.probes else {})
+    with progress.track(steps) as on_step:
         return quantizer.measure(
-            windows, menu=recipe.menu, encoder=recipe.encoder, seed=recipe.seed, on_step=on_step
+            windows,
+            menu=recipe.menu,
+            encoder=recipe.encoder,
+            effort=recipe.work,
+            seed=recipe.seed,
+            on_step=on_step,
         )
 
 

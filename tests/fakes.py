@@ -12,6 +12,7 @@ from typing import Any
 from dynquant.core.formats import UNQUANTIZED, QuantFormat
 from dynquant.core.plan import CostTable, LayerProfile, ModelInventory, QuantPlan, TextFacts
 from dynquant.core.quality import Quality
+from dynquant.core.recipe import Effort
 from dynquant.errors import OutputFolderError, TextError
 from dynquant.ports import ModelSource, OnStep, Text
 from tests.core.factories import make_inventory, make_layer
@@ -118,6 +119,7 @@ class FakeQuantizer:
         *,
         menu: Sequence[QuantFormat],
         encoder: str,
+        effort: Effort,
         seed: int,
         on_step: OnStep,
     ) -> CostTable:
@@ -164,6 +166,7 @@ class FakeQuantizer:
         windows: FakeWindows,
         *,
         encoder: str,
+        effort: Effort,
         importance: Mapping[str, tuple[tuple[str, str], ...]],
         on_step: OnStep,
     ) -> dict[Path, int]:

@@ -15,19 +15,23 @@ import typer
 
 from dynquant import console
 from dynquant.cli.options import (
+    DEFAULT_RECIPE,
     Bpw,
     Dequantize,
+    EffortName,
     Formats,
     Json,
     Model,
     Private,
+    Refine,
     Revision,
+    TimeBudget,
     menu_in,
     targets_in,
 )
 from dynquant.core.job import TERMINAL, Job, JobOption, JobRequest, JobState
 from dynquant.core.job_text import job_to_text
-from dynquant.core.recipe import RECIPE_VERSION
+from dynquant.core.recipe import RECIPE_VERSION, Recipe
 from dynquant.errors import InvalidOptionError
 from dynquant.ports import JobBoard
 from dynquant.settings import Settings
@@ -71,6 +75,9 @@ def submit(
     notify: Annotated[
         str | None, typer.Option(help="Web address to tell when the job ends.")
     ] = None,
+    effort: EffortName = DEFAULT_RECIPE.effort,
+    refine: Refine = DEFAULT_RECIPE.refine,
+    time_budget: TimeBudget = None,
     dequantize: Dequantize = False,
     as_json: Json = False,
 ) -> None:
@@ -78,12 +85,17 @@ def submit(
     from dynquant.hub.models import HubModels
 
     menu_in(formats)
+    targets = targets_in(bpw)
+    Recipe(targets_bpw=targets, effort=effort, time_budget_mins=time_budget)  # or it is refused
     options: dict[str, JobOption] = {
         name: value
         for name, value in {
             "menu": formats,
             "calibration": calibration,
             "evaluation": evaluation,
+            "effort": None if effort == DEFAULT_RECIPE.effort else effort,
+            "refine": refine or None,
+            "time_budget_mins": time_budget,
             "dequantize": dequantize or None,
         }.items()
         if value is not None
@@ -94,7 +106,7 @@ def submit(
         job = board.submit(
             JobRequest(
                 model=listing.repo,
-                targets_bpw=targets_in(bpw),
+                targets_bpw=targets,
                 destination=to,
                 requester=getpass.getuser(),
                 private=private,

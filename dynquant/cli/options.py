@@ -23,6 +23,7 @@ __all__ = [
     "Context",
     "CostTableFile",
     "Dequantize",
+    "EffortName",
     "EncoderName",
     "Evaluation",
     "EvaluationTokens",
@@ -30,8 +31,10 @@ __all__ = [
     "Json",
     "Model",
     "Private",
+    "Refine",
     "Revision",
     "Seed",
+    "TimeBudget",
     "cost_table_in",
     "encoder_named",
     "menu_in",
@@ -59,6 +62,19 @@ Formats = Annotated[
     str | None, typer.Option(help="Formats to choose from, such as '3g64,4g64,8g32,unquantized'.")
 ]
 EncoderName = Annotated[str, typer.Option("--encoder", help="gptq, wls or minmax.")]
+EffortName = Annotated[
+    str, typer.Option("--effort", help="fast, normal or max: how much work goes into quality.")
+]
+Refine = Annotated[
+    bool,
+    typer.Option("--refine", help="Distil scales and biases, as --effort max does."),
+]
+TimeBudget = Annotated[
+    float | None,
+    typer.Option(
+        "--time-budget", min=0, help="Minutes after which --effort max begins no further round."
+    ),
+]
 Seed = Annotated[
     int, typer.Option(min=0, max=_MAX_SEED, help="Seed of the labels sampled while measuring.")
 ]

@@ -69,6 +69,9 @@ class ModelFacts:
         plan: The chosen formats.
         method: `fisher`, `block_output` or `alignment`.
         encoder: `gptq`, `wls` or `minmax`.
+        effort: `fast`, `normal` or `max`.
+        refine: Whether scales and biases were to be distilled whatever the effort.
+        time_budget_mins: After so long no further round of improving was to begin.
         num_parameters: Parameters in all.
         rows: Original, uniform at the nearest size, this model; in that order.
         memory_bytes: Memory to run at `context_tokens`.
@@ -113,6 +116,9 @@ class ModelFacts:
     menu: tuple[QuantFormat, ...] = ()
     calibration_tokens: int = 0
     evaluation_tokens: int = 0
+    effort: str = "normal"
+    refine: bool = False
+    time_budget_mins: float | None = None
 
     def cost_nats(self, layer: LayerProfile) -> float:
         """What the chosen format of `layer` costs; NaN if that was never measured."""

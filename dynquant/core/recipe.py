@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dynquant.core.formats import DEFAULT_MENU, QuantFormat
+from dynquant.errors import InvalidOptionError
 
-__all__ = ["RECIPE_VERSION", "Alignment", "Recipe", "command_of"]
+__all__ = ["EFFORTS", "RECIPE_VERSION", "Alignment", "Effort", "Recipe", "command_of"]
 
-RECIPE_VERSION = 1
+RECIPE_VERSION = 2
 """Goes up with every change after which the same recipe makes another model."""
 
 
@@ -32,6 +34,30 @@ class Alignment:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Effort:
+    """How much work goes into a model, in counts, so that it is the same on every machine.
+
+    Attributes:
+        probes: Whether whole-model measurements correct the costs.
+        num_sweeps: How often the encoder goes over a layer again.
+        num_polish_rounds: How often plans near the chosen one are tried on the whole model.
+        num_refine_steps: Steps of gradient descent on scales and biases.
+    """
+
+    probes: bool
+    num_sweeps: int
+    num_polish_rounds: int = 0
+    num_refine_steps: int = 0
+
+
+EFFORTS: Mapping[str, Effort] = {
+    "fast": Effort(probes=False, num_sweeps=0),
+    "normal": Effort(probes=True, num_sweeps=2),
+    "max": Effort(probes=True, num_sweeps=4, num_polish_rounds=4, num_refine_steps=32),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """How to quantize.
 
@@ -39,6 +65,10 @@ class Recipe:
         targets_bpw: Stored bits per weight, one folder each.
         menu: Formats to choose from.
         encoder: `gptq`, `wls` or `minmax`.
+        effort: A key of `EFFORTS`.
+        refine: Distil scales and biases whatever the effort.
+        time_budget_mins: No further round of polishing or refining begins after so long; the
+            result then depends on the machine.
         alignment: The seed's method instead of the Fisher one.
         calibration_tokens: About how many tokens to calibrate on.
         evaluation_tokens: About how many to evaluate on.
@@ -50,12 +80,31 @@ class Recipe:
     targets_bpw: tuple[float, ...]
     menu: tuple[QuantFormat, ...] = DEFAULT_MENU
     encoder: str = "gptq"
+    effort: str = "normal"
+    refine: bool = False
+    time_budget_mins: float | None = None
     alignment: Alignment | None = None
     calibration_tokens: int = 16_384
     evaluation_tokens: int = 16_384
     context_tokens: int = 4_096
     seed: int = 0
     dequantize: bool = False
+
+    def __post_init__(self) -> None:
+        if self.effort not in EFFORTS:
+            raise InvalidOptionError(
+                f"There is no effort '{self.effort}'. Choose one of {', '.join(EFFORTS)}."
+            )
+        budget = self.time_budget_mins
+        if budget is not None and not (isinstance(budget, int | float) and 0 <= budget < math.inf):
+            raise InvalidOptionError(f"A time budget is a number of minutes, not {budget}.")
+
+    @property
+    def work(self) -> Effort:
+        """What the effort means, with refinement where it was asked for by itself."""
+        effort = EFFORTS[self.effort]
+        steps = EFFORTS["max"].num_refine_steps
+        return replace(effort, num_refine_steps=steps) if self.refine else effort
 
 
 _DEFAULT = Recipe(targets_bpw=())
@@ -85,6 +134,8 @@ def command_of(
     words += ["--calibration", calibration, "--eval", evaluation]
     for option, value, default in (
         ("--encoder", recipe.encoder, _DEFAULT.encoder),
+        ("--effort", recipe.effort, _DEFAULT.effort),
+        ("--time-budget", recipe.time_budget_mins, _DEFAULT.time_budget_mins),
         ("--calibration-tokens", recipe.calibration_tokens, _DEFAULT.calibration_tokens),
         ("--eval-tokens", recipe.evaluation_tokens, _DEFAULT.evaluation_tokens),
         ("--context", recipe.context_tokens, _DEFAULT.context_tokens),
@@ -92,4 +143,5 @@ def command_of(
     ):
         if value != default:
             words += [option, str(value)]
-    return shlex.join([*words, *(["--dequantize"] if recipe.dequantize else [])])
+    flags = {"--refine": recipe.refine, "--dequantize": recipe.dequantize}
+    return shlex.join([*words, *(flag for flag, is_set in flags.items() if is_set)])

@@ -7,10 +7,8 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from dynquant.core.formats import QuantFormat
 from dynquant.core.plan import QuantPlan
 from dynquant.mlx_backend.encoders import LayerEncoder
-from dynquant.mlx_backend.encoding import Encoded
 from dynquant.mlx_backend.importance import Importance
 from dynquant.mlx_backend.loading import Weights
 from dynquant.mlx_backend.observing import observed
@@ -27,6 +25,7 @@ def encode_plans(
     writers: Mapping[Path, FolderWriter],
     *,
     encoder: str,
+    num_sweeps: int,
     importance: Mapping[str, Importance],
     on_step: Callable[[], None],
 ) -> None:
@@ -37,11 +36,12 @@ def encode_plans(
         plans: Folder → one format per layer.
         writers: Folder → where the arrays go.
         encoder: Name of the encoder.
+        num_sweeps: How often it goes over a layer again.
         importance: Path → importance of the layers where inputs alone do not tell it.
         on_step: Called after each block.
     """
     watcher = measurement.observer()
-    layers = LayerEncoder(encoder, watcher, importance)
+    layers = LayerEncoder(encoder, watcher, importance, num_sweeps)
     weights = BlockWeights(measurement.blocks, measurement.load)
 
     unwritten = list(measurement.blocks.blocks)
@@ -49,7 +49,7 @@ def encode_plans(
     def write(block: str, held: Weights) -> None:
         _write(weights.as_stored(held), layers, plans, writers)
         unwritten.remove(block)
-        watcher.drop_covariances()
+        layers.leave(measurement.paths_in(block))
         on_step()
 
     if encoder != "minmax":  # which needs no inputs
@@ -78,10 +78,6 @@ def _write(
             for writer in writers.values():
                 writer.add(name, array)
             continue
-        path, done = paths[name], dict[QuantFormat, Encoded]()
+        path = paths[name]
         for folder, plan in plans.items():
-            fmt = plan.formats[path]
-            if fmt not in done:
-                done[fmt] = encoder.encode(path, array, fmt)
-                mx.eval(list(done[fmt].arrays.values()))
-            writers[folder].add_layer(path, done[fmt])
+            writers[folder].add_layer(path, encoder.encode(path, array, plan.formats[path]))

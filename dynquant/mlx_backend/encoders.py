@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 import mlx.core as mx
@@ -10,13 +10,17 @@ import mlx.core as mx
 from dynquant.core.formats import UNQUANTIZED, QuantFormat
 from dynquant.errors import InvalidOptionError
 from dynquant.mlx_backend.encoding import Encoded, decode, encode, encode_min_max
-from dynquant.mlx_backend.gptq import encode_with_feedback
+from dynquant.mlx_backend.gptq import Feedback, encode_with_feedback
 from dynquant.mlx_backend.importance import Importance, Term
 from dynquant.mlx_backend.loading import Weights, check_finite
-from dynquant.mlx_backend.moments import MomentsObserver, takes_feedback
+from dynquant.mlx_backend.moments import Moments, MomentsObserver, takes_feedback
 from dynquant.mlx_backend.observing import Role
+from dynquant.mlx_backend.tied import encode_tied
 
 __all__ = ["ENCODERS", "LayerEncoder", "check_encoder", "stored_by"]
+
+_TIED_ROLES = {Role.LINEAR, Role.LOOKUP}
+_FACTORS_BYTES = 1 << 29  # of factorizations kept for the next layer with the same input
 
 ENCODERS = {
     "gptq": "weighted least squares with GPTQ error feedback",
@@ -46,27 +50,72 @@ class LayerEncoder:
         name: A key of `ENCODERS`.
         moments: Second moments of the inputs; covariances for `gptq`.
         importance: Path → importance of the layers where inputs alone do not tell it.
+        num_sweeps: How often `gptq` goes over a layer again.
     """
 
     name: str
     moments: MomentsObserver
     importance: Mapping[str, Importance] = field(default_factory=dict)
+    num_sweeps: int = 0
+    _encoded: dict[tuple[str, QuantFormat], Encoded] = field(default_factory=dict)
+    _factored: dict[tuple[int, int], tuple[Moments, Feedback]] = field(default_factory=dict)
 
     def encode(self, path: str, weight: mx.array, fmt: QuantFormat) -> Encoded:
-        """Store the weight of the layer at `path` as `fmt`.
+        """Store the weight of the layer at `path` as `fmt`; once, until it is left.
 
         Raises:
             NonFiniteError: The weight holds NaN or infinity.
         """
+        if self.name == "minmax":
+            return self._encode(path, weight, fmt)  # as cheap as remembering
+        if (path, fmt) not in self._encoded:
+            self._encoded[path, fmt] = self._encode(path, weight, fmt)
+            mx.eval(list(self._encoded[path, fmt].arrays.values()))
+        return self._encoded[path, fmt]
+
+    def _encode(self, path: str, weight: mx.array, fmt: QuantFormat) -> Encoded:
         check_finite({f"{path}.weight": weight})
         if fmt == UNQUANTIZED:
             return Encoded({"weight": weight}, fmt)
         if self.name == "minmax" or fmt.mode != "affine":
             return encode_min_max(weight, fmt)
         if self.name == "gptq" and takes_feedback(self.moments, path):
-            role = next(role for role in Role if self.moments.of(path, role))
-            return encode_with_feedback(weight, self.moments.covariance(path, role), fmt)
+            feedback = self._feedback(path, fmt.group_size)
+            return encode_with_feedback(weight, feedback, fmt, num_sweeps=self.num_sweeps)
+        if self.name == "gptq" and (covariance := self._head_covariance(path)) is not None:
+            head, table = self.importance[path].terms
+            return encode_tied(weight, head, table, covariance, fmt, num_sweeps=self.num_sweeps)
         return encode(weight, self._importance(path, weight).of_rows, fmt)
+
+    def _head_covariance(self, path: str) -> mx.array | None:
+        """Mean products of the inputs of an output head that is the embedding too."""
+        head = self.moments.of(path, Role.LINEAR)
+        known = path in self.importance and len(self.importance[path].terms) == len(_TIED_ROLES)
+        roles = {role for role in Role if self.moments.of(path, role)}
+        if not known or roles != _TIED_ROLES or head is None or head.covariance is None:
+            return None
+        return head.covariance / mx.maximum(head.num_vectors, 1.0)
+
+    def leave(self, paths: Collection[str]) -> None:
+        """Let go what only the layers at `paths` needed, once they are done."""
+        self.moments.drop_covariances(paths)
+        self._factored.clear()
+        for key in [key for key in self._encoded if key[0] in paths]:
+            del self._encoded[key]
+
+    def _feedback(self, path: str, group_size: int) -> Feedback:
+        """The factored covariance of a layer's inputs, made once for all that share them."""
+        role = next(role for role in Role if self.moments.of(path, role))
+        moments = self.moments.of(path, role)
+        assert moments is not None
+        key = (id(moments), group_size)
+        if key not in self._factored:
+            feedback = Feedback.of(self.moments.covariance(path, role), group_size)
+            kept = sum(each.nbytes for _, each in self._factored.values())
+            while self._factored and kept + feedback.nbytes > _FACTORS_BYTES:
+                kept -= self._factored.pop(next(iter(self._factored)))[1].nbytes
+            self._factored[key] = moments, feedback  # `moments` keeps the id taken
+        return self._factored[key][1]
 
     def _importance(self, path: str, weight: mx.array) -> Importance:
         if path in self.importance:

@@ -3,52 +3,78 @@
 Stock MLX groups are runs of neighbouring inputs, so columns cannot be sorted freely; the
 groups, and the columns within each, are taken in order of falling second moment. A group's
 scale and bias are fitted by least squares when its first column is reached, to the weights
-as the feedback has moved them.
+as the feedback has moved them. Sweeps over the groups follow: each fits its scale and bias
+again, given everything else, and then takes its codes one by one to their nearest best.
 
-Source: GPTQ (arXiv 2210.17323), with the Cholesky form of its section 3.3.
+Sources: GPTQ (arXiv 2210.17323), with the Cholesky form of its section 3.3; the sweeps are
+coordinate descent as in QuantEase (arXiv 2309.01885), here over scales and biases too.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import mlx.core as mx
 
 from dynquant.core.formats import QuantFormat
 from dynquant.mlx_backend.encoding import Encoded, affine, fit_groups, quantize_to
 
-__all__ = ["conditional_variances", "encode_with_feedback"]
+__all__ = ["Feedback", "conditional_variances", "encode_with_feedback"]
 
 _DAMPING = 0.01  # of the mean diagonal, as in the paper
 _MAX_DAMPING = 10.0
+_TINY = 1e-30
 
 
-def encode_with_feedback(weight: mx.array, covariance: mx.array, fmt: QuantFormat) -> Encoded:
+@dataclass(frozen=True)
+class Feedback:
+    """What encoding takes from a covariance; layers that share their input share it.
+
+    Attributes:
+        order: Columns as they are encoded, (..., in).
+        covariance: Second moments of the inputs in that order, damped, (..., in, in).
+        factor: Upper U with UᵀU the inverse of `covariance`.
+    """
+
+    order: mx.array
+    covariance: mx.array
+    factor: mx.array
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that it takes."""
+        return self.order.nbytes + self.covariance.nbytes + self.factor.nbytes
+
+    @classmethod
+    def of(cls, covariance: mx.array, group_size: int) -> Feedback:
+        """Factor the second moments of the inputs, (..., in, in), float32, for a group size."""
+        order = _column_order(covariance, group_size)
+        upper, ridge = _upper_factor(covariance, order)
+        with mx.stream(mx.cpu):
+            factor = mx.linalg.tri_inv(upper, upper=True)
+        feedback = cls(order, _ordered(covariance, order) + ridge, factor)
+        mx.eval(feedback.order, feedback.covariance, feedback.factor)
+        return feedback
+
+
+def encode_with_feedback(
+    weight: mx.array, feedback: Feedback, fmt: QuantFormat, *, num_sweeps: int = 0
+) -> Encoded:
     """Store `weight` as an affine format with error feedback.
 
     Args:
         weight: (..., out, in), in the dtype of the scales and biases.
-        covariance: Second moments of the inputs, (..., in, in), float32; leading axes
-            as the weight's, or none.
+        feedback: Of the inputs, for the format's group size; leading axes as the weight's,
+            or none.
         fmt: An affine format that fits the weight.
+        num_sweeps: How often to go over all groups again.
     """
-    order = _column_order(covariance, fmt.group_size)
-    factor = _inverse_factor(covariance, order)
-    columns = _taken(weight.astype(mx.float32), order[..., None, :])
-    size = fmt.group_size
-    codes, scales, biases = [], [], []
-    for start in range(0, columns.shape[-1], size):
-        end = start + size
-        block = factor[..., start:end, start:end]
-        group = columns[..., :size]
-        matter = mx.square(1.0 / mx.diagonal(block, axis1=-2, axis2=-1))[..., None, :]
-        scale, bias = fit_groups(group, matter, fmt.bits, weight.dtype)
-        code, errors = _encode_group(group, block, scale, bias, bits=fmt.bits)
-        columns = columns[..., size:]
-        if columns.shape[-1]:
-            columns = columns - errors @ factor[..., start:end, end:]
-        mx.eval(columns, code, scale, bias)
-        codes.append(code)
-        scales.append(scale)
-        biases.append(bias)
+    wanted = _taken(weight.astype(mx.float32), feedback.order[..., None, :])
+    groups = _fed_back(wanted, feedback.factor, fmt, weight.dtype)
+    for _ in range(num_sweeps):
+        groups = _descended(wanted, feedback.covariance, groups, fmt, weight.dtype)
+    codes, scales, biases = groups
+    size, order = fmt.group_size, feedback.order
     back = mx.argsort(order, axis=-1)[..., None, :]
     groups_back = mx.argsort(order[..., ::size] // size, axis=-1)[..., None, :]
     return affine(
@@ -57,6 +83,94 @@ def encode_with_feedback(weight: mx.array, covariance: mx.array, fmt: QuantForma
         _taken(mx.stack(biases, axis=-1), groups_back).astype(weight.dtype),
         fmt,
     )
+
+
+_Groups = tuple[list[mx.array], list[mx.array], list[mx.array]]
+"""Codes (..., out, group_size), scales and biases (..., out) of each group in its turn, float32."""
+
+
+def _fed_back(wanted: mx.array, factor: mx.array, fmt: QuantFormat, dtype: mx.Dtype) -> _Groups:
+    size = fmt.group_size
+    columns = wanted
+    groups: _Groups = ([], [], [])
+    for start in range(0, wanted.shape[-1], size):
+        end = start + size
+        block = factor[..., start:end, start:end]
+        group = columns[..., :size]
+        matter = mx.square(1.0 / mx.diagonal(block, axis1=-2, axis2=-1))[..., None, :]
+        scale, bias = fit_groups(group, matter, fmt.bits, dtype)
+        code, errors = _encode_group(group, block, scale, bias, bits=fmt.bits)
+        columns = columns[..., size:]
+        if columns.shape[-1]:
+            columns = columns - errors @ factor[..., start:end, end:]
+        mx.eval(columns, code, scale, bias)
+        for list_, value in zip(groups, (code, scale, bias), strict=True):
+            list_.append(value)
+    return groups
+
+
+def _descended(
+    wanted: mx.array, covariance: mx.array, groups: _Groups, fmt: QuantFormat, dtype: mx.Dtype
+) -> _Groups:
+    """One sweep that lowers E[(error · input)²] of every row, group by group."""
+    size = fmt.group_size
+    stored = [c * s[..., None] + b[..., None] for c, s, b in zip(*groups, strict=True)]
+    # Half the gradient of the loss with respect to the stored weights.
+    slope = (mx.concatenate(stored, axis=-1) - wanted) @ covariance
+    found: _Groups = ([], [], [])
+    for index, (codes, scale, bias) in enumerate(zip(*groups, strict=True)):
+        start, end = index * size, (index + 1) * size
+        block = covariance[..., start:end, start:end]
+        mine = slope[..., start:end]
+        scale, bias = _refitted(codes, scale, bias, mine, block, dtype)
+        now = codes * scale[..., None] + bias[..., None]
+        mine = mine + (now - stored[index]) @ block
+        new_codes = []
+        for k in range(size):
+            held = now[..., k] - mine[..., k] / block[..., None, k, k]
+            code = quantize_to(held, scale, bias, fmt.bits)
+            moved = code * scale + bias - now[..., k]
+            mine = mine + moved[..., None] * block[..., None, k, :]
+            new_codes.append(code)
+        new = mx.stack(new_codes, axis=-1)
+        after = new * scale[..., None] + bias[..., None]
+        slope = slope + (after - stored[index]) @ covariance[..., start:end, :]
+        mx.eval(slope, new, scale, bias)
+        for list_, value in zip(found, (new, scale, bias), strict=True):
+            list_.append(value)
+    return found
+
+
+def _refitted(
+    codes: mx.array,
+    scale: mx.array,
+    bias: mx.array,
+    slope: mx.array,
+    block: mx.array,
+    dtype: mx.Dtype,
+) -> tuple[mx.array, mx.array]:
+    """The scale and bias of least loss for these codes, as stored, where they are better."""
+    ones = mx.ones_like(codes)
+    by_codes = codes @ block
+    cc, c1 = (by_codes * codes).sum(-1), by_codes.sum(-1)
+    oo = (ones @ block).sum(-1)
+    c_slope, o_slope = (codes * slope).sum(-1), slope.sum(-1)
+    determinant = cc * oo - c1 * c1
+    singular = determinant <= 1e-6 * cc * oo
+    step = (c1 * o_slope - oo * c_slope) / mx.where(singular, 1.0, determinant)
+    new_scale = (scale + mx.where(singular, 0.0, step)).astype(dtype).astype(mx.float32)
+    new_scale = mx.where(mx.abs(new_scale) < _TINY, scale, new_scale)
+    step = new_scale - scale
+    new_bias = (bias - (o_slope + c1 * step) / oo).astype(dtype).astype(mx.float32)
+    shift = new_bias - bias
+    change = (
+        2 * (step * c_slope + shift * o_slope)
+        + step * step * cc
+        + 2 * step * shift * c1
+        + shift * shift * oo
+    )
+    better = change < 0
+    return mx.where(better, new_scale, scale), mx.where(better, new_bias, bias)
 
 
 def _encode_group(
@@ -85,6 +199,12 @@ def _taken(array: mx.array, columns: mx.array) -> mx.array:
     return mx.take_along_axis(array, mx.broadcast_to(columns, array.shape), axis=-1)
 
 
+def _ordered(covariance: mx.array, order: mx.array) -> mx.array:
+    """Rows and columns of `covariance` in `order`."""
+    rows = mx.broadcast_to(order[..., :, None], covariance.shape)
+    return _taken(mx.take_along_axis(covariance, rows, axis=-2), order[..., None, :])
+
+
 def _column_order(covariance: mx.array, group_size: int) -> mx.array:
     """Columns, (..., in): whole groups by falling mass, within each by falling second moment."""
     diagonal = mx.diagonal(covariance, axis1=-2, axis2=-1)
@@ -105,30 +225,26 @@ def conditional_variances(covariance: mx.array, group_size: int) -> mx.array:
         group_size: The group size whose column order is taken.
     """
     order = _column_order(covariance, group_size)
-    pivots = mx.diagonal(_upper_factor(covariance, order), axis1=-2, axis2=-1)
+    pivots = mx.diagonal(_upper_factor(covariance, order)[0], axis1=-2, axis2=-1)
     return _taken(mx.square(pivots), mx.argsort(order, axis=-1))
 
 
-def _inverse_factor(covariance: mx.array, order: mx.array) -> mx.array:
-    """Upper U with UᵀU = C⁻¹, C the damped covariance, columns in `order`."""
-    with mx.stream(mx.cpu):
-        return mx.linalg.tri_inv(_upper_factor(covariance, order), upper=True)
+def _upper_factor(covariance: mx.array, order: mx.array) -> tuple[mx.array, mx.array]:
+    """Upper R with R·Rᵀ = C + D: a Cholesky factorization that starts at the last column.
 
-
-def _upper_factor(covariance: mx.array, order: mx.array) -> mx.array:
-    """Upper R with R·Rᵀ = C: a Cholesky factorization that starts at the last column."""
-    backwards = order[..., ::-1]
-    rows = mx.broadcast_to(backwards[..., :, None], covariance.shape)
-    flipped = _taken(mx.take_along_axis(covariance, rows, axis=-2), backwards[..., None, :])
-    diagonal = mx.diagonal(flipped, axis1=-2, axis2=-1)
+    Returns:
+        R, and the diagonal matrix D that it took, both in `order`.
+    """
+    ordered = _ordered(covariance, order)
+    diagonal = mx.diagonal(ordered, axis1=-2, axis2=-1)
     mean = diagonal.mean(-1, keepdims=True)
     mean = mx.where(mean > 0, mean, 1.0)
     damping = _DAMPING
     while damping <= _MAX_DAMPING:
-        ridge = mx.where(diagonal > 0, damping * mean, mean)
+        ridge = mx.where(diagonal > 0, damping * mean, mean)[..., None] * mx.eye(ordered.shape[-1])
         with mx.stream(mx.cpu):
-            lower = mx.linalg.cholesky(flipped + ridge[..., None] * mx.eye(flipped.shape[-1]))
+            lower = mx.linalg.cholesky((ordered + ridge)[..., ::-1, ::-1])
         if mx.isfinite(lower.sum()).item():
-            return lower[..., ::-1, ::-1]
+            return lower[..., ::-1, ::-1], ridge
         damping *= 10
     raise ValueError("the covariance is not positive definite")

@@ -15,6 +15,7 @@ import numpy as np
 
 from dynquant.core.formats import UNQUANTIZED, QuantFormat
 from dynquant.core.plan import LayerProfile
+from dynquant.core.recipe import Effort
 from dynquant.mlx_backend.encoders import LayerEncoder
 from dynquant.mlx_backend.encoding import decode, encode
 from dynquant.mlx_backend.fallback import measure_block_outputs
@@ -55,6 +56,7 @@ def measure_costs(
     profiles: Sequence[LayerProfile],
     *,
     encoder: str,
+    effort: Effort,
     probe_windows: Sequence[mx.array],
     on_step: Callable[[str], None],
 ) -> Costs:
@@ -64,6 +66,7 @@ def measure_costs(
         measurement: The model and the calibration windows.
         profiles: The quantizable layers and the formats that each may take.
         encoder: Name of the encoder that will be used.
+        effort: How much work it will do, and whether to probe.
         probe_windows: Windows outside the calibration windows, each (batch, seq), int32.
         on_step: Called with `measure` or `probe` after each block.
 
@@ -117,12 +120,14 @@ def measure_costs(
     for path in unknown:
         costs[path] = tuple(typical * cost for cost in costs[path])
     measured = [dataclasses.replace(p, costs_nats=costs[p.path]) for p in profiles]
+    if not effort.probes:
+        return Costs(tuple(measured), method, {}, kept)
     watcher.forget({path for path in by_path if blocks.block_of(path) is not None})
     scales = measure_scales(
         measurement,
         probe_windows,
         measured,
-        LayerEncoder(encoder, watcher, kept),
+        LayerEncoder(encoder, watcher, kept, effort.num_sweeps),
         # Relative errors know nothing of nats; there any factor may be right.
         max_spread=_MAX_SPREAD if method == "fisher" else math.inf,
         on_step=lambda: on_step("probe"),

@@ -140,10 +140,11 @@ class MomentsObserver:
         assert covariance is not None
         return covariance
 
-    def drop_covariances(self) -> None:
-        """Let all products of inputs go."""
-        for moments in self._sums.values():
-            moments.covariance = None
+    def drop_covariances(self, paths: Collection[str] | None = None) -> None:
+        """Let products of inputs go: of the layers at `paths`, or all."""
+        for (path, _), moments in self._sums.items():
+            if paths is None or path in paths:
+                moments.covariance = None
 
     def forget(self, paths: Collection[str]) -> None:
         """Let everything about `paths` go, so that another pass can gather it anew."""

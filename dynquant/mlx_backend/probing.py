@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 
 import mlx.core as mx
+import numpy as np
 
 from dynquant.core.formats import QuantFormat
 from dynquant.core.plan import LayerProfile
@@ -26,11 +27,11 @@ from dynquant.mlx_backend.observing import observed
 from dynquant.mlx_backend.sensitivity import Measurement
 from dynquant.mlx_backend.streaming import BlockWeights, Forward
 
-__all__ = ["corrected", "measure_scales", "role_of"]
+__all__ = ["corrected", "kl_of_formats", "measure_scales", "role_of"]
 
 logger = logging.getLogger(__name__)
 
-_PROBED_BITS = (2, 4)
+_PROBED_BITS = (2, 4, 6)
 _PROBED_GROUP_SIZE = 64
 
 
@@ -62,30 +63,56 @@ def measure_scales(
     Returns:
         `role:bits` → scale.
     """
-    blocks, load = measurement.blocks, measurement.load
     by_path = {profile.path: profile for profile in profiles}
-    inside = {p: m for p, m in measurement.layers.items() if blocks.block_of(p) is not None}
-    predicted, probes = {}, {}
-    for name, plan in _plans(profiles).items():
-        predicted[name] = sum(by_path[path].cost_nats(fmt) for path, fmt in plan.items())
-        weights = BlockWeights(blocks, load, stored_by(encoder, plan, measurement.dtypes))
-        probes[name] = Forward(blocks, weights, windows)
-    learning = Forward(blocks, BlockWeights(blocks, load), measurement.batches)
-    original = Forward(blocks, BlockWeights(blocks, load), windows)
-    while learning.next_block is not None:
-        with observed(inside, encoder.moments):
-            learning.step(encoder.moments.pending)
-        for forward in (original, *probes.values()):
-            forward.step()
-        encoder.moments.drop_covariances()
-        on_step()
-    measured = kl_divergences(original, probes)
+    plans = _plans(profiles)
+    predicted = {
+        name: sum(by_path[path].cost_nats(fmt) for path, fmt in plan.items())
+        for name, plan in plans.items()
+    }
+    measured = kl_of_formats(measurement, windows, plans, encoder, on_step=on_step)
     for name, cost in predicted.items():
         logger.info("probe %s: predicted %.3g, measured %.3g", name, cost, measured[name])
     ratios = {n: measured[n] / cost for n, cost in predicted.items() if cost > 0 < measured[n]}
     middle = median(ratios.values()) if ratios else 1.0
     low, high = middle / max_spread, middle * max_spread
     return {name: min(max(ratio, low), high) for name, ratio in ratios.items()}
+
+
+def kl_of_formats(
+    measurement: Measurement,
+    windows: Sequence[mx.array],
+    plans: Mapping[str, Mapping[str, QuantFormat]],
+    encoder: LayerEncoder,
+    *,
+    on_step: Callable[[], None] = lambda: None,
+) -> dict[str, float]:
+    """Mean KL(original ‖ quantized) per token of whole models, all in one streamed pass.
+
+    Args:
+        measurement: The model, and the calibration windows that the encoder learns from.
+        windows: Windows for the KL divergences, each (batch, seq), int32.
+        plans: Name → path → format; layers without one stay as they are.
+        encoder: It holds the moments of the layers outside all blocks; those of each
+            block are gathered as the model advances.
+        on_step: Called after each block.
+    """
+    blocks, load = measurement.blocks, measurement.load
+    inside = {p: m for p, m in measurement.layers.items() if blocks.block_of(p) is not None}
+    quantized = {}
+    for name, formats in plans.items():
+        amend = stored_by(encoder, formats, measurement.dtypes)
+        quantized[name] = Forward(blocks, BlockWeights(blocks, load, amend), windows)
+    learning = Forward(blocks, BlockWeights(blocks, load), measurement.batches)
+    original = Forward(blocks, BlockWeights(blocks, load), windows)
+    while (block := learning.next_block) is not None:
+        with observed(inside, encoder.moments):
+            learning.step(encoder.moments.pending)
+        for forward in (original, *quantized.values()):
+            forward.step()
+        encoder.leave(measurement.paths_in(block))
+        on_step()
+    encoder.moments.forget(inside)
+    return kl_divergences(original, quantized)
 
 
 def corrected(profile: LayerProfile, scales: Mapping[str, float]) -> LayerProfile:
@@ -106,11 +133,8 @@ def corrected(profile: LayerProfile, scales: Mapping[str, float]) -> LayerProfil
 
 def _interpolated(known: Sequence[tuple[int, float]], bits: int) -> float:
     """Geometric interpolation over bits, constant outside."""
-    (low, first), (high, last) = known[0], known[-1]
-    if bits <= low or low == high:
-        return first
-    share = min(1.0, (bits - low) / (high - low))
-    return math.exp((1 - share) * math.log(first) + share * math.log(last))
+    widths, scales = zip(*known, strict=True)
+    return math.exp(float(np.interp(bits, widths, np.log(scales))))
 
 
 def _plans(profiles: Sequence[LayerProfile]) -> dict[str, dict[str, QuantFormat]]:

@@ -16,6 +16,7 @@ from dynquant import __version__
 from dynquant.core.formats import QuantFormat
 from dynquant.core.plan import CostTable, ModelInventory, QuantPlan
 from dynquant.core.quality import Quality
+from dynquant.core.recipe import Effort
 from dynquant.errors import SensitivitiesError
 from dynquant.mlx_backend.alignment import measure_alignment
 from dynquant.mlx_backend.calibration import Windows, cut_windows, open_tokenizer, window_length
@@ -148,6 +149,7 @@ class MlxQuantizer:
         *,
         menu: Sequence[QuantFormat],
         encoder: str,
+        effort: Effort,
         seed: int,
         on_step: OnStep,
     ) -> CostTable:
@@ -165,6 +167,7 @@ class MlxQuantizer:
             measurement,
             inventory.layers,
             encoder=encoder,
+            effort=effort,
             probe_windows=windows.batches(-num_probes),
             on_step=on_step,
         )
@@ -204,6 +207,7 @@ class MlxQuantizer:
         windows: Windows,
         *,
         encoder: str,
+        effort: Effort,
         importance: Mapping[str, tuple[tuple[str, str], ...]],
         on_step: OnStep,
     ) -> dict[Path, int]:
@@ -213,6 +217,7 @@ class MlxQuantizer:
             plans: Empty folder → what to write there.
             windows: The calibration windows.
             encoder: Name of the encoder.
+            effort: How much work to put in.
             importance: `CostTable.importance`.
             on_step: Called with `encode` after each block.
 
@@ -236,6 +241,7 @@ class MlxQuantizer:
             plans,
             writers,
             encoder=encoder,
+            num_sweeps=effort.num_sweeps,
             importance=_stored_importance(importance),
             on_step=lambda: on_step("encode"),
         )

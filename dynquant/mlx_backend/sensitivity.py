@@ -113,6 +113,10 @@ class Measurement:
         found = quantizable(self.blocks.model)
         return {path: layer for path, layer in found.items() if path in self.shapes}
 
+    def paths_in(self, block: str | None) -> list[str]:
+        """The layers of a block; with None those outside all blocks."""
+        return [path for path in self.shapes if self.blocks.block_of(path) == block]
+
     def observer(self) -> MomentsObserver:
         """Gathers the layers' inputs; products too, where the encoder feeds errors back.
 
@@ -150,15 +154,19 @@ def measure_importance(
     forward = Forward(blocks, weights, measurement.batches, record=True)
 
     def settle(block: str | None, *, keep: bool) -> None:
-        """Take from the covariances what the costs need."""
+        """Take from the covariances what the costs need, once for layers that share one."""
+        settled: dict[int, mx.array] = {}
         for path, role in watcher.roles():
             if blocks.block_of(path) != block:
                 continue
             _check_inputs(watcher, path, role)
             if takes_feedback(watcher, path):
-                covariance = watcher.covariance(path, role)
-                columns[path] = conditional_variances(covariance, _ORDER_GROUP_SIZE)
-                mx.eval(columns[path])
+                shared = id(watcher.of(path, role))
+                if shared not in settled:
+                    covariance = watcher.covariance(path, role)
+                    settled[shared] = conditional_variances(covariance, _ORDER_GROUP_SIZE)
+                    mx.eval(settled[shared])
+                columns[path] = settled[shared]
         if not keep:
             watcher.drop_covariances()
 
@@ -174,7 +182,7 @@ def measure_importance(
     gauge = FisherGauge(blocks, measurement.layers, measurement.shapes, watcher.roles())
 
     def finish(block: str | None, held: Weights) -> None:
-        mine = [path for path in measurement.shapes if blocks.block_of(path) == block]
+        mine = measurement.paths_in(block)
         on_layers(
             {path: _importance(measurement, path, watcher, gauge, columns) for path in mine}, held
         )

@@ -54,6 +54,9 @@ class JobSpec:
             "targets_bpw": list(self.recipe.targets_bpw),
             "menu": ",".join(fmt.name for fmt in self.recipe.menu),
             "encoder": self.recipe.encoder,
+            "effort": self.recipe.effort,
+            "refine": self.recipe.refine,
+            "time_budget_mins": self.recipe.time_budget_mins,
             "calibration_tokens": self.recipe.calibration_tokens,
             "evaluation_tokens": self.recipe.evaluation_tokens,
             "context_tokens": self.recipe.context_tokens,
@@ -88,12 +91,15 @@ def recipe_of(options: Mapping[str, Any]) -> Recipe:
     """A recipe from JSON types; what is missing is as by default.
 
     Raises:
-        InvalidOptionError: `menu` names a format that there is not.
+        InvalidOptionError: `menu` names a format that there is not, or `effort` no effort.
     """
     known = {
         key: options[key]
         for key in (
             "encoder",
+            "effort",
+            "refine",
+            "time_budget_mins",
             "calibration_tokens",
             "evaluation_tokens",
             "context_tokens",

@@ -8,7 +8,7 @@ from dynquant.core.formats import UNQUANTIZED, QuantFormat
 from dynquant.errors import InvalidOptionError, NonFiniteError
 from dynquant.mlx_backend.encoders import ENCODERS, LayerEncoder, check_encoder
 from dynquant.mlx_backend.encoding import Encoded, decode, encode, encode_min_max
-from dynquant.mlx_backend.gptq import encode_with_feedback
+from dynquant.mlx_backend.gptq import Feedback, encode_with_feedback
 from dynquant.mlx_backend.importance import Importance, Term
 from dynquant.mlx_backend.loading import scalar
 from dynquant.mlx_backend.moments import MomentsObserver
@@ -52,7 +52,33 @@ def test_an_unknown_encoder_is_refused_with_the_known_ones():
 def test_gptq_takes_the_covariance_of_the_inputs():
     weight, x = random(8, 64), random(50, 64, seed=1)
     found = make_encoder("gptq", x).encode("a", weight, FMT)
-    assert same(found, encode_with_feedback(weight, x.T @ x, FMT))
+    assert same(found, encode_with_feedback(weight, Feedback.of(x.T @ x, 32), FMT))
+
+
+def test_layers_that_share_an_input_are_factored_once():
+    x, paths = random(50, 64, seed=1), ("a", "b", "c")
+    watcher = MomentsObserver(dict.fromkeys(paths, (8, 64)), covariance=True)
+    for path in (*paths, *paths):
+        watcher(Observation(path, Role.LINEAR, x, x))
+        if path == "c":  # as after each batch
+            watcher.pending()
+    encoder = LayerEncoder("gptq", watcher)
+    for seed, path in enumerate(paths):
+        encoder.encode(path, random(8, 64, seed=seed), FMT)
+    assert len(encoder._factored) == 1
+    encoder.encode("a", random(8, 64), QuantFormat(4, 64))
+    assert len(encoder._factored) == 2
+    encoder.leave(paths)
+    assert not encoder._factored
+
+
+def test_a_layer_is_encoded_once_per_format_until_it_is_left():
+    weight, encoder = random(8, 64), make_encoder("gptq", random(50, 64, seed=1))
+    first = encoder.encode("a", weight, FMT)
+    assert encoder.encode("a", weight, FMT) is first
+    assert encoder.encode("a", weight, QuantFormat(4, 32)) is not first
+    encoder.leave(["a"])
+    assert encoder.encode("a", weight, FMT) is not first
 
 
 def test_least_squares_take_the_second_moments_of_the_inputs():

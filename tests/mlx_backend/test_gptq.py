@@ -6,7 +6,7 @@ import pytest
 
 from dynquant.core.formats import QuantFormat
 from dynquant.mlx_backend.encoding import Encoded, decode, encode
-from dynquant.mlx_backend.gptq import conditional_variances, encode_with_feedback
+from dynquant.mlx_backend.gptq import Feedback, conditional_variances, encode_with_feedback
 from dynquant.mlx_backend.loading import scalar
 
 WIDTH = 128
@@ -30,6 +30,13 @@ def covariance_of(inputs: np.ndarray) -> mx.array:
     return mx.array((inputs.T @ inputs).astype(np.float32))
 
 
+def fed_back(
+    weight: mx.array, covariance: mx.array, fmt: QuantFormat, *, num_sweeps: int = 0
+) -> Encoded:
+    feedback = Feedback.of(covariance, fmt.group_size)
+    return encode_with_feedback(weight, feedback, fmt, num_sweeps=num_sweeps)
+
+
 def output_error(encoded: Encoded, weight: mx.array, inputs: np.ndarray) -> float:
     difference = np.asarray(decode(encoded) - weight.astype(mx.float32), np.float64)
     return float(np.square(difference @ inputs.T).sum())
@@ -45,18 +52,39 @@ def least_squares(weight: mx.array, covariance: mx.array, fmt: QuantFormat) -> E
 def test_feedback_lowers_the_output_error_on_correlated_inputs(fmt, dtype):
     weight, inputs = random_weight(48, WIDTH, dtype=dtype), correlated_inputs()
     covariance = covariance_of(inputs)
-    feedback = encode_with_feedback(weight, covariance, fmt)
+    feedback = fed_back(weight, covariance, fmt)
     assert feedback.fmt == fmt
     assert feedback.arrays["scales"].dtype == dtype
     ours = output_error(feedback, weight, inputs)
     assert ours < 0.5 * output_error(least_squares(weight, covariance, fmt), weight, inputs)
 
 
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16], ids=str)
+@pytest.mark.parametrize("fmt", [QuantFormat(2, 32), QuantFormat(3, 64), QuantFormat(5, 128)])
+def test_every_sweep_lowers_the_output_error_further(fmt, dtype):
+    weight, inputs = random_weight(48, WIDTH, dtype=dtype), correlated_inputs()
+    errors = [
+        output_error(fed_back(weight, covariance_of(inputs), fmt, num_sweeps=n), weight, inputs)
+        for n in (0, 1, 3)
+    ]
+    assert errors[0] > errors[1] >= errors[2]
+
+
+def test_sweeps_leave_rows_alone_that_are_exact_already():
+    steps = np.random.default_rng(0).integers(0, 16, (8, WIDTH)).astype(np.float32)
+    steps[:, ::32] = 0  # every group has both ends
+    steps[:, 1::32] = 15
+    weight = mx.array(steps * 0.125 - 1)
+    covariance = covariance_of(correlated_inputs())
+    stored = fed_back(weight, covariance, QuantFormat(4, 32), num_sweeps=2)
+    assert scalar(mx.abs(decode(stored) - weight).max()) < 1e-5
+
+
 @pytest.mark.parametrize("fmt", [QuantFormat(3, 32), QuantFormat(4, 64)])
 def test_without_correlation_feedback_does_about_as_well_as_least_squares(fmt):
     weight, covariance = random_weight(32, WIDTH), 1000 * mx.eye(WIDTH)
     inputs = np.eye(WIDTH)
-    feedback = output_error(encode_with_feedback(weight, covariance, fmt), weight, inputs)
+    feedback = output_error(fed_back(weight, covariance, fmt), weight, inputs)
     plain = output_error(least_squares(weight, covariance, fmt), weight, inputs)
     assert feedback == pytest.approx(plain, rel=0.02)
 
@@ -66,7 +94,7 @@ def test_every_column_comes_back_where_it_was_however_the_order_runs(group_size)
     """Eight bits: a column out of place would be off by far more than a step."""
     weight = random_weight(16, WIDTH) + mx.arange(WIDTH)  # each column near its own index
     sizes = np.random.default_rng(3).permutation(WIDTH).astype(np.float32) + 1
-    stored = encode_with_feedback(weight, mx.diag(mx.array(sizes)), QuantFormat(8, group_size))
+    stored = fed_back(weight, mx.diag(mx.array(sizes)), QuantFormat(8, group_size))
     steps = group_size / 255
     assert scalar(mx.abs(decode(stored) - weight).max()) < steps
 
@@ -74,7 +102,7 @@ def test_every_column_comes_back_where_it_was_however_the_order_runs(group_size)
 def test_the_columns_that_carry_the_most_are_encoded_the_best():
     weight = random_weight(64, WIDTH)
     sizes = np.where(np.arange(WIDTH) % 4 == 0, 100.0, 1.0).astype(np.float32)
-    stored = encode_with_feedback(weight, mx.diag(mx.array(sizes)), QuantFormat(3, 64))
+    stored = fed_back(weight, mx.diag(mx.array(sizes)), QuantFormat(3, 64))
     errors = np.square(np.asarray(decode(stored) - weight)).mean(0)
     assert errors[sizes > 1].mean() < errors[sizes == 1].mean()
 
@@ -84,7 +112,7 @@ def test_a_singular_covariance_is_damped_and_stays_finite(rank):
     rng = np.random.default_rng(0)
     inputs = rng.normal(size=(rank, WIDTH)) * 100
     weight, fmt = random_weight(8, WIDTH), QuantFormat(4, 64)
-    stored = encode_with_feedback(weight, covariance_of(inputs), fmt)
+    stored = fed_back(weight, covariance_of(inputs), fmt)
     assert mx.all(mx.isfinite(decode(stored))).item()
     plain = least_squares(weight, covariance_of(inputs), fmt)
     assert output_error(stored, weight, inputs) < output_error(plain, weight, inputs)
@@ -94,13 +122,13 @@ def test_inputs_that_are_always_zero_get_plain_rounding():
     inputs = correlated_inputs()
     inputs[:, 10:40] = 0
     weight = random_weight(8, WIDTH)
-    stored = encode_with_feedback(weight, covariance_of(inputs), QuantFormat(8, 32))
+    stored = fed_back(weight, covariance_of(inputs), QuantFormat(8, 32))
     assert scalar(mx.abs(decode(stored) - weight)[:, 10:40].max()) < 0.01
 
 
 def test_a_layer_that_saw_nothing_is_encoded_all_the_same():
     weight = random_weight(8, WIDTH)
-    stored = encode_with_feedback(weight, mx.zeros((WIDTH, WIDTH)), QuantFormat(8, 64))
+    stored = fed_back(weight, mx.zeros((WIDTH, WIDTH)), QuantFormat(8, 64))
     assert scalar(mx.abs(decode(stored) - weight).max()) < 0.01
 
 
@@ -108,21 +136,21 @@ def test_experts_are_encoded_each_with_its_own_covariance():
     """They share the order of the columns, so each is a little worse than alone."""
     weight, fmt = random_weight(3, 16, WIDTH), QuantFormat(4, 32)
     inputs = [correlated_inputs(seed=seed) for seed in range(3)]
-    together = encode_with_feedback(weight, mx.stack(list(map(covariance_of, inputs))), fmt)
+    together = fed_back(weight, mx.stack(list(map(covariance_of, inputs))), fmt)
     assert together.arrays["weight"].shape == (3, 16, WIDTH * 4 // 32)
     assert together.arrays["scales"].shape == (3, 16, WIDTH // 32)
     decoded = decode(together)
     for e in range(3):
-        alone = encode_with_feedback(weight[e], covariance_of(inputs[e]), fmt)
+        alone = fed_back(weight[e], covariance_of(inputs[e]), fmt)
         mine = float(np.square(np.asarray(decoded[e] - weight[e]) @ inputs[e].T).sum())
-        other = encode_with_feedback(weight[e], covariance_of(inputs[(e + 1) % 3]), fmt)
+        other = fed_back(weight[e], covariance_of(inputs[(e + 1) % 3]), fmt)
         assert mine < 1.5 * output_error(alone, weight[e], inputs[e])
         assert mine < output_error(other, weight[e], inputs[e])
 
 
 def test_encoding_twice_gives_the_same_bits():
     weight, covariance = random_weight(8, WIDTH), covariance_of(correlated_inputs())
-    first, second = (encode_with_feedback(weight, covariance, QuantFormat(3, 32)) for _ in "ab")
+    first, second = (fed_back(weight, covariance, QuantFormat(3, 32)) for _ in "ab")
     for name, array in first.arrays.items():
         assert mx.array_equal(array, second.arrays[name]).item()
 
@@ -169,7 +197,7 @@ def test_conditional_variances_of_experts_have_one_row_each():
 def test_they_predict_the_loss_of_feedback_better_than_second_moments_do():
     weight, inputs = random_weight(64, WIDTH), correlated_inputs()
     covariance, fmt = covariance_of(inputs), QuantFormat(4, 32)
-    stored = encode_with_feedback(weight, covariance, fmt)
+    stored = fed_back(weight, covariance, fmt)
     loss = output_error(stored, weight, inputs)
     squares = mx.square(decode(least_squares(weight, covariance, fmt)) - weight)
     predicted = scalar((squares * conditional_variances(covariance, 32)).sum())

@@ -65,6 +65,7 @@ def _planned(raw: Mapping[str, Any]) -> dict[str, Any]:
     if formats.keys() != raw["layers"].keys():
         raise ValueError(raw["formats"])
     request = raw["request"]
+    budget = request["time_budget_mins"]
     return {
         "source": string(raw["source"]),
         "source_is_repo": raw["source_is_repo"] is True,
@@ -87,6 +88,9 @@ def _planned(raw: Mapping[str, Any]) -> dict[str, Any]:
         "menu": tuple(QuantFormat.from_name(string(fmt)) for fmt in request["menu"]),
         "method": string(raw["method"]),
         "encoder": string(raw["encoder"]),
+        "effort": string(request["effort"]),
+        "refine": request["refine"] is True,
+        "time_budget_mins": None if budget is None else real(budget),
         "seed": whole(raw["seed"]),
         "calibration": text_facts(raw["calibration"]),
         "calibration_tokens": whole(request["calibration_tokens"]),
