@@ -1,9 +1,10 @@
 """Run a command without what a stranger's model must not reach: `python -m dynquant.confine`.
 
 On Linux the command gets no socket (seccomp), writes only where it is told (Landlock), neither sees
-nor signals other processes (user, network and PID namespaces), and ends with whoever started it,
-together with everything that it started. On a Mac `sandbox-exec` takes the network. What the system
-refuses to take away stays; `dynquant doctor` says so after trying.
+nor signals other processes (user, network and PID namespaces), finds no keys where people keep them
+(mount namespace), and ends with whoever started it, together with everything that it started. On a
+Mac `sandbox-exec` takes the network. What the system refuses to take away stays; `dynquant doctor`
+says so after trying.
 
 Only the standard library is imported: a process with threads may not leave its namespaces.
 """
@@ -29,11 +30,15 @@ __all__ = ["clean_environment", "confined"]
 _MARK = "DYNQUANT_CONFINED"
 _INHERITED = (_MARK, "PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "LD_PRELOAD", "DYLD_LIBRARY_PATH")
 
+_KEYS = (".netrc", ".git-credentials", ".ssh", ".aws", ".gnupg", ".config/gh", ".docker")
+"""In a person's home; beside the tokens of huggingface_hub."""
+
 MAC_SANDBOX = ("/usr/bin/sandbox-exec", "-p", "(version 1)(allow default)(deny network*)")
 """There was no Mac to try it on, so it takes only what is known to be of no use to MLX."""
 
 # From linux/prctl.h, sched.h, seccomp.h, filter.h, audit.h and landlock.h.
 _PR_SET_PDEATHSIG, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 1, 22, 38
+_CLONE_NEWNS, _MS_BIND, _MS_REC_PRIVATE = 1 << 17, 1 << 12, 1 << 14 | 1 << 18
 _CLONE_NEWIPC, _CLONE_NEWUSER, _CLONE_NEWPID, _CLONE_NEWNET = 1 << 27, 1 << 28, 1 << 29, 1 << 30
 _SECCOMP_MODE_FILTER = 2
 _LOAD, _JUMP_EQUAL, _JUMP_GREATER_EQUAL, _RETURN = 0x20, 0x15, 0x35, 0x06
@@ -85,9 +90,23 @@ def confined(
     if _MARK in os.environ:
         return [*command]  # what we may not do, our children may not do either
     folders = [os.path.realpath(each) for each in writable]
-    terms = {"parent": os.getpid(), "writable": folders, "max_data_bytes": max_data_bytes}
+    terms = {
+        "parent": os.getpid(),
+        "writable": folders,
+        "hidden": _places_of_keys(),
+        "max_data_bytes": max_data_bytes,
+    }
     inner = [sys.executable, "-m", "dynquant.confine", json.dumps(terms), *command]
     return [*MAC_SANDBOX, *inner] if has_mac_sandbox() else inner
+
+
+def _places_of_keys() -> list[str]:
+    home = Path("~").expanduser()
+    hub = Path(os.environ.get("HF_HOME") or home / ".cache" / "huggingface")
+    tokens = [hub / "token", hub / "stored_tokens"]
+    if own := os.environ.get("HF_TOKEN_PATH"):
+        tokens.append(Path(own))
+    return [str(each) for each in (*tokens, *(home / key for key in _KEYS)) if each.exists()]
 
 
 @cache
@@ -120,8 +139,11 @@ def main(terms: Mapping[str, object], command: list[str]) -> None:
         Path("/proc/self/oom_score_adj").write_text("1000")
     is_apart = kernel.leave_namespaces()
     kernel.prctl(_PR_SET_NO_NEW_PRIVS, 1)
-    writable = terms["writable"]
+    writable, hidden = terms["writable"], terms["hidden"]
     assert isinstance(writable, list)
+    assert isinstance(hidden, list)
+    if is_apart:
+        kernel.hide(hidden)
     kernel.allow_writing(writable)
     kernel.refuse_sockets()
     if is_apart:
@@ -170,13 +192,23 @@ class _Kernel:
     def leave_namespaces(self) -> bool:
         """Go where there is no network and no other process; the same person, and nobody else."""
         uid, gid = os.getuid(), os.getgid()
-        flags = _CLONE_NEWUSER | _CLONE_NEWNET | _CLONE_NEWPID | _CLONE_NEWIPC
+        flags = _CLONE_NEWUSER | _CLONE_NEWNET | _CLONE_NEWPID | _CLONE_NEWIPC | _CLONE_NEWNS
         if self._libc.unshare(flags) != 0:
             return False
         Path("/proc/self/setgroups").write_text("deny")
         Path("/proc/self/uid_map").write_text(f"{uid} {uid} 1")
         Path("/proc/self/gid_map").write_text(f"{gid} {gid} 1")
         return True
+
+    def hide(self, places: Sequence[str]) -> None:
+        """Put nothing in the place of files and folders; Landlock keeps it there."""
+        self._libc.mount(None, b"/", None, ctypes.c_ulong(_MS_REC_PRIVATE), None)
+        for place in places:
+            if Path(place).is_dir():
+                self._libc.mount(b"none", os.fsencode(place), b"tmpfs", ctypes.c_ulong(0), None)
+            else:
+                flags = ctypes.c_ulong(_MS_BIND)
+                self._libc.mount(b"/dev/null", os.fsencode(place), None, flags, None)
 
     def allow_writing(self, folders: Sequence[str]) -> None:
         """Refuse to write, make, move or remove files elsewhere."""

@@ -114,6 +114,24 @@ def test_the_environment_of_its_runner_cannot_be_read(home, harden):
 
 
 @on_linux
+def test_the_keys_of_its_runner_are_not_where_they_are(home, tmp_path, monkeypatch, harden):
+    (tmp_path / "hf").mkdir()
+    (tmp_path / ".ssh").mkdir()
+    for name in ("hf/token", ".ssh/id_rsa", ".netrc"):
+        (tmp_path / name).write_text("canary")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    code = (
+        "import sys; from pathlib import Path\n"
+        "print([each.read_bytes() for each in Path(sys.argv[1]).rglob('*') if not each.is_dir()])\n"
+        "import ctypes; print(ctypes.CDLL(None).umount2(f'{sys.argv[1]}/.netrc'.encode(), 2))"
+    )
+    assert run(code, home, tmp_path).stdout == "[b'', b'']\n-1\n"
+    assert (tmp_path / "hf" / "token").read_text() == "canary"
+    harden("refused")
+
+
+@on_linux
 def test_its_runner_cannot_be_signalled(home, harden):
     code = "import os, sys; os.kill(int(sys.argv[1]), 0)"
     refused(code, home, os.getpid(), error="ProcessLookupError")

@@ -63,3 +63,19 @@ def test_every_command_and_option_says_what_it_does(command):
     assert COMMANDS[command].help
     for parameter in COMMANDS[command].params:
         assert getattr(parameter, "help", None), f"{command} {parameter.name} has no help"
+
+
+SECURITY = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", sorted(set(re.findall(r"`(tests/[\w/.]+::\w+)`", SECURITY))))
+def test_every_test_that_the_threat_model_names_exists(name):
+    path, _, function = name.partition("::")
+    assert f"\ndef {function}(" in (ROOT / path).read_text(encoding="utf-8")
+
+
+def test_the_threat_model_names_a_test_for_every_defence():
+    rows = re.findall(r"^\|(?! *\|)(?!.*---)(.*)\|$", SECURITY, flags=re.MULTILINE)
+    defences = [row for row in rows if len(row.split("|")) == 3 and "shown by" not in row]
+    assert len(defences) > 20
+    assert [row for row in defences if "::test_" not in row and "yes" not in row] == []

@@ -37,6 +37,7 @@ NEVER = ("*/*", "*.py", "*.bin", "consolidated*")
 WEIGHTS = ("model*.safetensors",)
 
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt")
+_MAX_NAME = 200
 _QUANT_OF = "base_model:quantized:"
 
 
@@ -165,6 +166,12 @@ def _refuse_absurd(listing: Listing, weights: Sequence[str]) -> None:
                 f"'{listing.repo}' has {len(names):,} files such as '{names[0][:100]}', and no "
                 f"model needs more than {most:,}. Ask the model's author."
             )
+    odd = [name for name in (*weights, *others) if len(name) > _MAX_NAME or not name.isprintable()]
+    if odd:
+        raise InvalidModelError(
+            f"'{listing.repo}' has a file with a name that no model needs: '{odd[0][:50]}'. Ask "
+            "the model's author."
+        )
     large = [name for name in others if listing.sizes[name] > MAX_SMALL_FILE_BYTES]
     if large:
         raise InvalidModelError(

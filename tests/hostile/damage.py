@@ -14,7 +14,9 @@ from tests.families import save_tokenizer
 from tests.mlx_backend.factories import VOCAB, save_model, write_safetensors
 
 __all__ = [
+    "CHATS",
     "INDEX",
+    "STORIES",
     "WEIGHTS",
     "deep",
     "edit_header",
@@ -31,6 +33,14 @@ __all__ = [
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+CHATS = [
+    [
+        {"role": "user", "content": f"What is {n} and {n} together, one apple or even more?"},
+        {"role": "assistant", "content": f"Together they are {2 * n}; here are the reasons."},
+    ]
+    for n in range(60)
+]
+STORIES = [f"Once upon a time there lived {n} bears in the green forest." for n in range(60)]
 Change = Callable[[dict[str, Any]], object]
 
 

@@ -16,7 +16,7 @@ from tests.command_line import once
 from tests.hardening import long_form
 from tests.hostile.attempt import MAX_CPU_SECS, MAX_PEAK_BYTES, Ending, compute
 from tests.hostile.cases import CASES, LONG, SECRET
-from tests.hostile.damage import make_sound
+from tests.hostile.damage import CHATS, STORIES, make_sound
 
 pytestmark = pytest.mark.harden("hostile models")
 
@@ -52,15 +52,7 @@ def make_job(folder: Path, model: Path) -> None:
         max_reading_cpu_secs=READING_CPU_SECS,
     )
     (folder / "spec.json").write_text(spec.to_json())
-    chats = [
-        [
-            {"role": "user", "content": f"What is {n} and {n} together, one apple or even more?"},
-            {"role": "assistant", "content": f"Together they are {2 * n}; here are the reasons."},
-        ]
-        for n in range(60)
-    ]
-    stories = [f"Once upon a time there lived {n} bears in the green forest." for n in range(60)]
-    for name, lines in (("calibration", chats), ("evaluation", stories)):
+    for name, lines in (("calibration", CHATS), ("evaluation", STORIES)):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 

@@ -1,0 +1,62 @@
+"""Hostile cards of local folders. What our own card makes of them: tests/core/test_card.py."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+
+from dynquant.hub.local import local_source
+from dynquant.runner.spec import JobSpec, recipe_of
+from tests.hostile.attempt import MAX_CPU_SECS, MAX_PEAK_BYTES, apart
+
+pytestmark = pytest.mark.harden("hostile models")
+
+
+def bomb(levels: int = 30) -> str:
+    """Billion laughs: every line has the one before it ten times."""
+    lines = ["a0: &a0 [lol, lol]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, levels)]
+    return "\n".join([*lines, f"extra_gated_fields: {{x: *a{levels - 1}}}", "license: mit"])
+
+
+CARDS = {
+    "a billion laughs": bomb(),
+    "a text that holds itself": "extra_gated_fields: &a {x: *a}\nlicense: mit",
+    "lists within lists": "license: " + "[" * 5000 + "]" * 5000,
+    "an object of Python": "license: !!python/object/apply:os.system ['touch ran']",
+    "a tag of nobody": "license: !evil {a: b}",
+    "no YAML": "license: [",
+    "a list": "- license",
+    "fifty million letters": "license: " + "a" * 50_000_000,
+    "a key that is a list": "? [a, b]\n: c\nlicense: mit",
+    "a date for a license": "license: 2001-01-01\nextra_gated_prompt: 12:30:45",
+}
+
+
+def read_card(model: str) -> None:
+    """What a command does with a local folder before anything else, in a process of its own."""
+    source = local_source(model, None)
+    assert source is not None
+    spec = JobSpec(
+        source=source,
+        recipe=recipe_of({"targets_bpw": [4.0]}),
+        calibration="a",
+        evaluation="b",
+        max_reading_cpu_secs=1,
+    )
+    sys.stdout.write(json.dumps({"result": len(spec.to_json())}))
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_a_card_that_nobody_can_read_carries_no_license_and_does_no_harm(name, tmp_path):
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "README.md").write_text(f"---\n{CARDS[name]}\n---\n# Model\n")
+    ending = apart(read_card, tmp_path, str(model))
+    assert ending.reason is None, ending.errors
+    assert ending.said["result"] < 10_000
+    assert ending.cpu_secs < MAX_CPU_SECS
+    assert ending.peak_bytes < MAX_PEAK_BYTES
+    assert not list(tmp_path.rglob("ran"))

@@ -1,0 +1,136 @@
+"""Hostile repos as a runner meets them: before anything is downloaded, in bounded memory."""
+
+from __future__ import annotations
+
+import json
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from huggingface_hub import close_session, constants
+
+from dynquant.errors import InvalidModelError, RequestError
+from dynquant.hub import HubModels
+from tests.hardening import long_form
+from tests.hub.conftest import tiny_files
+from tests.local_hub import LocalHub
+
+pytestmark = [pytest.mark.harden("hostile models"), pytest.mark.hub]
+
+REPO = "eve/model"
+MAX_GROWTH_BYTES = 1_500_000_000
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch) -> Iterator[LocalHub]:
+    with LocalHub() as hub:
+        template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+        yield hub
+        close_session()
+
+
+@pytest.fixture
+def models(hub, tmp_path) -> Iterator[HubModels]:
+    with HubModels(endpoint=hub.url, cache_dir=tmp_path / "cache", sleep=lambda _: None) as models:
+        yield models
+
+
+def refusal(hub: LocalHub, models: HubModels, files: dict[str, bytes]) -> str:
+    """Why a repo with these files is refused; asked for in both ways."""
+    hub.add(REPO, files)
+    sentences = set()
+    for fetch in (models.fetch_headers, models.fetch):
+        with pytest.raises(RequestError) as caught:
+            fetch(REPO)
+        sentences.add(str(caught.value))
+    assert len(sentences) == 1
+    sentence = sentences.pop()
+    assert sentence.isprintable()
+    assert sentence.endswith(".")
+    assert len(sentence) < 500
+    return sentence
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "a\nb.json",
+        "a\x1b[2J.json",
+        "\u202enosj.json",
+        "model\u200b.safetensors",
+        "x" * 201 + ".txt",
+    ],
+)
+def test_a_name_that_is_made_to_mislead_is_refused(hub, models, name, harden):
+    assert "a name that no model needs" in refusal(hub, models, tiny_files(**{name: b"{}"}))
+    assert hub.asked("resolve") == []
+    harden("refused")
+
+
+@pytest.mark.parametrize("name", ["../evil.json", "../../model.safetensors", "sub/../../evil.txt"])
+def test_a_name_that_leads_out_of_the_folder_is_not_asked_for(hub, models, name, tmp_path):
+    hub.add(REPO, tiny_files(**{name: b"evil"}))
+    source = models.fetch(REPO)
+    assert not any("evil" in path.name for path in tmp_path.rglob("*"))
+    assert hub.asked("evil") == []
+    assert (source.folder / "config.json").is_file()
+
+
+def test_a_repo_of_very_many_shards_is_refused(hub, models, harden):
+    names = [f"model-{n:05d}-of-05001.safetensors" for n in range(5_001)]
+    sentence = refusal(hub, models, tiny_files(**dict.fromkeys(names, b"x")))
+    assert "5,002 files" in sentence
+    assert hub.asked("resolve") == []
+    harden("refused")
+
+
+def test_headers_that_are_large_only_together_are_refused(hub, models, harden):
+    header = json.dumps({"__metadata__": {"x": "a" * 9_000_000}}).encode()
+    shard = len(header).to_bytes(8, "little") + header
+    names = [f"model-{n:05d}-of-00012.safetensors" for n in range(12)]
+    hub.add(REPO, tiny_files(**{"model.safetensors": None}, **dict.fromkeys(names, shard)))
+    with pytest.raises(InvalidModelError, match="50 MB in all"):
+        models.fetch_headers(REPO)
+    harden("refused")
+
+
+def test_a_large_file_that_is_read_whole_is_refused_undownloaded(hub, models, tmp_path, harden):
+    with (tmp_path / "large").open("wb") as stream:
+        stream.truncate(201_000_000)
+    hub.add(REPO, {**tiny_files(), "tokenizer.json": tmp_path / "large"})
+    with pytest.raises(InvalidModelError, match="larger than 200 MB"):
+        models.fetch_headers(REPO)
+    assert hub.asked("resolve") == []
+    harden("refused")
+
+
+@long_form
+def test_a_repo_of_a_million_tiny_files_is_refused(hub, models, harden):
+    """The Hub itself has to name them; what that takes is bounded, and nothing is downloaded."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    sentence = refusal(hub, models, tiny_files(**{f"{n:07d}.json": b"" for n in range(1_000_000)}))
+    assert "1,000,0" in sentence
+    assert hub.asked("resolve") == []
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+    assert grown < 3 * MAX_GROWTH_BYTES  # the stand-in for the Hub is in this process as well
+    harden("refused")
+
+
+CARDS = {
+    "tags that are no list": "tags: {a: 1}\nlicense: 5\nbase_model: {x: y}",
+    "figures that are none": "model-index: [1, {name: 5}, {results: x}]",
+    "a language that is a number": "language: 5\ndatasets: [1, 2]\nlicense: [{a: b}]",
+    "a script": "license: <script>alert(1)</script>\nlicense_link: javascript:alert(1)",
+}
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_a_hostile_card_does_not_keep_a_model_from_being_fetched(hub, models, name):
+    hub.add(REPO, tiny_files(**{"README.md": f"---\n{CARDS[name]}\n---\n# M\n".encode()}))
+    source = models.fetch_headers(REPO)
+    assert len(str(source.license_fields)) < 1_000
+    assert isinstance(source.folder, Path)

@@ -1,0 +1,116 @@
+"""Hostile models as jobs of one real runner: it stays up, and publishes what is sound."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from huggingface_hub import constants
+
+from dynquant.core.job import Job, JobRequest, JobState
+from dynquant.core.recipe import RECIPE_VERSION
+from dynquant.errors import Reason
+from tests.command_line import needs_shared
+from tests.hardening import long_form
+from tests.hostile.cases import CASES, FILES
+from tests.hostile.damage import CHATS, make_sound
+from tests.local_hub import LocalHub
+from tests.service.conftest import OPTIONS, TOKEN, Field
+
+pytestmark = [
+    pytest.mark.harden("hostile models"),
+    pytest.mark.hub,
+    pytest.mark.slow,
+    long_form,
+    needs_shared,
+]
+
+CARD = """---
+license: <script>alert(1)</script>
+license_name: "[click](javascript:alert(1))"
+license_link: javascript:alert(1)
+tags: ["<img src=x onerror=alert(1)>", "{{ 7 * 7 }}"]
+extra_gated_prompt: "<script>alert(2)</script>"
+---
+# <script>alert(3)</script>
+"""
+PUBLISHED = (
+    "weights too small for a float",
+    "code of its own by auto_map",
+    "a tokenizer that brings code",
+    "a template that reaches for the system",
+    "a template that refuses everything",
+)
+# No repo holds links, pipes or holes; what is ended by its CPU time takes half an hour here; and
+# the stand-in for the Hub counts parameters itself.
+REFUSED = [
+    name
+    for name, case in CASES.items()
+    if name not in {*FILES, "an index of 2 GB", "sizes whose product takes for ever"}
+    and case.reason not in {None, Reason.TAKES_TOO_LONG}
+]
+MAX_SECS = 3_600.0
+
+
+@pytest.fixture
+def field(tmp_path, monkeypatch) -> Iterator[Field]:
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    with LocalHub() as hub:
+        hub.add_user("you", token=TOKEN)
+        field = Field(tmp_path, hub, f"sqlite:///{tmp_path / 'jobs.sqlite'}")
+        yield field
+        field.close()
+
+
+def submit(field: Field, name: str, folder: Path) -> Job:
+    repo = field.hub.add(f"eve/model-{len(field.hub.repos)}", folder)
+    request = JobRequest(
+        model=repo.id,
+        targets_bpw=(6.0,),
+        destination="you",
+        requester=name[:20],
+        options=OPTIONS | {"menu": "4g32,8g32", "calibration": str(field.folder / "chats.jsonl")},
+    )
+    return field.board.submit(
+        request, revision_sha=repo.branches["main"], recipe_version=RECIPE_VERSION
+    )
+
+
+def test_a_runner_refuses_them_all_by_name_and_publishes_the_sound_ones(field, tmp_path, harden):
+    make_sound(tmp_path / "sound")
+    (tmp_path / "sound" / "README.md").write_text(CARD)
+    chats = [json.dumps({"messages": chat}) for chat in CHATS]
+    (tmp_path / "chats.jsonl").write_text("\n".join(chats))
+    jobs = {}
+    for number, name in enumerate((*REFUSED, *PUBLISHED)):
+        folder = tmp_path / "models" / str(number)
+        shutil.copytree(tmp_path / "sound", folder)
+        CASES[name].build(folder)
+        jobs[name] = submit(field, name, folder)
+    runner = field.start()
+    deadline = MAX_SECS / len(jobs)
+    over = {name: field.over(job, 60 + deadline) for name, job in jobs.items()}
+    assert runner.poll() is None
+    lost = {
+        name: f"{job.state} {job.reason_code}: {job.sentence}"
+        for name, job in over.items()
+        if name in REFUSED
+        and (job.reason_code != CASES[name].reason or not job.sentence.isprintable())
+    }
+    published = [name for name in PUBLISHED if over[name].state == JobState.PUBLISHED]
+    harden("refused", len(REFUSED) - len(lost))
+    harden("published", len(published))
+    harden("lost", len(lost) + len(PUBLISHED) - len(published))
+    assert not lost
+    assert published == [*PUBLISHED], [over[name].sentence for name in PUBLISHED]
+    made = [repo for key, repo in field.hub.repos.items() if repo.id.startswith("you/")]
+    assert len(made) == len(PUBLISHED)
+    for repo in made:
+        files = repo.commits[repo.branches["main"]].files
+        assert not [path for path in files if path.endswith(".py")]
+        assert b"<script" not in files["README.md"].read()
+        assert b"](javascript" not in files["README.md"].read()
+    assert not list(tmp_path.rglob("ran"))
