@@ -19,6 +19,7 @@ from dynquant.core.sweeps import SweepReport
 from dynquant.core.watch_config import parse_watch_config
 from dynquant.core.watch_status import Errands, WatchAct, WatchStatus
 from dynquant.errors import DynquantError, InvalidOptionError, RequestError
+from dynquant.hub.mentions import HubMentions
 from dynquant.hub.models import HubModels
 from dynquant.hub.new_models import HubNewModels
 from dynquant.jobs.board import DatabaseBoard
@@ -106,6 +107,7 @@ class Watchtower:
             self.rules(),
             supports=is_known_family,
             shape_of=partial(self._shape_of, hub.count),
+            mentioner=HubMentions(endpoint=self._endpoint),
         )
 
     def do_round(self) -> SweepReport | None:

@@ -98,6 +98,7 @@ class Rule:
         priority: Within a sweep the lower is queued first.
         gb_per_day: What may be published within 24 hours.
         hours_per_day: Work that may be queued within 24 hours, estimated.
+        mention: Whether one discussion is opened at a model once its quants are published.
     """
 
     name: str
@@ -126,6 +127,7 @@ class Rule:
     max_per_sweep: int = 5
     gb_per_day: float | None = None
     hours_per_day: float | None = None
+    mention: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

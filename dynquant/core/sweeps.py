@@ -14,6 +14,7 @@ __all__ = [
     "Cursor",
     "Known",
     "Later",
+    "Mention",
     "Order",
     "SweepReport",
     "report_from_json",
@@ -79,6 +80,15 @@ class Order:
     rule: str
     num_bytes: int
     hours: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mention:
+    """A model whose author is to be told, once its job has published something."""
+
+    repo_id: str
+    rule: str
+    job_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

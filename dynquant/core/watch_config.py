@@ -118,6 +118,9 @@ _RULE_FIELDS = {
         number(above=0, most=10_000),
         "Hours of work that are queued within 24 hours, by 'hours_per_billion'.",
     ),
+    "mention": _rule_field(
+        "mention", FLAG, "Whether to tell each author, in one discussion at the model, once."
+    ),
 }
 
 
@@ -217,6 +220,8 @@ def _contradiction(rule: Rule) -> str | None:
         return f"the license '{both[0]}' is both taken and refused. Leave it in one of the lists."
     if both := sorted(set(rule.tags) & set(rule.without_tags)):
         return f"the tag '{both[0]}' is both required and refused. Leave it in one of the lists."
+    if rule.mention and rule.private:
+        return "'mention' tells people of repos that 'private' hides. Leave one of them out."
     model = f"{(*rule.authors, 'somebody')[0]}/model"
     targets = rule.bpw or tuple(map(float, range(1, len(rule.memory_bytes) + 1)))
     try:

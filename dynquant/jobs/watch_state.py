@@ -20,6 +20,7 @@ from dynquant.core.sweeps import (
     Cursor,
     Known,
     Later,
+    Mention,
     Order,
     SweepReport,
     report_from_json,
@@ -196,8 +197,14 @@ class DatabaseWatchState:
 
     # Jobs.
 
-    def order(self, order: Order, known: Known) -> None:
-        """Write down a job before it is queued, and that its model is dealt with."""
+    def order(self, order: Order, known: Known, *, mention: bool = False) -> None:
+        """Write down a job before it is queued, and that its model is dealt with.
+
+        Args:
+            order: The job.
+            known: The model.
+            mention: Whether its author is to be told, unless that was done before.
+        """
         with self._changing() as connection:
             present = sa.select(tables.orders.c.job_id).where(
                 tables.orders.c.job_id == order.job_id
@@ -216,6 +223,8 @@ class DatabaseWatchState:
                 )
             _write_known(connection, known)
             _write_later(connection, known.repo_id, None)
+            if mention:
+                _write_mention(connection, order, known.repo_id)
 
     def submitted(self, job_id: str) -> None:
         """The queue has a job that was written down."""
@@ -253,6 +262,31 @@ class DatabaseWatchState:
                 )
             ).one()
         return int(num_bytes or 0), float(hours or 0)
+
+    # Who is told.
+
+    def mentions(self, *, limit: int) -> tuple[Mention, ...]:
+        """The models whose authors are to be told, and were not."""
+        columns = tables.mentions.c
+        query = sa.select(columns.repo_id, columns.rule, columns.job_id).where(
+            columns.is_done.is_(False)
+        )
+        with self._database.reading() as connection:
+            rows = connection.execute(query.order_by(columns.repo_id).limit(limit)).all()
+        return tuple(Mention(repo_id=name, rule=rule, job_id=job) for name, rule, job in rows)
+
+    def mentioned(self, repo_id: str) -> None:
+        """A model's author was told, and will not be told again."""
+        mine = tables.mentions.c.repo_id == repo_id
+        with self._changing() as connection:
+            connection.execute(sa.update(tables.mentions).where(mine).values(is_done=True))
+
+    def forget_mention(self, repo_id: str) -> None:
+        """There is nothing to tell a model's author."""
+        with self._changing() as connection:
+            connection.execute(
+                sa.delete(tables.mentions).where(tables.mentions.c.repo_id == repo_id)
+            )
 
     # Reports.
 
@@ -298,6 +332,10 @@ class DatabaseWatchState:
                     sa.insert(tables.turns).values(id=1, is_paused=False, held_until_secs=0.0)
                 )
             version = connection.execute(sa.select(tables.schema.c.version)).scalar_one()
+            if version == 1:  # all that it lacks is a table
+                tables.metadata.create_all(connection)
+                version = tables.VERSION
+                connection.execute(sa.update(tables.schema).values(version=version))
         if version != tables.VERSION:
             raise InvalidOptionError(
                 f"The watcher's tables were made by another version of dynquant: they are version "
@@ -317,6 +355,19 @@ def _write_known(connection: sa.Connection, known: Known) -> None:
             skip=known.skip or "",
             job_id=known.job_id,
             number=latest + 1,
+        )
+    )
+
+
+def _write_mention(connection: sa.Connection, order: Order, repo_id: str) -> None:
+    mine = tables.mentions.c.repo_id == repo_id
+    done = connection.execute(sa.select(tables.mentions.c.is_done).where(mine)).scalar_one_or_none()
+    if done:
+        return
+    connection.execute(sa.delete(tables.mentions).where(mine))
+    connection.execute(
+        sa.insert(tables.mentions).values(
+            repo_id=repo_id, rule=order.rule, job_id=order.job_id, is_done=False
         )
     )
 

@@ -104,6 +104,7 @@ class Orders:
                 fingerprint=look.candidate.fingerprint,
                 job_id=order.job_id,
             ),
+            mention=rule.mention,
         )
         try:
             self._submit(order)

@@ -7,9 +7,9 @@ from datetime import datetime
 from typing import Literal, Protocol
 
 from dynquant.core.rules import Candidate
-from dynquant.core.sweeps import Cursor, Known, Later, Order, SweepReport
+from dynquant.core.sweeps import Cursor, Known, Later, Mention, Order, SweepReport
 
-__all__ = ["NewModels", "Turns", "WatchState"]
+__all__ = ["Mentioner", "NewModels", "Turns", "WatchState"]
 
 
 class NewModels(Protocol):
@@ -80,8 +80,20 @@ class WatchState(Protocol):
         """When a model is to be looked at again; None if it is not."""
         ...
 
-    def order(self, order: Order, known: Known) -> None:
+    def order(self, order: Order, known: Known, *, mention: bool) -> None:
         """Write down a job before it is queued, and that its model is dealt with."""
+        ...
+
+    def mentions(self, *, limit: int) -> tuple[Mention, ...]:
+        """The models whose authors are to be told, and were not."""
+        ...
+
+    def mentioned(self, repo_id: str) -> None:
+        """A model's author was told, and will not be told again."""
+        ...
+
+    def forget_mention(self, repo_id: str) -> None:
+        """There is nothing to tell a model's author."""
         ...
 
     def submitted(self, job_id: str) -> None:
@@ -102,6 +114,19 @@ class WatchState(Protocol):
 
     def set_paused(self, paused: bool) -> None:  # noqa: FBT001
         """Stop sweeping, or go on with it."""
+        ...
+
+
+class Mentioner(Protocol):
+    """Where authors are told; see `hub.mentions.HubMentions`."""
+
+    def mention(self, repo_id: str, *, title: str, text: str) -> bool:
+        """Open a discussion, unless one of ours with this title is there.
+
+        Raises:
+            RequestError: It cannot be opened.
+            HubUnavailableError: Network, rate limit, 5xx.
+        """
         ...
 
 

@@ -11,8 +11,9 @@ from dynquant.core.serving import Shape
 from dynquant.core.sweeps import SweepReport
 from dynquant.ports import JobBoard
 from dynquant.watcher.inspecting import Inspector, Look
+from dynquant.watcher.mentions import Mentions
 from dynquant.watcher.orders import Orders
-from dynquant.watcher.ports import NewModels, WatchState
+from dynquant.watcher.ports import Mentioner, NewModels, WatchState
 from dynquant.watcher.sweep import Sweep
 
 __all__ = ["Watcher"]
@@ -39,6 +40,7 @@ class Watcher:
         supports: Says of a `model_type` whether it can be converted.
         shape_of: What running a model takes, for rules that name memory sizes; None leaves it to
             an estimate. Raises RequestError for a model that cannot be converted.
+        mentioner: Where authors are told; None tells nobody, whatever the rules say.
     """
 
     def __init__(
@@ -50,11 +52,13 @@ class Watcher:
         *,
         supports: Callable[[str], bool] = lambda _: True,
         shape_of: Callable[[Candidate], Shape] | None = None,
+        mentioner: Mentioner | None = None,
     ) -> None:
         self._hub = hub
         self._board = board
         self._state = state
         self._config = config
+        self._mentioner = mentioner
         self._inspector = Inspector(hub, config, supports=supports, shape_of=shape_of)
 
     def sweep(
@@ -78,7 +82,10 @@ class Watcher:
             RetryLaterError: The database does not answer. What the Hub does is in the report.
         """
         sweep = self._new_sweep(now, dry_run=dry_run, on_decision=on_decision, may_go_on=may_go_on)
-        return sweep.over_lists()
+        report = sweep.over_lists()
+        if self._mentioner is not None and not dry_run:
+            Mentions(self._mentioner, self._board, self._state, self._config).do(may_go_on)
+        return report
 
     def sweep_repo(
         self, repo_id: str, now: datetime, *, may_go_on: Callable[[], bool] = _nobody_minds

@@ -160,6 +160,41 @@ def test_only_the_newest_memories_are_kept(state, monkeypatch):
     assert len(state.reports(limit=9)) == 2
 
 
+def test_tables_of_the_first_version_get_what_they_lack_and_keep_what_they_have(
+    state, database_url
+):
+    state.order(make_order(), make_known("org/m"))
+    with state._database.writing() as connection:
+        connection.execute(sa.text("DROP TABLE dynquant_watch_mentions"))
+        connection.execute(sa.text("UPDATE dynquant_watch_schema SET version = 1"))
+    for _ in range(2):
+        other = DatabaseWatchState(database_url)
+        assert other.unsubmitted()[0].job_id == "j1"
+        other.order(make_order("j2"), make_known("org/m"), mention=True)
+        assert [each.job_id for each in other.mentions(limit=9)] == ["j2"]
+        other.close()
+
+
+def test_an_author_who_was_told_is_not_told_of_another_job(state):
+    state.order(make_order("j1"), make_known("org/m"), mention=True)
+    state.order(make_order("j2"), make_known("org/m"), mention=True)
+    assert [each.job_id for each in state.mentions(limit=9)] == ["j2"]
+    state.mentioned("org/m")
+    state.order(make_order("j3"), make_known("org/m"), mention=True)
+    assert state.mentions(limit=9) == ()
+
+
+def test_who_sweeps_is_seen_by_others_until_the_turn_ends(state):
+    assert not state.is_sweeping
+    began_at = state.begin("one", lease_secs=60, is_due=lambda *_: True)
+    assert began_at is not None
+    assert state.is_sweeping
+    state.end("one", began_at=began_at)
+    assert not state.is_sweeping
+    state.begin("dead", lease_secs=-1, is_due=lambda *_: True)
+    assert not state.is_sweeping
+
+
 def test_tables_of_another_version_are_refused(state, database_url):
     with state._database.writing() as connection:
         connection.execute(sa.text("UPDATE dynquant_watch_schema SET version = 99"))

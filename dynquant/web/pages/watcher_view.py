@@ -195,6 +195,8 @@ def _rule(rule: Rule) -> str:
         ("Publishes to", f"<code>{markup.text(rule.destination)}</code>"),
         ("At most", markup.text(" · ".join(_limits(rule)))),
     ]
+    if rule.mention:
+        rows.append(("Tells authors", "by one discussion at the model, once"))
     title = f"<h2>{markup.text(rule.name)}</h2>"
     return f'<section class="dq-card dq-rule">{title}{markup.facts(rows)}</section>'
 
