@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import gradio as gr
 from gradio.events import api
 
 from dynquant.core.job import Job
-from dynquant.errors import DynquantError
+from dynquant.errors import DynquantError, InvalidOptionError
 from dynquant.web.service import DEFAULT_CONTEXT_TOKENS, Order, Service
 
-__all__ = ["add_api"]
+__all__ = ["NUM_VALUES", "add_api"]
+
+NUM_VALUES: Mapping[str, int] = {"plan": 3, "submit": 6, "status": 1, "cancel": 1}
+"""Endpoint → how many values a call has; Gradio's clients fill in what is left out."""
+
+_MAX_CONTEXT_TOKENS = 100_000_000
+_LARGE = 1e9
 
 
 def add_api(service: Service) -> None:
     """Add the endpoints to the Blocks that are open."""
     endpoints = _Api(service)
-    for name in ("plan", "submit", "status", "cancel"):
+    for name in NUM_VALUES:
         api(getattr(endpoints, name), api_name=name, queue=False)
 
 
@@ -38,10 +45,9 @@ class _Api:
             context_tokens: Context that the memory figure is for.
         """
         try:
-            prospect = self._service.prospects(model)
-            found = self._service.outlooks(
-                prospect, tuple(map(float, bits_per_weight)), context_tokens=int(context_tokens)
-            )
+            targets, tokens = _numbers(bits_per_weight), _tokens(context_tokens)
+            prospect = self._service.look_at(_text("model", model))
+            found = self._service.outlooks(prospect, targets, context_tokens=tokens)
         except DynquantError as error:
             raise _refusal(error) from error
         return {
@@ -88,12 +94,12 @@ class _Api:
             job = self._service.submit(
                 visitor,
                 Order(
-                    model=model,
-                    targets_bpw=tuple(map(float, bits_per_weight)),
-                    formats=formats,
-                    destination=destination,
-                    private=private,
-                    notify_url=notify_url,
+                    model=_text("model", model),
+                    targets_bpw=_numbers(bits_per_weight),
+                    formats=_text("formats", formats),
+                    destination=_text("destination", destination),
+                    private=_flag("private", private),
+                    notify_url=_text("notify_url", notify_url),
                 ),
             )
         except DynquantError as error:
@@ -107,7 +113,7 @@ class _Api:
             job_id: As submit returned it.
         """
         try:
-            job, _ = self._service.job(job_id)
+            job, _ = self._service.job(_text("job_id", job_id))
         except DynquantError as error:
             raise _refusal(error) from error
         return self._shown(job)
@@ -122,7 +128,7 @@ class _Api:
         """
         try:
             visitor = self._service.reception.require(token.token if token else None)
-            job = self._service.cancel(visitor, job_id)
+            job = self._service.cancel(visitor, _text("job_id", job_id))
         except DynquantError as error:
             raise _refusal(error) from error
         return self._shown(job)
@@ -154,6 +160,38 @@ class _Api:
                 for each in job.results
             ],
         }
+
+
+# Gradio passes on whatever JSON a program sends.
+
+
+def _text(name: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise InvalidOptionError(f"'{name}' has to be a text.")
+    return value
+
+
+def _flag(name: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise InvalidOptionError(f"'{name}' has to be true or false.")
+    return value
+
+
+def _numbers(values: object) -> tuple[float, ...]:
+    if not isinstance(values, list) or any(type(each) not in {int, float} for each in values):
+        raise InvalidOptionError("'bits_per_weight' has to be a list of numbers, such as [4.5].")
+    # A whole number may be too large for a float, and is too large for everything else then.
+    return tuple(float(min(max(each, -_LARGE), _LARGE)) for each in values)
+
+
+def _tokens(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InvalidOptionError("'context_tokens' has to be a number.")
+    if not 0 < value <= _MAX_CONTEXT_TOKENS:
+        raise InvalidOptionError(
+            f"'context_tokens' has to be between 1 and {_MAX_CONTEXT_TOKENS:,}."
+        )
+    return int(value)
 
 
 def _refusal(error: DynquantError) -> gr.Error:

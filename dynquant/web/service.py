@@ -15,6 +15,7 @@ from dynquant.hub.visitor import HubVisitor
 from dynquant.ports import JobEvent, RunnerStatus
 from dynquant.web.catalogue import Catalogue
 from dynquant.web.desk import JobDesk
+from dynquant.web.limits import Limits, address_of_visitor
 from dynquant.web.outlook import Line, Outlook, line_of, outlook
 from dynquant.web.prospects import Prospect, Prospects
 from dynquant.web.reception import Reception, Visitor
@@ -97,12 +98,28 @@ class Service:
         default_factory=lambda: Shared(fresh_secs=60.0, max_keys=1_000), init=False
     )
 
+    _limits: Limits = field(default_factory=lambda: Limits(visitor=address_of_visitor), init=False)
+
     def find(self, words: str) -> tuple[FoundModel, ...]:
-        """Models for somebody who types a name."""
+        """Models for somebody who types a name.
+
+        Raises:
+            RetryLaterError: Too often.
+        """
         typed = words.strip().lower()[:96]
         if len(typed) < _MIN_SEARCH or "://" in typed:
             return ()
+        self._count("search")
         return self._searches(typed, lambda: self.search.models(typed, limit=_NUM_FOUND))
+
+    def look_at(self, model: str) -> Prospect:
+        """A model that somebody chooses; see `Prospects`.
+
+        Raises:
+            RetryLaterError: Too often.
+        """
+        self._count("look at models")
+        return self.prospects(model)
 
     def outlooks(
         self, prospect: Prospect, targets_bpw: tuple[float, ...], *, context_tokens: int
@@ -133,6 +150,7 @@ class Service:
             RequestError: It cannot work; says what to change.
             RetryLaterError: Not now.
         """
+        self._count("ask for models")
         prospect = self.prospects(order.model)
         self.outlooks(prospect, order.targets_bpw, context_tokens=DEFAULT_CONTEXT_TOKENS)
         job = self.desk.submit(
@@ -191,6 +209,11 @@ class Service:
         return tuple(
             mine.copy(each.repo_id, namespace=visitor.name, private=private) for each in job.results
         )
+
+    def _count(self, what: str) -> None:
+        """Count what a stranger does; on one's own machine nobody is one."""
+        if self.settings.is_space:
+            self._limits.count(what)
 
     def _read_board(self) -> Board:
         jobs = self.desk.list(limit=_MAX_JOBS)

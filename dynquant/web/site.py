@@ -13,7 +13,8 @@ from starlette.datastructures import QueryParams
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from dynquant.errors import RequestError
-from dynquant.web.api import add_api
+from dynquant.web.api import NUM_VALUES, add_api
+from dynquant.web.guard import Guard
 from dynquant.web.live import add_live_routes
 from dynquant.web.looks import HEAD, STYLE, theme
 from dynquant.web.pages.board import add_board_page
@@ -49,6 +50,12 @@ def make_site(
         _add_board_post(app, snapshots, space_secret)
     add_live_routes(app, service)
     app.add_middleware(_JobLink)
+    app.add_middleware(
+        Guard,
+        is_space=service.settings.is_space,
+        hub_url=service.search.page_url(""),
+        num_values=NUM_VALUES,
+    )
     with warnings.catch_warnings():
         # Gradio says so of several pages, also where nobody asked for it.
         warnings.filterwarnings("ignore", message="SSR mode is not supported")

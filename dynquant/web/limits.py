@@ -1,0 +1,103 @@
+"""How often a visitor may ask, so that one of them leaves something for the others.
+
+What is asked for at the Hub counts there against one address, that of this machine.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from gradio.context import LocalContext
+
+from dynquant.errors import RetryLaterError
+
+__all__ = ["LIMITS", "Limit", "Limits", "address_of_visitor"]
+
+_MAX_VISITORS = 10_000
+_EVERYBODY = ""
+_MAX_ADDRESS_CHARS = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limit:
+    """So many at once, and one more every `secs`; all visitors together `share` times as many."""
+
+    burst: int
+    secs: float
+    share: int = 20
+
+
+LIMITS: Mapping[str, Limit] = {
+    "search": Limit(burst=60, secs=0.5),
+    "look at models": Limit(burst=60, secs=1.0),
+    "ask for models": Limit(burst=20, secs=6.0),
+}
+"""What is done → how often. A person stays far below: a keystroke is a search, a choice a look."""
+
+
+class Limits:
+    """Counts what visitors do; safe to use from several threads.
+
+    Args:
+        limits: See `LIMITS`.
+        clock: Seconds that only go forward.
+        visitor: Tells the address of whoever asks.
+    """
+
+    def __init__(
+        self,
+        limits: Mapping[str, Limit] = LIMITS,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        visitor: Callable[[], str],
+    ) -> None:
+        self._limits = limits
+        self._clock = clock
+        self._visitor = visitor
+        self._lock = threading.Lock()
+        # (What, who) → the time at which nothing of it counts any more.
+        self._spent_until: OrderedDict[tuple[str, str], float] = OrderedDict()
+
+    def count(self, what: str) -> None:
+        """Count that somebody does `what`.
+
+        Raises:
+            RetryLaterError: Too often.
+        """
+        limit = self._limits[what]
+        with self._lock:
+            self._spend(what, self._visitor() or "?", limit.burst, limit.secs)
+            self._spend(what, _EVERYBODY, limit.burst * limit.share, limit.secs / limit.share)
+
+    def _spend(self, what: str, who: str, burst: int, secs: float) -> None:
+        now = self._clock()
+        until = max(self._spent_until.get((what, who), now), now) + secs
+        if (wait_secs := until - now - burst * secs) > 0:
+            whom = "All visitors together" if who == _EVERYBODY else "You"
+            raise RetryLaterError(
+                f"{whom} {what} more often than this page allows. Wait "
+                f"{max(round(wait_secs), 1)} s, then try again."
+            )
+        self._spent_until[what, who] = until
+        self._spent_until.move_to_end((what, who))
+        while len(self._spent_until) > _MAX_VISITORS:
+            self._spent_until.popitem(last=False)
+
+
+def address_of_visitor() -> str:
+    """Where the request that Gradio answers now comes from; empty if nobody knows.
+
+    A Space has proxies in front of it, which say it in a header. Whoever makes that header up has
+    as many addresses as they like, and shares with everybody what all may do together.
+    """
+    request = LocalContext.request.get(None)
+    if request is None or request.request is None:
+        return ""
+    forwarded: str = request.request.headers.get("x-forwarded-for", "")
+    client = request.request.client
+    found = forwarded.partition(",")[0].strip() or (client.host if client else "")
+    return found[:_MAX_ADDRESS_CHARS]
