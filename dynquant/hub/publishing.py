@@ -313,7 +313,9 @@ class HubPublisher:
                     revision=remote.head,
                 )
             )
-            if not remote.has(PLAN, LocalFile(path=path, num_bytes=path.stat().st_size)):
+            # A repo that was renamed is listed without hashes.
+            file = LocalFile(path=path, num_bytes=path.stat().st_size)
+            if remote.oids[PLAN] and not file.is_called(remote.oids[PLAN]):
                 raise HubUnavailableError(
                     f"The plan of '{remote.repo_id}' arrived damaged. Try again."
                 )

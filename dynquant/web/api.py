@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from inspect import signature
 from typing import Any
 
 import gradio as gr
@@ -11,15 +13,16 @@ from dynquant.core.job import Job
 from dynquant.errors import DynquantError, InvalidOptionError
 from dynquant.web.service import DEFAULT_CONTEXT_TOKENS, Order, Service
 
-__all__ = ["add_api"]
+__all__ = ["NUM_VALUES", "add_api"]
 
 _MAX_CONTEXT_TOKENS = 100_000_000
+_LARGE = 1e9
 
 
 def add_api(service: Service) -> None:
     """Add the endpoints to the Blocks that are open."""
     endpoints = _Api(service)
-    for name in ("plan", "submit", "status", "cancel"):
+    for name in NUM_VALUES:
         api(getattr(endpoints, name), api_name=name, queue=False)
 
 
@@ -40,10 +43,9 @@ class _Api:
             context_tokens: Context that the memory figure is for.
         """
         try:
-            prospect = self._service.prospects(model)
-            found = self._service.outlooks(
-                prospect, _numbers(bits_per_weight), context_tokens=_whole(context_tokens)
-            )
+            targets, tokens = _numbers(bits_per_weight), _whole(context_tokens)
+            prospect = self._service.look_at(_text("model", model))
+            found = self._service.outlooks(prospect, targets, context_tokens=tokens)
         except DynquantError as error:
             raise _refusal(error) from error
         return {
@@ -92,13 +94,13 @@ class _Api:
             job = self._service.submit(
                 visitor,
                 Order(
-                    model=model,
+                    model=_text("model", model),
                     targets_bpw=_numbers(bits_per_weight),
-                    formats=formats,
-                    calibration=calibration,
-                    destination=destination,
-                    private=private,
-                    notify_url=notify_url,
+                    formats=_text("formats", formats),
+                    calibration=_text("calibration", calibration),
+                    destination=_text("destination", destination),
+                    private=_flag("private", private),
+                    notify_url=_text("notify_url", notify_url),
                 ),
             )
         except DynquantError as error:
@@ -112,7 +114,7 @@ class _Api:
             job_id: As submit returned it.
         """
         try:
-            job, _ = self._service.job(job_id)
+            job, _ = self._service.job(_text("job_id", job_id))
         except DynquantError as error:
             raise _refusal(error) from error
         return self._shown(job)
@@ -127,7 +129,7 @@ class _Api:
         """
         try:
             visitor = self._service.reception.require(token.token if token else None)
-            job = self._service.cancel(visitor, job_id)
+            job = self._service.cancel(visitor, _text("job_id", job_id))
         except DynquantError as error:
             raise _refusal(error) from error
         return self._shown(job)
@@ -161,15 +163,28 @@ class _Api:
         }
 
 
+# Gradio passes on whatever JSON a program sends.
+
+
+def _text(name: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise InvalidOptionError(f"{name} is a text.")
+    return value
+
+
+def _flag(name: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise InvalidOptionError(f"{name} is true or false.")
+    return value
+
+
 def _numbers(bits_per_weight: object) -> tuple[float, ...]:
-    """What programs send, as numbers; a single one is a list of one."""
+    """A single number is a list of one."""
     values = bits_per_weight if isinstance(bits_per_weight, list) else [bits_per_weight]
-    try:
-        return tuple(map(float, values))
-    except (TypeError, ValueError) as error:
-        raise InvalidOptionError(
-            "bits_per_weight is a list of numbers, such as [3.5, 4.5]."
-        ) from error
+    if any(type(each) not in {int, float} for each in values):
+        raise InvalidOptionError("bits_per_weight is a list of numbers, such as [3.5, 4.5].")
+    # A whole number may be too large for a float, and is too large for everything else then.
+    return tuple(float(min(max(each, -_LARGE), _LARGE)) for each in values)
 
 
 def _whole(context_tokens: object) -> int:
@@ -182,3 +197,14 @@ def _whole(context_tokens: object) -> int:
 
 def _refusal(error: DynquantError) -> gr.Error:
     return gr.Error(str(error), print_exception=False)
+
+
+def _num_values(endpoint: str) -> int:
+    parameters = signature(getattr(_Api, endpoint)).parameters
+    return len(parameters.keys() - {"self", "token"})
+
+
+NUM_VALUES: Mapping[str, int] = {
+    name: _num_values(name) for name in ("plan", "submit", "status", "cancel")
+}
+"""Endpoint → how many values a call has; Gradio's clients fill in what is left out."""

@@ -1,54 +1,103 @@
-"""How much of one request is read at all."""
+"""How often a visitor may ask, so that one of them leaves something for the others.
+
+What is asked for at the Hub counts there against one address, that of this machine.
+"""
 
 from __future__ import annotations
 
-from starlette.requests import ClientDisconnect
-from starlette.responses import PlainTextResponse
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
-__all__ = ["SmallRequests"]
+from gradio.context import LocalContext
 
-_MAX_BYTES = 1_000_000
-"""A page's largest message has some thousand; Gradio reads whatever comes, into memory."""
+from dynquant.errors import RetryLaterError
+
+__all__ = ["LIMITS", "Limit", "Limits", "address_of_visitor"]
+
+_MAX_VISITORS = 10_000
+_EVERYBODY = ""
+_MAX_ADDRESS_CHARS = 64
 
 
-class SmallRequests:
-    """Refuses what is too large to be meant for Gradio, before it is read.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limit:
+    """So many at once, and one more every `secs`; all visitors together `share` times as many."""
+
+    burst: int
+    secs: float
+    share: int = 20
+
+
+LIMITS: Mapping[str, Limit] = {
+    "search": Limit(burst=60, secs=0.5),
+    "look at models": Limit(burst=60, secs=1.0),
+    "ask for models": Limit(burst=20, secs=6.0),
+}
+"""What is done → how often. A person stays far below: a keystroke is a search, a choice a look."""
+
+
+class Limits:
+    """Counts what visitors do; safe to use from several threads.
 
     Args:
-        app: What answers the others.
-        path: Where it holds.
+        limits: See `LIMITS`.
+        clock: Seconds that only go forward.
+        visitor: Tells the address of whoever asks.
     """
 
-    def __init__(self, app: ASGIApp, *, path: str) -> None:
-        self._app = app
-        self._path = path
+    def __init__(
+        self,
+        limits: Mapping[str, Limit] = LIMITS,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        visitor: Callable[[], str],
+    ) -> None:
+        self._limits = limits
+        self._clock = clock
+        self._visitor = visitor
+        self._lock = threading.Lock()
+        # (What, who) → the time at which nothing of it counts any more.
+        self._spent_until: OrderedDict[tuple[str, str], float] = OrderedDict()
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """See ASGI."""
-        if scope["type"] != "http" or not scope["path"].startswith(self._path):
-            await self._app(scope, receive, send)
-            return
-        num_bytes = 0
-        has_answered = False
+    def count(self, what: str) -> None:
+        """Count that somebody does `what`.
 
-        async def receive_some() -> Message:
-            nonlocal num_bytes, has_answered
-            message = await receive()
-            num_bytes += len(message.get("body", b""))
-            if num_bytes > _MAX_BYTES and not has_answered:
-                has_answered = True
-                await PlainTextResponse("This request is too large.", status_code=413)(
-                    scope, receive, send
-                )
-            return {"type": "http.disconnect"} if has_answered else message
+        Raises:
+            RetryLaterError: Too often.
+        """
+        limit = self._limits[what]
+        with self._lock:
+            self._spend(what, self._visitor() or "?", limit.burst, limit.secs)
+            self._spend(what, _EVERYBODY, limit.burst * limit.share, limit.secs / limit.share)
 
-        async def send_unless_answered(message: Message) -> None:
-            if not has_answered:
-                await send(message)
+    def _spend(self, what: str, who: str, burst: int, secs: float) -> None:
+        now = self._clock()
+        until = max(self._spent_until.get((what, who), now), now) + secs
+        if (wait_secs := until - now - burst * secs) > 0:
+            whom = "All visitors together" if who == _EVERYBODY else "You"
+            raise RetryLaterError(
+                f"{whom} {what} more often than this page allows. Wait "
+                f"{max(round(wait_secs), 1)} s, then try again."
+            )
+        self._spent_until[what, who] = until
+        self._spent_until.move_to_end((what, who))
+        while len(self._spent_until) > _MAX_VISITORS:
+            self._spent_until.popitem(last=False)
 
-        try:
-            await self._app(scope, receive_some, send_unless_answered)
-        except ClientDisconnect:
-            if not has_answered:
-                raise
+
+def address_of_visitor() -> str:
+    """Where the request that Gradio answers now comes from; empty if nobody knows.
+
+    A Space has proxies in front of it, which say it in a header. Whoever makes that header up has
+    as many addresses as they like, and shares with everybody what all may do together.
+    """
+    request = LocalContext.request.get(None)
+    if request is None or request.request is None:
+        return ""
+    forwarded: str = request.request.headers.get("x-forwarded-for", "")
+    client = request.request.client
+    found = forwarded.partition(",")[0].strip() or (client.host if client else "")
+    return found[:_MAX_ADDRESS_CHARS]

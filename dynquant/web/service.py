@@ -16,6 +16,7 @@ from dynquant.hub.visitor import HubVisitor
 from dynquant.ports import JobEvent, RunnerStatus
 from dynquant.web.catalogue import Catalogue
 from dynquant.web.desk import JobDesk
+from dynquant.web.limits import Limits, address_of_visitor
 from dynquant.web.outlook import Line, Outlook, line_of, outlook
 from dynquant.web.prospects import Prospect, Prospects
 from dynquant.web.reception import Reception, Visitor
@@ -106,16 +107,32 @@ class Service:
         default_factory=lambda: Shared(fresh_secs=60.0, max_keys=1_000), init=False
     )
 
+    _limits: Limits = field(default_factory=lambda: Limits(visitor=address_of_visitor), init=False)
+
     def find(self, words: str) -> tuple[FoundModel, ...]:
-        """Models for somebody who types a name."""
+        """Models for somebody who types a name.
+
+        Raises:
+            RetryLaterError: Too often.
+        """
         typed = words.strip().lower()[:96]
         if len(typed) < _MIN_SEARCH or "://" in typed:
             return ()
+        self._count("search")
         return self._searches(typed, lambda: self.search.models(typed, limit=_NUM_FOUND))
 
     def popular(self) -> tuple[FoundModel, ...]:
         """Models for somebody who has no name in mind."""
         return self._searches("", lambda: self.search.popular(limit=_NUM_FOUND))
+
+    def look_at(self, model: str) -> Prospect:
+        """A model that somebody chooses; see `Prospects`.
+
+        Raises:
+            RetryLaterError: Too often.
+        """
+        self._count("look at models")
+        return self.prospects(model)
 
     def outlooks(
         self,
@@ -193,6 +210,7 @@ class Service:
             RequestError: It cannot work; says what to change.
             RetryLaterError: Not now.
         """
+        self._count("ask for models")
         prospect = self.prospects(order.model)
         self.outlooks(  # refuses what cannot be met
             prospect,
@@ -256,6 +274,11 @@ class Service:
         return tuple(
             mine.copy(each.repo_id, namespace=visitor.name, private=private) for each in job.results
         )
+
+    def _count(self, what: str) -> None:
+        """Count what a stranger does; on one's own machine nobody is one."""
+        if self.settings.is_space:
+            self._limits.count(what)
 
     def _read_board(self) -> Board:
         jobs = self.desk.list(limit=_MAX_JOBS)

@@ -16,8 +16,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from dynquant.core.watch_status import Errands, errands_to_json
 from dynquant.errors import RequestError
-from dynquant.web.api import add_api
-from dynquant.web.limits import SmallRequests
+from dynquant.web.api import NUM_VALUES, add_api
+from dynquant.web.guard import Guard
 from dynquant.web.live import add_live_routes
 from dynquant.web.looks import HEAD, STYLE, theme
 from dynquant.web.pages.board import add_board_page
@@ -65,7 +65,12 @@ def make_site(
         add_webhook(app, webhook)
     add_live_routes(app, service)
     app.add_middleware(_JobLink)
-    app.add_middleware(SmallRequests, path="/gradio_api/")
+    app.add_middleware(
+        Guard,
+        is_space=service.settings.is_space,
+        hub_url=service.search.page_url(""),
+        num_values=NUM_VALUES,
+    )
     with warnings.catch_warnings():
         # Gradio says so of several pages, also where nobody asked for it.
         warnings.filterwarnings("ignore", message="SSR mode is not supported")

@@ -257,7 +257,7 @@ class _ConvertPage:
         if not model:
             return self.waiting(None)[0]
         try:
-            return _summary(self._service.prospects(model), self._service)
+            return _summary(self._service.look_at(model), self._service)
         except DynquantError as error:
             is_request = isinstance(error, RequestError)
             title = "This model cannot be taken" if is_request else "The Hub does not answer"

@@ -1,0 +1,203 @@
+"""What stands before all routes: whose pages may send something, how much, and what browsers hear.
+
+On a Space Gradio lets every origin in, cookies and all, so that any page that a visitor opens could
+act in their name.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from urllib.parse import urlsplit
+
+from fastapi.responses import JSONResponse
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+__all__ = ["MAX_BODY_BYTES", "MAX_DEPTH", "Guard"]
+
+MAX_BODY_BYTES = 256 * 1024
+"""The largest form has some 10 kB."""
+
+MAX_DEPTH = 32
+"""Of lists and objects within each other; a form has five."""
+
+_CHANGING = frozenset({"POST", "PUT", "PATCH", "DELETE"})
+_OWN_LIMITS = ("/runner/", "/webhook")
+"""Routes for machines: they prove themselves first, and say by themselves how much is too much."""
+
+# By these programs call the endpoints that have names.
+_CALLS = ("/gradio_api/run/", "/gradio_api/api/")
+_SERVER_ERROR = 500
+_REFUSED = 422
+
+# A string without an end goes on to the last byte, so that nothing is looked at twice.
+_STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*+"?', re.DOTALL)
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+
+# Gradio writes scripts and styles into its page and makes functions of text, which only the two
+# `unsafe` words allow. Cards have pictures from anywhere. The Hub shows a Space in a frame, whose
+# height a script of cdnjs sets.
+_POLICY = (
+    "default-src 'self'; "
+    "script-src 'self' 'unsafe-inline' 'unsafe-eval'{scripts}; "
+    "style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data: blob: https:{pictures}; "
+    "font-src 'self' data:; "
+    "connect-src 'self' data: blob:; "
+    "worker-src 'self' blob:; "
+    "frame-src 'none'; object-src 'none'; base-uri 'self'; form-action 'self'; "
+    "frame-ancestors 'self'{frames}"
+)
+_SPACE_FRAMES = " https://huggingface.co https://*.huggingface.co"
+_SPACE_SCRIPTS = " https://cdnjs.cloudflare.com"
+
+
+class Guard:
+    """Middleware around everything that is served.
+
+    Args:
+        app: What is guarded.
+        is_space: Whether the Hub shows the pages in a frame.
+        hub_url: Where pictures of cards come from, besides any address with https.
+        num_values: Endpoint → how many values a call has, which Gradio takes for granted.
+    """
+
+    def __init__(
+        self, app: ASGIApp, *, is_space: bool, hub_url: str, num_values: Mapping[str, int]
+    ) -> None:
+        self._app = app
+        self._num_values = num_values
+        parts = urlsplit(hub_url)
+        self._headers = {
+            "Content-Security-Policy": _POLICY.format(
+                scripts=_SPACE_SCRIPTS if is_space else "",
+                pictures=f" {parts.scheme}://{parts.netloc}" if parts.scheme == "http" else "",
+                frames=_SPACE_FRAMES if is_space else "",
+            ),
+            "X-Content-Type-Options": "nosniff",
+            "Referrer-Policy": "strict-origin-when-cross-origin",
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Refuse a request, or pass it on."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+
+        async def with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in self._headers.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        answer = _without_500(with_headers) if scope["path"].startswith(_CALLS) else with_headers
+
+        if scope["method"] not in _CHANGING:
+            await self._app(scope, receive, answer)
+            return
+        refusal = _foreign(Headers(scope=scope))
+        if refusal is None and not scope["path"].startswith(_OWN_LIMITS):
+            found = await _body(receive, _num_values(scope["path"], self._num_values))
+            if isinstance(found, bytes):
+                receive = _given(found, receive)
+            else:
+                refusal = found
+        if refusal is not None:
+            await refusal(scope, receive, answer)
+        else:
+            await self._app(scope, receive, answer)
+
+
+def _foreign(headers: Headers) -> JSONResponse | None:
+    """Refuse what a page of somebody else sends; programs name no origin."""
+    origin = headers.get("origin")
+    if origin is None or urlsplit(origin).netloc == headers.get("host", ""):
+        return None
+    return _refusal(403, "Another site's page may not act for you here. Open this page itself.")
+
+
+def _num_values(path: str, known: Mapping[str, int]) -> int:
+    """How many values a call of `path` has at least."""
+    return known.get(path.rpartition("/")[2], 0) if path.startswith(_CALLS) else 0
+
+
+async def _body(receive: Receive, num_values: int) -> bytes | JSONResponse:
+    """A whole body, or why it is not taken."""
+    content = bytearray()
+    more = True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return _refusal(400, "The request ended before its end.")
+        content += message.get("body", b"")
+        if len(content) > MAX_BODY_BYTES:
+            return _refusal(413, f"A request may have {MAX_BODY_BYTES // 1024} kB, and no more.")
+        more = message.get("more_body", False)
+    if _depth(content) > MAX_DEPTH:
+        return _refusal(400, f"Lists and objects may be nested {MAX_DEPTH} deep, and no deeper.")
+    if _num_given(content) < num_values:
+        return _refusal(422, f"'data' has to be a list of {num_values} values.")
+    return bytes(content)
+
+
+def _num_given(content: bytes | bytearray) -> float:
+    """How many values a call has; endless for what is no call, of which Gradio says so itself."""
+    try:
+        return len(json.loads(content)["data"])
+    except (ValueError, LookupError, TypeError):
+        return math.inf
+
+
+def _depth(content: bytes | bytearray) -> int:
+    """How deep the lists and objects of a JSON text are nested; an upper bound for what is none."""
+    depth = deepest = 0
+    for bracket in _STRINGS.sub(b"", content).translate(None, _NO_BRACKETS):
+        depth += 1 if bracket in b"[{" else -1
+        deepest = max(deepest, depth)
+    return deepest
+
+
+def _given(content: bytes, rest: Receive) -> Receive:
+    """Give a body that was read already, then what comes after it: that the client leaves."""
+    parts = [content]
+
+    async def receive() -> Message:
+        if parts:
+            return {"type": "http.request", "body": parts.pop(), "more_body": False}
+        return await rest()
+
+    return receive
+
+
+def _without_500(send: Send) -> Send:
+    """Gradio answers 500 to whatever is refused in a sentence; that is no fault of the server."""
+    held: list[Message] = []
+
+    async def send_corrected(message: Message) -> None:
+        if message["type"] == "http.response.start" and message["status"] == _SERVER_ERROR:
+            held.append(message)
+            return
+        if held:
+            start = held.pop()
+            if _is_sentence(message.get("body", b"")):
+                start["status"] = _REFUSED
+            await send(start)
+        await send(message)
+
+    return send_corrected
+
+
+def _is_sentence(body: bytes) -> bool:
+    try:
+        return bool(json.loads(body)["error"])
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
+def _refusal(status: int, sentence: str) -> JSONResponse:
+    # Gradio's clients look for `detail`, its pages for `error`.
+    return JSONResponse({"detail": sentence, "error": sentence}, status_code=status)

@@ -1,0 +1,168 @@
+"""Whatever is sent to the pages, no answer is an error of the server."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import httpx2
+import pytest
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import strategies as st
+
+from dynquant.web.snapshots import Snapshots
+from tests.hardening import long_form
+from tests.web.scene import SOURCE, Field, opened
+
+pytestmark = [pytest.mark.hub, pytest.mark.harden("web")]
+
+SECRET = "a-secret-canary-of-the-fuzz"
+JSON = {"content-type": "application/json"}
+LONG_SECS = 600.0
+
+texts = st.one_of(
+    st.text(max_size=40),
+    st.sampled_from([SOURCE, "team/missing", "../../etc/passwd", "", "\0", "hf_x", "0" * 20]),
+)
+numbers = st.one_of(
+    st.integers(),
+    st.floats(),
+    st.sampled_from([0, -1, 4.5, 16, 10**400, 1e308, 2**63]),
+)
+values = st.recursive(
+    st.one_of(st.none(), st.booleans(), numbers, texts),
+    lambda inner: st.one_of(st.lists(inner, max_size=5), st.dictionaries(texts, inner, max_size=4)),
+    max_leaves=12,
+)
+plans = st.tuples(
+    texts, st.one_of(values, st.lists(numbers, max_size=4)), st.one_of(values, numbers)
+)
+orders = st.tuples(
+    st.one_of(values, texts), st.lists(numbers, max_size=3), values, values, values, values, values
+)
+calls = st.one_of(
+    st.tuples(st.just("plan"), plans.map(list)),
+    st.tuples(st.just("submit"), orders.map(list)),
+    st.tuples(
+        st.sampled_from(["status", "cancel"]), st.lists(st.one_of(texts, values), max_size=2)
+    ),
+    st.tuples(st.sampled_from(["plan", "submit", "status", "cancel", "choose", "x"]), values),
+)
+bodies = st.one_of(
+    values.map(lambda found: json.dumps(found).encode()),
+    st.binary(max_size=200),
+    st.fixed_dictionaries({"data": values, "fn_index": values, "session_hash": values}).map(
+        lambda found: json.dumps(found).encode()
+    ),
+)
+headers = st.dictionaries(
+    st.sampled_from(["x-hf-authorization", "cookie", "x-forwarded-for", "range", "accept"]),
+    st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=40).map(str.strip),
+    max_size=3,
+)
+boards = st.one_of(
+    values,
+    st.fixed_dictionaries({"runner_id": values, "jobs": values, "runners": values}),
+    st.fixed_dictionaries(
+        {"runner_id": texts, "jobs": st.lists(values), "runners": st.lists(values)}
+    ),
+)
+paths = st.sampled_from(
+    [
+        "/gradio_api/queue/join",
+        "/gradio_api/queue/data",
+        "/gradio_api/run/plan",
+        "/gradio_api/call/plan",
+        "/gradio_api/call/submit",
+        "/gradio_api/upload",
+        "/gradio_api/reset",
+        "/gradio_api/cancel",
+        "/gradio_api/heartbeat/x",
+        "/config",
+        "/login",
+        "/",
+    ]
+)
+
+
+@pytest.fixture(scope="module")
+def space(tmp_path_factory) -> Iterator[Field]:
+    """The pages of one's own machine: nobody is refused for being a stranger, nor for haste."""
+    folder = tmp_path_factory.mktemp("fuzz")
+    with opened(folder, snapshots=Snapshots(), space_secret=SECRET) as space:
+        yield space
+
+
+def attack(space: Field, *, num_examples: int, number: int) -> Counter[int]:
+    """Statuses of the answers to `num_examples` requests of each kind."""
+    statuses: Counter[int] = Counter()
+    client = httpx2.Client(base_url=space.url, timeout=60)
+
+    def answered(answer: httpx2.Response, said: Any) -> None:
+        statuses[answer.status_code] += 1
+        assert answer.status_code < 500, (said, answer.text[:500])
+
+    def kind(strategy: Any) -> Any:
+        def decorate(test: Any) -> None:
+            run = settings(
+                max_examples=num_examples,
+                deadline=None,
+                database=None,
+                phases=[Phase.generate],
+                suppress_health_check=list(HealthCheck),
+            )(seed(number)(given(strategy)(test)))
+            run()
+
+        return decorate
+
+    with client:
+
+        @kind(st.tuples(calls, headers))
+        def call(asked: Any) -> None:
+            (name, data), extra = asked
+            content = json.dumps({"data": data}).encode()
+            url = f"/gradio_api/run/{name}"
+            answered(client.post(url, content=content, headers=JSON | extra), asked)
+
+        @kind(st.tuples(paths, bodies, headers))
+        def send(asked: Any) -> None:
+            path, body, extra = asked
+            answered(client.post(path, content=body, headers=JSON | extra), asked)
+
+        @kind(boards)
+        def post_board(board: Any) -> None:
+            proof = {"authorization": f"Bearer {SECRET}"}
+            content = json.dumps(board).encode()
+            answered(client.post("/runner/board", content=content, headers=proof), board)
+
+        @kind(st.tuples(st.sampled_from(["job", "board"]), texts, texts, texts))
+        def look(asked: Any) -> None:
+            page, *words = asked
+            names = ("job", "seen", "state") if page == "job" else ("state", "words", "seen")
+            query = dict(zip(names, words, strict=True))
+            for prefix in ("/live/", "/"):
+                if prefix == "/live/" or words[0]:
+                    answered(client.get(f"{prefix}{page}", params=query), asked)
+
+    return statuses
+
+
+def test_no_request_is_an_error_of_the_server(space, harden):
+    statuses = attack(space, num_examples=25, number=1)
+    harden("handled", statuses.total())
+    assert len(statuses) > 3
+
+
+@long_form
+@pytest.mark.slow
+def test_no_request_of_ten_minutes_is_an_error_of_the_server(space, harden, record_property):
+    statuses: Counter[int] = Counter()
+    until, number = time.monotonic() + LONG_SECS, 100
+    while time.monotonic() < until:
+        statuses += attack(space, num_examples=100, number=number)
+        number += 1
+    harden("handled", statuses.total())
+    record_property("chaos", f"{LONG_SECS:.0f} s of requests, by status: {dict(statuses)}")

@@ -1,0 +1,190 @@
+"""What strangers may send to the pages of a Space, and what browsers are told."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import httpx2
+import pytest
+from gradio_client import Client
+from gradio_client.exceptions import AppError
+from playwright.sync_api import expect
+
+from dynquant.errors import RetryLaterError
+from dynquant.web.guard import MAX_BODY_BYTES, MAX_DEPTH, _depth
+from dynquant.web.limits import LIMITS, Limit, Limits
+from dynquant.web.settings import WebSettings
+from tests.web.browser import settled
+from tests.web.scene import NAMESPACE, SOURCE, Field, opened, populated
+
+pytestmark = [pytest.mark.hub, pytest.mark.harden("web")]
+
+PLAN = {"data": [SOURCE, [4.5], 4096]}
+STRANGERS = ["https://evil.example", "http://127.0.0.1:1", "null", "https://huggingface.co"]
+
+
+@pytest.fixture(scope="module")
+def space(tmp_path_factory) -> Iterator[Field]:
+    """The pages as on a Space, where everybody is a stranger."""
+    settings = WebSettings(publish_to=NAMESPACE, is_space=True, operators=frozenset({"bob"}))
+    with opened(tmp_path_factory.mktemp("space"), settings=settings) as space:
+        yield space
+
+
+def post(space: Field, content: bytes | None = None, path: str = "plan", **options):
+    body = {"content": content} if content is not None else {"json": options.pop("json", PLAN)}
+    return httpx2.post(f"{space.url}/gradio_api/run/{path}", timeout=60, **body, **options)
+
+
+@pytest.mark.parametrize("origin", STRANGERS)
+@pytest.mark.parametrize("path", ["plan", "submit", "cancel", "choose"])
+def test_a_page_of_somebody_else_may_not_act_for_a_visitor(space, origin, path):
+    answer = post(space, path=path, headers={"Origin": origin, "Cookie": "session=theirs"})
+    assert answer.status_code == 403
+    assert "may not act for you" in answer.json()["error"]
+
+
+def test_the_own_page_and_programs_may(space):
+    assert post(space).status_code == 200
+    assert post(space, headers={"Origin": space.url}).status_code == 200
+
+
+def test_a_request_that_is_too_large_is_refused_with_and_without_a_length(space):
+    large = b'{"data": ["' + b"x" * MAX_BODY_BYTES + b'"]}'
+    assert post(space, large).status_code == 413
+    parts = iter([large[:1000], large[1000:]])
+    answer = httpx2.post(f"{space.url}/gradio_api/run/plan", content=parts, timeout=60)
+    assert answer.status_code == 413
+    assert "256 kB" in answer.json()["error"]
+
+
+@pytest.mark.parametrize("content", [b"[" * 100_000, b'{"data":' * 50, b'{"a":"]]]","b":' * 40])
+def test_lists_within_lists_without_end_are_refused(space, content):
+    answer = post(space, content)
+    assert answer.status_code == 400
+    assert "nested" in answer.json()["error"]
+
+
+def test_brackets_within_strings_do_not_count_and_odd_texts_cost_no_time():
+    assert _depth(rb'{"a": "[[[[\"[[[", "b": [1]}') == 2
+    assert _depth(b"]]]][") <= MAX_DEPTH
+    for odd in (b'"' + rb"\"" * 120_000, b'"' * 250_001, b"\\" * 250_000):
+        assert _depth(odd) == 0
+
+
+def test_a_refusal_is_no_error_of_the_server(space):
+    answer = post(space, json={"data": ["team/missing", [4.5], 4096]})
+    assert answer.status_code == 422
+    assert "no model 'team/missing' on the Hub" in answer.json()["error"]
+
+
+@pytest.mark.parametrize("token", [None, "hf_forged", "hf_ann\nX: y", "ann", '{"name": "bob"}'])
+def test_a_forged_token_is_nobody(space, token):
+    headers = {} if token is None or "\n" in token else {"x-hf-authorization": f"Bearer {token}"}
+    wanted = {"data": [SOURCE, [4.5], "", "", False, ""]}
+    answer = post(space, path="submit", json=wanted, headers=headers)
+    assert answer.status_code == 422
+    assert "sign in" in answer.json()["error"].lower()
+    # A token is not taken from the values of a call either.
+    forged = {"data": [*wanted["data"], {"token": "hf_bob", "scope": "", "expires_at": 9e9}]}
+    assert post(space, path="submit", json=forged).status_code == 422
+    assert not space.board.list()
+
+
+def test_a_job_of_another_visitor_is_theirs_and_an_operators(space):
+    job = space.submit(requester="carol")
+    for token in ("hf_ann", "hf_forged"):
+        with pytest.raises(AppError, match=r"somebody else's|[Ss]ign in"):
+            Client(space.url, oauth_token=token, verbose=False).predict(job, api_name="/cancel")
+    operator = Client(space.url, oauth_token="hf_bob", verbose=False)
+    assert operator.predict(job, api_name="/cancel")["state"] == "cancelled"
+
+
+@pytest.mark.parametrize("path", ["/", "/job", "/board", "/gallery", "/live/board", "/nothing"])
+def test_every_answer_tells_browsers_what_they_may_do(space, path):
+    headers = httpx2.get(f"{space.url}{path}", timeout=60).headers
+    assert headers["X-Content-Type-Options"] == "nosniff"
+    assert headers["Referrer-Policy"] == "strict-origin-when-cross-origin"
+    policy = headers["Content-Security-Policy"]
+    assert "object-src 'none'" in policy
+    assert "frame-ancestors 'self' https://huggingface.co" in policy
+
+
+def test_on_ones_own_machine_nobody_frames_the_pages(field):
+    policy = httpx2.get(field.url, timeout=60).headers["Content-Security-Policy"]
+    assert policy.endswith("frame-ancestors 'self'")
+
+
+@pytest.mark.browser
+def test_the_pages_work_within_their_policy(space, page):
+    broken: list[str] = []
+    page.on("console", lambda said: broken.append(said.text) if _is_policy(said.text) else None)
+    jobs = populated(space)
+    for path in ("/", "/board", "/gallery", f"/job?job={jobs['published']}"):
+        settled(page, f"{space.url}{path}")
+        page.wait_for_load_state("load")
+    settled(page, space.url)
+    page.get_by_label("Model", exact=True).fill(SOURCE)
+    page.keyboard.press("Enter")
+    expect(page.locator(".dq-card h2")).to_have_text(SOURCE, timeout=30_000)
+    assert broken == []
+
+
+def _is_policy(text: str) -> bool:
+    return "Content Security Policy" in text
+
+
+# Limits of a visitor
+
+
+def make_limits(**limits: Limit) -> tuple[Limits, list[float], list[str]]:
+    now, who = [0.0], ["1.2.3.4"]
+    return Limits(limits, clock=lambda: now[0], visitor=lambda: who[0]), now, who
+
+
+def test_a_visitor_may_do_so_many_at_once_and_then_one_now_and_then():
+    limits, now, who = make_limits(search=Limit(burst=3, secs=10.0))
+    for _ in range(3):
+        limits.count("search")
+    with pytest.raises(RetryLaterError, match=r"You search more often .* Wait 10 s"):
+        limits.count("search")
+    who[0] = "5.6.7.8"
+    limits.count("search")  # somebody else is not kept waiting
+    who[0] = "1.2.3.4"
+    now[0] = 10.0
+    limits.count("search")
+    with pytest.raises(RetryLaterError):
+        limits.count("search")
+
+
+def test_whoever_makes_up_addresses_meets_the_limit_of_all():
+    limits, _, who = make_limits(search=Limit(burst=3, secs=10.0, share=2))
+    for number in range(6):
+        who[0] = str(number)
+        limits.count("search")
+    who[0] = "another"
+    with pytest.raises(RetryLaterError, match="All visitors together search"):
+        limits.count("search")
+
+
+def test_what_is_remembered_of_visitors_is_bounded():
+    limits, _, who = make_limits(search=Limit(burst=3, secs=10.0, share=10**6))
+    for number in range(12_000):
+        who[0] = str(number)
+        limits.count("search")
+    assert len(limits._spent_until) <= 10_000
+
+
+def test_a_stranger_who_looks_too_often_is_told_so_and_others_are_not(space, monkeypatch):
+    few = {"look at models": Limit(burst=3, secs=1e6)}
+    monkeypatch.setattr(space.service._limits, "_limits", few)
+    mine = {"X-Forwarded-For": "203.0.113.7, 10.0.0.1"}
+    assert [post(space, headers=mine).status_code for _ in range(4)] == [200, 200, 200, 422]
+    sentence = post(space, headers=mine).json()["error"]
+    assert "look at models more often than this page allows" in sentence
+    assert post(space, headers={"X-Forwarded-For": "203.0.113.8"}).status_code == 200
+
+
+def test_on_ones_own_machine_there_is_no_limit(field):
+    for _ in range(LIMITS["search"].burst + 20):
+        assert field.service.find("sample-2m")
