@@ -234,15 +234,15 @@ def test_the_page_is_worked_by_keyboard_alone(field, page):
             break
     order = ["dynquant", "Convert", "Board", "Gallery", "Model", "Bits per weight"]
     assert [name for name in seen if name in order][: len(order)] == order
-    assert seen[-2:] == ["Advanced ▼", "Convert"]
+    assert seen[-2].startswith("Advanced")
+    assert seen[-1] == "Convert"
 
 
 _FOCUSED = """() => {
-  const e = document.activeElement;
+  const e = document.activeElement, around = [];
   const label = e.getAttribute("aria-label") || e.labels?.[0]?.innerText || e.innerText || "";
-  const around = [e, e.parentElement, e.parentElement.parentElement, e.nextElementSibling ?? e];
-  const is_visible = around.map((each) => getComputedStyle(each)).some(
-    (style) => style.outlineStyle !== "none" || style.boxShadow !== "none");
+  for (let each = e; around.length < 4; each = each.parentElement) around.push(each);
+  const is_visible = around.some((each) => getComputedStyle(each).outlineStyle !== "none");
   return { tag: e.tagName, name: label.trim(), is_visible, html: e.outerHTML.slice(0, 200) };
 }"""
 
