@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
 
 from playwright.sync_api import Browser, Page, ViewportSize, sync_playwright
 
+from dynquant.core.job import Job, JobState
+from tests.runner.test_live_board import make_job
 from tests.web.browser import LAUNCH, settled
-from tests.web.scene import opened, populated, swept
+from tests.web.scene import SOURCE, make_family, make_request, opened, populated, publish, swept
 from tests.web.space import Space, opened_space, signed_in
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -46,6 +49,9 @@ def main() -> None:
     ):
         browser = player.chromium.launch(**LAUNCH)
         _take(browser, lambda page: _shown_of_space(page, space))
+        job = _finished(space)
+        space.post(job)
+        _take(browser, lambda page: _shown_to_owner(page, space, job))
         browser.close()
 
 
@@ -120,6 +126,30 @@ def _shown_of_space(page: Page, space: Space) -> Iterator[str]:
     yield "space-gallery-empty"
     signed_in(page, space, "ann")
     yield "space-signed-in"
+
+
+def _shown_to_owner(page: Page, space: Space, job: Job) -> Iterator[str]:
+    """What a visitor is offered whose job is done."""
+    signed_in(page, space, "ann")
+    settled(page, f"{space.url}/job?job={job.id}")
+    page.get_by_role("button", name="Copy to my account").wait_for()
+    page.locator(".dq-strip").first.wait_for()
+    yield "space-copy"
+
+
+def _finished(space: Space) -> Job:
+    """A job that a runner of the Space has done."""
+    repo = publish(space.hub, make_family(SOURCE)[1])
+    request = make_request(model=SOURCE, revision="c0ffee")
+    now = datetime.now(UTC)
+    return make_job(
+        request=request,
+        state=JobState.PUBLISHED,
+        runner="mac-studio",
+        results=(repo,),
+        started_at=now - timedelta(minutes=9),
+        ended_at=now,
+    )
 
 
 if __name__ == "__main__":

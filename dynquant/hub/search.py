@@ -27,7 +27,9 @@ _TAG = "dynquant"
 _LANGUAGE_MODEL = "text-generation"
 """The Hub's name for what such models are for, a tag of each."""
 
-_EXPAND: Any = ["createdAt", "downloads", "gated", "private", "safetensors", "sha"]
+_EXPAND: Any = ["createdAt", "downloads", "gated", "private", "safetensors", "sha", "tags"]
+_QUANTIZED = "base_model:quantized:"
+"""Of a model whose card says that it is a quant of another."""
 _MAX_PAPER_BYTES = 8_000_000
 """Of a plan or a report; a plan takes some 200 bytes a layer."""
 
@@ -41,6 +43,7 @@ class FoundModel:
         num_parameters: As the Hub counted them; None where it did not.
         gated: `auto` or `manual`; empty for an open one.
         created_at: None where the Hub does not say.
+        is_quant: Whether it says to be a quant of another model.
     """
 
     repo_id: str
@@ -50,6 +53,7 @@ class FoundModel:
     gated: str
     is_private: bool
     created_at: datetime | None
+    is_quant: bool = False
 
 
 class HubSearch:
@@ -167,4 +171,5 @@ def _found(info: ModelInfo) -> FoundModel:
         gated=info.gated or "",
         is_private=bool(info.private),
         created_at=info.created_at,
+        is_quant=any(tag.startswith(_QUANTIZED) for tag in info.tags or ()),
     )

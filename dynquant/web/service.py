@@ -36,7 +36,7 @@ DEFAULT_CONTEXT_TOKENS = 4_096
 _FRESH_SECS = 2.0
 """How old a board may be that is shown: about the time between two looks of one page."""
 _MAX_JOBS = 300
-_NUM_FOUND = 12
+_NUM_ASKED, _NUM_FOUND = 40, 12
 _MIN_SEARCH = 2
 _MAX_TARGETS = 32
 _MAX_FORMATS_TEXT = 400
@@ -119,11 +119,13 @@ class Service:
         if len(typed) < _MIN_SEARCH or "://" in typed:
             return ()
         self._count("search")
-        return self._searches(typed, lambda: self.search.models(typed, limit=_NUM_FOUND))
+        return self._searches(
+            typed, lambda: _originals(self.search.models(typed, limit=_NUM_ASKED))
+        )
 
     def popular(self) -> tuple[FoundModel, ...]:
         """Models for somebody who has no name in mind."""
-        return self._searches("", lambda: self.search.popular(limit=_NUM_FOUND))
+        return self._searches("", lambda: _originals(self.search.popular(limit=_NUM_ASKED)))
 
     def look_at(self, model: str) -> Prospect:
         """A model that somebody chooses; see `Prospects`.
@@ -332,6 +334,11 @@ class Service:
             },
         )
         return destination
+
+
+def _originals(found: tuple[FoundModel, ...]) -> tuple[FoundModel, ...]:
+    """Those that can be quantized: of a well-known model most that is found is a quant."""
+    return tuple(each for each in found if not each.is_quant)[:_NUM_FOUND]
 
 
 def _private(visitor: Visitor, order: Order) -> bool:

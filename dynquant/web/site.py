@@ -92,7 +92,7 @@ def make_site(
 
 def _blocks(service: Service) -> gr.Blocks:
     with gr.Blocks(title="dynquant", analytics_enabled=False, fill_width=True) as blocks:
-        add_convert_page(service)
+        add_convert_page(blocks, service)
         add_api(service)
     with blocks.route("Job", "job", show_in_navbar=False):
         add_job_page(service)

@@ -40,6 +40,13 @@ def test_the_feasible_range_is_that_of_the_smallest_and_the_largest_formats():
     assert inventory.max_bpw == (4.5 + 16 + 1) / 2
 
 
+def test_within_a_menu_layers_take_what_fits_of_it_or_stay_as_they_are():
+    layers = [make_layer(shape=(4, 128)), make_layer(path="b", shape=(4, 96))]
+    inventory = make_inventory(layers).within([FOUR, EIGHT])
+    assert [layer.formats for layer in inventory.layers] == [(FOUR, EIGHT), (UNQUANTIZED,)]
+    assert layers[0].formats != (FOUR, EIGHT)
+
+
 @given(
     target=st.floats(0.1, 40.0),
     num_parameters=st.integers(1, 10**12),

@@ -41,6 +41,21 @@ def test_quants_of_a_model_are_those_that_dynquant_made(search, hub):
     assert search.quants_of("alice/else", limit=5) == ()
 
 
+def test_the_most_downloaded_language_models_are_those_that_the_hub_calls_so(search, hub):
+    card = b"---\npipeline_tag: text-generation\n---\n"
+    hub.add("alice/chat", {"README.md": card}, downloads=5)
+    hub.add("bob/chat", {"README.md": card}, downloads=50)
+    hub.add("bob/speech", {"README.md": card.replace(b"text", b"audio")}, downloads=500)
+    assert [each.repo_id for each in search.popular(limit=5)] == ["bob/chat", "alice/chat"]
+
+
+def test_a_list_tells_quants_from_originals(search, hub):
+    hub.add("alice/tiny", tiny_files())
+    hub.add("you/tiny-4bpw", {"README.md": QUANT.encode()})
+    found = {each.repo_id: each.is_quant for each in search.models("tiny", limit=5)}
+    assert found == {"alice/tiny": False, "you/tiny-4bpw": True}
+
+
 def test_papers_are_read_at_the_commit_that_was_asked_for(search, hub):
     repo = hub.add("you/quant", {PLAN: b"plan one", REPORT: b"report one"})
     first = repo.branches["main"]

@@ -102,3 +102,14 @@ def test_a_session_that_is_gone_is_forgotten():
     watch.dead((session,))
     watch.dead(())
     assert watch.dead((session,)) == ()
+
+
+def test_a_runner_tells_the_others_what_it_is(registry):
+    join(registry, "mac-studio", memory_bytes=64 * 10**9, num_slots=2, chip="Apple M2 Ultra")
+    (status,) = registry.statuses(num_running={}, dead_after_secs=60)
+    assert (status.id, status.chip, status.memory_bytes) == (
+        "mac-studio",
+        "Apple M2 Ultra",
+        64 * 10**9,
+    )
+    assert (status.num_slots, status.num_running, status.is_alive) == (2, 0, True)

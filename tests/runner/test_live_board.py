@@ -49,6 +49,7 @@ def make_runner(**overrides) -> RunnerStatus:
         "num_running": 0,
         "silent_secs": 1.5,
         "is_alive": True,
+        "chip": "Apple M2 Ultra",
     }
     return RunnerStatus(**fields | overrides)
 
@@ -273,6 +274,7 @@ def test_a_snapshot_has_what_jobs_and_runners_are_and_no_address_to_notify():
             "num_running": 0,
             "silent_secs": 60,
             "is_alive": True,
+            "chip": "Apple M2 Ultra",
         }
     ]
 

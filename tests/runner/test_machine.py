@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from dynquant.runner.machine import awake, is_memory_short, usable_memory_bytes
+from dynquant.runner.machine import awake, chip_name, is_memory_short, usable_memory_bytes
 
 GIB = 2**30
 
@@ -120,7 +120,7 @@ def test_the_tool_ends_with_a_runner_that_is_killed(tools, platform, name, scrip
     install(tools, name, script)
     code = f"""
         import time
-        from dynquant.runner.machine import awake
+        from dynquant.runner.machine import awake, chip_name
         with awake("a job", platform={platform!r}):
             time.sleep(60)
     """
@@ -214,6 +214,19 @@ def test_the_limit_of_a_mac_is_asked_of_its_own_tool(tools, monkeypatch):
     install(tools, "sysctl", SYSCTL)
     assert usable_memory_bytes(64 * GIB, platform="darwin") == 56 * GIB
     assert not is_memory_short(platform="darwin")
+
+
+def test_a_machine_says_what_its_chip_is_called(tmp_path):
+    run = printing(brand_string="Apple M3 Max\n")
+    assert chip_name(platform="darwin", run=run) == "Apple M3 Max"
+    assert chip_name(platform="darwin", run=printing()) == ""
+    assert chip_name(platform="linux", root=tmp_path) == ""
+    (tmp_path / "proc").mkdir()
+    lines = "processor\t: 0\nmodel name\t: AMD EPYC 7B13\nmodel name\t: another\n"
+    (tmp_path / "proc" / "cpuinfo").write_text(lines)
+    assert chip_name(platform="linux", root=tmp_path) == "AMD EPYC 7B13"
+    (tmp_path / "proc" / "cpuinfo").write_text("processor\t: 0\n")  # as on ARM
+    assert chip_name(platform="linux", root=tmp_path) == ""
 
 
 @pytest.mark.parametrize(("level", "short"), [("1\n", False), ("2\n", True), ("4\n", True)])

@@ -3,6 +3,7 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -54,6 +55,8 @@ def client(field) -> Iterator[Client]:
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
+    if not Path(LAUNCH["executable_path"]).exists():
+        pytest.skip(f"there is no {LAUNCH['executable_path']}")
     with sync_playwright() as player:
         browser = player.chromium.launch(**LAUNCH)
         yield browser

@@ -149,7 +149,7 @@ def test_models_are_offered_before_anything_is_typed(field, page):
     field.service._searches.forget("")
     settled(page, field.url)
     page.get_by_label("Model", exact=True).click()
-    expect(page.get_by_role("option").first).to_have_text("org/popular · 7.00 M downloads")
+    expect(page.get_by_role("option").first).to_contain_text("org/popular · 7.00 M downloads")
 
 
 def test_an_address_that_was_pasted_with_spaces_around_it_is_understood(field, page):
@@ -165,7 +165,7 @@ def test_with_fewer_formats_what_they_cannot_meet_is_said_at_once(field, page):
     page.get_by_role("button", name="Advanced").click()
     for bits in ("2", "3", "4"):
         page.get_by_label(bits, exact=True).uncheck()
-    expect(page.get_by_role("alert")).to_contain_text("anything from about 5.25")
+    expect(page.get_by_role("alert")).to_contain_text("anything from about 5.51")
     set_bpw(page, 6.0)
     page.get_by_role("button", name="Convert").click()
     page.wait_for_url("**/job?job=*")
@@ -234,15 +234,15 @@ def test_the_page_is_worked_by_keyboard_alone(field, page):
             break
     order = ["dynquant", "Convert", "Board", "Gallery", "Model", "Bits per weight"]
     assert [name for name in seen if name in order][: len(order)] == order
-    assert seen[-2:] == ["Advanced ▼", "Convert"]
+    assert seen[-2].startswith("Advanced")
+    assert seen[-1] == "Convert"
 
 
 _FOCUSED = """() => {
-  const e = document.activeElement;
+  const e = document.activeElement, around = [];
   const label = e.getAttribute("aria-label") || e.labels?.[0]?.innerText || e.innerText || "";
-  const around = [e, e.parentElement, e.parentElement.parentElement, e.nextElementSibling ?? e];
-  const is_visible = around.map((each) => getComputedStyle(each)).some(
-    (style) => style.outlineStyle !== "none" || style.boxShadow !== "none");
+  for (let each = e; around.length < 4; each = each.parentElement) around.push(each);
+  const is_visible = around.some((each) => getComputedStyle(each).outlineStyle !== "none");
   return { tag: e.tagName, name: label.trim(), is_visible, html: e.outerHTML.slice(0, 200) };
 }"""
 

@@ -40,7 +40,9 @@ def test_an_answer_is_good_for_a_while_and_then_asked_for_again():
     assert shared("a", lambda: "old") == "old"
     clock.secs = 1.9
     assert shared("a", lambda: "new") == "old"
+    assert shared.is_fresh("a")
     clock.secs = 2.0
+    assert not shared.is_fresh("a")
     assert shared("a", lambda: "new") == "new"
     shared.forget("a")
     assert shared("a", lambda: "newest") == "newest"

@@ -202,6 +202,16 @@ def test_the_log_tells_what_was_seen_to_happen():
     assert sentences == ["It is waiting.", "It is running.", "Step encode begins.", "So it is."]
 
 
+def test_a_runner_of_before_posts_no_chip_and_is_shown_all_the_same():
+    space = Space()
+    board = {"runner_id": "mac-studio", **board_snapshot((), [make_runner()])}
+    space.snapshots.take(json.dumps(board).encode())
+    assert space.desk.runners()[0].chip == "Apple M2 Ultra"
+    del board["runners"][0]["chip"]
+    space.snapshots.take(json.dumps(board).encode())
+    assert space.desk.runners()[0].chip == ""
+
+
 def test_a_runner_that_posts_no_more_is_away():
     space = Space()
     space.post(silent_secs=0.0)

@@ -50,8 +50,8 @@ _NOTHING_CHOSEN = markup.empty(
 )
 
 
-def add_convert_page(service: Service) -> None:
-    """Add the page to the Blocks that are open."""
+def add_convert_page(blocks: gr.Blocks, service: Service) -> None:
+    """Add the page to the first route of `blocks`, which are open."""
     settings = service.settings
     page = _ConvertPage(service)
     head("", signs_in=settings.signs_in)
@@ -143,7 +143,7 @@ def add_convert_page(service: Service) -> None:
         job_id = gr.Textbox(visible=False)
 
     choices: list[Any] = [model, way, bpw, memory, context, several, bits, groups, floats]
-    model.focus(page.suggest, model, model, **QUIET)
+    blocks.load(page.suggest, None, model, **QUIET)
     # `always_last` would send the first key again and again.
     model.key_up(page.search, None, model, trigger_mode="multiple", **QUIET)
     gr.on(
@@ -227,10 +227,8 @@ class _ConvertPage:
     def __init__(self, service: Service) -> None:
         self._service = service
 
-    def suggest(self, model: str | None) -> Any:
+    def suggest(self) -> Any:
         """Models that many take, for somebody who has typed nothing yet."""
-        if model:
-            return gr.skip()
         return self._offered(self._service.popular)
 
     def search(self, typed: gr.KeyUpData) -> Any:

@@ -1,0 +1,104 @@
+"""Pieces of pages as HTML, without a page around them."""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import replace
+from xml.etree import ElementTree as ET
+
+import pytest
+
+from dynquant.core.formats import QuantFormat
+from dynquant.hub.search import HubSearch
+from dynquant.ports import JobEvent
+from dynquant.web import markup
+from dynquant.web.bits_chart import bits_chart
+from dynquant.web.catalogue import Catalogue
+from dynquant.web.outlook import line_of
+from dynquant.web.pages.board_view import board_view
+from dynquant.web.pages.job_view import job_view
+from dynquant.web.service import Board
+from dynquant.web.sparkline import sparkline
+from tests.core.card_factories import make_facts
+from tests.runner.test_live_board import make_job, make_runner
+from tests.web.scene import NAMESPACE, make_family, publish
+
+PATIENCE_SECS = 30.0
+
+
+def test_each_layer_has_a_bar_as_high_as_its_bits():
+    facts = make_facts(num_blocks=3)
+    figure = ET.fromstring(bits_chart(facts))
+    strips = {strip.findtext("code"): strip for strip in figure.findall("div")}
+    assert list(strips)[:2] == ["q_proj", "k_proj"]
+    assert "embed_tokens" in strips
+    bars = strips["q_proj"].findall(".//rect")
+    assert len(bars) == 3
+    formats = [facts.plan.formats[f"model.layers.{i}.self_attn.q_proj"] for i in range(3)]
+    bits = [fmt.bits + 32 / fmt.group_size for fmt in formats]
+    assert [float(bar.get("height", 0)) for bar in bars] == pytest.approx(
+        [40 * each / 8.5 for each in bits], rel=0.01
+    )
+    assert strips["q_proj"].findtext("span") == f"{sum(bits) / 3:.2f}"
+
+
+def test_a_layer_that_is_left_as_it_is_sets_the_scale():
+    facts = make_facts(num_blocks=2)
+    formats = dict.fromkeys(facts.plan.formats, QuantFormat.from_name("4g64"))
+    formats["model.embed_tokens"] = QuantFormat.from_name("unquantized")
+    figure = ET.fromstring(bits_chart(replace(facts, plan=replace(facts.plan, formats=formats))))
+    heights = {float(bar.get("height", 0)) for bar in figure.iter("rect")}
+    assert heights == {40.0, 11.25}
+
+
+def test_what_is_of_others_is_text_in_every_piece():
+    evil = "<img src=x onerror=alert(1)>'\""
+    job = replace(make_job(), request=replace(make_job().request, model=evil, requester=evil))
+    runner = make_runner(id=evil, chip=evil, version=evil)
+    board = Board(jobs=(job,), runners=(runner,), line=line_of((job,), (runner,)))
+    event = JobEvent(number=1, at=job.submitted_at, kind="step", sentence=evil)
+    pieces = [
+        board_view(board, (), state="All", wanted=""),
+        job_view(job, [event], page_url="javascript:alert(1)"),
+        markup.notice(evil, evil),
+        markup.table((evil,), [("",)], align="l", name=evil),
+        bits_chart(make_facts(num_blocks=1, name=evil, source=evil)),
+    ]
+    assert all("<img" not in piece and "javascript:" not in piece for piece in pieces)
+    assert all(evil not in piece for piece in pieces)
+
+
+def test_the_log_names_steps_as_the_page_does():
+    job = make_job()
+    events = [
+        JobEvent(number=i, at=job.submitted_at, kind="step", sentence=sentence)
+        for i, sentence in enumerate(("Step measure begins.", "Step nonsense begins."))
+    ]
+    html = job_view(job, events, page_url="https://huggingface.co/org/Model")
+    assert "Now: measure every layer." in html
+    assert "Step nonsense begins." in html
+
+
+def test_a_cell_of_a_table_knows_its_column_where_there_is_no_header_to_see():
+    html = markup.table(("Model", "Size"), [("<b>a</b>", "1 MB")], align="lr", name="Models")
+    assert re.findall(r'data-name="(\w+)"', html) == ["Model", "Size"]
+    assert ET.fromstring(html).find(".//tbody/tr/td[2]").text == "1 MB"
+
+
+def test_nobody_waits_for_the_list_of_finished_models(hub, pauses):
+    publish(hub, make_family()[0])
+    catalogue = Catalogue(
+        HubSearch(endpoint=hub.url, token=False, sleep=pauses.append), namespace=NAMESPACE
+    )
+    assert catalogue.known() == ()
+    until = time.monotonic() + PATIENCE_SECS
+    while not catalogue.known() and time.monotonic() < until:
+        time.sleep(0.02)
+    assert [each.repo_id for each in catalogue.known()] == ["quants/Qwen3-0.6B-MLX-3.5bpw"]
+
+
+def test_a_plot_that_has_no_figure_is_none():
+    rung = make_family()[0].ladder[0]
+    assert sparkline([replace(rung, mean_kl_nats=float("nan"))]) == ""
+    assert sparkline([]) == ""
