@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
 
@@ -123,6 +123,7 @@ class CostTable:
         importance: Path → stored terms of the layers whose importance a forward pass alone
             does not give again (embeddings); opaque here.
         versions: Versions of the tools.
+        polished: Target → formats that did better on the whole model than what the costs say.
     """
 
     inventory: ModelInventory
@@ -135,6 +136,7 @@ class CostTable:
     scales: Mapping[str, float]
     importance: Mapping[str, tuple[tuple[str, str], ...]]
     versions: Mapping[str, str]
+    polished: Mapping[float, Mapping[str, QuantFormat]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
