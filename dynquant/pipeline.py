@@ -146,7 +146,7 @@ def quantize(
     outputs.check(list(job.targets))
     job.read(calibration=calibration, evaluation=evaluation)
     if recipe.alignment is None:
-        table = job.reuse(table) if table else job.measure(progress)
+        table = job.polish(job.reuse(table) if table else job.measure(progress), progress)
         plans = job.allocate(table)
     else:
         table = None

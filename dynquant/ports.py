@@ -257,6 +257,31 @@ class Quantizer(Protocol[W]):
         """What every format of every layer costs."""
         ...
 
+    def polish(
+        self,
+        table: CostTable,
+        plans: Mapping[float, QuantPlan],
+        windows: W,
+        *,
+        effort: Effort,
+        keep_going: Callable[[], bool],
+        on_step: OnStep,
+    ) -> dict[float, QuantPlan]:
+        """Plans of the same size that the whole model finds better; target → plan."""
+        ...
+
+    def refine(
+        self,
+        plans: Mapping[Path, QuantPlan],
+        windows: W,
+        *,
+        effort: Effort,
+        keep_going: Callable[[], bool],
+        on_step: OnStep,
+    ) -> None:
+        """Better scales and biases in written folders, where there are any."""
+        ...
+
     def align(
         self, windows: W, *, low: QuantFormat, high: QuantFormat, on_step: OnStep
     ) -> dict[str, float]:

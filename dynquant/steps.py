@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Generic
 
@@ -15,6 +17,7 @@ from dynquant.core.plan import CostTable, QuantPlan
 from dynquant.core.planning import memory_to_run_bytes
 from dynquant.core.quality import Quality
 from dynquant.core.recipe import Recipe, command_of
+from dynquant.core.swaps import with_formats
 from dynquant.core.uniform import nearest_uniform
 from dynquant.errors import InvalidOptionError, SensitivitiesError
 from dynquant.ports import ModelSource, Progress, Quantizer, Text, W
@@ -124,9 +127,27 @@ class Conversion(Generic[W]):
         if table is None:
             assert sensitivities is not None
             return self._thresholds(sensitivities)
-        return {
-            name: allocate(table.inventory, target_bpw=bpw) for name, bpw in self.targets.items()
-        }
+        return {name: self._plan(table, bpw) for name, bpw in self.targets.items()}
+
+    def polish(self, table: CostTable, progress: Progress) -> CostTable:
+        """`table` with what measuring the whole model made of the plans of this conversion."""
+        effort, quantizer = self._recipe.work, self._quantizer
+        plans = {bpw: self._plan(table, bpw) for bpw in self.targets.values()}
+        plans = {bpw: plan for bpw, plan in plans.items() if bpw not in table.polished}
+        if not (effort.num_polish_rounds and plans):
+            return table
+        num_steps = quantizer.num_blocks * effort.num_polish_rounds
+        with progress.track({"polish": num_steps}) as on_step:
+            better = quantizer.polish(
+                table,
+                plans,
+                self._windows,
+                effort=effort,
+                keep_going=self._within_budget(),
+                on_step=on_step,
+            )
+        polished = {**table.polished, **{bpw: plan.formats for bpw, plan in better.items()}}
+        return replace(table, polished=polished)
 
     def encode(
         self,
@@ -135,7 +156,10 @@ class Conversion(Generic[W]):
         folders: Mapping[str, Path],
         progress: Progress,
     ) -> None:
-        """Write the weights, config and tokenizer of every target into its empty folder."""
+        """Write the weights, config and tokenizer of every target into its empty folder.
+
+        Then refine the scales and biases there, where the recipe says so.
+        """
         with progress.track({"encode": self._quantizer.num_blocks + 1}) as on_step:
             self._quantizer.encode(
                 {folders[name]: plan for name, plan in plans.items()},
@@ -143,6 +167,17 @@ class Conversion(Generic[W]):
                 encoder=self._recipe.encoder,
                 effort=self._recipe.work,
                 importance=table.importance if table else {},
+                on_step=on_step,
+            )
+        effort = self._recipe.work
+        if not effort.num_refine_steps:
+            return
+        with progress.track({"refine": effort.num_refine_steps * len(plans)}) as on_step:
+            self._quantizer.refine(
+                {folders[name]: plan for name, plan in plans.items()},
+                self._windows,
+                effort=effort,
+                keep_going=self._within_budget(),
                 on_step=on_step,
             )
 
@@ -246,6 +281,18 @@ class Conversion(Generic[W]):
             versions=quantizer.versions,
             notes=(_GAP_NOTE.format(gap=gap),) if gap >= MAX_GAP_BPW else (),
         )
+
+    def _plan(self, table: CostTable, target_bpw: float) -> QuantPlan:
+        plan = allocate(table.inventory, target_bpw=target_bpw)
+        formats = table.polished.get(target_bpw)
+        if formats is None or not self._recipe.work.num_polish_rounds:
+            return plan
+        return with_formats(table.inventory, plan, formats)
+
+    def _within_budget(self) -> Callable[[], bool]:
+        """Whether the time budget, which begins now, is not spent."""
+        budget, started = self._recipe.time_budget_mins, time.monotonic()
+        return lambda: budget is None or time.monotonic() - started < 60 * budget
 
     def _rung(self, name: str, plan: QuantPlan, quality: Quality) -> Rung:
         return Rung(

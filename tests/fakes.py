@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -148,6 +148,34 @@ class FakeQuantizer:
             importance={"layers.0": (("cm93cw==", "Y29scw=="),)},
             versions=self.versions,
         )
+
+    def polish(
+        self,
+        table: CostTable,
+        plans: Mapping[float, QuantPlan],
+        windows: FakeWindows,
+        *,
+        effort: Effort,
+        keep_going: Callable[[], bool],
+        on_step: OnStep,
+    ) -> dict[float, QuantPlan]:
+        self._step("polish")
+        if keep_going():
+            on_step("polish")
+        return dict(plans)
+
+    def refine(
+        self,
+        plans: Mapping[Path, QuantPlan],
+        windows: FakeWindows,
+        *,
+        effort: Effort,
+        keep_going: Callable[[], bool],
+        on_step: OnStep,
+    ) -> None:
+        self._step("refine")
+        if keep_going():
+            on_step("refine")
 
     def align(
         self, windows: FakeWindows, *, low: QuantFormat, high: QuantFormat, on_step: OnStep

@@ -133,6 +133,48 @@ def test_progress_announces_every_step_that_is_done():
     assert set(job.progress.done) == announced
 
 
+def test_the_most_effort_polishes_before_encoding_and_refines_after_it():
+    job = Job()
+    job.run(make_recipe(3.0, 4.5, effort="max"))
+    assert [step for step in job.log if step in {"measure", "polish", "encode", "refine"}] == [
+        "measure",
+        "polish",
+        "encode",
+        "refine",
+    ]
+
+
+def test_the_least_effort_does_not_probe_and_refinement_can_be_had_alone():
+    job = Job()
+    job.run(make_recipe(effort="fast", refine=True))
+    assert {"encode", "refine"} <= set(job.log)
+    assert "polish" not in job.log
+    assert not any("probe" in steps for steps in job.progress.announced)
+
+
+def test_plans_that_were_polished_come_with_their_table():
+    recipe = make_recipe(4.5, effort="max")
+    first = Job()
+    first.run(recipe)
+    text = first.outputs.finished["Model-MLX-4.5bpw"]["dynquant/cost_table.json"]
+    table = cost_table_from_json(text, name="cost_table.json")
+    assert table.polished[4.5] == next(iter(first.quantizer.encoded.values())).formats
+    again = Job()
+    again.run(recipe, table=table)
+    assert "polish" not in again.log
+    third = Job()
+    third.run(make_recipe(4.5, 6.0, effort="max"), table=table)
+    assert "polish" in third.log
+
+
+def test_with_no_time_left_nothing_is_improved():
+    job = Job()
+    job.run(make_recipe(effort="max", time_budget_mins=0))
+    assert "polish" not in job.progress.done
+    assert "refine" not in job.progress.done
+    assert "refine" in job.log
+
+
 def test_every_folder_has_its_card_pictures_and_artefacts():
     job = Job()
     (model,) = job.run(make_recipe(4.5))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
 
@@ -134,6 +134,7 @@ class CostTable:
         importance: Path → stored terms of the layers whose importance a forward pass alone
             does not give again (embeddings); opaque here.
         versions: Versions of the tools.
+        polished: Target → formats that did better on the whole model than what the costs say.
     """
 
     inventory: ModelInventory
@@ -146,6 +147,7 @@ class CostTable:
     scales: Mapping[str, float]
     importance: Mapping[str, tuple[tuple[str, str], ...]]
     versions: Mapping[str, str]
+    polished: Mapping[float, Mapping[str, QuantFormat]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

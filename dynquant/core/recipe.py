@@ -53,7 +53,7 @@ class Effort:
 EFFORTS: Mapping[str, Effort] = {
     "fast": Effort(probes=False, num_sweeps=0),
     "normal": Effort(probes=True, num_sweeps=2),
-    "max": Effort(probes=True, num_sweeps=4, num_polish_rounds=4, num_refine_steps=32),
+    "max": Effort(probes=True, num_sweeps=6, num_polish_rounds=4, num_refine_steps=32),
 }
 
 

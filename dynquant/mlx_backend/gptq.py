@@ -12,7 +12,9 @@ coordinate descent as in QuantEase (arXiv 2309.01885), here over scales and bias
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import mlx.core as mx
 
@@ -72,88 +74,86 @@ def encode_with_feedback(
     wanted = _taken(weight.astype(mx.float32), feedback.order[..., None, :])
     groups = _fed_back(wanted, feedback.factor, fmt, weight.dtype)
     for _ in range(num_sweeps):
-        groups = _descended(wanted, feedback.covariance, groups, fmt, weight.dtype)
-    codes, scales, biases = groups
+        groups = _swept(wanted, feedback.covariance, groups, fmt, weight.dtype)
+    codes, scales, biases = zip(*groups, strict=True)
     size, order = fmt.group_size, feedback.order
     back = mx.argsort(order, axis=-1)[..., None, :]
     groups_back = mx.argsort(order[..., ::size] // size, axis=-1)[..., None, :]
     return affine(
-        _taken(mx.concatenate(codes, axis=-1), back).astype(mx.uint32),
-        _taken(mx.stack(scales, axis=-1), groups_back).astype(weight.dtype),
-        _taken(mx.stack(biases, axis=-1), groups_back).astype(weight.dtype),
+        _taken(mx.concatenate(list(codes), axis=-1), back).astype(mx.uint32),
+        _taken(mx.stack(list(scales), axis=-1), groups_back).astype(weight.dtype),
+        _taken(mx.stack(list(biases), axis=-1), groups_back).astype(weight.dtype),
         fmt,
     )
 
 
-_Groups = tuple[list[mx.array], list[mx.array], list[mx.array]]
-"""Codes (..., out, group_size), scales and biases (..., out) of each group in its turn, float32."""
+class _Group(NamedTuple):
+    """A group as it is stored: codes (..., out, group_size), scale and bias (..., out), float32."""
+
+    codes: mx.array
+    scale: mx.array
+    bias: mx.array
+
+    @property
+    def weights(self) -> mx.array:
+        return self.codes * self.scale[..., None] + self.bias[..., None]
 
 
-def _fed_back(wanted: mx.array, factor: mx.array, fmt: QuantFormat, dtype: mx.Dtype) -> _Groups:
-    size = fmt.group_size
-    columns = wanted
-    groups: _Groups = ([], [], [])
-    for start in range(0, wanted.shape[-1], size):
-        end = start + size
+def _fed_back(
+    wanted: mx.array, factor: mx.array, fmt: QuantFormat, dtype: mx.Dtype
+) -> list[_Group]:
+    """The groups one after the other, the error of each mended by those that follow."""
+    columns, groups = wanted, []
+    for start in range(0, wanted.shape[-1], fmt.group_size):
+        end = start + fmt.group_size
         block = factor[..., start:end, start:end]
-        group = columns[..., :size]
+        group = columns[..., : fmt.group_size]
         matter = mx.square(1.0 / mx.diagonal(block, axis1=-2, axis2=-1))[..., None, :]
         scale, bias = fit_groups(group, matter, fmt.bits, dtype)
-        code, errors = _encode_group(group, block, scale, bias, bits=fmt.bits)
-        columns = columns[..., size:]
+        codes, errors = _encode_group(group, block, scale, bias, bits=fmt.bits)
+        columns = columns[..., fmt.group_size :]
         if columns.shape[-1]:
             columns = columns - errors @ factor[..., start:end, end:]
-        mx.eval(columns, code, scale, bias)
-        for list_, value in zip(groups, (code, scale, bias), strict=True):
-            list_.append(value)
+        mx.eval(columns, codes, scale, bias)
+        groups.append(_Group(codes, scale, bias))
     return groups
 
 
-def _descended(
-    wanted: mx.array, covariance: mx.array, groups: _Groups, fmt: QuantFormat, dtype: mx.Dtype
-) -> _Groups:
-    """One sweep that lowers E[(error · input)²] of every row, group by group."""
-    size = fmt.group_size
-    stored = [c * s[..., None] + b[..., None] for c, s, b in zip(*groups, strict=True)]
-    # Half the gradient of the loss with respect to the stored weights.
-    slope = (mx.concatenate(stored, axis=-1) - wanted) @ covariance
-    found: _Groups = ([], [], [])
-    for index, (codes, scale, bias) in enumerate(zip(*groups, strict=True)):
-        start, end = index * size, (index + 1) * size
-        block = covariance[..., start:end, start:end]
-        mine = slope[..., start:end]
-        scale, bias = _refitted(codes, scale, bias, mine, block, dtype)
-        now = codes * scale[..., None] + bias[..., None]
-        mine = mine + (now - stored[index]) @ block
-        new_codes = []
-        for k in range(size):
-            held = now[..., k] - mine[..., k] / block[..., None, k, k]
-            code = quantize_to(held, scale, bias, fmt.bits)
-            moved = code * scale + bias - now[..., k]
-            mine = mine + moved[..., None] * block[..., None, k, :]
-            new_codes.append(code)
-        new = mx.stack(new_codes, axis=-1)
-        after = new * scale[..., None] + bias[..., None]
-        slope = slope + (after - stored[index]) @ covariance[..., start:end, :]
-        mx.eval(slope, new, scale, bias)
-        for list_, value in zip(found, (new, scale, bias), strict=True):
-            list_.append(value)
+def _swept(
+    wanted: mx.array,
+    covariance: mx.array,
+    groups: Sequence[_Group],
+    fmt: QuantFormat,
+    dtype: mx.Dtype,
+) -> list[_Group]:
+    """The groups with less E[(error · input)²] in every row, each improved in its turn."""
+    stored = mx.concatenate([group.weights for group in groups], axis=-1)
+    slope = (stored - wanted) @ covariance  # half the gradient of the loss
+    found = []
+    for index, old in enumerate(groups):
+        span = slice(index * fmt.group_size, (index + 1) * fmt.group_size)
+        block, mine = covariance[..., span, span], slope[..., span]
+        fitted = _refitted(old, mine, block, dtype)
+        new = _recoded(fitted, mine + (fitted.weights - old.weights) @ block, block, fmt.bits)
+        slope = slope + (new.weights - old.weights) @ covariance[..., span, :]
+        mx.eval(slope, *new)
+        found.append(new)
     return found
 
 
-def _refitted(
-    codes: mx.array,
-    scale: mx.array,
-    bias: mx.array,
-    slope: mx.array,
-    block: mx.array,
-    dtype: mx.Dtype,
-) -> tuple[mx.array, mx.array]:
-    """The scale and bias of least loss for these codes, as stored, where they are better."""
-    ones = mx.ones_like(codes)
+def _refitted(group: _Group, slope: mx.array, block: mx.array, dtype: mx.Dtype) -> _Group:
+    """The scale and bias of least loss for these codes, as stored, in rows where they are better.
+
+    Args:
+        group: A group.
+        slope: Half the gradient of the loss at its weights, (..., out, group_size).
+        block: Its part of the covariance, (..., group_size, group_size).
+        dtype: What scales and biases will be rounded to.
+    """
+    codes, scale, bias = group
     by_codes = codes @ block
     cc, c1 = (by_codes * codes).sum(-1), by_codes.sum(-1)
-    oo = (ones @ block).sum(-1)
+    oo = block.sum((-2, -1))[..., None]
     c_slope, o_slope = (codes * slope).sum(-1), slope.sum(-1)
     determinant = cc * oo - c1 * c1
     singular = determinant <= 1e-6 * cc * oo
@@ -163,14 +163,21 @@ def _refitted(
     step = new_scale - scale
     new_bias = (bias - (o_slope + c1 * step) / oo).astype(dtype).astype(mx.float32)
     shift = new_bias - bias
-    change = (
-        2 * (step * c_slope + shift * o_slope)
-        + step * step * cc
-        + 2 * step * shift * c1
-        + shift * shift * oo
-    )
-    better = change < 0
-    return mx.where(better, new_scale, scale), mx.where(better, new_bias, bias)
+    change = 2 * (step * c_slope + shift * o_slope + step * shift * c1)
+    better = change + step * step * cc + shift * shift * oo < 0
+    return _Group(codes, mx.where(better, new_scale, scale), mx.where(better, new_bias, bias))
+
+
+def _recoded(group: _Group, slope: mx.array, block: mx.array, bits: int) -> _Group:
+    """Each code in its turn the one of least loss, given all others; arguments as `_refitted`."""
+    weights, codes = group.weights, []
+    for k in range(weights.shape[-1]):
+        best = weights[..., k] - slope[..., k] / block[..., None, k, k]
+        code = quantize_to(best, group.scale, group.bias, bits)
+        moved = code * group.scale + group.bias - weights[..., k]
+        slope = slope + moved[..., None] * block[..., None, k, :]
+        codes.append(code)
+    return _Group(mx.stack(codes, axis=-1), group.scale, group.bias)
 
 
 def _encode_group(

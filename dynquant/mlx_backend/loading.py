@@ -218,6 +218,10 @@ class ModelFolder:
             for path, array in weights.items()
         }
 
+    def stored_weights(self) -> Weights:
+        """Parameter path → array as it is stored, packed where quantized, not yet read."""
+        return dict(tree_flatten(self._load().parameters()))
+
     def inventory(self, menu: Sequence[QuantFormat]) -> ModelInventory:
         """What the model weighs and which formats of `menu` each layer may take.
 

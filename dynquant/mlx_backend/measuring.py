@@ -15,7 +15,7 @@ import numpy as np
 
 from dynquant.core.formats import UNQUANTIZED, QuantFormat
 from dynquant.core.plan import LayerProfile
-from dynquant.core.recipe import Effort
+from dynquant.core.recipe import EFFORTS, Effort
 from dynquant.mlx_backend.encoders import LayerEncoder
 from dynquant.mlx_backend.encoding import decode, encode
 from dynquant.mlx_backend.fallback import measure_block_outputs
@@ -56,7 +56,7 @@ def measure_costs(
     profiles: Sequence[LayerProfile],
     *,
     encoder: str,
-    effort: Effort,
+    effort: Effort = EFFORTS["normal"],
     probe_windows: Sequence[mx.array],
     on_step: Callable[[str], None],
 ) -> Costs:

@@ -16,7 +16,7 @@ from dynquant import __version__
 from dynquant.core.formats import QuantFormat
 from dynquant.core.plan import CostTable, ModelInventory, QuantPlan
 from dynquant.core.quality import Quality
-from dynquant.core.recipe import Effort
+from dynquant.core.recipe import EFFORTS, Effort
 from dynquant.errors import SensitivitiesError
 from dynquant.mlx_backend.alignment import measure_alignment
 from dynquant.mlx_backend.calibration import Windows, cut_windows, open_tokenizer, window_length
@@ -29,13 +29,12 @@ from dynquant.mlx_backend.loading import open_model, takes_mode
 from dynquant.mlx_backend.measuring import measure_costs
 from dynquant.mlx_backend.memory import cache_bytes, conversion_bytes
 from dynquant.mlx_backend.moments import MomentsObserver
+from dynquant.mlx_backend.polishing import polished
+from dynquant.mlx_backend.refining import refined
 from dynquant.mlx_backend.sensitivity import Measurement
 from dynquant.mlx_backend.streaming import BlockModel, BlockWeights
 from dynquant.mlx_backend.verify import verify_folder
-from dynquant.mlx_backend.writing import (
-    FolderWriter,
-    quantization_config,
-)
+from dynquant.mlx_backend.writing import FolderWriter, quantization_config, replace_arrays
 from dynquant.ports import OnStep, Text
 
 __all__ = ["MlxQuantizer", "tool_versions"]
@@ -149,7 +148,7 @@ class MlxQuantizer:
         *,
         menu: Sequence[QuantFormat],
         encoder: str,
-        effort: Effort,
+        effort: Effort = EFFORTS["normal"],
         seed: int,
         on_step: OnStep,
     ) -> CostTable:
@@ -185,6 +184,81 @@ class MlxQuantizer:
         )
 
     @_in_our_words
+    def polish(
+        self,
+        table: CostTable,
+        plans: Mapping[float, QuantPlan],
+        windows: Windows,
+        *,
+        effort: Effort,
+        keep_going: Callable[[], bool],
+        on_step: OnStep,
+    ) -> dict[float, QuantPlan]:
+        """Plans of the same size with less KL divergence on the windows that probes use.
+
+        Args:
+            table: Costs of the model.
+            plans: Target → plan.
+            windows: The calibration windows.
+            effort: How many rounds.
+            keep_going: Asked before each round.
+            on_step: Called with `polish` after each block of each round.
+        """
+        num_probes = _num_probe_windows(windows)
+        measurement = self._measurement(
+            self.inventory(()),
+            windows.batches(0, -num_probes),
+            feedback=table.encoder == "gptq",
+            seed=table.seed,
+        )
+        importance = _stored_importance(table.importance)
+        return polished(
+            measurement,
+            windows.batches(-num_probes),
+            table.inventory,
+            plans,
+            LayerEncoder(table.encoder, measurement.outer_moments(), importance, effort.num_sweeps),
+            num_rounds=effort.num_polish_rounds,
+            keep_going=keep_going,
+            on_step=lambda: on_step("polish"),
+        )
+
+    @_in_our_words
+    def refine(
+        self,
+        plans: Mapping[Path, QuantPlan],
+        windows: Windows,
+        *,
+        effort: Effort,
+        keep_going: Callable[[], bool],
+        on_step: OnStep,
+    ) -> None:
+        """Distil the original into the scales and biases of written folders, where that helps.
+
+        Args:
+            plans: Folder → what is written there.
+            windows: The calibration windows; the last of them decide.
+            effort: How many steps.
+            keep_going: Asked before each step.
+            on_step: Called with `refine` after each step.
+        """
+        num_probes = _num_probe_windows(windows)
+        for folder, plan in plans.items():
+            better = refined(
+                self._blocks,
+                self._model.lazy_weights,
+                open_model(folder, dequantize=True).stored_weights,
+                {path: fmt for path, fmt in plan.formats.items() if fmt.mode == "affine"},
+                batches=windows.batches(0, -num_probes),
+                held_out=windows.batches(-num_probes),
+                num_steps=effort.num_refine_steps,
+                keep_going=keep_going,
+                on_step=lambda: on_step("refine"),
+            )
+            if better:
+                replace_arrays(folder, better)
+
+    @_in_our_words
     def align(
         self,
         windows: Windows,
@@ -207,7 +281,7 @@ class MlxQuantizer:
         windows: Windows,
         *,
         encoder: str,
-        effort: Effort,
+        effort: Effort = EFFORTS["normal"],
         importance: Mapping[str, tuple[tuple[str, str], ...]],
         on_step: OnStep,
     ) -> dict[Path, int]:

@@ -18,7 +18,7 @@ from dynquant.core.plan import QuantPlan
 from dynquant.errors import disk_errors_translated
 from dynquant.mlx_backend.encoding import Encoded
 
-__all__ = ["FolderWriter", "quantization_config"]
+__all__ = ["FolderWriter", "quantization_config", "replace_arrays"]
 
 _SHARD_BYTES = 1 << 30  # what is held in memory before it is written
 _COPIED = (
@@ -106,6 +106,18 @@ class FolderWriter:
         self._shards.append(list(self._pending))
         self._pending, self._pending_bytes = {}, 0
         mx.clear_cache()
+
+
+def replace_arrays(folder: Path, arrays: Mapping[str, mx.array]) -> None:
+    """Put `arrays` in the place of those of the same name, shape and dtype in a written folder."""
+    for file in sorted(folder.glob("model*.safetensors")):
+        there = mx.load(str(file))
+        assert isinstance(there, dict)
+        staged = file.with_suffix(".staged.safetensors")
+        with translated_storage_errors():
+            changed = {name: arrays.get(name, array) for name, array in there.items()}
+            mx.save_safetensors(str(staged), changed, metadata={"format": "mlx"})
+            staged.rename(file)
 
 
 def quantization_config(plan: QuantPlan, *, named: Collection[str] = ()) -> dict[str, Any]:

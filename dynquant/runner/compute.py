@@ -99,7 +99,8 @@ class _Work:
 
     def measure(self) -> object:
         """`cost_table.json`."""
-        table = self._conversion().measure(self.progress)
+        job = self._conversion()
+        table = job.polish(job.measure(self.progress), self.progress)
         write_file(self.folder / "cost_table.json", cost_table_to_json(table))
         return None
 

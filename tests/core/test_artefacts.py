@@ -17,7 +17,7 @@ from dynquant.core.artefacts import (
     sensitivities_from_json,
     sensitivities_to_json,
 )
-from dynquant.core.formats import UNQUANTIZED
+from dynquant.core.formats import UNQUANTIZED, QuantFormat
 from dynquant.core.plan import CostTable, TextFacts
 from dynquant.errors import SensitivitiesError
 from tests.core.factories import make_inventory, make_layer, make_layers
@@ -40,6 +40,7 @@ def make_table(**overrides: Any) -> CostTable:
         "scales": {"v_proj:4": 0.1},
         "importance": {"layers.0": (("cm93cw==", "Y29scw=="), ("YQ==", "Yg=="))},
         "versions": {"mlx": "0.32.4"},
+        "polished": {5.25: {"layers.0": QuantFormat(3, 64), "layers.1": QuantFormat(8, 32)}},
     }
     return CostTable(**fields | overrides)
 
@@ -58,7 +59,7 @@ def test_a_cost_table_comes_back_as_it_was_to_the_last_digit():
 @given(st.lists(st.floats(0, allow_nan=False, allow_infinity=False), min_size=2, max_size=2))
 def test_every_cost_survives_the_way_through_json(costs):
     layer = make_layer(dict(zip(("3g64", "8g64"), costs, strict=True)))
-    table = make_table(inventory=make_inventory([layer]))
+    table = make_table(inventory=make_inventory([layer]), polished={})
     again = cost_table_from_json(cost_table_to_json(table), name="t.json")
     assert again.inventory.layers[0].costs_nats == tuple(costs)
 
@@ -139,6 +140,27 @@ def test_a_smaller_menu_takes_its_costs_out_of_the_table():
     table = make_table()
     matched = matched_table(table, bare(table, "8g32"), "c0ffee")
     assert [layer.costs_nats for layer in matched.inventory.layers] == [(1e-300,), (5e-324,)]
+
+
+def test_polished_plans_with_formats_that_there_are_no_more_are_left_out():
+    table = make_table()
+    smaller = make_inventory(make_layers({"3g64": 0.0}, {"3g64": 0.0}))
+    assert not matched_table(table, smaller, "c0ffee").polished
+    assert matched_table(table, table.inventory, "c0ffee").polished == table.polished
+
+
+@pytest.mark.parametrize(
+    "polished",
+    [
+        {"5.25": {"layers.0": "3g64"}},
+        {"5.25": {"layers.0": "4g64", "layers.1": "8g32"}},
+        {"five": {}},
+        {"nan": {"layers.0": "3g64", "layers.1": "8g32"}},
+    ],
+)
+def test_polished_plans_that_do_not_fit_their_table_are_refused(polished):
+    with pytest.raises(SensitivitiesError, match="not a cost table"):
+        cost_table_from_json(json.dumps(table_json(polished=polished)), name="t.json")
 
 
 def test_a_format_that_was_not_measured_is_named_but_leaving_a_layer_alone_costs_nothing():

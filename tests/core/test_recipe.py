@@ -2,8 +2,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from dynquant.core.formats import QuantFormat, parse_menu
-from dynquant.core.recipe import Alignment, Recipe, command_of
+from dynquant.core.recipe import EFFORTS, Alignment, Recipe, command_of
+from dynquant.errors import InvalidOptionError
 
 
 def command(recipe: Recipe, **overrides: Any) -> str:
@@ -22,6 +25,9 @@ def test_everything_that_changes_the_model_is_in_the_command():
         targets_bpw=(4.25,),
         menu=parse_menu("4g64,8g32"),
         encoder="wls",
+        effort="max",
+        refine=True,
+        time_budget_mins=30,
         calibration_tokens=512,
         evaluation_tokens=1024,
         context_tokens=100,
@@ -30,8 +36,8 @@ def test_everything_that_changes_the_model_is_in_the_command():
     )
     assert command(recipe, revision_sha="c0ffee") == (
         "dynquant quantize org/M --bpw 4.25 --out quants --revision c0ffee --formats 4g64,8g32 "
-        "--calibration a.txt --eval b.txt --encoder wls --calibration-tokens 512 "
-        "--eval-tokens 1024 --context 100 --seed 7 --dequantize"
+        "--calibration a.txt --eval b.txt --encoder wls --effort max --time-budget 30 "
+        "--calibration-tokens 512 --eval-tokens 1024 --context 100 --seed 7 --refine --dequantize"
     )
 
 
@@ -44,3 +50,33 @@ def test_the_seed_method_has_its_own_options():
 
 def test_names_are_quoted_for_the_shell():
     assert "'my model; rm'" in command(Recipe(targets_bpw=(4.0,)), source="my model; rm")
+
+
+def test_more_effort_is_more_of_every_work():
+    fast, normal, most = (EFFORTS[name] for name in ("fast", "normal", "max"))
+    assert not fast.probes
+    assert normal.probes
+    assert most.probes
+    assert fast.num_sweeps < normal.num_sweeps < most.num_sweeps
+    assert normal.num_polish_rounds == normal.num_refine_steps == 0
+    assert most.num_polish_rounds
+    assert most.num_refine_steps
+
+
+def test_refinement_can_be_asked_for_with_any_effort():
+    plain, refined = (Recipe(targets_bpw=(), effort="fast", refine=r).work for r in (False, True))
+    assert plain == EFFORTS["fast"]
+    assert refined.num_refine_steps == EFFORTS["max"].num_refine_steps
+    assert not refined.probes
+
+
+@pytest.mark.parametrize("effort", ["", "best", None, ("max",)])
+def test_an_unknown_effort_is_refused_with_the_known_ones(effort):
+    with pytest.raises(InvalidOptionError, match=r"Choose one of fast, normal, max\."):
+        Recipe(targets_bpw=(), effort=effort)
+
+
+@pytest.mark.parametrize("budget", [-1, float("nan"), float("inf"), "ten"])
+def test_a_time_budget_that_is_no_number_of_minutes_is_refused(budget):
+    with pytest.raises(InvalidOptionError, match="minutes"):
+        Recipe(targets_bpw=(), time_budget_mins=budget)

@@ -23,6 +23,7 @@ from mlx_lm.utils import compute_bits_per_weight, load_model
 from dynquant.core.allocate import allocate
 from dynquant.core.formats import UNQUANTIZED, QuantFormat
 from dynquant.core.plan import CostTable, QuantPlan, TextFacts
+from dynquant.core.recipe import EFFORTS
 from dynquant.errors import UnsupportedModelError
 from dynquant.mlx_backend.calibration import Windows
 from dynquant.mlx_backend.encoding import Encoded, decode
@@ -95,7 +96,12 @@ class Run:
     def quantize(self) -> None:
         inventory = self.quantizer.inventory(MENU)
         self.table = self.quantizer.measure(
-            self.windows, menu=MENU, encoder="gptq", seed=0, on_step=lambda _step, _amount=1: None
+            self.windows,
+            menu=MENU,
+            encoder="gptq",
+            effort=EFFORTS["normal"],
+            seed=0,
+            on_step=lambda _step, _amount=1: None,
         )
         target = inventory.min_bpw + 0.4 * (inventory.max_bpw - inventory.min_bpw)
         self.plan = allocate(self.table.inventory, target_bpw=target)
@@ -103,6 +109,7 @@ class Run:
             {self.out: self.plan},
             self.windows,
             encoder="gptq",
+            effort=EFFORTS["normal"],
             importance=self.table.importance,
             on_step=lambda _step, _amount=1: None,
         )

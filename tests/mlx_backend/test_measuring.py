@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from dynquant.core.formats import QuantFormat
+from dynquant.core.recipe import EFFORTS
 from dynquant.errors import NonFiniteError
 from dynquant.mlx_backend import measuring
 from dynquant.mlx_backend.encoding import decode, encode
@@ -68,6 +69,7 @@ def run(
         measurement,
         profiles,
         encoder=encoder,
+        effort=EFFORTS["normal"],
         probe_windows=make_batches(1, seed=5),
         on_step=[].append if steps is None else steps.append,
     )
@@ -296,6 +298,7 @@ def test_experts_that_the_text_never_reached_count_like_the_median(experts):
         wider,
         make_profiles(wider, formats="2g32,4g32"),
         encoder="wls",
+        effort=EFFORTS["normal"],
         probe_windows=make_batches(1, seed=5),
         on_step=lambda _step: None,
     )

@@ -44,6 +44,11 @@ def test_beyond_the_probes_the_scale_stays():
     )
 
 
+def test_between_three_probes_each_stretch_has_its_own_slope():
+    found = factors({"up_proj:2": 1.0, "up_proj:4": 4.0, "up_proj:8": 1.0})
+    assert found == pytest.approx([1.0, 2.0, 4.0, 2.0, 1.0])
+
+
 def test_one_probe_scales_every_width_alike():
     assert factors({"up_proj:4": 3.0}) == pytest.approx([3.0] * 5)
 
@@ -100,10 +105,10 @@ def scales_of(
 
 
 @pytest.mark.parametrize("name", ["wls", "gptq", "minmax"])
-def test_each_role_is_probed_at_two_widths_and_its_scales_are_positive(tied, name):
-    scales = scales_of(tied, formats="2g32,4g32,8g32", name=name)
+def test_each_role_is_probed_at_three_widths_and_its_scales_are_positive(tied, name):
+    scales = scales_of(tied, formats="2g32,4g32,6g32", name=name)
     roles = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
-    expected = {f"{role}:{bits}" for role in (*roles, "embed_tokens") for bits in (2, 4)}
+    expected = {f"{role}:{bits}" for role in (*roles, "embed_tokens") for bits in (2, 4, 6)}
     assert set(scales) == expected
     assert all(0 < scale < math.inf for scale in scales.values())
 
@@ -143,6 +148,6 @@ def test_costs_of_nothing_give_no_scale(tied):
 
 
 def test_the_probed_format_is_the_nearest_to_what_is_wanted(tied):
-    """Three bits are nearest to two and to four alike."""
+    """Three bits are nearest to two and to four alike, six to six."""
     scales = scales_of(tied, formats="3g32,6g32")
-    assert {name.rpartition(":")[2] for name in scales} == {"3"}
+    assert {name.rpartition(":")[2] for name in scales} == {"3", "6"}

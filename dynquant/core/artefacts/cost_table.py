@@ -51,6 +51,10 @@ def cost_table_to_json(table: CostTable) -> str:
             ],
             "importance": {path: list(map(list, t)) for path, t in table.importance.items()},
             "versions": dict(table.versions),
+            "polished": {
+                repr(target): {path: fmt.name for path, fmt in formats.items()}
+                for target, formats in table.polished.items()
+            },
         }
     )
 
@@ -88,6 +92,10 @@ def cost_table_from_json(text: str, *, name: str) -> CostTable:
                 for path, terms in raw["importance"].items()
             },
             versions=strings(raw["versions"]),
+            polished={
+                real(float(target)): _polished(formats, layers)
+                for target, formats in raw.get("polished", {}).items()
+            },
         )
     except (DynquantError, *MALFORMED) as error:
         raise SensitivitiesError(
@@ -119,7 +127,19 @@ def matched_table(table: CostTable, inventory: ModelInventory, source_sha: str) 
         )
     measured = {layer.path: layer for layer in table.inventory.layers}
     layers = tuple(_with_costs(layer, measured[layer.path]) for layer in inventory.layers)
-    return replace(table, inventory=replace(inventory, layers=layers))
+    polished = {
+        target: formats
+        for target, formats in table.polished.items()
+        if all(formats[layer.path] in layer.formats for layer in layers)
+    }
+    return replace(table, inventory=replace(inventory, layers=layers), polished=polished)
+
+
+def _polished(raw: Mapping[str, Any], layers: tuple[LayerProfile, ...]) -> dict[str, QuantFormat]:
+    formats = {layer.path: QuantFormat.from_name(string(raw[layer.path])) for layer in layers}
+    if any(formats[layer.path] not in layer.formats for layer in layers):
+        raise ValueError(raw)
+    return formats
 
 
 def _layer(raw: Mapping[str, Any]) -> LayerProfile:
