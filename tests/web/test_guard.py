@@ -81,7 +81,7 @@ def test_a_refusal_is_no_error_of_the_server(space):
 @pytest.mark.parametrize("token", [None, "hf_forged", "hf_ann\nX: y", "ann", '{"name": "bob"}'])
 def test_a_forged_token_is_nobody(space, token):
     headers = {} if token is None or "\n" in token else {"x-hf-authorization": f"Bearer {token}"}
-    wanted = {"data": [SOURCE, [4.5], "", "", False, ""]}
+    wanted = {"data": [SOURCE, [4.5], "", "", False, "", ""]}
     answer = post(space, path="submit", json=wanted, headers=headers)
     assert answer.status_code == 422
     assert "sign in" in answer.json()["error"].lower()
