@@ -36,6 +36,9 @@ __all__ = ["Watch", "serve"]
 
 _ROUND_SECS = 5.0
 _MAX_SHOWN = 500
+_REPEAT_SECS = 60.0
+_ERRANDS_SECS = 20.0
+"""Between two posts to a Space when nothing changes: sooner where it may have errands."""
 
 _logger = logging.getLogger(__name__)
 
@@ -133,6 +136,7 @@ def _surroundings(
                 settings.runner_id,
                 lambda: _snapshot(board, watch),
                 on_errands=None if watch is None else watch.run_errands,
+                repeat_secs=_REPEAT_SECS if watch is None else _ERRANDS_SECS,
             )
             exits.enter_context(live)
         for thread in threads:

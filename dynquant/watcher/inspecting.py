@@ -12,7 +12,13 @@ from dynquant.core.rules import Candidate, Decision, Rule, WatchConfig, decide
 from dynquant.core.serving import Shape, targets_of
 from dynquant.core.skips import Skip
 from dynquant.core.sweeps import Known
-from dynquant.errors import ModelNotFoundError, Reason, RequestError, UnsupportedModelError
+from dynquant.errors import (
+    HubUnavailableError,
+    ModelNotFoundError,
+    Reason,
+    RequestError,
+    UnsupportedModelError,
+)
 from dynquant.watcher.ports import NewModels
 
 __all__ = ["Inspector", "Look"]
@@ -76,13 +82,15 @@ class Inspector:
             recall: What is known of a model from before.
 
         Raises:
-            HubUnavailableError: Network, rate limit, 5xx.
+            HubUnavailableError: Network, rate limit, 5xx; or the token has expired.
         """
         try:
             candidate = self._hub.look_up(repo_id)
             known = recall(candidate.repo_id)
             decision = self._decide(candidate, known, now=now, since=since)
         except ModelNotFoundError as error:
+            if error.reason is Reason.TOKEN_REFUSED:  # which says nothing about the model
+                raise HubUnavailableError(str(error)) from error
             skip = Skip.GATED if error.reason is Reason.GATED else Skip.GONE
             return Look(decision=Decision(repo_id=repo_id, skip=skip))
         # Repos can have very many files, and nobody asks for them any more.

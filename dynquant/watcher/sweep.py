@@ -20,7 +20,7 @@ from typing import Literal
 from dynquant.core.rules import Candidate, Decision, WatchConfig, decide, may_cover
 from dynquant.core.skips import Skip
 from dynquant.core.sweeps import Cursor, Known, Later, SweepReport
-from dynquant.errors import HubUnavailableError, RetryLaterError
+from dynquant.errors import HubUnavailableError, ModelNotFoundError, RetryLaterError
 from dynquant.watcher.inspecting import Inspector, Look
 from dynquant.watcher.orders import Orders
 from dynquant.watcher.ports import NewModels, WatchState
@@ -154,7 +154,8 @@ class Sweep:
                 self._queued += self._orders.finish()
             try:
                 cursor = look()
-            except HubUnavailableError as error:  # what was found before is queued all the same
+            # What was found before is queued all the same. A list is refused for the token's sake.
+            except (HubUnavailableError, ModelNotFoundError) as error:
                 self._sentence = str(error)
             self._place_all()
         except RetryLaterError as error:

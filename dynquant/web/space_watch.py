@@ -1,7 +1,7 @@
 """The watcher as a Space sees it: it is with a runner, which posts how it is and gets errands back.
 
-Nothing reaches a runner from a Space, which it asks every few seconds anyway: what is to be done
-stands in the answer to its post. What is lost on the way costs nothing but time, since a sweep
+Nothing reaches a runner from a Space, but it posts every few seconds anyway: what is to be done
+stands in the answer. What is lost on the way costs nothing but time, since a sweep
 finds every model that a webhook told of.
 """
 
@@ -18,7 +18,7 @@ from dynquant.web.snapshots import Snapshots
 __all__ = ["SpaceWatch"]
 
 _MAX_WAITING = 1_000
-_ASKED = "The runner hears of it within a minute."
+_ASKED = "The runner hears of it within half a minute."
 
 
 class SpaceWatch:

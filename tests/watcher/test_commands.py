@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -11,7 +12,8 @@ from typer.testing import CliRunner
 
 from dynquant.cli.watching import watch_app
 from dynquant.cli.watchtower import Watchtower
-from dynquant.errors import InvalidOptionError
+from dynquant.core.watch_status import Errands, WatchAct
+from dynquant.errors import InvalidOptionError, RequestError
 from dynquant.settings import Settings
 from tests.watcher.scene import add_model, model_files
 
@@ -168,3 +170,25 @@ def test_memory_sizes_are_served_by_the_shape_in_the_headers(scene, tmp_path):
     assert found["report"]["calls"] <= 2 + 3 * 8
     requests = Counter(request.path.partition("?")[0] for request in scene.hub.requests)
     assert requests["/api/models/org/Wide"] <= 3
+
+
+def test_what_a_space_asks_for_is_done(scene, rules, tmp_path):
+    environment = {"DYNQUANT_DATABASE_URL": scene.url, "DYNQUANT_HOME": str(tmp_path)}
+    with Watchtower(Settings.from_environment(environment), rules) as tower:
+        tower.run_errands(Errands(act=WatchAct.PAUSE))
+        assert tower.status().is_paused
+        with pytest.raises(RequestError, match="paused"):
+            tower.run_errands(Errands(act=WatchAct.SWEEP))
+        tower.run_errands(Errands(act=WatchAct.RESUME))
+        tower.run_errands(Errands(look_at=("org/Model", "else/Model", "org/Model")))
+        until = time.monotonic() + 30
+        while len(tower.status().reports) < 2 and time.monotonic() < until:
+            time.sleep(0.02)
+        assert [job.request.model for job in scene.board.list()] == ["org/Model"]
+        assert scene.state.known("else/Model") is None
+        tower.run_errands(Errands(act=WatchAct.SWEEP))
+        while len(tower.status().reports) < 3 and time.monotonic() < until:
+            time.sleep(0.02)
+        assert tower.status().reports[0].num_seen == 3
+        while tower.status().is_sweeping and time.monotonic() < until:
+            time.sleep(0.02)

@@ -12,6 +12,7 @@ from dynquant.core.recipe import RECIPE_VERSION
 from dynquant.core.serving import Shape
 from dynquant.core.skips import Skip
 from dynquant.errors import RequestError, RetryLaterError, UnsupportedModelError
+from dynquant.hub.new_models import HubNewModels
 from dynquant.watcher import Watcher
 from tests.core.test_serving import make_shape
 from tests.watcher.factories import NOW, make_candidate, make_config, make_rule
@@ -371,6 +372,46 @@ def test_a_hub_that_is_away_is_reported_and_the_next_sweep_finds_all(scene, faul
     assert report.sentence.endswith(".")
     scene.hub.faults.clear()
     assert scene.sweep(15).queued == ("org/M",)
+
+
+def test_a_token_that_has_expired_is_said_to_have_and_loses_no_model(scene):
+    scene.config = make_config(make_rule(min_likes=1))
+    add_model(scene.hub, "org/M", scene.at(-5))
+    scene.sweep(0)
+    assert scene.skip("org/M") == Skip.TOO_UNKNOWN  # it is to be looked at again
+    scene.hub.repos["model", "org/M"].likes = 1
+    scene.hub.fail("GET /api/models", status=401)
+    report = scene.sweep(90)
+    assert report.skipped == {Skip.NO_ANSWER: 1}
+    assert "does not accept the token" in report.sentence
+    assert "does not accept the token" in scene.state.reports(limit=1)[0].sentence
+    scene.hub.faults.clear()
+    assert scene.sweep(300).queued == ("org/M",)
+
+
+def test_a_list_that_repeats_a_page_is_reported_and_the_next_sweep_finds_all(scene):
+    class Circling(HubNewModels):
+        def _page(self, url, params):
+            page, _ = super()._page(url, params)
+            return page, f"{scene.hub.url}/api/models?sort=createdAt&expand=sha&limit=1"
+
+    add_model(scene.hub, "org/M", scene.at(-5))
+    circling = Circling(endpoint=scene.hub.url, token=False)
+    report = Watcher(circling, scene.board, scene.state, scene.config).sweep(scene.at(0))
+    assert "the same page of its list again" in report.sentence
+    assert scene.state.cursor() is None
+    assert report.queued + scene.sweep(15).queued == ("org/M",)
+
+
+def test_every_sweep_is_one_line_of_the_log(scene, caplog):
+    caplog.set_level("INFO", "dynquant.watcher")
+    add_model(scene.hub, "org/M", scene.at(-5))
+    add_model(scene.hub, "org/M-GGUF", scene.at(-5))
+    scene.sweep(0)
+    (line,) = [each.getMessage() for each in caplog.records if "Sweep:" in each.getMessage()]
+    assert line.startswith(
+        "Sweep: 2 models seen, 1 matched, 1 queued, 1 skipped (quant 1), 4 calls,"
+    )
 
 
 def test_a_rate_limit_ends_the_sweep_if_it_is_long(scene):

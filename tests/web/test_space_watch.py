@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,14 +33,20 @@ from dynquant.watcher import Webhook
 from dynquant.web.site import add_runner_routes, add_webhook
 from dynquant.web.snapshots import Snapshots
 from dynquant.web.space_watch import SpaceWatch
+from tests.local_hub import LocalHub
+from tests.local_hub.conftest import client_home, talk_to
 from tests.runner.test_live_board import make_job, make_runner
 from tests.watcher.factories import make_config, make_rule
+from tests.watcher.scene import add_model
 from tests.watcher.test_webhook import SECRET as HUB_SECRET
 from tests.watcher.test_webhook import body
 from tests.web.scene import served
 
-SECRET = "a secret of the Space"
-PATIENCE_SECS = 20.0
+__all__ = ["client_home", "talk_to"]
+
+ROOT = Path(__file__).parents[2]
+SECRET = "a-secret-of-the-space"
+PATIENCE_SECS = 90.0
 
 
 def make_status(**overrides: Any) -> WatchStatus:
@@ -165,7 +175,7 @@ def test_an_operator_at_the_space_steers_the_watcher_of_the_runner(space):
     with runner.board():
         assert waited(lambda: is_told(space))
         for act, number in ((space.watch.sweep, 1), (space.watch.pause, 2)):
-            assert "within a minute" in act()
+            assert "within half a minute" in act()
             assert waited(lambda: len(runner.errands) == number)  # noqa: B023
         runner.status = make_status(is_paused=True)
         assert waited(lambda: space.watch.status().is_paused)
@@ -183,6 +193,41 @@ def test_a_runner_that_has_gone_away_is_not_spoken_of_as_if_it_were_there(space)
     space.now[0] += 600
     with pytest.raises(RetryLaterError, match="in the last minutes"):
         space.watch.status()
+
+
+@pytest.mark.slow
+def test_a_real_runner_tells_the_space_of_its_watcher_and_runs_its_errands(
+    space, tmp_path, talk_to
+):
+    (tmp_path / "watch.yaml").write_text(
+        "rules: [{name: mine, authors: [org], bpw: [4.5], destination: you}]"
+    )
+    with LocalHub() as hub:
+        talk_to(hub)
+        hub.add_user("you", token="hf_you")
+        environment = os.environ | {
+            "HF_ENDPOINT": hub.url,
+            "HF_HOME": str(tmp_path / "hf"),
+            "HF_TOKEN": "hf_you",
+            "DYNQUANT_HOME": str(tmp_path / "home"),
+            "DYNQUANT_WATCH_CONFIG": str(tmp_path / "watch.yaml"),
+            "DYNQUANT_WATCH_CRON": "0 0 1 1 *",
+            "DYNQUANT_MEMORY_GB": "0.001",  # it takes no job
+            "DYNQUANT_SPACE_URL": space.url,
+            "DYNQUANT_SPACE_SECRET": SECRET,
+        }
+        with subprocess.Popen(
+            [sys.executable, "-m", "dynquant", "runner"], cwd=ROOT, env=environment
+        ) as runner:
+            try:
+                assert waited(lambda: is_told(space))
+                assert waited(lambda: len(space.watch.status().reports) == 1)  # the first sweep
+                add_model(hub, "org/Model", datetime.now(UTC))
+                assert space.post(body()) == 202
+                assert waited(lambda: space.watch.status().latest)
+                assert space.watch.status().latest[0].repo_id == "org/Model"
+            finally:
+                runner.terminate()
 
 
 @pytest.mark.parametrize(
