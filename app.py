@@ -10,6 +10,7 @@ from __future__ import annotations
 import getpass
 import logging
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -63,6 +64,8 @@ def main() -> None:
         site, is_whole = make_app(settings, web)
     except DynquantError as error:
         sys.exit(f"Error: {error}")
+    # uvicorn sends itself the signal again when it is done, which must not skip what comes after.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     host = os.environ.get("GRADIO_SERVER_NAME") or ("0.0.0.0" if web.is_space else "127.0.0.1")  # noqa: S104
     port = int(os.environ.get("GRADIO_SERVER_PORT") or 7860)
     if is_whole:

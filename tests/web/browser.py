@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from playwright.sync_api import Page
+from playwright.sync_api import Page, expect
+
+expect.set_options(timeout=30_000)  # as long as Playwright waits for everything else
 
 LAUNCH: dict[str, Any] = {
     "executable_path": "/usr/bin/chromium",

@@ -14,13 +14,6 @@ from tests.web.scene import SOURCE, make_family
 
 pytestmark = [pytest.mark.browser, pytest.mark.hub]
 
-PATIENCE_MSECS = 15_000
-
-
-@pytest.fixture(autouse=True)
-def patient() -> None:
-    expect.set_options(timeout=PATIENCE_MSECS)
-
 
 def choose(page: Page, url: str, model: str = SOURCE) -> None:
     settled(page, url)
@@ -74,6 +67,7 @@ def test_a_finished_job_shows_its_figures_pictures_and_card(field, page):
     settled(page, f"{field.url}/?job={job_id}")
     expect(page).to_have_url(f"{field.url}/job?job={job_id}")
     expect(page.locator("#dq-job .dq-tag")).to_have_text("Published")
+    expect(page).to_have_title("Qwen/Qwen3-0.6B · dynquant")
     expect(page.get_by_role("link", name=results[1].repo_id)).to_have_attribute(
         "href", f"{field.hub.url}/{results[1].repo_id}"
     )
@@ -113,6 +107,7 @@ def test_the_gallery_shows_finished_models_by_their_original(field, page):
     settled(page, f"{field.url}/gallery")
     family = page.locator(".dq-family", has_text="org/Other")
     expect(family.locator("tbody tr")).to_have_count(2)
+    expect(page).to_have_title("Gallery · dynquant")
     expect(family.locator("circle")).to_have_count(2)
     family.get_by_text("How to run them").click()
     expect(family.locator("pre").first).to_contain_text("mlx_lm.generate --model quants/Other-MLX")

@@ -26,11 +26,6 @@ def space(tmp_path_factory) -> Iterator[Space]:
         yield space
 
 
-@pytest.fixture(autouse=True)
-def patient() -> None:
-    expect.set_options(timeout=15_000)
-
-
 def ask_for(page: Page, space: Space, bpw: float) -> str:
     settled(page, space.url)
     page.get_by_label("Model", exact=True).fill(SOURCE)

@@ -83,7 +83,7 @@ def test_the_log_names_steps_as_the_page_does():
 def test_a_cell_of_a_table_knows_its_column_where_there_is_no_header_to_see():
     html = markup.table(("Model", "Size"), [("<b>a</b>", "1 MB")], align="lr", name="Models")
     assert re.findall(r'data-name="(\w+)"', html) == ["Model", "Size"]
-    assert ET.fromstring(html).find(".//tbody/tr/td[2]").text == "1 MB"
+    assert ET.fromstring(html).findtext(".//tbody/tr/td[2]") == "1 MB"
 
 
 def test_nobody_waits_for_the_list_of_finished_models(hub, pauses):

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import closing
 
+import psutil
 import pytest
 from gradio_client import Client
 from playwright.sync_api import expect
@@ -18,16 +19,24 @@ from tests.web.offline import SOURCE, environment, offline_hub
 pytestmark = [pytest.mark.browser, pytest.mark.hub, pytest.mark.slow]
 
 CONVERSION_SECS = 240.0
+STOP_SECS = 60.0
 
 
-@pytest.fixture
-def url(tmp_path) -> Iterator[str]:
+@pytest.fixture(scope="module")
+def process(tmp_path_factory) -> Iterator[tuple[str, psutil.Process]]:
+    """The pages and a runner as processes."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
+    folder = tmp_path_factory.mktemp("whole")
     with offline_hub(num_documents=8) as hub:
-        settings = environment(hub, tmp_path, GRADIO_SERVER_PORT=str(port))
+        settings = environment(hub, folder, GRADIO_SERVER_PORT=str(port))
         with running([sys.executable, "app.py"], settings) as process:
-            yield answering(f"http://127.0.0.1:{port}", process)
+            yield answering(f"http://127.0.0.1:{port}", process), psutil.Process(process.pid)
+
+
+@pytest.fixture(scope="module")
+def url(process) -> str:
+    return process[0]
 
 
 def test_a_model_is_converted_and_published_from_a_browser(url, page):
@@ -52,3 +61,12 @@ def test_a_model_is_converted_and_published_from_a_browser(url, page):
     with closing(Client(url, verbose=False, httpx_kwargs={"timeout": 60})) as client:
         status = client.predict(job_id, api_name="/status")
     assert status["results"][0]["repo_id"] == "you/sample-2m-MLX-5.0bpw"
+
+
+def test_who_stops_the_pages_stops_their_runner(process):
+    _, pages = process
+    runners = pages.children()
+    assert len(runners) == 1
+    pages.terminate()
+    _, alive = psutil.wait_procs([pages, *runners], timeout=STOP_SECS)
+    assert alive == []

@@ -32,6 +32,9 @@ _ORDERS: dict[str, Callable[[_Family], float]] = {
 }
 
 
+_TITLE = "(...values) => { document.title = 'Gallery · dynquant'; return values; }"
+
+
 def add_gallery_page(blocks: gr.Blocks, service: Service) -> None:
     """Add the page to the route of `blocks` that is open."""
     page = _GalleryPage(service)
@@ -50,7 +53,7 @@ def add_gallery_page(blocks: gr.Blocks, service: Service) -> None:
         trigger_mode="always_last",
         **QUIET,
     )
-    blocks.load(page.look, [order, wanted], models, **QUIET)
+    blocks.load(page.look, [order, wanted], models, js=_TITLE, **QUIET)
 
 
 class _GalleryPage:
