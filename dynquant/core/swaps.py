@@ -18,7 +18,12 @@ Swap = Mapping[str, QuantFormat]
 
 
 def swaps(
-    inventory: ModelInventory, plan: QuantPlan, *, num_swaps: int, tried: Collection[Swap] = ()
+    inventory: ModelInventory,
+    plan: QuantPlan,
+    *,
+    num_swaps: int,
+    fixed: Collection[str] = (),
+    tried: Collection[Swap] = (),
 ) -> list[Swap]:
     """The swaps that cost the least by the table: those about which it is most easily wrong.
 
@@ -26,6 +31,7 @@ def swaps(
         inventory: The model with its costs.
         plan: A plan for it.
         num_swaps: At most so many.
+        fixed: Paths of layers that keep their format.
         tried: Swaps to leave out.
     """
     room = inventory.budget_bits(plan.target_bpw) - sum(
@@ -33,6 +39,8 @@ def swaps(
     )
     ups, downs = list[_Move](), list[_Move]()
     for layer in inventory.layers:
+        if layer.path in fixed:
+            continue
         for move in _moves(layer, plan.formats[layer.path]):
             (ups if move[0] > 0 else downs).append(move)
     # The best partners of each layer are among the few that give much room for little.

@@ -3,7 +3,8 @@
 The costs of layers are estimates, and many plans cost nearly the same. In each round the swaps
 that cost least by the table are tried on the whole model, on windows that neither measuring nor
 encoding sees; the best becomes the plan of the next round, in which all that helped are also
-tried together.
+tried together. Layers outside the blocks (embedding, head) keep their formats, and are left exact
+in the trials: every candidate would need a copy of its own of them in memory.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from collections.abc import Callable, Mapping, Sequence
 
 import mlx.core as mx
 
-from dynquant.core.formats import QuantFormat
 from dynquant.core.plan import ModelInventory, QuantPlan
 from dynquant.core.swaps import Swap, swaps, with_formats
 from dynquant.mlx_backend.encoders import LayerEncoder
@@ -45,11 +45,12 @@ def polished(
         windows: Other windows, each (batch, seq), int32.
         inventory: The model with its costs.
         plans: Target → plan.
-        encoder: It holds the moments of the layers outside all blocks.
+        encoder: It has seen nothing yet.
         num_rounds: How many rounds at most.
         keep_going: Asked before each round.
         on_step: Called after each block of each round.
     """
+    outer = measurement.paths_in(None)
     best = dict(plans)
     tried: dict[float, list[Swap]] = {target: [] for target in plans}
     together: dict[float, Swap] = {}
@@ -59,14 +60,23 @@ def polished(
         asked: dict[str, QuantPlan] = {}
         changes: dict[str, tuple[float, Swap]] = {}
         for target, plan in best.items():
-            fresh = swaps(inventory, plan, num_swaps=_SWAPS_PER_ROUND, tried=tried[target])
+            fresh = swaps(
+                inventory,
+                plan,
+                num_swaps=_SWAPS_PER_ROUND,
+                fixed=outer,
+                tried=tried[target],
+            )
             tried[target] += fresh
             for index, change in enumerate([{}, together.get(target, {}), *fresh]):
                 candidate = with_formats(inventory, plan, change)
                 if candidate.stored_bpw <= target:
                     asked[f"{target}:{index}"] = candidate
                     changes[f"{target}:{index}"] = target, change
-        formats: dict[str, Mapping[str, QuantFormat]] = {n: p.formats for n, p in asked.items()}
+        formats = {
+            name: {path: fmt for path, fmt in plan.formats.items() if path not in outer}
+            for name, plan in asked.items()
+        }
         found = kl_of_formats(measurement, windows, formats, encoder, on_step=on_step)
         for target in plans:
             mine = {n: found[n] for n, (t, _) in changes.items() if t == target}

@@ -211,13 +211,13 @@ class MlxQuantizer:
             feedback=table.encoder == "gptq",
             seed=table.seed,
         )
-        importance = _stored_importance(table.importance)
+        encoder = LayerEncoder(table.encoder, measurement.observer(), num_sweeps=effort.num_sweeps)
         return polished(
             measurement,
             windows.batches(-num_probes),
             table.inventory,
             plans,
-            LayerEncoder(table.encoder, measurement.outer_moments(), importance, effort.num_sweeps),
+            encoder,
             num_rounds=effort.num_polish_rounds,
             keep_going=keep_going,
             on_step=lambda: on_step("polish"),
@@ -244,11 +244,14 @@ class MlxQuantizer:
         """
         num_probes = _num_probe_windows(windows)
         for folder, plan in plans.items():
+            affine = {path: fmt for path, fmt in plan.formats.items() if fmt.mode == "affine"}
+            if not affine:
+                continue
             better = refined(
                 self._blocks,
                 self._model.lazy_weights,
                 open_model(folder, dequantize=True).stored_weights,
-                {path: fmt for path, fmt in plan.formats.items() if fmt.mode == "affine"},
+                affine,
                 batches=windows.batches(0, -num_probes),
                 held_out=windows.batches(-num_probes),
                 num_steps=effort.num_refine_steps,

@@ -28,7 +28,7 @@ __all__ = ["refined"]
 
 logger = logging.getLogger(__name__)
 
-_RATE = 0.02  # of Adam, in quantization steps
+_RATE = 0.003  # of Adam, in quantization steps; 0.02 made the held-out KL worse
 _DECAYS = (0.8, 0.95)  # of its moments; shorter than usual, as there are few rounds
 _TINY = 1e-30
 _STEPS_BETWEEN_LOOKS = 4

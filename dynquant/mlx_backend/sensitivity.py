@@ -117,18 +117,6 @@ class Measurement:
         """The layers of a block; with None those outside all blocks."""
         return [path for path in self.shapes if self.blocks.block_of(path) == block]
 
-    def outer_moments(self) -> MomentsObserver:
-        """What goes into the layers outside all blocks, by one pass forward."""
-        watcher, layers = self.observer(), self.layers
-        weights = BlockWeights(self.blocks, self.load)
-        forward = Forward(self.blocks, weights, self.batches)
-        with observed({path: layers[path] for path in self.paths_in(None)}, watcher):
-            while forward.next_block is not None:
-                forward.step(watcher.pending)
-            with weights.holding_outer():
-                mx.eval(watcher.pending())
-        return watcher
-
     def observer(self) -> MomentsObserver:
         """Gathers the layers' inputs; products too, where the encoder feeds errors back.
 

@@ -64,6 +64,15 @@ def test_no_swap_costs_less_than_an_optimal_plan_or_breaks_the_budget():
         assert len(swap) == 2
 
 
+def test_layers_that_are_fixed_take_part_in_no_swap():
+    inventory, plan = planned()
+    path = inventory.layers[0].path
+    found = swaps(inventory, plan, num_swaps=100, fixed=[path])
+    everything = swaps(inventory, plan, num_swaps=100)
+    assert found == [swap for swap in everything if path not in swap]
+    assert len(found) < len(everything)
+
+
 def test_what_was_tried_is_not_proposed_again():
     inventory, plan = planned()
     first, *rest = swaps(inventory, plan, num_swaps=100)

@@ -34,7 +34,7 @@ def misjudged(measurement) -> ModelInventory:
 def polish(measurement, *, num_rounds: int = 2, keep_going=lambda: True):
     inventory = misjudged(measurement)
     plan = allocate(inventory, target_bpw=TARGET)
-    encoder = LayerEncoder("wls", measurement.outer_moments())
+    encoder = LayerEncoder("wls", measurement.observer())
     steps: list[int] = []
     found = polished(
         measurement,
@@ -50,7 +50,7 @@ def polish(measurement, *, num_rounds: int = 2, keep_going=lambda: True):
 
 
 def kl(measurement, *plans: QuantPlan) -> list[float]:
-    encoder = LayerEncoder("wls", measurement.outer_moments())
+    encoder = LayerEncoder("wls", measurement.observer())
     named = {str(i): plan.formats for i, plan in enumerate(plans)}
     return list(kl_of_formats(measurement, WINDOWS, named, encoder).values())
 
@@ -61,6 +61,7 @@ def test_a_poor_plan_gets_better_and_no_larger(tied):
     before, after = kl(measurement, plan, better)
     assert after < before
     assert better.stored_bpw <= TARGET
+    assert better.formats["model.embed_tokens"] == plan.formats["model.embed_tokens"]
     assert steps == 2 * len(measurement.blocks.blocks)
 
 
