@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import gradio as gr
@@ -12,10 +11,7 @@ from dynquant.core.job import Job
 from dynquant.errors import DynquantError, InvalidOptionError
 from dynquant.web.service import DEFAULT_CONTEXT_TOKENS, Order, Service
 
-__all__ = ["NUM_VALUES", "add_api"]
-
-NUM_VALUES: Mapping[str, int] = {"plan": 3, "submit": 6, "status": 1, "cancel": 1}
-"""Endpoint → how many values a call has; Gradio's clients fill in what is left out."""
+__all__ = ["add_api"]
 
 _MAX_CONTEXT_TOKENS = 100_000_000
 _LARGE = 1e9
@@ -24,7 +20,7 @@ _LARGE = 1e9
 def add_api(service: Service) -> None:
     """Add the endpoints to the Blocks that are open."""
     endpoints = _Api(service)
-    for name in NUM_VALUES:
+    for name in ("plan", "submit", "status", "cancel"):
         api(getattr(endpoints, name), api_name=name, queue=False)
 
 
