@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import atexit
 import shutil
 import tempfile
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -87,7 +87,7 @@ class HubModels:
             sleep=sleep,
             on_try=on_try,
         )
-        self._ghosts: dict[tuple[str, str], Path] = {}
+        self._ghosts: dict[tuple[str, str], tuple[Path, weakref.finalize]] = {}
         self._in_use: dict[str, Callable[[], None]] = {}
         self._last: Listing | None = None
 
@@ -104,8 +104,8 @@ class HubModels:
 
     def close(self) -> None:
         """Remove the folders that `fetch_headers` made, and let go of the models in the cache."""
-        for folder in self._ghosts.values():
-            shutil.rmtree(folder, ignore_errors=True)
+        for _, remove in self._ghosts.values():
+            remove()
         self._ghosts.clear()
         for let_go in self._in_use.values():
             let_go()
@@ -176,8 +176,10 @@ class HubModels:
         self._download(listing, "config.json")  # where a gated repo says so
         key = (listing.repo, listing.sha)
         if key not in self._ghosts:
-            self._ghosts[key] = self._make_ghost(listing)
-        return listing.source(self._ghosts[key])
+            ghost = self._make_ghost(listing)
+            remove = weakref.finalize(self, shutil.rmtree, ghost, ignore_errors=True)
+            self._ghosts[key] = ghost, remove
+        return listing.source(self._ghosts[key][0])
 
     def look_up(
         self, model: str, *, revision: str | None = None, allow_quantized: bool = False
@@ -280,14 +282,16 @@ class HubModels:
                 if sum(map(len, headers)) > MAX_HEADER_BYTES:
                     raise too_large_headers(listing.repo)
         small = [self._download(listing, name) for name in _SMALL_FILES if name in listing.sizes]
+        ghost = None
         try:
             ghost = Path(tempfile.mkdtemp(prefix="dynquant-headers-"))
-            atexit.register(shutil.rmtree, ghost, ignore_errors=True)
             for name, content in zip(shards, headers, strict=True):
                 write_ghost(ghost / name, content, listing.sizes[name])
             for path in small:
                 shutil.copyfile(path, ghost / path.name)
         except OSError as error:
+            if ghost is not None:
+                shutil.rmtree(ghost, ignore_errors=True)
             raise StorageFullError(
                 "The folder for temporary files cannot be written. Free some space there, or set "
                 "TMPDIR to another folder."

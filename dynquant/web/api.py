@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from inspect import signature
 from typing import Any
 
 import gradio as gr
@@ -13,7 +11,7 @@ from dynquant.core.job import Job
 from dynquant.errors import DynquantError, InvalidOptionError
 from dynquant.web.service import DEFAULT_CONTEXT_TOKENS, Order, Service
 
-__all__ = ["NUM_VALUES", "add_api"]
+__all__ = ["add_api"]
 
 _MAX_CONTEXT_TOKENS = 100_000_000
 _LARGE = 1e9
@@ -22,7 +20,7 @@ _LARGE = 1e9
 def add_api(service: Service) -> None:
     """Add the endpoints to the Blocks that are open."""
     endpoints = _Api(service)
-    for name in NUM_VALUES:
+    for name in ("plan", "submit", "status", "cancel"):
         api(getattr(endpoints, name), api_name=name, queue=False)
 
 
@@ -197,14 +195,3 @@ def _whole(context_tokens: object) -> int:
 
 def _refusal(error: DynquantError) -> gr.Error:
     return gr.Error(str(error), print_exception=False)
-
-
-def _num_values(endpoint: str) -> int:
-    parameters = signature(getattr(_Api, endpoint)).parameters
-    return len(parameters.keys() - {"self", "token"})
-
-
-NUM_VALUES: Mapping[str, int] = {
-    name: _num_values(name) for name in ("plan", "submit", "status", "cancel")
-}
-"""Endpoint → how many values a call has; Gradio's clients fill in what is left out."""

@@ -7,12 +7,12 @@ act in their name.
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
 from fastapi.responses import JSONResponse
+from gradio.route_utils import FnIndexInferError
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -30,6 +30,7 @@ _OWN_LIMITS = ("/runner/", "/webhook")
 
 # By these programs call the endpoints that have names.
 _CALLS = ("/gradio_api/run/", "/gradio_api/api/")
+_GRADIO = "/gradio_api/"
 _SERVER_ERROR = 500
 _REFUSED = 422
 
@@ -62,11 +63,12 @@ class Guard:
         app: What is guarded.
         is_space: Whether the Hub shows the pages in a frame.
         hub_url: Where pictures of cards come from, besides any address with https.
-        num_values: Endpoint → how many values a call has, which Gradio takes for granted.
+        num_values: Name or number of an endpoint → how many values a call has; Gradio takes both
+            for granted.
     """
 
     def __init__(
-        self, app: ASGIApp, *, is_space: bool, hub_url: str, num_values: Mapping[str, int]
+        self, app: ASGIApp, *, is_space: bool, hub_url: str, num_values: Mapping[str | int, int]
     ) -> None:
         self._app = app
         self._num_values = num_values
@@ -94,38 +96,60 @@ class Guard:
                     headers.setdefault(name, value)
             await send(message)
 
-        answer = _without_500(with_headers) if scope["path"].startswith(_CALLS) else with_headers
-
         if scope["method"] not in _CHANGING:
-            await self._app(scope, receive, answer)
+            await self._app(scope, receive, with_headers)
             return
-        refusal = _foreign(Headers(scope=scope))
-        if refusal is None and not scope["path"].startswith(_OWN_LIMITS):
-            found = await _body(receive, _num_values(scope["path"], self._num_values))
-            if isinstance(found, bytes):
-                receive = _given(found, receive)
-            else:
-                refusal = found
+        refusal, receive = await self._look_at(scope, receive)
         if refusal is not None:
-            await refusal(scope, receive, answer)
+            await refusal(scope, receive, with_headers)
+        elif scope["path"].startswith(_CALLS):
+            await _called(self._app, scope, receive, with_headers)
         else:
-            await self._app(scope, receive, answer)
+            await self._app(scope, receive, with_headers)
+
+    async def _look_at(self, scope: Scope, receive: Receive) -> tuple[JSONResponse | None, Receive]:
+        """Why a request is refused, if it is, and where its body comes from now."""
+        refusal = _foreign(Headers(scope=scope))
+        if refusal is not None or scope["path"].startswith(_OWN_LIMITS):
+            return refusal, receive
+        content = await _body(receive)
+        if not isinstance(content, bytes):
+            return content, receive
+        if scope["path"].startswith(_GRADIO):
+            refusal = self._refuse_call(scope["path"], content)
+        return refusal, _given(content, receive)
+
+    def _refuse_call(self, path: str, content: bytes) -> JSONResponse | None:
+        """Why Gradio would stumble over a call; that something is no JSON it says by itself."""
+        try:
+            found = json.loads(content)
+        except ValueError:
+            return None
+        try:
+            json.dumps(found, allow_nan=False, ensure_ascii=False).encode()
+        except ValueError:  # an answer that repeats it could not be written
+            return _refusal(422, "NaN, Infinity and halves of characters are no JSON.")
+        if not isinstance(found, dict):
+            return None
+        data, number = found.get("data"), found.get("fn_index")
+        endpoint = path.rstrip("/").rpartition("/")[2] if number is None else number
+        if type(number) is int and number not in self._num_values:
+            return _refusal(404, "There is no such endpoint here.")
+        least = self._num_values.get(endpoint, 0) if isinstance(endpoint, str | int) else 0
+        if isinstance(data, list) and len(data) < least:
+            return _refusal(422, f"'data' has to be a list of {least} values.")
+        return None
 
 
 def _foreign(headers: Headers) -> JSONResponse | None:
     """Refuse what a page of somebody else sends; programs name no origin."""
     origin = headers.get("origin")
-    if origin is None or urlsplit(origin).netloc == headers.get("host", ""):
+    if origin is None or origin.partition("://")[2] == headers.get("host"):
         return None
     return _refusal(403, "Another site's page may not act for you here. Open this page itself.")
 
 
-def _num_values(path: str, known: Mapping[str, int]) -> int:
-    """How many values a call of `path` has at least."""
-    return known.get(path.rpartition("/")[2], 0) if path.startswith(_CALLS) else 0
-
-
-async def _body(receive: Receive, num_values: int) -> bytes | JSONResponse:
+async def _body(receive: Receive) -> bytes | JSONResponse:
     """A whole body, or why it is not taken."""
     content = bytearray()
     more = True
@@ -139,17 +163,7 @@ async def _body(receive: Receive, num_values: int) -> bytes | JSONResponse:
         more = message.get("more_body", False)
     if _depth(content) > MAX_DEPTH:
         return _refusal(400, f"Lists and objects may be nested {MAX_DEPTH} deep, and no deeper.")
-    if _num_given(content) < num_values:
-        return _refusal(422, f"'data' has to be a list of {num_values} values.")
     return bytes(content)
-
-
-def _num_given(content: bytes | bytearray) -> float:
-    """How many values a call has; endless for what is no call, of which Gradio says so itself."""
-    try:
-        return len(json.loads(content)["data"])
-    except (ValueError, LookupError, TypeError):
-        return math.inf
 
 
 def _depth(content: bytes | bytearray) -> int:
@@ -173,22 +187,27 @@ def _given(content: bytes, rest: Receive) -> Receive:
     return receive
 
 
-def _without_500(send: Send) -> Send:
-    """Gradio answers 500 to whatever is refused in a sentence; that is no fault of the server."""
+async def _called(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+    """Have an endpoint called. Gradio answers 500 also to what is no fault of the server."""
     held: list[Message] = []
 
-    async def send_corrected(message: Message) -> None:
-        if message["type"] == "http.response.start" and message["status"] == _SERVER_ERROR:
+    async def hold(message: Message) -> None:
+        is_error = message["type"] == "http.response.start" and message["status"] == _SERVER_ERROR
+        if is_error or held:
             held.append(message)
-            return
-        if held:
-            start = held.pop()
-            if _is_sentence(message.get("body", b"")):
-                start["status"] = _REFUSED
-            await send(start)
-        await send(message)
+        else:
+            await send(message)
 
-    return send_corrected
+    try:
+        await app(scope, receive, hold)
+    except FnIndexInferError:
+        held.clear()
+        await _refusal(404, "There is no such endpoint here.")(scope, receive, send)
+    finally:
+        if held and _is_sentence(held[-1].get("body", b"")):
+            held[0]["status"] = _REFUSED
+        for message in held:
+            await send(message)
 
 
 def _is_sentence(body: bytes) -> bool:

@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from dynquant.core.watch_status import Errands, errands_to_json
 from dynquant.errors import RequestError
-from dynquant.web.api import NUM_VALUES, add_api
+from dynquant.web.api import add_api
 from dynquant.web.guard import Guard
 from dynquant.web.live import add_live_routes
 from dynquant.web.looks import HEAD, STYLE, theme
@@ -64,19 +64,25 @@ def make_site(
     if webhook is not None:
         add_webhook(app, webhook)
     add_live_routes(app, service)
+    blocks = _blocks(service)
     app.add_middleware(_JobLink)
     app.add_middleware(
         Guard,
         is_space=service.settings.is_space,
         hub_url=service.search.page_url(""),
-        num_values=NUM_VALUES,
+        num_values={
+            name: len(each.inputs)
+            for number, each in blocks.fns.items()
+            for name in (number, each.api_name)
+            if name is not None
+        },
     )
     with warnings.catch_warnings():
         # Gradio says so of several pages, also where nobody asked for it.
         warnings.filterwarnings("ignore", message="SSR mode is not supported")
         return gr.mount_gradio_app(
             app,
-            _blocks(service),
+            blocks,
             path="/",
             theme=theme(),
             css_paths=STYLE,

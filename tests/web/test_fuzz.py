@@ -25,6 +25,7 @@ LONG_SECS = 600.0
 
 texts = st.one_of(
     st.text(max_size=40),
+    st.text(st.characters(categories=["Cs"]), min_size=1, max_size=2),
     st.sampled_from([SOURCE, "team/missing", "../../etc/passwd", "", "\0", "hf_x", "0" * 20]),
 )
 numbers = st.one_of(
@@ -54,9 +55,13 @@ calls = st.one_of(
 bodies = st.one_of(
     values.map(lambda found: json.dumps(found).encode()),
     st.binary(max_size=200),
-    st.fixed_dictionaries({"data": values, "fn_index": values, "session_hash": values}).map(
-        lambda found: json.dumps(found).encode()
-    ),
+    st.fixed_dictionaries(
+        {
+            "data": st.one_of(values, st.lists(values, max_size=14)),
+            "fn_index": st.one_of(st.integers(-1, 40), values),
+            "session_hash": st.one_of(st.none(), texts, values),
+        }
+    ).map(lambda found: json.dumps(found).encode()),
 )
 headers = st.dictionaries(
     st.sampled_from(["x-hf-authorization", "cookie", "x-forwarded-for", "range", "accept"]),
@@ -75,6 +80,8 @@ paths = st.sampled_from(
         "/gradio_api/queue/join",
         "/gradio_api/queue/data",
         "/gradio_api/run/plan",
+        "/gradio_api/run/predict",
+        "/gradio_api/api/plan",
         "/gradio_api/call/plan",
         "/gradio_api/call/submit",
         "/gradio_api/upload",
@@ -142,6 +149,7 @@ def attack(space: Field, *, num_examples: int, number: int) -> Counter[int]:
         def look(asked: Any) -> None:
             page, *words = asked
             names = ("job", "seen", "state") if page == "job" else ("state", "words", "seen")
+            words = [word.encode(errors="replace").decode() for word in words]
             query = dict(zip(names, words, strict=True))
             for prefix in ("/live/", "/"):
                 if prefix == "/live/" or words[0]:

@@ -65,6 +65,33 @@ def test_lists_within_lists_without_end_are_refused(space, content):
     assert "nested" in answer.json()["error"]
 
 
+@pytest.mark.parametrize(
+    "content", [b'{"data": [NaN]}', b'{"data": -Infinity}', rb'{"data": ["\ud800"], "x": 1}']
+)
+def test_what_no_answer_could_repeat_is_refused(space, content):
+    answer = post(space, content, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 422
+    assert "no JSON" in answer.json()["error"]
+
+
+@pytest.mark.parametrize(
+    ("path", "data", "words"),
+    [
+        ("plan", [SOURCE], "a list of 3 values"),
+        ("plan", [SOURCE, ["x"], 4096], "'bits_per_weight' has to be a list of numbers"),
+        ("plan", [SOURCE, [10**400], 4096], "cannot be met"),
+        ("plan", [SOURCE, [4.5], "much"], "'context_tokens' has to be a number"),
+        ("plan", [SOURCE, [4.5], 10**30], "'context_tokens' has to be between"),
+        ("plan", [None, [4.5], 4096], "'model' has to be a text"),
+        ("status", [["a"]], "'job_id' has to be a text"),
+    ],
+)
+def test_a_value_of_another_type_is_refused_by_its_name(space, path, data, words):
+    answer = post(space, path=path, json={"data": data})
+    assert answer.status_code == 422
+    assert words in answer.json()["error"]
+
+
 def test_brackets_within_strings_do_not_count_and_odd_texts_cost_no_time():
     assert _depth(rb'{"a": "[[[[\"[[[", "b": [1]}') == 2
     assert _depth(b"]]]][") <= MAX_DEPTH
@@ -76,6 +103,14 @@ def test_a_refusal_is_no_error_of_the_server(space):
     answer = post(space, json={"data": ["team/missing", [4.5], 4096]})
     assert answer.status_code == 422
     assert "no model 'team/missing' on the Hub" in answer.json()["error"]
+
+
+def test_an_endpoint_that_there_is_not_is_no_error_of_the_server(space):
+    answer = post(space, path="nothing")
+    assert answer.status_code == 404
+    assert answer.json()["error"] == "There is no such endpoint here."
+    answer = post(space, path="predict", json={"data": [], "fn_index": 999})
+    assert answer.status_code < 500
 
 
 @pytest.mark.parametrize("token", [None, "hf_forged", "hf_ann\nX: y", "ann", '{"name": "bob"}'])
