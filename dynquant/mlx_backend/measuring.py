@@ -151,7 +151,9 @@ class Sample:
     formats: tuple[QuantFormat, ...]
 
 
-def sample_layer(weight: mx.array, importance: Importance, formats: Sequence[QuantFormat]) -> Sample:
+def sample_layer(
+    weight: mx.array, importance: Importance, formats: Sequence[QuantFormat]
+) -> Sample:
     """Weights of a layer in proportion to their importance; of a small layer, all of them.
 
     The estimate has no bias, and what matters is in it. A run is whole groups of every format.

@@ -17,7 +17,13 @@ from dynquant.core.plan import CostTable, ModelInventory, QuantPlan
 from dynquant.core.quality import Quality
 from dynquant.errors import SensitivitiesError
 from dynquant.mlx_backend.alignment import measure_alignment
-from dynquant.mlx_backend.calibration import Windows, cut_windows, open_tokenizer, window_length
+from dynquant.mlx_backend.calibration import (
+    Windows,
+    cut_windows,
+    open_tokenizer,
+    vocabulary_size,
+    window_length,
+)
 from dynquant.mlx_backend.conversion import encode_plans
 from dynquant.mlx_backend.encoders import LayerEncoder, stored_by
 from dynquant.mlx_backend.evaluation import compare
@@ -140,13 +146,13 @@ class MlxQuantizer:
         inventory = self.inventory(menu)
         num_probes = _num_probe_windows(windows)
         measurement = self._measurement(
-            inventory, windows.batches(0, -num_probes), feedback=encoder == "gptq", seed=seed
+            inventory, self._batches(windows, 0, -num_probes), feedback=encoder == "gptq", seed=seed
         )
         costs = measure_costs(
             measurement,
             inventory.layers,
             encoder=encoder,
-            probe_windows=windows.batches(-num_probes),
+            probe_windows=self._batches(windows, -num_probes),
             on_step=on_step,
         )
         return CostTable(
@@ -172,7 +178,7 @@ class MlxQuantizer:
     ) -> dict[str, float]:
         """The seed's sensitivities: gradient times quantization error, per million weights."""
         inventory = self.inventory((low, high))
-        measurement = self._measurement(inventory, windows.batches(), feedback=False, seed=0)
+        measurement = self._measurement(inventory, self._batches(windows), feedback=False, seed=0)
         return measure_alignment(
             measurement, inventory.layers, low=low, high=high, on_step=lambda: on_step("align")
         )
@@ -204,7 +210,7 @@ class MlxQuantizer:
         """
         inventory = self.inventory(())
         num_probes = _num_probe_windows(windows)
-        batches = windows.batches(0, -num_probes) if encoder != "minmax" else []
+        batches = self._batches(windows, 0, -num_probes) if encoder != "minmax" else []
         measurement = self._measurement(inventory, batches, feedback=encoder == "gptq", seed=0)
         writers = {
             folder: FolderWriter(folder, num_parameters=inventory.num_parameters)
@@ -268,7 +274,7 @@ class MlxQuantizer:
             blocks,
             BlockWeights(blocks, load),
             candidates,
-            windows.batches(),
+            self._batches(windows),
             on_step=lambda: on_step("evaluate"),
         )
 
@@ -285,6 +291,9 @@ class MlxQuantizer:
     @cached_property
     def _tokenizer(self) -> object:
         return open_tokenizer(self._model.folder)
+
+    def _batches(self, windows: Windows, start: int = 0, stop: int | None = None) -> list[mx.array]:
+        return windows.batches(start, stop, vocab=vocabulary_size(self._model.config))
 
     def _measurement(
         self, inventory: ModelInventory, batches: Sequence[mx.array], *, feedback: bool, seed: int
