@@ -1,10 +1,11 @@
 """Peak memory against depth: it should grow with a block and the activations, not the model.
 
-    python benchmarks/memory.py [--depths 4,8,16,32]
+    python -m benchmarks.memory [--depths 8,16,32,64] [--width 256]
 
-Random Qwen3 models of one width and growing depth are quantized in fresh processes, by dynquant
-(measure, encode, evaluate) and, for comparison, loaded whole as `mlx_lm.convert` does. Columns are
-the size of the weights and MLX's peak memory in each step, in MB.
+Random Qwen3 models of one width and growing depth are converted in fresh processes, by dynquant
+(measure, encode, evaluate) and, for comparison, go through the sensitivity pass of
+`mlx_lm.dynamic_quant` on the same tokens in float32. What MLX's allocator held at most, in MB;
+`memory.json` and `memory-{light,dark}.svg` go to `--out`.
 """
 
 from __future__ import annotations
@@ -19,108 +20,102 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
-import numpy as np
 from mlx.utils import tree_map
-from mlx_lm.utils import _get_classes, load_model, save_config, save_model
+from mlx_lm.quant.dynamic_quant import estimate_sensitivities
+from mlx_lm.utils import load_model
 from rich.table import Table
 
+from benchmarks.plot import Point, Series, chart_svg
+from benchmarks.random_model import Shape, convert, make_model, num_bytes, random_windows
 from dynquant.console import stdout
-from dynquant.core.allocate import allocate
-from dynquant.core.formats import QuantFormat
-from dynquant.core.plan import TextFacts
-from dynquant.mlx_backend.calibration import Windows
-from dynquant.mlx_backend.quantizer import MlxQuantizer
 
-MENU = tuple(QuantFormat(bits, 64) for bits in (3, 4, 6))
-NUM_WINDOWS, WINDOW_TOKENS = 12, 128
+ROOT = Path(__file__).parents[1]
+NUM_WINDOWS, WINDOW_TOKENS, VOCAB = 12, 128, 2048
+UPSTREAM = "mlx_lm.dynamic_quant, sensitivities"
+COLUMNS = ("weights", "measure", "encode", "evaluate", UPSTREAM)
 
 
 def main() -> None:
-    """Print the table."""
+    """Print and keep the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--depths", default="4,8,16,32")
+    parser.add_argument("--depths", default="8,16,32,64")
+    parser.add_argument("--width", type=int, default=256)
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--upstream", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
-        sys.stdout.write(json.dumps(peaks(options.child)) + "\n")
+        found = upstream_peak(options.child) if options.upstream else our_peaks(options.child)
+        sys.stdout.write("\n" + json.dumps(found))
         return
-    table = Table("blocks", "weights", "measure", "encode", "evaluate", "loaded whole")
+    rows = {}
     for depth in map(int, options.depths.split(",")):
+        shape = Shape(width=options.width, depth=depth, vocab=VOCAB, context=WINDOW_TOKENS)
         with tempfile.TemporaryDirectory() as scratch:
-            weight_bytes = make_model(Path(scratch), depth)
-            child = subprocess.run(
-                [sys.executable, __file__, "--child", scratch],
-                capture_output=True,
-                text=True,
-                check=True,
-            )
-        found = json.loads(child.stdout.splitlines()[-1])
-        table.add_row(str(depth), *(f"{value / 1e6:.0f}" for value in (weight_bytes, *found)))
+            make_model(Path(scratch), shape)
+            rows[depth] = {
+                "weights": num_bytes(Path(scratch)),
+                **in_child(scratch),
+                **in_child(scratch, "--upstream"),
+            }
+        stdout.print(depth, rows[depth])
+    table = Table("blocks", *COLUMNS)
+    for depth, row in rows.items():
+        table.add_row(str(depth), *(f"{row[column] / 1e6:.0f}" for column in COLUMNS))
     stdout.print(table)
-
-
-def make_model(folder: Path, depth: int) -> int:
-    """A random Qwen3 of `depth` blocks in bfloat16; bytes of its weights."""
-    config = {
-        "model_type": "qwen3",
-        "hidden_size": 512,
-        "num_hidden_layers": depth,
-        "intermediate_size": 1536,
-        "num_attention_heads": 8,
-        "num_key_value_heads": 4,
-        "head_dim": 64,
-        "rms_norm_eps": 1e-6,
-        "vocab_size": 2048,
-        "max_position_embeddings": 512,
-        "rope_theta": 10000.0,
-        "tie_word_embeddings": True,
-    }
-    mx.random.seed(0)
-    model_class, args_class = _get_classes(config)
-    model = model_class(args_class.from_dict(config))
-    model.update(tree_map(lambda p: p.astype(mx.bfloat16), model.parameters()))
-    save_model(folder, model)
-    save_config(config, folder / "config.json")
-    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-
-
-def peaks(folder: Path) -> list[int]:
-    """MLX's peak memory while measuring, encoding, evaluating, and with the model loaded whole."""
-    tokens = np.random.default_rng(0).integers(0, 2048, (NUM_WINDOWS, WINDOW_TOKENS))
-    windows = Windows(
-        tokens=tokens.astype(np.int32),
-        shingles=np.zeros(0, dtype=np.uint64),
-        facts=TextFacts(
-            name="random", sha256="", num_tokens=tokens.size, window_tokens=WINDOW_TOKENS
-        ),
-    )
-    found, quantizer = [], MlxQuantizer(folder, name="random")
-
-    def peak() -> None:
-        found.append(mx.get_peak_memory())
-        mx.clear_cache()
-        mx.reset_peak_memory()
-
-    def ignore(_step: str, _amount: int = 1) -> None:
-        pass
-
-    table = quantizer.measure(windows, menu=MENU, encoder="gptq", seed=0, on_step=ignore)
-    peak()
-    plan = allocate(table.inventory, target_bpw=4.5)
-    with tempfile.TemporaryDirectory() as out:
-        target = Path(out)
-        quantizer.encode(
-            {target: plan}, windows, encoder="gptq", importance=table.importance, on_step=ignore
+    options.out.mkdir(parents=True, exist_ok=True)
+    result = {"width": options.width, "tokens": NUM_WINDOWS * WINDOW_TOKENS, "peak_bytes": rows}
+    (options.out / "memory.json").write_text(json.dumps(result, indent=1) + "\n")
+    series = [
+        Series(
+            name=column,
+            points=[Point(x=depth, y=row[column] / 1e6) for depth, row in rows.items()],
+            is_ours=column in COLUMNS[1:4],
         )
-        peak()
-        quantizer.evaluate({"ours": target}, {}, windows, on_step=ignore)
-        peak()
-    model, _ = load_model(folder)
-    mx.eval(model(mx.array(windows.tokens[:1])))
-    peak()
+        for column in COLUMNS
+    ]
+    for theme in ("light", "dark"):
+        picture = chart_svg(
+            series,
+            heading="Peak memory against depth",
+            subtitle=f"random Qwen3 of width {options.width}, "
+            f"{NUM_WINDOWS * WINDOW_TOKENS:,} tokens, MLX on the CPU in float32",
+            across="blocks",
+            upwards="MB",
+            dark=theme == "dark",
+        )
+        (options.out / f"memory-{theme}.svg").write_text(picture)
+
+
+def in_child(model: str, *options: str) -> dict[str, int]:
+    """Peaks from a fresh process, so that nothing is left of another model."""
+    command = [sys.executable, "-m", "benchmarks.memory", "--child", model, *options]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, cwd=ROOT)
+    found: dict[str, int] = json.loads(done.stdout.splitlines()[-1])
     return found
+
+
+def our_peaks(folder: Path) -> dict[str, int]:
+    """Peak bytes of each step."""
+    with tempfile.TemporaryDirectory() as out:
+        found = convert(folder, Path(out), num_windows=NUM_WINDOWS, target_bpw=4.5, encoder="gptq")
+    peaks: dict[str, int] = found["mlx_peak_bytes"]
+    return peaks
+
+
+def upstream_peak(folder: Path) -> dict[str, int]:
+    """Peak bytes of the sensitivity pass of mlx-lm."""
+    model, config = load_model(folder)
+    model.update(tree_map(lambda p: p.astype(mx.float32), model.parameters()))
+    tokens = random_windows(NUM_WINDOWS, WINDOW_TOKENS, config, seed=0).tokens
+    widths: dict[str, Any] = {"low_bits": 4, "high_bits": 5}
+    sizes: dict[str, Any] = {"low_group_size": 64, "high_group_size": 64}
+    mx.reset_peak_memory()
+    estimate_sensitivities(model, mx.array(tokens), **widths, **sizes)
+    return {UPSTREAM: mx.get_peak_memory()}
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""Quality at equal size: uniform, `mlx_lm.dynamic_quant` and dynquant, side by side in one run.
+"""Quality at equal size, time and memory: dynquant and its peers side by side.
 
-    python benchmarks/quality.py [--model DIR] [--calibration FILE] [--eval FILE] [--out DIR]
+    python -m benchmarks.quality [--full] [--models DIR,DIR] [--out DIR] [--keep DIR]
 
-Upstream's own functions run for real: sensitivities, threshold, `quantize_model`, save. It gets
-the same calibration tokens as dynquant (and computes in float32, as dynquant does on a CPU).
-dynquant's target is the size that upstream stored, so that the two are compared at equal size.
-All folders are evaluated in one pass over the same held-out windows. The figures go to
-`benchmarks/results/quality.json`. The exit code says whether the bars were met.
+Every quantizer runs for real, by its own command, in a process and (peers) a virtual environment
+of its own, which this makes, on the same calibration tokens. Stored bits are counted from the files
+(`stored_bits.py`), and all results of a model are judged in one pass over the same held-out
+windows. `quality-MODEL.json`, `.md` and `-{light,dark}.svg` go to `--out`.
+The exit code says whether the bars were met.
 """
 
 from __future__ import annotations
@@ -17,170 +17,281 @@ import dynquant.mlx_backend  # noqa: F401  OpenBLAS before MLX
 
 import argparse
 import json
+import os
+import platform
+import re
+import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import mlx.core as mx
-from mlx.utils import tree_map
-from mlx_lm.quant.dynamic_quant import estimate_sensitivities, estimate_threshold
-from mlx_lm.utils import compute_bits_per_weight, load, quantize_model, save
+import numpy as np
 
-from dynquant.console import ConsoleProgress, print_quality, stdout
-from dynquant.core.formats import DEFAULT_MENU, QuantFormat
-from dynquant.core.uniform import nearest_uniform
-from dynquant.mlx_backend.calibration import Windows
+from benchmarks.peers import EQUAL_BPW, Attempt, Outcome, attempts, ours, run
+from benchmarks.report import markdown, picture
+from benchmarks.stored_bits import stored_bpw
+from dynquant.console import ConsoleProgress, stdout
+from dynquant.core.quality import Quality
+from dynquant.mlx_backend.calibration import Windows, open_tokenizer
 from dynquant.mlx_backend.quantizer import MlxQuantizer, tool_versions
-from dynquant.outputs import OutputFolders
-from dynquant.pipeline import Recipe, quantize
+from dynquant.pipeline import Recipe
 from dynquant.runner.opening import open_model, open_texts
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
-GROUP_SIZE = 64
+MODELS = (SHARED / "models" / "tiny-qwen3", SHARED / "models" / "tiny-qwen3-moe")
+TARGETS, FEW_TARGETS = (3.0, 3.5, 4.0, 4.5, 5.0, 6.0), (3.0, 4.0, 5.0)
+LIMIT_SECS, SHORT_LIMIT_SECS = 1800.0, 240.0  # of one run
+EVALUATION_TOKENS, FEW_EVALUATION_TOKENS = 12_288, 6_144
+# Of the mean KL of mlx_lm.dynamic_quant, and of that of the best peer.
+BARS, BEST_PEER_BAR = {3.0: 0.55, 4.0: 0.45, 5.0: 0.40}, 0.9
 
 
-@dataclass(frozen=True)
-class Pair:
-    """A target of upstream: two widths, and the share of its KL that ours may have."""
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One line of the table; without a result, `why_not` says why."""
 
-    target_bpw: float
-    low_bits: int
-    high_bits: int
-    bar: float | None
-
-
-PAIRS = (Pair(3.0, 2, 4, None), Pair(4.0, 3, 4, 0.75), Pair(5.0, 4, 5, 0.65))
+    method: str
+    setting: str
+    target_bpw: float | None
+    stored_bpw: float | None = None
+    quality: Quality | None = None
+    wall_secs: float = 0.0
+    cpu_secs: float = 0.0
+    peak_bytes: int = 0
+    num_results: int = 1
+    why_not: str = ""
 
 
 def main() -> int:
     """Run the benchmark; 0 when every bar is met."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", type=Path, default=SHARED / "models" / "tiny-qwen3")
-    parser.add_argument("--calibration", type=Path, default=SHARED / "text" / "calibration.txt")
-    parser.add_argument("--eval", type=Path, default=SHARED / "text" / "heldout.txt")
-    parser.add_argument("--eval-tokens", type=int, default=12_288)
+    parser.add_argument("--full", action="store_true", help="all peers, sizes and efforts")
+    parser.add_argument("--models", help="folders, with commas")
+    parser.add_argument("--calibration", default=str(SHARED / "text" / "calibration.txt"))
+    parser.add_argument("--eval", default=str(SHARED / "text" / "heldout.txt"))
+    parser.add_argument("--limit", type=float, help="seconds for one run of a quantizer")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
+    parser.add_argument("--venvs", type=Path, default=ROOT / ".peers")
+    parser.add_argument("--keep", type=Path, help="keep what was made here, and go on from it")
     options = parser.parse_args()
-    if not options.model.is_dir():
-        stdout.print(f"There is no model at {options.model}; pass --model, --calibration, --eval.")
-        return 0
-    with tempfile.TemporaryDirectory() as scratch:
-        result = run(options, Path(scratch))
-    options.out.mkdir(parents=True, exist_ok=True)
-    path = options.out / f"quality-{options.model.name}.json"
-    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    stdout.print(f"Wrote {path}")
-    return 0 if all(row["met"] in (True, None) for row in result["ratios"]) else 1
+    models = [Path(m) for m in options.models.split(",")] if options.models else list(MODELS)
+    models = models if options.full or options.models else models[:1]
+    met = True
+    for model in models:
+        if not model.is_dir():
+            stdout.print(f"There is no model at {model}; pass --models, --calibration and --eval.")
+            continue
+        with tempfile.TemporaryDirectory() as scratch:
+            result = benchmarked(model, options, (options.keep or Path(scratch)) / model.name)
+        options.out.mkdir(parents=True, exist_ok=True)
+        for name, text in written(model.name, result):
+            (options.out / name).write_text(text, encoding="utf-8")
+        stdout.print(markdown(result))
+        met = met and all(bar["met"] for bar in result["bars"])
+    return 0 if met else 1
 
 
-def run(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
-    """All models made, evaluated and compared."""
-    texts, recipe = open_texts(), Recipe(targets_bpw=())
-    calibration, evaluation = texts.open(str(options.calibration)), texts.open(str(options.eval))
-    with open_model(str(options.model)) as (source, quantizer):
-        windows = quantizer.calibration_windows(calibration, recipe.calibration_tokens)
-        held_out = quantizer.evaluation_windows(evaluation, options.eval_tokens)
-        held_out.check_disjoint(windows)
-        folders: dict[str, Path] = {}
-        stored: dict[float, float] = {}
-        seconds: dict[str, float] = {}
-        for pair in PAIRS:
-            name = f"dynamic_quant {pair.low_bits}/{pair.high_bits}"
-            started = time.perf_counter()
-            folders[name] = scratch / name.replace("/", "-").replace(" ", "-")
-            stored[pair.target_bpw] = upstream(options.model, folders[name], pair, windows)
-            seconds[name] = time.perf_counter() - started
-            stdout.print(f"{name}: {stored[pair.target_bpw]:.4f} bits per weight stored")
-        started = time.perf_counter()
-        ours = quantize(
-            source,
-            quantizer,
-            Recipe(targets_bpw=tuple(stored.values()), evaluation_tokens=options.eval_tokens),
-            calibration=calibration,
-            evaluation=evaluation,
-            outputs=OutputFolders(scratch / "ours"),
-            progress=ConsoleProgress(),
+def written(model: str, result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Name and content of each file of a result."""
+    yield f"quality-{model}.json", json.dumps(result, indent=1) + "\n"
+    yield f"quality-{model}.md", markdown(result)
+    for theme in ("light", "dark"):
+        yield f"quality-{model}-{theme}.svg", picture(result, dark=theme == "dark")
+
+
+def benchmarked(model: Path, options: argparse.Namespace, work: Path) -> dict[str, Any]:
+    """Everything made, judged and compared."""
+    texts, recipe, full = open_texts(), Recipe(targets_bpw=()), options.full
+    targets = TARGETS if full else FEW_TARGETS
+    limit_secs = options.limit or (LIMIT_SECS if full else SHORT_LIMIT_SECS)
+    work.mkdir(parents=True, exist_ok=True)
+
+    def made(attempt: Attempt) -> Outcome:
+        stdout.print(f"{model.name}: {attempt.name}")
+        return run_once(attempt, work, venvs=options.venvs, limit_secs=limit_secs)
+
+    with open_model(str(model)) as (_, quantizer):
+        windows = quantizer.calibration_windows(
+            texts.open(options.calibration), recipe.calibration_tokens
         )
-        seconds["dynquant, three targets with figures and cards"] = time.perf_counter() - started
-        folders |= {each.facts.name: each.folder for each in ours}
-        names = [each.facts.name for each in ours]
-        return compared(quantizer, held_out, folders, ours=names) | {
-            "command": f"python benchmarks/quality.py --model {source.name}",
-            "seconds": seconds,
-        }
-
-
-def upstream(model: Path, folder: Path, pair: Pair, windows: Windows) -> float:
-    """What `python -m mlx_lm.quant.dynamic_quant` does, on our tokens; stored bits per weight."""
-    options: dict[str, Any] = {
-        "low_bits": pair.low_bits,
-        "low_group_size": GROUP_SIZE,
-        "high_bits": pair.high_bits,
-        "high_group_size": GROUP_SIZE,
-    }
-    precise, *_ = load(str(model))
-    precise.update(tree_map(lambda p: p.astype(mx.float32), precise.parameters()))
-    sensitivities = dict(estimate_sensitivities(precise, mx.array(windows.tokens), **options))
-    del precise
-    network, tokenizer, *rest = load(str(model), return_config=True)
-    config = rest[0]
-    threshold = estimate_threshold(network, sensitivities, target_bpw=pair.target_bpw, **options)
-
-    def predicate(path: str, module: object) -> bool | dict[str, int]:
-        if not hasattr(module, "to_quantized"):
-            return False
-        if sensitivities[path] > threshold:
-            return {"bits": pair.high_bits, "group_size": GROUP_SIZE}
-        return True
-
-    network, config = quantize_model(
-        network, config, group_size=GROUP_SIZE, bits=pair.low_bits, quant_predicate=predicate
-    )
-    bits_per_weight = float(compute_bits_per_weight(network))
-    save(str(folder), str(model), network, tokenizer, config, donate_model=True)
-    return bits_per_weight
-
-
-def compared(
-    quantizer: MlxQuantizer, held_out: Windows, folders: dict[str, Path], *, ours: Sequence[str]
-) -> dict[str, Any]:
-    """One evaluation pass over everything, the table, and the ratios."""
-    full = quantizer.inventory(DEFAULT_MENU)
-    formats: dict[str, QuantFormat] = {}
-    uniform = {}
-    for pair in PAIRS:
-        fmt, plan = nearest_uniform(full, pair.target_bpw)
-        formats[f"uniform {fmt.name}"] = fmt
-        uniform[f"uniform {fmt.name}"] = plan
-    with ConsoleProgress().track({"evaluate": quantizer.num_blocks}) as on_step:
-        original, found = quantizer.evaluate(folders, uniform, held_out, on_step=on_step)
-    sizes = {name: plan.stored_bpw for name, plan in uniform.items()}
-    for name, folder in folders.items():
-        network, *_ = load(str(folder), lazy=True)
-        sizes[name] = float(compute_bits_per_weight(network))
-    order = sorted(found, key=lambda name: (round(sizes[name]), -found[name].mean_kl_nats))
-    print_quality([("original", full.max_bpw, None, original)])
-    print_quality([(name, sizes[name], None, found[name]) for name in order])
-    ratios = []
-    for pair, name in zip(PAIRS, ours, strict=True):
-        theirs = f"dynamic_quant {pair.low_bits}/{pair.high_bits}"
-        ratio = found[name].mean_kl_nats / found[theirs].mean_kl_nats
-        met = None if pair.bar is None else ratio <= pair.bar
-        ratios.append({"target_bpw": pair.target_bpw, "ratio": ratio, "bar": pair.bar, "met": met})
-        bar = "" if pair.bar is None else f" (bar {pair.bar}: {'met' if met else 'MISSED'})"
-        stdout.print(f"at {sizes[theirs]:.3f} BPW ours has {ratio:.3f} of upstream's mean KL{bar}")
+        held_out = quantizer.evaluation_windows(
+            texts.open(options.eval), EVALUATION_TOKENS if full else FEW_EVALUATION_TOKENS
+        )
+        held_out.check_disjoint(windows)
+        tokens, documents = save_text(windows, model, work)
+        peers = attempts(model, tokens=tokens, documents=documents, targets=targets, full=full)
+        found = [(attempt, made(attempt)) for attempt in peers]
+        rows, folders = [], dict[str, Path]()
+        for attempt, outcome in found:
+            folder = None if outcome.why_not else model_folder(work / slug(attempt))
+            row = row_of(attempt, outcome, folder, model)
+            if folder is not None:
+                folders[f"{row.method} {row.setting}"] = folder
+            rows.append(row)
+        sizes = sorted({*targets, *equal_sizes(rows)})
+        for effort in ("fast", "normal", "max") if full else ("fast", "normal"):
+            attempt = ours(
+                model,
+                calibration=options.calibration,
+                evaluation=options.eval,
+                targets=sizes,
+                effort=effort,
+            )
+            outcome = made(attempt)
+            if outcome.why_not:
+                rows.append(row_of(attempt, outcome, None, model))
+                continue
+            for size, folder in zip(sizes, results_of(work / slug(attempt), sizes), strict=True):
+                one = replace(attempt, setting=f"{effort}, {size:g}", target_bpw=size)
+                rows.append(row_of(one, outcome, folder, model, num_results=len(sizes)))
+                folders[f"{one.method} {one.setting}"] = folder
+        rows, original = judged(quantizer, held_out, rows, folders)
     return {
+        "model": model.name,
+        "form": "full" if full else "short",
+        "command": f"python -m benchmarks.quality{' --full' * full} --models {model.name}",
+        "revision": revision(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
         "versions": tool_versions(),
+        "calibration": asdict(windows.facts),
         "evaluation": asdict(held_out.facts),
-        "rows": {name: {"stored_bpw": sizes[name], **asdict(found[name])} for name in order},
         "original": asdict(original),
-        "ratios": ratios,
+        "rows": [asdict(row) for row in rows],
+        "bars": list(bars(rows)),
     }
+
+
+def save_text(windows: Windows, model: Path, work: Path) -> tuple[Path, Path]:
+    """The calibration windows for tools that take tokens, and for those that take text."""
+    tokens, documents = work / "calibration.npy", work / "calibration.jsonl"
+    np.save(tokens, windows.tokens)
+    tokenizer = open_tokenizer(model)
+    with documents.open("w", encoding="utf-8") as file:
+        for window in windows.tokens.tolist():
+            file.write(json.dumps({"text": tokenizer.decode(window)}) + "\n")
+    # Text that is cut at a window's ends may come back a few tokens shorter.
+    num_windows, num_tokens = windows.tokens.shape
+    shape = {"windows": num_windows, "tokens": num_tokens * 15 // 16}
+    documents.with_suffix(".json").write_text(json.dumps(shape))
+    return tokens, documents
+
+
+def slug(attempt: Attempt) -> str:
+    """Name of the folder of an attempt."""
+    return re.sub(r"[^\w.]+", "-", attempt.name)
+
+
+def run_once(attempt: Attempt, work: Path, *, venvs: Path, limit_secs: float) -> Outcome:
+    """Run, or what an earlier run with the same command took."""
+    out = work / slug(attempt)
+    note = out.with_name(f"{out.name}.outcome.json")
+    if note.exists():
+        kept = json.loads(note.read_text())
+        if kept["command"] == list(attempt.command):
+            return Outcome(**kept["outcome"])
+    outcome = run(attempt, out, venvs=venvs, limit_secs=limit_secs)
+    note.write_text(json.dumps({"command": attempt.command, "outcome": asdict(outcome)}))
+    return outcome
+
+
+def model_folder(out: Path) -> Path:
+    """Where below `out` the weights lie."""
+    return min(out.rglob("*.safetensors"), key=lambda file: len(file.parts)).parent
+
+
+def results_of(out: Path, sizes: Sequence[float]) -> list[Path]:
+    """One folder of dynquant for each size."""
+    folders = {file.parent for file in out.rglob("*.safetensors")}
+    by_size = {float(re.findall(r"-([\d.]+)bpw", folder.name)[-1]): folder for folder in folders}
+    return [min(by_size.items(), key=lambda pair: abs(pair[0] - size))[1] for size in sizes]
+
+
+def row_of(
+    attempt: Attempt, outcome: Outcome, folder: Path | None, model: Path, *, num_results: int = 1
+) -> Row:
+    """A row that is not judged yet."""
+    return Row(
+        method=attempt.method,
+        setting=attempt.setting,
+        target_bpw=attempt.target_bpw,
+        stored_bpw=None if folder is None else stored_bpw(folder, model),
+        num_results=num_results,
+        **asdict(outcome),
+    )
+
+
+def equal_sizes(rows: Sequence[Row]) -> Iterator[float]:
+    """Sizes that `mlx_lm.dynamic_quant` stored instead of those that it was asked for."""
+    for row in rows:
+        if row.method != "mlx_lm.dynamic_quant" or not row.stored_bpw or not row.target_bpw:
+            continue
+        if abs(row.stored_bpw - row.target_bpw) > EQUAL_BPW:
+            yield round(row.stored_bpw, 3)
+
+
+def judged(
+    quantizer: MlxQuantizer, held_out: Windows, rows: Sequence[Row], folders: Mapping[str, Path]
+) -> tuple[list[Row], Quality]:
+    """The rows with their figures, and those of the original, from one pass."""
+    with ConsoleProgress().track({"evaluate": quantizer.num_blocks}) as on_step:
+        original, found = quantizer.evaluate(dict(folders), {}, held_out, on_step=on_step)
+    return [replace(r, quality=found.get(f"{r.method} {r.setting}")) for r in rows], original
+
+
+def bars(rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
+    """Our mean KL over that of the peers of the same size, beside what was promised."""
+    known = [row for row in rows if row.quality is not None and row.stored_bpw is not None]
+    mine = [row for row in known if row.method == "dynquant" and row.setting.startswith("normal")]
+    for row in mine:
+        same = [
+            other
+            for other in known
+            if other.method != "dynquant" and abs(_bpw(other) - _bpw(row)) <= EQUAL_BPW
+        ]
+        dynamic = [other for other in same if other.method == "mlx_lm.dynamic_quant"]
+        best = min(same, key=_kl, default=None)
+        bar = min(BARS.items(), key=lambda pair: abs(pair[0] - _bpw(row)))
+        near = abs(bar[0] - _bpw(row)) < 0.25
+        for other, limit in (
+            (dynamic[0] if dynamic else None, bar[1] if near else None),
+            (best, BEST_PEER_BAR),
+        ):
+            if other is None or limit is None:
+                continue
+            ratio = _kl(row) / _kl(other)
+            yield {
+                "stored_bpw": _bpw(row),
+                "peer": f"{other.method} {other.setting}",
+                "ratio": ratio,
+                "bar": limit,
+                "met": ratio <= limit,
+            }
+
+
+def revision() -> str:
+    """Commit of this checkout."""
+    found = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return found.stdout.strip() or "not a checkout"
+
+
+def _bpw(row: Row) -> float:
+    assert row.stored_bpw is not None
+    return row.stored_bpw
+
+
+def _kl(row: Row) -> float:
+    assert row.quality is not None
+    return row.quality.mean_kl_nats
 
 
 if __name__ == "__main__":

@@ -102,7 +102,7 @@ def measure_alignment(
         blocks,
         BlockWeights(blocks, measurement.load, lowered),
         measurement.batches,
-        record=True,
+        record=range(len(measurement.batches)),
     )
     while original.next_block is not None:
         original.step()

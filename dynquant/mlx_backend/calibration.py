@@ -18,12 +18,13 @@ from dynquant.core.plan import TextFacts
 from dynquant.errors import InvalidModelError, TextError
 from dynquant.ports import Text
 
-__all__ = ["Windows", "cut_windows", "open_tokenizer", "window_length"]
+__all__ = ["Windows", "cut_windows", "open_tokenizer", "vocabulary_size", "window_length"]
 
 logger = logging.getLogger(__name__)
 
 MAX_WINDOW_TOKENS = 512
-_BATCH_TOKENS = 2048  # enough to keep a matrix unit busy, little enough to keep logits small
+_BATCH_TOKENS = 2048  # enough to keep a matrix unit busy
+_BATCH_LOGITS = 1 << 27  # of a batch: half a GB in float32
 _SPREAD = 32  # windows are spread over up to this many times the tokens asked for
 _CHUNK_CHARACTERS = 1 << 20
 _MAX_ID = 2**31 - 1
@@ -45,10 +46,17 @@ class Windows:
     shingles: np.ndarray
     facts: TextFacts
 
-    def batches(self, start: int = 0, stop: int | None = None) -> list[mx.array]:
-        """Windows from `start` to `stop` in batches, each (batch, seq), int32."""
+    def batches(self, start: int = 0, stop: int | None = None, *, vocab: int = 1) -> list[mx.array]:
+        """Windows from `start` to `stop` in batches, each (batch, seq), int32.
+
+        Args:
+            start: The first.
+            stop: The one behind the last.
+            vocab: Logits of a token; batches are smaller where there are very many.
+        """
         chosen = self.tokens[start:stop]
-        size = max(1, _BATCH_TOKENS // chosen.shape[1])
+        num_tokens = min(_BATCH_TOKENS, _BATCH_LOGITS // vocab)
+        size = max(1, num_tokens // chosen.shape[1])
         return [mx.array(chosen[i : i + size]) for i in range(0, len(chosen), size)]
 
     def check_disjoint(self, calibration: Self) -> None:
@@ -110,6 +118,14 @@ def window_length(config: Mapping[str, Any]) -> int:
             f"{_SHINGLE_TOKENS}. Download the model again."
         )
     return int(min(MAX_WINDOW_TOKENS, context))
+
+
+def vocabulary_size(config: Mapping[str, Any]) -> int:
+    """Logits of a token; 1 where the config does not say."""
+    text_config = config.get("text_config")
+    nested = text_config.get("vocab_size") if isinstance(text_config, dict) else None
+    size = config.get("vocab_size") or nested
+    return size if isinstance(size, int) and size > 0 else 1
 
 
 def cut_windows(

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
 
 import mlx.core as mx
 import numpy as np
@@ -66,9 +68,16 @@ def _scored(original: Forward, others: Mapping[str, Forward]) -> dict[str, _Scor
     scores = {name: _Scores(name) for name in (_ORIGINAL, *others)}
     streams = {name: forward.logits() for name, forward in others.items()}
     for batch, logits in zip(original.batches, original.logits(), strict=True):
-        scores[_ORIGINAL].add(logits, None, batch)
+        reference = _Reference.chunks(logits, batch)
+        scores[_ORIGINAL].add([part.own_scores() for part in reference], len(batch))
         for name, stream in streams.items():
-            scores[name].add(next(stream), logits, batch)
+            rows = _scored_rows(next(stream))
+            starts = accumulate((part.num_rows for part in reference[:-1]), initial=0)
+            parts = []
+            for start, part in zip(starts, reference, strict=True):
+                parts.append(part.scores_of(rows[start : start + part.num_rows]))
+                mx.eval(parts[-1])
+            scores[name].add(parts, len(batch))
         mx.clear_cache()
     return scores
 
@@ -80,54 +89,97 @@ class _Scores:
         self._name = name
         self._windows: list[np.ndarray] = []
 
-    def add(self, logits: mx.array, reference: mx.array | None, batch: mx.array) -> None:
-        """Score one batch.
+    def add(self, parts: Sequence[mx.array], num_windows: int) -> None:
+        """Note the scores of one batch.
 
         Args:
-            logits: Of this model, (batch, seq, vocab).
-            reference: Of the original, the same shape; None for the original itself.
-            batch: Tokens, (batch, seq).
+            parts: Scores of its rows in order, each (3, rows).
+            num_windows: Windows in the batch.
 
         Raises:
-            NonFiniteError: The logits hold NaN.
+            NonFiniteError: A score is NaN.
         """
-        vocab = logits.shape[-1]
-        rows = logits[:, :-1].reshape(-1, vocab)
-        originals = rows if reference is None else reference[:, :-1].reshape(-1, vocab)
-        targets = batch[:, 1:].reshape(-1, 1)
-        step = max(1, _CHUNK_LOGITS // vocab)
-        parts = []
-        for start in range(0, rows.shape[0], step):
-            chunk = slice(start, start + step)
-            part = _row_scores(rows[chunk], originals[chunk], targets[chunk])
-            mx.eval(part)
-            parts.append(np.asarray(part))
-        scores = np.concatenate(parts, axis=1)
+        scores = np.concatenate([np.asarray(part) for part in parts], axis=1)
         if np.isnan(scores).any():
             raise NonFiniteError(
                 f"NaN or infinity in the logits of the {self._name} model, so its figures would "
                 "be worthless.",
                 layer="logits",
             )
-        self._windows.append(scores.reshape(3, batch.shape[0], -1))
+        self._windows.append(scores.reshape(3, num_windows, -1))
 
     def summary(self) -> Quality:
         nll, kl, agree = np.concatenate(self._windows, axis=1)
         return summarize(nll, kl, agree)
 
 
-def _row_scores(logits: mx.array, originals: mx.array, targets: mx.array) -> mx.array:
-    """Negative log-likelihood, KL(original ‖ model) and agreement of each row, (3, rows), float32.
+@dataclass(frozen=True)
+class _Reference:
+    """Some rows of the original's logits, with what the scores of all other models share.
 
-    With p the original's probabilities and d the difference of the logits, centred under p,
-    KL = log Σ p exp(−d) = log1p(Σ p expm1(−d)): exact also where the models hardly differ,
-    and no array of log-probabilities is needed. Tokens masked out (-inf) count for nothing.
+    Attributes:
+        logits: (rows, vocab), float32.
+        probabilities: Their softmax, (rows, vocab), float32.
+        targets: The tokens that came next, (rows, 1).
+        nll: Negative log-likelihood of the targets, (rows,), float32.
+        top: The likeliest tokens, (rows,).
     """
-    a, b = originals.astype(mx.float32), logits.astype(mx.float32)
-    nll = mx.logsumexp(b, axis=-1) - mx.take_along_axis(b, targets, axis=-1).squeeze(-1)
-    p = mx.softmax(a, axis=-1)
-    difference = mx.where(a == -math.inf, 0.0, a - b)
-    centre = (p * difference).sum(-1, keepdims=True)
-    kl = mx.maximum(mx.log1p((p * mx.expm1(centre - difference)).sum(-1)), 0.0)
-    agree = mx.argmax(a, axis=-1) == mx.argmax(b, axis=-1)
-    return mx.stack([nll, kl, agree.astype(mx.float32)])
+
+    logits: mx.array
+    probabilities: mx.array
+    targets: mx.array
+    nll: mx.array
+    top: mx.array
+
+    @classmethod
+    def chunks(cls, logits: mx.array, batch: mx.array) -> list[_Reference]:
+        """A batch's logits (batch, seq, vocab) in parts that fit a processor's cache."""
+        rows, targets = _scored_rows(logits), batch[:, 1:].reshape(-1, 1)
+        step = max(1, _CHUNK_LOGITS // rows.shape[-1])
+        found = []
+        for start in range(0, rows.shape[0], step):
+            a, following = (x[start : start + step] for x in (rows, targets))
+            a = a.astype(mx.float32)
+            highest = a.max(-1, keepdims=True)
+            exponentials = mx.exp(a - highest)
+            total = exponentials.sum(-1, keepdims=True)
+            nll = mx.log(total) + highest - mx.take_along_axis(a, following, axis=-1)
+            part = cls(a, exponentials / total, following, nll.squeeze(-1), mx.argmax(a, axis=-1))
+            mx.eval(part.logits, part.probabilities, part.nll, part.top)
+            found.append(part)
+        return found
+
+    @property
+    def num_rows(self) -> int:
+        """How many rows these are."""
+        return self.logits.shape[0]
+
+    def own_scores(self) -> mx.array:
+        """Scores of the original itself."""
+        return mx.stack([self.nll, mx.zeros(self.num_rows), mx.ones(self.num_rows)])
+
+    def scores_of(self, logits: mx.array) -> mx.array:
+        """Negative log-likelihood, KL(original ‖ model) and agreement, (3, rows), float32.
+
+        With p the original's probabilities and d the difference of the logits, centred under p,
+        KL = log Σ p exp(−d) = log1p(Σ p expm1(−d)): exact also where the models hardly differ.
+        The same sum turns the original's log-likelihood into the model's, so that a logit takes
+        one exponential. Tokens masked out (-inf) count for nothing.
+
+        Args:
+            logits: Of the model, (rows, vocab).
+        """
+        a, b, p = self.logits, logits.astype(mx.float32), self.probabilities
+        difference = mx.where(a == -math.inf, 0.0, a - b)
+        centre = (p * difference).sum(-1, keepdims=True)
+        gap = mx.log1p((p * mx.expm1(centre - difference)).sum(-1, keepdims=True))
+        nll = self.nll + (
+            mx.take_along_axis(difference, self.targets, axis=-1) - centre + gap
+        ).squeeze(-1)
+        agree = self.top == mx.argmax(b, axis=-1)
+        return mx.stack([nll, mx.maximum(gap.squeeze(-1), 0.0), agree.astype(mx.float32)])
+
+
+def _scored_rows(logits: mx.array) -> mx.array:
+    """Logits that predict a token of their window, (rows, vocab)."""
+    return logits[:, :-1].reshape(-1, logits.shape[-1])

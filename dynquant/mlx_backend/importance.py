@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import mlx.core as mx
 import numpy as np
 
+from dynquant.mlx_backend.loading import scalar
+
 __all__ = ["Importance", "StoredTerms", "Term"]
 
 StoredTerms = tuple[tuple[str, str], ...]
@@ -33,9 +35,16 @@ class Importance:
     terms: tuple[Term, ...]
 
     @property
-    def row_masses(self) -> mx.array:
-        """Summed importance of each row, (rows,)."""
-        masses = [(term.rows * term.cols.sum(-1, keepdims=True)).reshape(-1) for term in self.terms]
+    def mass(self) -> float:
+        """Summed importance of all weights."""
+        return sum(scalar((t.rows * t.cols.sum(-1, keepdims=True)).sum()) for t in self.terms)
+
+    def run_masses(self, length: int) -> mx.array:
+        """Summed importance of each run of `length` neighbours in a row, (rows * in / length,)."""
+        masses = []
+        for term in self.terms:
+            sums = term.cols.reshape(*term.cols.shape[:-1], -1, length).sum(-1)
+            masses.append((term.rows[..., None] * sums[..., None, :]).reshape(-1))
         return sum(masses[1:], masses[0])
 
     def of_rows(self, rows: mx.array) -> mx.array:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -20,18 +21,20 @@ from dynquant.mlx_backend.encoders import LayerEncoder
 from dynquant.mlx_backend.encoding import decode, encode
 from dynquant.mlx_backend.fallback import measure_block_outputs
 from dynquant.mlx_backend.importance import Importance
-from dynquant.mlx_backend.loading import Weights, scalar
+from dynquant.mlx_backend.loading import Weights
 from dynquant.mlx_backend.probing import corrected, measure_scales
 from dynquant.mlx_backend.reverse import NoGradientError
 from dynquant.mlx_backend.sensitivity import Measurement, measure_importance
 from dynquant.mlx_backend.streaming import BlockWeights
 
-__all__ = ["Costs", "format_costs", "measure_costs"]
+__all__ = ["Costs", "Sample", "format_costs", "measure_costs", "sample_layer"]
 
 logger = logging.getLogger(__name__)
 
 _MAX_SPREAD = 8.0  # of the probes' factors around their median; beyond it they tell of noise
-_SAMPLE_WEIGHTS = 1 << 17  # costs of one layer are estimated on about this many weights
+# Costs of one layer are estimated on this many weights. On `tiny-qwen3` they are then 2 % from
+# those of four times as many, and the costs of one layer's formats 0.5 % from each other's.
+_SAMPLE_WEIGHTS = 1 << 15
 
 
 @dataclass(frozen=True)
@@ -80,18 +83,20 @@ def measure_costs(
     kept: dict[str, Importance] = {}
 
     def judge(importances: Mapping[str, Importance], held: Weights) -> None:
+        samples = []
         for path, importance in importances.items():
             profile, name = by_path[path], f"{path}.weight"
             weight = held[name].astype(measurement.dtypes[name])
-            costs[path] = format_costs(
-                weight, importance, profile.formats, search=encoder != "minmax"
-            )
+            samples.append(sample_layer(weight, importance, profile.formats))
             if not importance.terms:
                 unknown.add(path)
                 continue
-            densities.append(scalar(importance.row_masses.sum()) / profile.num_weights)
+            densities.append(importance.mass / profile.num_weights)
             if isinstance(measurement.layers[path], nn.Embedding):
                 kept[path] = importance
+        costs.update(
+            zip(importances, format_costs(samples, search=encoder != "minmax"), strict=True)
+        )
 
     method = "fisher"
     try:
@@ -135,46 +140,82 @@ def measure_costs(
     return Costs(tuple(corrected(p, scales) for p in measured), method, scales, kept)
 
 
-def format_costs(
-    weight: mx.array,
-    importance: Importance,
-    formats: Sequence[QuantFormat],
-    *,
-    search: bool,
-) -> tuple[float, ...]:
-    """Expected KL divergence per token of storing `weight` in each of `formats`.
+@dataclass(frozen=True)
+class Sample:
+    """Weights by which a layer is judged.
 
-    A large layer is judged by a sample of its rows, drawn in proportion to their summed
-    importance, so that the estimate has no bias and the rows that matter are in it.
+    Attributes:
+        weights: Runs of neighbours in a row, (runs, length), as stored.
+        matter: What an error of each costs, (runs, length), float32; a run that stands for
+            others counts for more.
+        formats: Formats that fit the layer.
+    """
+
+    weights: mx.array
+    matter: mx.array
+    formats: tuple[QuantFormat, ...]
+
+
+def sample_layer(
+    weight: mx.array, importance: Importance, formats: Sequence[QuantFormat]
+) -> Sample:
+    """Weights of a layer in proportion to their importance; of a small layer, all of them.
+
+    The estimate has no bias, and what matters is in it. A run is whole groups of every format.
 
     Args:
         weight: (..., out, in), in the dtype of the scales and biases.
         importance: What an error of each weight costs; without terms, the costs
             are squared errors instead of nats.
         formats: Formats that fit the weight.
+    """
+    width = weight.shape[-1]
+    length = max(fmt.group_size for fmt in formats) or width
+    runs = weight.reshape(-1, length)
+    num_samples = max(1, _SAMPLE_WEIGHTS // length)
+    if runs.shape[0] <= num_samples:
+        every = mx.arange(weight.size // width)
+        matter = mx.broadcast_to(importance.of_rows(every), (every.size, width))
+        return Sample(runs, matter.reshape(runs.shape), tuple(formats))
+    masses = importance.run_masses(length) if importance.terms else mx.ones(runs.shape[0])
+    chosen = _systematic_sample(masses, num_samples)
+    factors = masses.sum() / (num_samples * mx.maximum(masses[chosen], 1e-37))
+    rows, places = mx.divmod(chosen, width // length)
+    matter = mx.broadcast_to(importance.of_rows(rows), (num_samples, width))
+    matter = matter.reshape(num_samples, -1, length)[mx.arange(num_samples), places]
+    return Sample(runs[chosen], matter * factors[:, None], tuple(formats))
+
+
+def format_costs(samples: Sequence[Sample], *, search: bool) -> list[tuple[float, ...]]:
+    """Expected KL divergence per token of storing each layer in each of its formats.
+
+    Layers of one kind are encoded together: the operations are many and small.
+
+    Args:
+        samples: The layers.
         search: Encode as the least-squares encoder does, rather than as `mx.quantize`.
     """
-    rows = weight.reshape(-1, weight.shape[-1])
-    num_rows = rows.shape[0]
-    masses = importance.row_masses if importance.terms else mx.ones(num_rows)
-    num_samples = max(1, _SAMPLE_WEIGHTS // rows.shape[-1])
-    if num_rows <= num_samples:
-        chosen, factors = mx.arange(num_rows), mx.ones(num_rows)
-    else:
-        chosen = _systematic_sample(masses, num_samples)
-        factors = masses.sum() / (num_samples * mx.maximum(masses[chosen], 1e-37))
-    sample = rows[chosen]
-    matter = mx.broadcast_to(importance.of_rows(chosen), sample.shape)
-    mx.eval(sample, matter, factors)
-    costs = []
-    for fmt in formats:
-        if fmt == UNQUANTIZED:
-            costs.append(0.0)
-            continue
-        stored = encode(sample, matter.__getitem__, fmt, search=search)
-        error = mx.square(decode(stored) - sample.astype(mx.float32))
-        costs.append(scalar(0.5 * ((matter * error).sum(-1) * factors).sum()))
-    return tuple(costs)
+    costs: list[tuple[float, ...]] = [()] * len(samples)
+    kinds = defaultdict(list)
+    for index, sample in enumerate(samples):
+        kinds[sample.formats, sample.weights.shape[-1], sample.weights.dtype].append(index)
+    for (formats, *_), members in kinds.items():
+        weights = mx.concatenate([samples[index].weights for index in members])
+        matter = mx.concatenate([samples[index].matter for index in members])
+        mx.eval(weights, matter)
+        ends = np.cumsum([len(samples[index].weights) for index in members])[:-1]
+        found = []
+        for fmt in formats:
+            if fmt == UNQUANTIZED:
+                found.append([0.0] * len(members))
+                continue
+            stored = encode(weights, matter.__getitem__, fmt, search=search)
+            error = mx.square(decode(stored) - weights.astype(mx.float32))
+            by_run = np.asarray((matter * error).sum(-1), dtype=np.float64)
+            found.append([0.5 * float(part.sum()) for part in np.split(by_run, ends)])
+        for index, layer_costs in zip(members, zip(*found, strict=True), strict=True):
+            costs[index] = layer_costs
+    return costs
 
 
 def _systematic_sample(masses: mx.array, num_samples: int) -> mx.array:

@@ -13,7 +13,7 @@ import numpy as np
 from dynquant.core.formats import AFFINE_GROUP_SIZES
 from dynquant.mlx_backend.observing import Observation, Role, squares
 
-__all__ = ["Moments", "MomentsObserver", "takes_feedback"]
+__all__ = ["Moments", "MomentsObserver", "takes_feedback", "towards_mean_expert"]
 
 _PRIOR_TOKENS = 16.0  # how many tokens the mean expert stands for, beside an expert's own
 _MIN_GROUP_SIZE = min(AFFINE_GROUP_SIZES)
@@ -49,14 +49,6 @@ class Moments:
             covariance = covariance + _PRIOR_TOKENS * covariance.sum(0) / total
         return Moments(
             self.inputs + _PRIOR_TOKENS * self.inputs.sum(0) / total, self.num_vectors, covariance
-        )
-
-    def towards_mean_expert(self, means: mx.array) -> mx.array:
-        """Means per expert, (experts, n), pulled towards the mean over all tokens."""
-        total = mx.maximum(self.num_vectors.sum(), 1.0)
-        overall = (means * self.num_vectors).sum(0) / total
-        return (means * self.num_vectors + _PRIOR_TOKENS * overall) / (
-            self.num_vectors + _PRIOR_TOKENS
         )
 
     def __add__(self, other: Moments) -> Moments:
@@ -176,6 +168,12 @@ class MomentsObserver:
                 new = Moments(inputs, _num_vectors(seen, lead), covariance)
             self._fresh[key] = seen, new  # `seen` keeps the ids taken
         return self._fresh[key][1]
+
+
+def towards_mean_expert(means: mx.array, counts: mx.array) -> mx.array:
+    """Means per expert, (experts, n), of `counts` vectors each, pulled towards the mean of all."""
+    overall = (means * counts).sum(0) / mx.maximum(counts.sum(), 1.0)
+    return (means * counts + _PRIOR_TOKENS * overall) / (counts + _PRIOR_TOKENS)
 
 
 def takes_feedback(watcher: MomentsObserver, path: str) -> bool:

@@ -19,7 +19,13 @@ from dynquant.core.quality import Quality
 from dynquant.core.recipe import EFFORTS, Effort
 from dynquant.errors import SensitivitiesError
 from dynquant.mlx_backend.alignment import measure_alignment
-from dynquant.mlx_backend.calibration import Windows, cut_windows, open_tokenizer, window_length
+from dynquant.mlx_backend.calibration import (
+    Windows,
+    cut_windows,
+    open_tokenizer,
+    vocabulary_size,
+    window_length,
+)
 from dynquant.mlx_backend.conversion import encode_plans
 from dynquant.mlx_backend.encoders import LayerEncoder, stored_by
 from dynquant.mlx_backend.evaluation import compare
@@ -160,14 +166,14 @@ class MlxQuantizer:
         inventory = self.inventory(menu)
         num_probes = _num_probe_windows(windows)
         measurement = self._measurement(
-            inventory, windows.batches(0, -num_probes), feedback=encoder == "gptq", seed=seed
+            inventory, self._batches(windows, 0, -num_probes), feedback=encoder == "gptq", seed=seed
         )
         costs = measure_costs(
             measurement,
             inventory.layers,
             encoder=encoder,
             effort=effort,
-            probe_windows=windows.batches(-num_probes),
+            probe_windows=self._batches(windows, -num_probes),
             on_step=on_step,
         )
         return CostTable(
@@ -207,14 +213,14 @@ class MlxQuantizer:
         num_probes = _num_probe_windows(windows)
         measurement = self._measurement(
             self.inventory(()),
-            windows.batches(0, -num_probes),
+            self._batches(windows, 0, -num_probes),
             feedback=table.encoder == "gptq",
             seed=table.seed,
         )
         encoder = LayerEncoder(table.encoder, measurement.observer(), num_sweeps=effort.num_sweeps)
         return polished(
             measurement,
-            windows.batches(-num_probes),
+            self._batches(windows, -num_probes),
             table.inventory,
             plans,
             encoder,
@@ -252,8 +258,8 @@ class MlxQuantizer:
                 self._model.lazy_weights,
                 open_model(folder, dequantize=True).stored_weights,
                 affine,
-                batches=windows.batches(0, -num_probes),
-                held_out=windows.batches(-num_probes),
+                batches=self._batches(windows, 0, -num_probes),
+                held_out=self._batches(windows, -num_probes),
                 num_steps=effort.num_refine_steps,
                 keep_going=keep_going,
                 on_step=lambda: on_step("refine"),
@@ -272,7 +278,7 @@ class MlxQuantizer:
     ) -> dict[str, float]:
         """The seed's sensitivities: gradient times quantization error, per million weights."""
         inventory = self.inventory((low, high))
-        measurement = self._measurement(inventory, windows.batches(), feedback=False, seed=0)
+        measurement = self._measurement(inventory, self._batches(windows), feedback=False, seed=0)
         return measure_alignment(
             measurement, inventory.layers, low=low, high=high, on_step=lambda: on_step("align")
         )
@@ -307,7 +313,7 @@ class MlxQuantizer:
         """
         inventory = self.inventory(())
         num_probes = _num_probe_windows(windows)
-        batches = windows.batches(0, -num_probes) if encoder != "minmax" else []
+        batches = self._batches(windows, 0, -num_probes) if encoder != "minmax" else []
         measurement = self._measurement(inventory, batches, feedback=encoder == "gptq", seed=0)
         writers = {
             folder: FolderWriter(folder, num_parameters=inventory.num_parameters)
@@ -373,7 +379,7 @@ class MlxQuantizer:
             blocks,
             BlockWeights(blocks, load),
             candidates,
-            windows.batches(),
+            self._batches(windows),
             on_step=lambda: on_step("evaluate"),
         )
 
@@ -390,6 +396,9 @@ class MlxQuantizer:
     @cached_property
     def _tokenizer(self) -> object:
         return open_tokenizer(self._model.folder)
+
+    def _batches(self, windows: Windows, start: int = 0, stop: int | None = None) -> list[mx.array]:
+        return windows.batches(start, stop, vocab=vocabulary_size(self._model.config))
 
     def _measurement(
         self, inventory: ModelInventory, batches: Sequence[mx.array], *, feedback: bool, seed: int

@@ -58,10 +58,10 @@ def backward(
     gauge: Gauge,
     on_block: Callable[[str | None, Weights], None] = lambda _path, _weights: None,
 ) -> None:
-    """Differentiate the summed `loss` of all batches; gradients go to `gauge`.
+    """Differentiate the summed `loss` of the recorded batches; gradients go to `gauge`.
 
     Args:
-        forward: A finished forward pass that recorded its calls; its tapes are consumed.
+        forward: A finished forward pass that recorded calls.
         weights: A fresh set of the same weights.
         loss: Loss of one batch.
         gauge: What to differentiate with respect to.
@@ -72,28 +72,30 @@ def backward(
         NoGradientError: The model has an operation without a VJP.
     """
     blocks = forward.blocks
-    reversal = [
-        _Reversal(blocks, tape, batch)
-        for tape, batch in zip(forward.tapes, forward.batches, strict=True)
-    ]
+    reversals = {
+        index: _Reversal(blocks, tape, forward.batches[index])
+        for index, tape in forward.tapes.items()
+    }
+    batches = list(reversals.values())
+    tape = batches[0].tape
     # Fused kernels without a VJP are used for inference only.
     blocks.model.train()
     try:
         with weights.holding_outer():
-            for index, batch in enumerate(reversal):
+            for index, batch in reversals.items():
                 batch.start(partial(loss, index), gauge)
-        for position in reversed(range(len(reversal[0].tape))):
-            path = reversal[0].tape[position].path
+        for position in reversed(range(len(tape))):
+            path = tape[position].path
             with weights.holding(path) as held:
-                for batch in reversal:
+                for batch in batches:
                     batch.through_block(position, gauge)
-                if all(call.path != path for call in reversal[0].tape[:position]):
+                if all(call.path != path for call in tape[:position]):
                     on_block(path, held)
             with weights.holding_outer():
-                for batch in reversal:
+                for batch in batches:
                     batch.between_blocks(position, gauge)
         with weights.holding_outer():
-            for batch in reversal:
+            for batch in batches:
                 batch.finish(gauge)
             on_block(None, weights.outer)
     finally:

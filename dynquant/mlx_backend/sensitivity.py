@@ -1,4 +1,4 @@
-"""How much each weight matters: one streamed pass forward, one backward.
+"""How much each weight matters: one streamed pass forward, one backward for some of the text.
 
 For a layer y = Wx the KL divergence per token that an error ΔW brings is, to second
 order and with diagonal factors, ½ Σ_oi row_o · col_i · ΔW²_oi, with row the mean squared
@@ -13,6 +13,7 @@ the linearity theorem of HIGGS (arXiv 2411.17525) for adding layers up.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -26,7 +27,7 @@ from dynquant.errors import NonFiniteError
 from dynquant.mlx_backend.gptq import conditional_variances
 from dynquant.mlx_backend.importance import Importance, Term
 from dynquant.mlx_backend.loading import Weights, check_finite, quantizable, scalar
-from dynquant.mlx_backend.moments import MomentsObserver, takes_feedback
+from dynquant.mlx_backend.moments import MomentsObserver, takes_feedback, towards_mean_expert
 from dynquant.mlx_backend.observing import Observation, Role, observed, squares
 from dynquant.mlx_backend.reverse import backward
 from dynquant.mlx_backend.streaming import BlockModel, BlockWeights, Forward
@@ -34,6 +35,7 @@ from dynquant.mlx_backend.streaming import BlockModel, BlockWeights, Forward
 __all__ = ["Measurement", "measure_importance"]
 
 _UNSEEN_TOKENS = 0.5  # Jeffreys prior: a token that the text lacks still turns up in use
+_GRADIENT_TOKENS = 4096  # that the reverse pass takes at least, where the text has as many
 _ORDER_GROUP_SIZE = 32  # the finest group, for the order in which feedback takes columns
 
 
@@ -41,7 +43,8 @@ _ORDER_GROUP_SIZE = 32  # the finest group, for the order in which feedback take
 class FisherGauge:
     """Sums the squared gradient at every layer's output, by a VJP that needs no weight gradient.
 
-    Each output passes through an identity whose VJP hands `Σ g²` to an accumulator.
+    Each output passes through an identity whose VJP hands `Σ g²` to an accumulator, and behind
+    it the number of vectors g.
     """
 
     blocks: BlockModel
@@ -51,9 +54,9 @@ class FisherGauge:
     sums: dict[str, mx.array] = field(default_factory=dict)
 
     def primals(self, block: str | None) -> dict[str, mx.array]:
-        """One zero accumulator per layer and role, (*lead, out)."""
+        """One zero accumulator per layer and role, (*lead, out + 1)."""
         return {
-            _key(path, role): mx.zeros(_output_shape(self.shapes[path], role))
+            _key(path, role): mx.zeros(_accumulator_shape(self.shapes[path], role))
             for path, role in self.roles
             if self.blocks.block_of(path) == block
         }
@@ -75,6 +78,13 @@ class FisherGauge:
         for key, gradient in gradients.items():
             self.sums[key] = self.sums[key] + gradient if key in self.sums else gradient
         mx.eval(list(self.sums.values()))
+
+    def means(self, path: str, role: Role) -> tuple[mx.array, mx.array] | None:
+        """Mean of g² per vector, (*lead, out), and how many vectors there were, (*lead, 1)."""
+        if (sums := self.sums.get(_key(path, role))) is None:
+            return None
+        counts = sums[..., -1:]
+        return sums[..., :-1] / mx.maximum(counts, 1.0), counts
 
 
 @dataclass(frozen=True)
@@ -133,7 +143,10 @@ def measure_importance(
     on_layers: Callable[[Mapping[str, Importance], Weights], None],
     on_step: Callable[[], None] = lambda: None,
 ) -> MomentsObserver:
-    """One streamed pass forward and one backward over the calibration windows.
+    """One streamed pass forward over the calibration windows, one backward over some of them.
+
+    Means of squared gradients settle with far fewer tokens than the products of inputs, which
+    are matrices; only the batches that go backward are kept.
 
     Args:
         measurement: What to measure.
@@ -151,7 +164,8 @@ def measure_importance(
     blocks = measurement.blocks
     watcher, columns = measurement.observer(), dict[str, mx.array]()
     weights = BlockWeights(blocks, measurement.load)
-    forward = Forward(blocks, weights, measurement.batches, record=True)
+    record = _evenly_spaced(measurement.batches, _GRADIENT_TOKENS)
+    forward = Forward(blocks, weights, measurement.batches, record=record)
 
     def settle(block: str | None, *, keep: bool) -> None:
         """Take from the covariances what the costs need, once for layers that share one."""
@@ -198,6 +212,13 @@ def measure_importance(
     return watcher
 
 
+def _evenly_spaced(batches: Sequence[mx.array], num_tokens: int) -> list[int]:
+    """Indices of batches that together hold about `num_tokens`; of all, where there are fewer."""
+    total = sum(batch.size for batch in batches)
+    count = min(len(batches), math.ceil(len(batches) * num_tokens / total)) if total else 0
+    return [(2 * i + 1) * len(batches) // (2 * count) for i in range(count)]
+
+
 def _sampled_log_likelihood(logits: mx.array, seed: int) -> mx.array:
     """Summed log-likelihood of labels drawn from the model itself, one per position."""
     logits = logits.astype(mx.float32)
@@ -227,16 +248,16 @@ def _importance(
     terms = []
     for role in Role:
         moments = watcher.of(path, role)
-        gradients = gauge.sums.get(_key(path, role))
-        if moments is None or gradients is None:
+        found = gauge.means(path, role)
+        if moments is None or found is None:
             continue
+        gradients, counts = found
         inputs = columns.get(path, moments.smoothed().inputs) / measurement.num_tokens
         if role is Role.LOOKUP:
             unseen = _UNSEEN_TOKENS * inputs.size
             inputs = (moments.inputs + _UNSEEN_TOKENS) / (measurement.num_tokens + unseen)
-        gradients = gradients / mx.maximum(moments.num_vectors, 1.0)
         if role is Role.SWITCH:
-            gradients = moments.towards_mean_expert(gradients)
+            gradients = towards_mean_expert(gradients, counts)
         mass = scalar(inputs.sum() * gradients.sum())
         if not mass < float("inf"):
             raise FloatingPointError(f"the gradient at layer '{path}' is not finite")
@@ -257,14 +278,17 @@ def _gauged(seen: Observation, accumulator: mx.array) -> mx.array:
     def identity_vjp(
         _primals: list[mx.array], cotangent: mx.array, _output: mx.array
     ) -> tuple[mx.array, mx.array]:
-        return cotangent, squares(cotangent, seen.role, seen.experts, lead)
+        ones = mx.ones((*cotangent.shape[:-1], 1))
+        sums = (squares(array, seen.role, seen.experts, lead) for array in (cotangent, ones))
+        return cotangent, mx.concatenate(list(sums), axis=-1)
 
     return cast("mx.array", identity(seen.y, accumulator))
 
 
-def _output_shape(shape: Sequence[int], role: Role) -> tuple[int, ...]:
+def _accumulator_shape(shape: Sequence[int], role: Role) -> tuple[int, ...]:
     *lead, outputs, inputs = shape
-    return (*lead, inputs if role in (Role.LOOKUP, Role.TRANSPOSED) else outputs)
+    width = inputs if role in (Role.LOOKUP, Role.TRANSPOSED) else outputs
+    return (*lead, width + 1)
 
 
 def _key(path: str, role: Role) -> str:

@@ -14,7 +14,7 @@ again with the blocks replaced by their recorded results.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -198,7 +198,7 @@ class Forward:
         blocks: The model; several `Forward`s may share it, each with its own weights.
         weights: One set of weights, used up by the pass.
         batches: Token batches, each (batch, seq), int32.
-        record: Keep every call for the reverse pass, in `tapes`, one per batch.
+        record: Indices of the batches whose calls are kept for the reverse pass, in `tapes`.
 
     Source: the lockstep is this project's own; see docs/method.md.
     """
@@ -209,12 +209,12 @@ class Forward:
         weights: BlockWeights,
         batches: Sequence[mx.array],
         *,
-        record: bool = False,
+        record: Collection[int] = (),
     ) -> None:
         self.blocks = blocks
         self.weights = weights
         self.batches = batches
-        self.tapes: list[Tape] = [[] for _ in batches] if record else []
+        self.tapes: dict[int, Tape] = {index: [] for index in record}
         # Not a method of this object: a suspended frame that held it would keep it alive for ever.
         self._greenlets = [greenlet.greenlet(blocks.model) for _ in batches]
         self._waiting: list[Call | None] = [None] * len(batches)
@@ -256,13 +256,13 @@ class Forward:
         with self.weights.holding(path) as held:
             for index, call in enumerate(self._waiting):
                 assert call is not None
-                keep = self._kept[index] if self.tapes else Kept()
+                keep = self._kept[index] if index in self.tapes else Kept()
                 kept = call.copied(keep)
                 self._results[index] = call.run(self.blocks.call_block, keep)
                 kept.result, kept.left = call.result, call.left
                 mx.eval(kept.outputs(), observe())
                 self._waiting[index] = kept
-                if self.tapes:
+                if index in self.tapes:
                     self.tapes[index].append(kept)
             self._calls_left[path] -= 1
             if not self._calls_left[path]:

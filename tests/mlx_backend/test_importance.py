@@ -22,13 +22,14 @@ def random(*shape: int, seed: int = 0) -> mx.array:
 
 @pytest.mark.parametrize("lead", [(), (3,), (2, 3)])
 def test_each_weight_weighs_the_sum_over_terms_of_its_row_times_its_column(lead):
-    terms = tuple(Term(random(*lead, 4, seed=s), random(*lead, 5, seed=9 + s)) for s in range(2))
+    terms = tuple(Term(random(*lead, 4, seed=s), random(*lead, 6, seed=9 + s)) for s in range(2))
     importance = Importance(terms)
     full = sum(np.asarray(t.rows)[..., :, None] * np.asarray(t.cols)[..., None, :] for t in terms)
-    full = np.asarray(full).reshape(-1, 5)
+    full = np.asarray(full).reshape(-1, 6)
     rows = mx.array([len(full) - 1, 0, 2])
     np.testing.assert_allclose(importance.of_rows(rows), full[np.asarray(rows)], rtol=1e-6)
-    np.testing.assert_allclose(importance.row_masses, full.sum(1), rtol=1e-6)
+    np.testing.assert_allclose(importance.run_masses(3), full.reshape(-1, 3).sum(1), rtol=1e-6)
+    assert importance.mass == pytest.approx(full.sum(), rel=1e-6)
 
 
 def test_where_nothing_is_known_every_weight_counts_the_same():

@@ -1,0 +1,312 @@
+"""The quantizers in the table: how each is installed, asked for a size, and run."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+
+import psutil
+
+from benchmarks.stored_bits import num_weights
+
+__all__ = ["Attempt", "Outcome", "attempts", "ours", "run"]
+
+HERE = Path(__file__).parent
+MLX = ("mlx[cpu]==0.32.4" if sys.platform == "linux" else "mlx==0.32.4",)
+TORCH = "torch==2.13.0"
+REQUIREMENTS = {
+    "mlx-lm": (*MLX, "mlx-lm==0.32.2"),
+    "auto-round": (TORCH, "auto-round==0.16.1"),
+    "mlx-optiq": (TORCH, *MLX, "mlx-optiq==0.7.7"),
+}
+BITS, GROUP_SIZES = (2, 3, 4, 5, 6, 8), (32, 64, 128)
+GPTQ_BITS = (2, 4, 8)  # mlx_lm.gptq packs no others
+EQUAL_BPW = 0.02
+# Two widths for mlx_lm.dynamic_quant to choose from, around each size.
+WIDTH_PAIRS = {3.0: (2, 4), 3.5: (2, 4), 4.0: (3, 4), 4.5: (3, 5), 5.0: (4, 5), 6.0: (5, 6)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attempt:
+    """One run of one quantizer.
+
+    Attributes:
+        method: Its row's name.
+        setting: What it was asked for, in its own words.
+        target_bpw: The size that the setting comes nearest to; None for one of its own.
+        venv: A key of `REQUIREMENTS`; empty for the environment of dynquant.
+        command: Program in the environment's `bin` and arguments; `{out}` is the new folder.
+        why_not: Why it cannot be run, if it cannot.
+    """
+
+    method: str
+    setting: str
+    target_bpw: float | None
+    venv: str = "mlx-lm"
+    command: tuple[str, ...] = ()
+    why_not: str = ""
+
+    @property
+    def name(self) -> str:
+        """Of its row, and of its folder."""
+        return f"{self.method} {self.setting}".replace("/", "-")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a run took; `why_not` says why there is no result."""
+
+    wall_secs: float = 0.0
+    cpu_secs: float = 0.0
+    peak_bytes: int = 0
+    why_not: str = ""
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """What all attempts on one model share."""
+
+    model: Path
+    tokens: Path
+    documents: Path
+    embedded: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        share = num_weights(self.model, containing="embed") / num_weights(self.model)
+        object.__setattr__(self, "embedded", share)
+
+
+def attempts(
+    model: Path, *, tokens: Path, documents: Path, targets: Sequence[float], full: bool
+) -> list[Attempt]:
+    """Every peer at every size that it can come near to.
+
+    Args:
+        model: The original.
+        tokens: Calibration windows (windows, seq), as .npy.
+        documents: The same windows as text, one JSON object a line.
+        targets: Stored bits per weight.
+        full: Also the slow ones, and those that bring PyTorch.
+    """
+    inputs = _Inputs(model, tokens, documents)
+    found = [*_uniform(inputs, targets), *_mixed(inputs), *_dynamic(inputs, targets)]
+    found += _with_embedding(inputs, "gptq", targets, GPTQ_BITS)
+    if full:
+        found += _with_embedding(inputs, "awq", targets[::2], BITS)
+        found += [*_auto_round(inputs), _optiq(inputs)]
+    return found
+
+
+def ours(
+    model: Path, *, calibration: str, evaluation: str, targets: Sequence[float], effort: str
+) -> Attempt:
+    """All sizes of dynquant in one run, as a person would ask for them."""
+    program = str(Path(sys.executable).parent / "dynquant")
+    options: tuple[str, ...] = ("--effort", effort)
+    offered = subprocess.run(
+        [program, "quantize", "--help"], capture_output=True, text=True, check=True
+    )
+    why_not = ""
+    if "--effort" not in offered.stdout:
+        options, why_not = (), "" if effort == "normal" else "this version knows no --effort"
+    sizes = ",".join(f"{target:g}" for target in targets)
+    texts = ("--calibration", calibration, "--eval", evaluation, "--eval-tokens", "512")
+    return Attempt(
+        method="dynquant",
+        setting=effort,
+        target_bpw=None,
+        venv="",
+        command=(
+            program,
+            "quantize",
+            str(model),
+            "--bpw",
+            sizes,
+            "--out",
+            "{out}",
+            *texts,
+            *options,
+        ),
+        why_not=why_not,
+    )
+
+
+def run(attempt: Attempt, out: Path, *, venvs: Path, limit_secs: float) -> Outcome:
+    """Make `out`; what it took, or why it could not be made."""
+    if attempt.why_not:
+        return Outcome(why_not=attempt.why_not)
+    try:
+        bin_folder = _venv(attempt.venv, venvs) if attempt.venv else Path()
+    except subprocess.CalledProcessError as error:
+        return Outcome(why_not=f"it could not be installed: {_last_line(error.stderr)}")
+    command = [part.replace("{out}", str(out)) for part in attempt.command]
+    command[0] = str(bin_folder / command[0])
+    environment = dict(os.environ) | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    if sys.platform == "linux":  # the wheel of MLX brings the reference BLAS, see dynquant
+        environment["LD_PRELOAD"] = "libopenblas.so.0"
+    log = out.with_name(f"{out.name}.log")
+    before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    with log.open("w") as output:
+        child = subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT, env=environment, cwd=out.parent
+        )
+        peak_bytes, late = _watch(child, limit_secs)
+    wall_secs = time.perf_counter() - started
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu_secs = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    why_not = ""
+    if late:
+        why_not = f"stopped after {limit_secs:.0f} s: {_last_line(log.read_text())}"
+    elif child.returncode or not any(out.rglob("*.safetensors")):
+        why_not = _last_line(log.read_text()) or f"exit code {child.returncode}"
+    return Outcome(wall_secs=wall_secs, cpu_secs=cpu_secs, peak_bytes=peak_bytes, why_not=why_not)
+
+
+def _watch(child: subprocess.Popen[bytes], limit_secs: float) -> tuple[int, bool]:
+    """Peak resident bytes of `child` and its descendants, and whether it had to be stopped."""
+    process, peak = psutil.Process(child.pid), 0
+    deadline = time.monotonic() + limit_secs
+    while child.poll() is None:
+        try:
+            family = [process, *process.children(recursive=True)]
+            peak = max(peak, sum(member.memory_info().rss for member in family))
+        except psutil.Error:
+            continue  # one of them has just ended
+        if time.monotonic() > deadline:
+            for member in family:
+                member.kill()
+            child.wait()
+            return peak, True
+        time.sleep(0.05)
+    return peak, False
+
+
+def _venv(name: str, venvs: Path) -> Path:
+    """Folder of programs of the virtual environment `name`, made where it is not there yet."""
+    folder, wanted = venvs / name, "\n".join(REQUIREMENTS[name])
+    stamp = folder / "requirements.txt"
+    if not stamp.exists() or stamp.read_text() != wanted:
+        subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
+        for requirement in REQUIREMENTS[name]:  # torch first: else pip takes a CUDA build
+            subprocess.run(
+                [folder / "bin" / "pip", "install", "--quiet", requirement],
+                check=True,
+                capture_output=True,
+                text=True,
+            )
+        stamp.write_text(wanted)
+    return folder / "bin"
+
+
+def _uniform(inputs: _Inputs, targets: Sequence[float]) -> Iterator[Attempt]:
+    grid = {(bits, size): bits + 32 / size for bits, size in product(BITS, GROUP_SIZES)}
+    for target in targets:
+        bits, size = min(grid, key=lambda key: (abs(grid[key] - target), -key[1]))
+        yield Attempt(
+            method="mlx_lm.convert",
+            setting=f"{bits} bits, group {size}",
+            target_bpw=target,
+            command=_convert(inputs, "--q-bits", str(bits), "--q-group-size", str(size)),
+        )
+
+
+def _mixed(inputs: _Inputs) -> Iterator[Attempt]:
+    for recipe in ("mixed_2_6", "mixed_3_4", "mixed_3_6", "mixed_4_6"):
+        yield Attempt(
+            method="mlx_lm.convert",
+            setting=recipe,
+            target_bpw=None,
+            command=_convert(inputs, "--quant-predicate", recipe, "--q-group-size", "64"),
+        )
+
+
+def _convert(inputs: _Inputs, *options: str) -> tuple[str, ...]:
+    folders = ("--hf-path", str(inputs.model), "--mlx-path", "{out}")
+    return ("mlx_lm.convert", *folders, "--quantize", *options)
+
+
+def _dynamic(inputs: _Inputs, targets: Sequence[float]) -> Iterator[Attempt]:
+    for target in targets:
+        low, high = WIDTH_PAIRS[target]
+        widths = ("--low-bits", str(low), "--high-bits", str(high))
+        yield Attempt(
+            method="mlx_lm.dynamic_quant",
+            setting=f"{low}/{high} bits, {target:g}",
+            target_bpw=target,
+            command=_tool(inputs, "dynamic_quant", *widths, "--target-bpw", f"{target:g}"),
+        )
+
+
+def _with_embedding(
+    inputs: _Inputs, name: str, targets: Sequence[float], widths: Sequence[int]
+) -> Iterator[Attempt]:
+    """Tools with one format for the blocks and one for the embedding."""
+    word = {"gptq": "fallback", "awq": "embed"}[name]
+    for target in targets:
+
+        def misfit(key: tuple[int, int, int, int], target: float = target) -> tuple[float, float]:
+            """How far from the size, then how far the two formats are from each other."""
+            bits, size, embed_bits, embed_size = key
+            inner, outer = bits + 32 / size, embed_bits + 32 / embed_size
+            bpw = (1 - inputs.embedded) * inner + inputs.embedded * outer
+            return max(abs(bpw - target), EQUAL_BPW / 2), abs(inner - outer)
+
+        grid = product(widths, GROUP_SIZES, BITS, GROUP_SIZES)
+        bits, size, embed_bits, embed_size = min(grid, key=misfit)
+        formats = ("--bits", bits, "--group-size", size)
+        others = (f"--{word}-bits", embed_bits, f"--{word}-group-size", embed_size)
+        yield Attempt(
+            method=f"mlx_lm.{name}",
+            setting=f"{bits} bits, group {size}, embedding {embed_bits}, {embed_size}",
+            target_bpw=target,
+            command=_tool(inputs, name, *map(str, (*formats, *others))),
+        )
+
+
+def _tool(inputs: _Inputs, name: str, *options: str) -> tuple[str, ...]:
+    script = str(HERE / "mlx_lm_peer.py")
+    folders = ("--model", str(inputs.model), "--mlx-path", "{out}")
+    return ("python", script, name, str(inputs.tokens), *folders, *options)
+
+
+def _auto_round(inputs: _Inputs) -> Iterator[Attempt]:
+    """It leaves the embedding at 16 bits, so few sizes are in its reach."""
+    shape: Mapping[str, int] = json.loads(inputs.documents.with_suffix(".json").read_text())
+    for bits in (2, 4):
+        yield Attempt(
+            method="auto-round",
+            setting=f"{bits} bits, group 64, mlx",
+            target_bpw=None,
+            venv="auto-round",
+            command=(
+                *("auto-round", "--model", str(inputs.model), "--format", "mlx", "--asym"),
+                *("--bits", str(bits), "--group_size", "64", "--output_dir", "{out}"),
+                *("--dataset", str(inputs.documents), "--nsamples", str(shape["windows"])),
+                *("--seqlen", str(shape["tokens"]), "--device_map", "cpu"),
+            ),
+        )
+
+
+def _optiq(inputs: _Inputs) -> Attempt:
+    options = ("--target-bpw", "4.0", "--candidate-bits", "2,3,4,5,6,8", "--skip-baselines")
+    return Attempt(
+        method="mlx-optiq",
+        setting="4.0",
+        target_bpw=4.0,
+        venv="mlx-optiq",
+        command=("optiq", "convert", str(inputs.model), *options, "--output", "{out}"),
+    )
+
+
+def _last_line(output: str) -> str:
+    """The last thing that a program said."""
+    lines = [line.strip() for line in output.replace("\r", "\n").splitlines() if line.strip()]
+    return lines[-1][:200] if lines else ""

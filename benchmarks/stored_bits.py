@@ -1,0 +1,37 @@
+"""Stored bits per weight, from the files alone: no code of dynquant or of a peer has a say.
+
+Whatever a folder of safetensors holds counts, codes, scales, biases and what was left as it was,
+over the number of weights that the original's headers name.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from math import prod
+from pathlib import Path
+
+__all__ = ["num_weights", "stored_bpw"]
+
+
+def stored_bpw(folder: Path, original: Path) -> float:
+    """Bits in the weight files of `folder` for each weight of `original`."""
+    stored_bytes = sum(num_bytes for _, _, num_bytes in _tensors(folder))
+    return 8 * stored_bytes / num_weights(original)
+
+
+def num_weights(folder: Path, *, containing: str = "") -> int:
+    """Numbers in the tensors whose name holds `containing`, of a folder that is not quantized."""
+    return sum(prod(shape) for name, shape, _ in _tensors(folder) if containing in name)
+
+
+def _tensors(folder: Path) -> Iterator[tuple[str, list[int], int]]:
+    """Name, shape and bytes of every tensor."""
+    for file in sorted(folder.glob("*.safetensors")):
+        with file.open("rb") as opened:
+            length = int.from_bytes(opened.read(8), "little")
+            header = json.loads(opened.read(length))
+        for name, entry in header.items():
+            if name != "__metadata__":
+                start, end = entry["data_offsets"]
+                yield name, entry["shape"], end - start
