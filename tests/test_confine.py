@@ -213,7 +213,7 @@ def test_what_is_confined_may_run_more_without_being_confined_again(home):
 
 @on_linux
 def test_where_no_namespace_may_be_made_the_rest_holds(home, tmp_path, harden):
-    """As in many containers and on Ubuntu 24.04; here since who is confined may not write the map."""
+    """As in many containers and on Ubuntu 24.04; here since the confined may not write the map."""
     nested = (
         "import json, os, subprocess, sys; from dynquant.confine import confined\n"
         "from pathlib import Path\n"

@@ -121,6 +121,9 @@ def test_a_runner_refuses_them_all_by_name_and_publishes_the_sound_ones(field, t
     for repo in made:
         files = repo.commits[repo.branches["main"]].files
         assert not [path for path in files if path.endswith(".py")]
-        assert b"<script" not in files["README.md"].read()
-        assert b"](javascript" not in files["README.md"].read()
+        _, metadata, body = files["README.md"].read().split(b"---\n", 2)
+        assert b"<" not in metadata
+        assert b"license_link" not in metadata
+        assert b"<script" not in body
+        assert b"](javascript" not in body
     assert not list(tmp_path.rglob("ran"))
