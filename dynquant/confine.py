@@ -137,7 +137,9 @@ def main(terms: Mapping[str, object], command: list[str]) -> None:
     with contextlib.suppress(OSError):
         # Where memory runs out all the same, the system takes this process and not its runner.
         Path("/proc/self/oom_score_adj").write_text("1000")
-    is_apart = kernel.leave_namespaces()
+    is_apart = kernel.may_leave_namespaces()
+    if is_apart:
+        kernel.leave_namespaces()
     kernel.prctl(_PR_SET_NO_NEW_PRIVS, 1)
     writable, hidden = terms["writable"], terms["hidden"]
     assert isinstance(writable, list)
@@ -189,16 +191,32 @@ class _Kernel:
         """Have the kernel kill this process when its parent ends."""
         self.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
-    def leave_namespaces(self) -> bool:
-        """Go where there is no network and no other process; the same person, and nobody else."""
+    def may_leave_namespaces(self) -> bool:
+        """Whether it works, tried in another process: half of it cannot be taken back.
+
+        Ubuntu 24.04 lets nobody but root say who one is in a new namespace.
+        """
+        if tried := os.fork():
+            return os.waitpid(tried, 0)[1] == 0
+        try:
+            self.leave_namespaces()
+        except OSError:
+            os._exit(1)
+        os._exit(0)
+
+    def leave_namespaces(self) -> None:
+        """Go where there is no network and no other process; the same person, and nobody else.
+
+        Raises:
+            OSError: The system does not let us.
+        """
         uid, gid = os.getuid(), os.getgid()
         flags = _CLONE_NEWUSER | _CLONE_NEWNET | _CLONE_NEWPID | _CLONE_NEWIPC | _CLONE_NEWNS
         if self._libc.unshare(flags) != 0:
-            return False
+            raise OSError(ctypes.get_errno(), "unshare")
         Path("/proc/self/setgroups").write_text("deny")
         Path("/proc/self/uid_map").write_text(f"{uid} {uid} 1")
         Path("/proc/self/gid_map").write_text(f"{gid} {gid} 1")
-        return True
 
     def hide(self, places: Sequence[str]) -> None:
         """Put nothing in the place of files and folders; Landlock keeps it there."""

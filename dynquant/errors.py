@@ -28,7 +28,6 @@ board that counts refusals, a watcher that says why it skipped a model.
 from __future__ import annotations
 
 import errno
-import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
@@ -273,10 +272,7 @@ def _printable(message: str) -> str:
     """
     if len(message) > _MAX_CHARS:
         message = f"{message[: _MAX_CHARS // 2]}…{message[-_MAX_CHARS // 2 :]}"
-    return "".join(
-        char if unicodedata.category(char)[0] != "C" else "\N{REPLACEMENT CHARACTER}"
-        for char in message
-    )
+    return "".join(char if char.isprintable() else "?" for char in message)
 
 
 @contextmanager

@@ -209,3 +209,27 @@ def test_what_is_confined_may_run_more_without_being_confined_again(home):
         "print(len(command), subprocess.run(command, capture_output=True).stdout)"
     )
     assert run(code, home).stdout == "3 b'1\\n'\n"
+
+
+@on_linux
+def test_where_no_namespace_may_be_made_the_rest_holds(home, tmp_path, harden):
+    """As in many containers and on Ubuntu 24.04; here since the confined may not write the map."""
+    nested = (
+        "import json, os, subprocess, sys; from dynquant.confine import confined\n"
+        "from pathlib import Path\n"
+        "os.environ.pop('DYNQUANT_CONFINED')\n"
+        "command = confined([sys.executable, '-c', sys.argv[1]], writable=[Path.cwd()])\n"
+        "done = subprocess.run(command, capture_output=True, text=True)\n"
+        "print(done.returncode, done.stdout, done.stderr)"
+    )
+    code = (
+        "import os, socket\n"
+        "open('here', 'w').close()\n"
+        "for each in (socket.socket, lambda: open('../there', 'w')):\n"
+        "    try: each()\n"
+        "    except PermissionError: print('refused')"
+    )
+    assert run(nested, home, code).stdout.split() == ["0", "refused", "refused"]
+    assert (home / "here").exists()
+    assert not (tmp_path / "there").exists()
+    harden("refused")

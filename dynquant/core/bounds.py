@@ -6,6 +6,8 @@ tokenizer.
 
 from __future__ import annotations
 
+from dynquant.errors import InvalidModelError
+
 __all__ = [
     "MAX_DIMENSIONS",
     "MAX_HEADER_BYTES",
@@ -13,6 +15,8 @@ __all__ = [
     "MAX_SIZE",
     "MAX_SMALL_FILES",
     "MAX_SMALL_FILE_BYTES",
+    "file_too_large",
+    "headers_too_large",
 ]
 
 MAX_HEADER_BYTES = 50_000_000
@@ -28,3 +32,19 @@ MAX_SMALL_FILE_BYTES = 200_000_000
 
 MAX_DIMENSIONS, MAX_SIZE = 16, 2**48
 """Of a tensor, and along one of its dimensions: so large that their product is still quick."""
+
+
+def headers_too_large() -> InvalidModelError:
+    """Why headers are not read."""
+    return InvalidModelError(
+        "The headers of this model's safetensors files are larger than those of any model that we "
+        f"know, {MAX_HEADER_BYTES // 10**6} MB in all. Ask its author."
+    )
+
+
+def file_too_large(name: str) -> InvalidModelError:
+    """Why a file is not read."""
+    return InvalidModelError(
+        f"'{name[:100]}' is larger than {MAX_SMALL_FILE_BYTES // 10**6} MB, which no model needs. "
+        "Ask the model's author."
+    )

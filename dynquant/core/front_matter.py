@@ -16,6 +16,9 @@ __all__ = ["LICENSE_KEYS", "REPO_ID", "front_matter"]
 LICENSE_KEYS = ("license", "license_name", "license_link")
 REPO_ID = re.compile(r"[\w\-.]+(/[\w\-.]+)?", re.ASCII)
 
+_LINK = re.compile(r"https?://\S+|[\w\-./]+", re.ASCII)
+"""A web address, or a file of the repo; `javascript:` is neither."""
+
 _TAGS = ("mlx", "dynquant", "quantized")
 _METRIC_DIGITS = 6
 
@@ -48,7 +51,8 @@ def front_matter(facts: ModelFacts) -> str:
         header["base_model"] = facts.source
         header["base_model_relation"] = "quantized"
     for key in LICENSE_KEYS:
-        if value := _plain(facts.license_fields.get(key, "")):
+        value = _plain(facts.license_fields.get(key, ""))
+        if value and (key != "license_link" or _LINK.fullmatch(value)):
             header[key] = value
     header |= {key: _verbatim(value) for key, value in gate(facts.gated_fields).items()}
     if results := _results(facts):

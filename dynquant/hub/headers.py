@@ -16,11 +16,10 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]
     hf_raise_for_status,
 )
 
-from dynquant.core.bounds import MAX_HEADER_BYTES
-from dynquant.errors import InvalidModelError
+from dynquant.core.bounds import MAX_HEADER_BYTES, headers_too_large
 from dynquant.hub.calls import TIMEOUT_SECS
 
-__all__ = ["read_header_bytes", "too_large_headers", "write_ghost"]
+__all__ = ["read_header_bytes", "write_ghost"]
 
 _LENGTH_BYTES = 8
 _FIRST_BYTES = 100_000
@@ -43,20 +42,12 @@ def read_header_bytes(api: HfApi, *, repo: str, name: str, revision: str) -> byt
     if len(content) < _LENGTH_BYTES:
         raise SafetensorsParsingError(name)
     if num_bytes > MAX_HEADER_BYTES:
-        raise too_large_headers(repo)
+        raise headers_too_large()
     if len(content) < num_bytes:
         content += _read(url, headers, len(content), num_bytes)
     if len(content) < num_bytes:
         raise SafetensorsParsingError(name)
     return content[:num_bytes]
-
-
-def too_large_headers(repo: str) -> InvalidModelError:
-    """Why headers are not read."""
-    return InvalidModelError(
-        f"The headers of the safetensors files of '{repo}' are larger than those of any model "
-        f"that we know, {MAX_HEADER_BYTES // 10**6} MB in all. Ask the model's author."
-    )
 
 
 def write_ghost(path: Path, header: bytes, num_bytes: int) -> None:

@@ -414,8 +414,7 @@ def _entry_of(name: str, content: bytes | None) -> InboxEntry:
     try:
         return InboxEntry(name=name, request=request_from_json(json.loads(content.decode("utf-8"))))
     except RequestError as error:
-        # It may quote the file.
-        sentence = "".join(each if each.isprintable() else "?" for each in str(error))
+        sentence = str(error)
     except (ValueError, OverflowError, RecursionError):
         sentence = "This request is no JSON that can be read. Ask for the model again."
     return InboxEntry(name=name, sentence=sentence)

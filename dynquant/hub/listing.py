@@ -10,7 +10,7 @@ from typing import Any
 from huggingface_hub import ModelInfo
 from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined]
 
-from dynquant.core.bounds import MAX_SHARDS, MAX_SMALL_FILE_BYTES, MAX_SMALL_FILES
+from dynquant.core.bounds import MAX_SHARDS, MAX_SMALL_FILE_BYTES, MAX_SMALL_FILES, file_too_large
 from dynquant.errors import InvalidModelError, Reason, UnsupportedModelError
 from dynquant.hub.local import gated_fields, license_fields
 from dynquant.ports import ModelSource
@@ -174,10 +174,7 @@ def _refuse_absurd(listing: Listing, weights: Sequence[str]) -> None:
         )
     large = [name for name in others if listing.sizes[name] > MAX_SMALL_FILE_BYTES]
     if large:
-        raise InvalidModelError(
-            f"'{large[0][:100]}' of '{listing.repo}' is larger than "
-            f"{MAX_SMALL_FILE_BYTES // 10**6} MB, which no model needs. Ask the model's author."
-        )
+        raise file_too_large(large[0])
 
 
 def _no_weights(listing: Listing, root: Sequence[str]) -> UnsupportedModelError | InvalidModelError:

@@ -16,12 +16,12 @@ from typing import Any, Self, cast
 
 from huggingface_hub import HfApi, constants
 
-from dynquant.core.bounds import MAX_HEADER_BYTES
+from dynquant.core.bounds import MAX_HEADER_BYTES, headers_too_large
 from dynquant.core.figures import size
 from dynquant.errors import HubUnavailableError, ModelNotFoundError, StorageFullError
 from dynquant.hub import cache
 from dynquant.hub.calls import NUM_DOWNLOAD_TRIES, TIMEOUT_SECS, HubCaller
-from dynquant.hub.headers import read_header_bytes, too_large_headers, write_ghost
+from dynquant.hub.headers import read_header_bytes, write_ghost
 from dynquant.hub.listing import NEEDED, WEIGHTS, Listing, refuse_unusable
 from dynquant.hub.local import local_source
 from dynquant.hub.local_files import LocalFile
@@ -280,7 +280,7 @@ class HubModels:
             for start in range(0, len(shards), _NUM_HEADER_THREADS):
                 headers += pool.map(header, shards[start : start + _NUM_HEADER_THREADS])
                 if sum(map(len, headers)) > MAX_HEADER_BYTES:
-                    raise too_large_headers(listing.repo)
+                    raise headers_too_large()
         small = [self._download(listing, name) for name in _SMALL_FILES if name in listing.sizes]
         ghost = None
         try:

@@ -20,6 +20,8 @@ from dynquant.core.bounds import (
     MAX_HEADER_BYTES,
     MAX_SIZE,
     MAX_SMALL_FILE_BYTES,
+    file_too_large,
+    headers_too_large,
 )
 from dynquant.errors import InvalidModelError, ModelNotFoundError, Reason, UnsupportedModelError
 
@@ -110,10 +112,7 @@ def read_header(
         if num_bytes < 8 or length > num_bytes - 8:
             raise _corrupt(file, "it is too short for the header that it announces")
         if length > max_bytes:
-            raise InvalidModelError(
-                "The headers of the safetensors files are larger than those of any model that we "
-                f"know, {MAX_HEADER_BYTES // 10**6} MB in all. Ask the model's author."
-            )
+            raise headers_too_large()
         raw = stream.read(length)
     try:
         header = json.loads(raw, object_pairs_hook=_once_each)
@@ -180,10 +179,7 @@ def _check_files(folder: Path) -> None:
                 f"'{name}' is neither a file nor a folder. Download the model again."
             )
         if about.st_size > MAX_SMALL_FILE_BYTES and path.suffix in _READ_WHOLE:
-            raise InvalidModelError(
-                f"'{name}' is larger than {MAX_SMALL_FILE_BYTES // 10**6} MB, which no model "
-                "needs. Ask the model's author."
-            )
+            raise file_too_large(name)
 
 
 def _is_blob(target: Path) -> bool:

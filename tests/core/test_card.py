@@ -354,6 +354,19 @@ def facts_around(text):
     )
 
 
+def link_of(facts):
+    return clean(re.sub("[<>]", " ", facts.license_fields["license_link"]))
+
+
+def test_a_license_leads_to_a_page_or_a_file_and_nowhere_else():
+    for link in ("https://x.org/license", "LICENSE.md"):
+        fields = {"license": "other", "license_link": link}
+        assert header_of(make_facts(license_fields=fields))["license_link"] == link
+    for link in ("javascript:alert(1)", "data:text/html,x", "two words"):
+        fields = {"license": "other", "license_link": link}
+        assert "license_link" not in header_of(make_facts(license_fields=fields))
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.data())
 def test_no_text_from_outside_changes_the_structure(data):
@@ -365,6 +378,8 @@ def test_no_text_from_outside_changes_the_structure(data):
     card.encode()
     assert "<script" not in card.lower()
     dropped = {"extra_gated_prompt", "extra_gated_fields"} - gate(facts.gated_fields).keys()
+    if not re.fullmatch(r"https?://\S+|[\w./-]+", link_of(facts), re.ASCII):
+        dropped |= {"license_link"}
     if not is_repo_id(facts.source):
         dropped |= {"base_model", "base_model_relation"}
     assert header_of(facts).keys() == header_of(plain).keys() - dropped

@@ -117,7 +117,7 @@ def twice_in_a_header(folder: Path) -> None:
 
 
 def twice_in_shards(folder: Path) -> None:
-    names = list(mx.load(str(folder / WEIGHTS)))
+    names = [str(name) for name in mx.load(str(folder / WEIGHTS))]
     shards(folder, [names, [NORM]])
 
 
@@ -167,6 +167,22 @@ def ids_from(start: int) -> Callable[[Path], object]:
         edit_tokenizer(folder, model=model, added_tokens=[])
 
     return build
+
+
+def with_code(name: str, **changes: Any) -> Callable[[Path], object]:
+    """A module beside the model, and a file that says to load it."""
+
+    def build(folder: Path) -> None:
+        edit_json(folder, name, **changes)
+        write(folder, "m.py", "open('../ran', 'w')")
+
+    return build
+
+
+def only_code(folder: Path) -> None:
+    with_code(TOKENIZER_CONFIG, auto_map={"AutoTokenizer": ["m.T", None]})(folder)
+    with_code(CONFIG, auto_map={"AutoConfig": "m.C"})(folder)
+    (folder / TOKENIZER).unlink()
 
 
 HEADERS: dict[str, Case] = {
@@ -326,10 +342,7 @@ CONFIGS: dict[str, Case] = {
     "a compressed config": refused(lambda f: write(f, CONFIG, gzip.compress(b" " * 10**8)), "JSON"),
     "code of its own": Case(build=in_config(model_file="m.py"), reason=Reason.OWN_CODE),
     "code of its own by auto_map": Case(
-        build=lambda f: (
-            edit_json(f, CONFIG, auto_map={"AutoConfig": "m.C", "AutoModelForCausalLM": "m.M"}),
-            write(f, "m.py", "open('../../ran', 'w')"),
-        ),
+        build=with_code(CONFIG, auto_map={"AutoConfig": "m.C", "AutoModelForCausalLM": "m.M"}),
         reason=None,
         step="measure",
     ),
@@ -348,22 +361,14 @@ CONFIGS: dict[str, Case] = {
 
 TOKENIZERS: dict[str, Case] = {
     "a tokenizer that brings code": Case(
-        build=lambda f: (
-            edit_json(
-                f, TOKENIZER_CONFIG, auto_map={"AutoTokenizer": ["m.T", None]}, tokenizer_class="T"
-            ),
-            write(f, "m.py", "open('../../ran', 'w')"),
+        build=with_code(
+            TOKENIZER_CONFIG, auto_map={"AutoTokenizer": ["m.T", None]}, tokenizer_class="T"
         ),
         reason=None,
         step="measure",
     ),
     "a tokenizer that is only code": refused(
-        lambda f: (
-            edit_json(f, TOKENIZER_CONFIG, auto_map={"AutoTokenizer": ["m.T", None]}),
-            edit_json(f, CONFIG, auto_map={"AutoConfig": "m.C"}, model_type="qwen3"),
-            write(f, "m.py", "open('../../ran', 'w')"),
-            (f / TOKENIZER).unlink(),
-        ),
+        only_code,
         "tokenizer",
         step="measure",
     ),

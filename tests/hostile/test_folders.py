@@ -84,7 +84,7 @@ def tried(place: Path, step: str) -> Ending:
 
 def outside(place: Path) -> dict[str, object]:
     """Everything but the job: names, sizes and times, for some files have no end."""
-    found = {}
+    found: dict[str, object] = {}
     for path in sorted(place.rglob("*")):
         if place / "job" not in (path, *path.parents):
             about = path.lstat()

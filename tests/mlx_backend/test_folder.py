@@ -132,7 +132,7 @@ def test_a_header_above_our_limit_is_refused_though_the_file_is_long_enough(fold
     with file.open("wb") as stream:
         stream.write((200_000_000).to_bytes(8, "little"))
         stream.truncate(300_000_000)
-    refused(folder, InvalidModelError, "headers .* are larger than")
+    refused(folder, InvalidModelError, "The headers .* are larger than")
 
 
 @pytest.mark.parametrize("raw", [b"{", b"\xff" * 9, b"[" * 200_000])
