@@ -83,6 +83,9 @@ class Orders:
         Raises:
             RetryLaterError: The queue takes nothing now; the order is written down.
         """
+        assert look.candidate is not None
+        if self._state.known(look.candidate.repo_id) != look.known:
+            return Skip.UNCHANGED  # a webhook was quicker, and has seen newer weights perhaps
         order = self._order(look)
         rule = self._rules[order.rule]
         if (skip := self._over_limit(rule, order)) is not None:
@@ -93,7 +96,6 @@ class Orders:
         spent.hours += order.hours
         if self._dry_run:
             return None
-        assert look.candidate is not None
         if look.known is not None and look.known.job_id not in {"", order.job_id}:
             self._withdraw(look.known.job_id)
         self._state.order(

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from dynquant.core.job import JobState
+from dynquant.core.job import Job, JobState
 from dynquant.core.skips import Skip
 from dynquant.core.watch_config import parse_watch_config
 from tests.jobs.arena import Arena
@@ -217,8 +217,13 @@ def _kept(scene, name: str) -> Skip | None:
 
 def _all_over(arena: Arena) -> dict[str, str]:
     """The commit that each model's job was made of, once all are published or withdrawn."""
-    jobs = arena.board.list(limit=100)
-    over = [arena.over(job) for job in jobs if job.state is not JobState.CANCELLED]
+
+    def jobs() -> list[Job]:
+        every = arena.board.list(limit=100)
+        return [job for job in every if job.state is not JobState.CANCELLED]
+
+    arena.wait(lambda: all(job.is_over for job in jobs()), "all jobs to be over", secs=300)
+    over = jobs()
     assert {job.state for job in over} == {JobState.PUBLISHED}
     return {job.request.model: job.request.revision or "" for job in over}
 

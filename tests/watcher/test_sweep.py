@@ -374,6 +374,26 @@ def test_a_hub_that_is_away_is_reported_and_the_next_sweep_finds_all(scene, faul
     assert scene.sweep(15).queued == ("org/M",)
 
 
+def test_a_webhook_that_comes_during_a_sweep_is_not_overtaken_by_what_the_sweep_saw(scene):
+    add_model(scene.hub, "org/M", scene.at(-5))
+    num_asked = 0
+
+    def may_go_on() -> bool:
+        nonlocal num_asked
+        num_asked += 1
+        if num_asked == 3:  # after the close look, and before anything is queued
+            new_weights(scene.hub, "org/M", scene.at(-1), seed="better")
+            assert scene.watcher.sweep_repo("org/M", scene.at(0)).queued == ("org/M",)
+        return True
+
+    report = scene.sweep(0, may_go_on=may_go_on)
+    assert num_asked == 3
+    assert (report.queued, report.skipped) == ((), {Skip.UNCHANGED: 1})
+    (job,) = scene.board.list()
+    assert job.request.revision == scene.hub.repos["model", "org/M"].branches["main"]
+    assert scene.sweep(5).queued == ()
+
+
 def test_a_token_that_has_expired_is_said_to_have_and_loses_no_model(scene):
     scene.config = make_config(make_rule(min_likes=1))
     add_model(scene.hub, "org/M", scene.at(-5))

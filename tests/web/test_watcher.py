@@ -73,6 +73,8 @@ def test_an_operator_begins_a_sweep_and_sees_what_it_queued_and_skipped(field, p
     expect(view.get_by_role("link", name="org/Alien")).to_have_attribute(
         "href", f"{field.hub.url}/org/Alien"
     )
+    page.set_viewport_size({"width": 390, "height": 844})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
     view.get_by_role("link", name="org/New").click()
     page.wait_for_url(f"**/job?job={field.board.list()[0].id}")
 
@@ -161,17 +163,10 @@ def test_a_webhook_queues_nothing_while_the_watcher_is_paused(field):
 
 
 @pytest.mark.parametrize(
-    ("extra", "is_space", "has_route"),
-    [
-        ({}, False, False),  # without rules nothing could be done
-        ({"DYNQUANT_WATCH_CONFIG": "watch.yaml"}, False, True),
-        ({"DYNQUANT_INBOX_REPO": "you/inbox"}, True, True),
-    ],
+    ("extra", "is_space"),
+    [({"DYNQUANT_WATCH_CONFIG": "watch.yaml"}, False), ({"DYNQUANT_INBOX_REPO": "you/in"}, True)],
 )
-def test_who_has_a_watcher_and_a_secret_has_the_route(
-    tmp_path, monkeypatch, extra, is_space, has_route
-):
-    monkeypatch.chdir(tmp_path)
+def test_who_has_a_watcher_and_a_secret_has_the_route(tmp_path, extra, is_space):
     environment = {
         "DYNQUANT_HOME": str(tmp_path),
         "DYNQUANT_SPACE_SECRET": "0123456789abcdef",
@@ -179,7 +174,7 @@ def test_who_has_a_watcher_and_a_secret_has_the_route(
     }
     settings = Settings.from_environment(environment | extra)
     site, _ = make_app(settings, WebSettings(is_space=is_space))
-    assert ("/webhooks/hub" in {getattr(each, "path", "") for each in site.routes}) is has_route
+    assert "/webhooks/hub" in {getattr(each, "path", "") for each in site.routes}
 
 
 def test_without_rules_the_page_says_how_to_set_some(tmp_path, browser):
