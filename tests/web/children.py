@@ -16,7 +16,7 @@ __all__ = ["ROOT", "answering", "end", "running"]
 
 ROOT = Path(__file__).parents[2]
 _STOP_SECS = 30.0
-START_SECS = 90.0
+START_SECS = 60.0
 
 
 @contextmanager

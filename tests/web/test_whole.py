@@ -18,7 +18,7 @@ from tests.web.offline import SOURCE, environment, offline_hub
 
 pytestmark = [pytest.mark.browser, pytest.mark.hub, pytest.mark.slow]
 
-CONVERSION_SECS = 240.0
+CONVERSION_SECS = 360.0
 STOP_SECS = 60.0
 
 

@@ -34,8 +34,8 @@ def add_job_page(service: Service) -> None:
         said = html(elem_classes="dq-maybe")
         result = html(elem_classes="dq-maybe")
         with gr.Row(visible=False, elem_classes="dq-copy") as copying:
-            private = gr.Checkbox(label="as a private model", value=False, scale=0, min_width=220)
             copy = gr.Button("Copy to my account", size="sm", scale=0)
+            private = gr.Checkbox(label="as a private model", value=False, scale=0, min_width=220)
         copied = html(elem_classes="dq-maybe")
         with gr.Accordion("The card", open=False, visible=False, elem_id="dq-card") as card_box:
             card = gr.Markdown("", sanitize_html=True)
