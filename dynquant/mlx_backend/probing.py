@@ -4,7 +4,9 @@ The second-order cost of a layer is off by a factor that depends on its role (ho
 input and gradient go together, how errors of its rows add up) far more than on its
 format: on `tiny-qwen3` 1.0 for the embedding, 1.4 for down_proj, 2.5 for v_proj, each
 nearly the same at 3 and at 5 bits. So each role is quantized alone, at two widths,
-and the KL divergence of the whole model is measured.
+and the KL divergence of the whole model is measured. Then all of them together: where errors
+send tokens to other experts, they add up to less than their sum. A planned mix of widths lies
+between the sum and what one width for all comes to; the geometric mean is taken (decision 0002).
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ logger = logging.getLogger(__name__)
 
 _PROBED_BITS = (2, 4, 6)
 _PROBED_GROUP_SIZE = 64
+_ALL = "all layers"  # no role: a path has no blanks
 
 
 def role_of(profile: LayerProfile) -> str:
@@ -61,7 +64,7 @@ def measure_scales(
         on_step: Called after each block.
 
     Returns:
-        `role:bits` → scale.
+        `role:bits` → scale; under the name of all layers what their sum is to be scaled by.
     """
     by_path = {profile.path: profile for profile in profiles}
     plans = _plans(profiles)
@@ -69,13 +72,20 @@ def measure_scales(
         name: sum(by_path[path].cost_nats(fmt) for path, fmt in plan.items())
         for name, plan in plans.items()
     }
-    measured = kl_of_formats(measurement, windows, plans, encoder, on_step=on_step)
-    for name, cost in predicted.items():
-        logger.info("probe %s: predicted %.3g, measured %.3g", name, cost, measured[name])
+    together = _plans_of(_ALL, [each for each in profiles if _affine(each)])
+    measured = kl_of_formats(measurement, windows, plans | together, encoder, on_step=on_step)
+    for name, kl in measured.items():
+        logger.info("probe %s: predicted %.3g, measured %.3g", name, predicted.get(name, 0.0), kl)
     ratios = {n: measured[n] / cost for n, cost in predicted.items() if cost > 0 < measured[n]}
     middle = median(ratios.values()) if ratios else 1.0
     low, high = middle / max_spread, middle * max_spread
-    return {name: min(max(ratio, low), high) for name, ratio in ratios.items()}
+    scales = {name: min(max(ratio, low), high) for name, ratio in ratios.items()}
+    alone = {path: corrected(profile, scales) for path, profile in by_path.items()}
+    for name, plan in together.items():
+        total = sum(alone[path].cost_nats(fmt) for path, fmt in plan.items())
+        if total > 0 < measured[name]:
+            scales[name] = math.sqrt(measured[name] / total)
+    return scales
 
 
 def kl_of_formats(
@@ -117,17 +127,18 @@ def kl_of_formats(
 
 def corrected(profile: LayerProfile, scales: Mapping[str, float]) -> LayerProfile:
     """`profile` with its costs scaled; between the probed widths the scale is interpolated."""
-    known = sorted(
-        (int(key.rpartition(":")[2]), scale)
-        for key, scale in scales.items()
-        if key.rpartition(":")[0] == role_of(profile)
-    )
-    if not known:
-        return profile
-    costs = tuple(
-        cost * _interpolated(known, fmt.bits)
-        for fmt, cost in zip(profile.formats, profile.costs_nats, strict=True)
-    )
+    costs = profile.costs_nats
+    for name in (role_of(profile), _ALL):
+        known = sorted(
+            (int(key.rpartition(":")[2]), scale)
+            for key, scale in scales.items()
+            if key.rpartition(":")[0] == name
+        )
+        if known:
+            costs = tuple(
+                cost * _interpolated(known, fmt.bits)
+                for fmt, cost in zip(profile.formats, costs, strict=True)
+            )
     return dataclasses.replace(profile, costs_nats=costs)
 
 
@@ -141,19 +152,29 @@ def _plans(profiles: Sequence[LayerProfile]) -> dict[str, dict[str, QuantFormat]
     """`role:bits` → plan that quantizes that role alone."""
     roles = defaultdict(list)
     for profile in profiles:
-        if any(fmt.mode == "affine" for fmt in profile.formats):
+        if _affine(profile):
             roles[role_of(profile)].append(profile)
-    plans = {}
+    plans: dict[str, dict[str, QuantFormat]] = {}
     for role, members in roles.items():
-        for bits in _PROBED_BITS:
-            plan = {member.path: _nearest(member, bits) for member in members}
-            closest = min(fmt.bits for fmt in plan.values())
-            plans[f"{role}:{closest}"] = plan
+        plans |= _plans_of(role, members)
     return plans
 
 
+def _plans_of(name: str, members: Sequence[LayerProfile]) -> dict[str, dict[str, QuantFormat]]:
+    """`name:bits` → plan that quantizes `members` to about the same width."""
+    plans = {}
+    for bits in _PROBED_BITS if members else ():
+        plan = {member.path: _nearest(member, bits) for member in members}
+        plans[f"{name}:{min(fmt.bits for fmt in plan.values())}"] = plan
+    return plans
+
+
+def _affine(profile: LayerProfile) -> list[QuantFormat]:
+    return [fmt for fmt in profile.formats if fmt.mode == "affine"]
+
+
 def _nearest(profile: LayerProfile, bits: int) -> QuantFormat:
-    affine = [fmt for fmt in profile.formats if fmt.mode == "affine"]
     return min(
-        affine, key=lambda fmt: (abs(fmt.bits - bits), abs(fmt.group_size - _PROBED_GROUP_SIZE))
+        _affine(profile),
+        key=lambda fmt: (abs(fmt.bits - bits), abs(fmt.group_size - _PROBED_GROUP_SIZE)),
     )

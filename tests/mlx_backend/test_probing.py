@@ -14,6 +14,7 @@ from dynquant.mlx_backend.probing import corrected, measure_scales, role_of
 from tests.core.factories import make_layer
 from tests.mlx_backend.factories import TinyModel, make_batches, make_measurement, make_profiles
 
+ALL = "all layers"
 FORMATS = "2g64,3g64,4g64,6g64,8g64,unquantized"
 
 
@@ -62,6 +63,13 @@ def test_what_costs_nothing_keeps_costing_nothing():
     assert corrected(profile(), {"up_proj:2": 5.0}).costs_nats[-1] == 0
 
 
+def test_what_all_layers_come_to_together_scales_every_role():
+    alone, together = {"up_proj:4": 3.0}, {"up_proj:4": 3.0, f"{ALL}:2": 1.0, f"{ALL}:4": 0.25}
+    ratios = [b / a for a, b in zip(factors(alone), factors(together), strict=True)]
+    assert ratios == pytest.approx([1.0, 0.5, 0.25, 0.25, 0.25])
+    assert factors({f"{ALL}:4": 0.5}) == pytest.approx([0.5] * 5)
+
+
 positive = st.floats(1e-3, 1e3)
 
 
@@ -108,7 +116,7 @@ def scales_of(
 def test_each_role_is_probed_at_three_widths_and_its_scales_are_positive(tied, name):
     scales = scales_of(tied, formats="2g32,4g32,6g32", name=name)
     roles = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
-    expected = {f"{role}:{bits}" for role in (*roles, "embed_tokens") for bits in (2, 4, 6)}
+    expected = {f"{role}:{bits}" for role in (*roles, "embed_tokens", ALL) for bits in (2, 4, 6)}
     assert set(scales) == expected
     assert all(0 < scale < math.inf for scale in scales.values())
 
@@ -122,12 +130,12 @@ def test_probing_twice_gives_the_same_scales(experts):
 def test_costs_twice_as_high_get_scales_half_as_high(tied):
     one = scales_of(tied, formats="2g32,4g32", cost=1e-3)
     two = scales_of(tied, formats="2g32,4g32", cost=2e-3)
-    for name, scale in one.items():
-        assert two[name] == pytest.approx(scale / 2)
+    for name, scale in one.items():  # all together are compared with the corrected costs
+        assert two[name] == pytest.approx(scale if name.startswith(ALL) else scale / 2)
 
 
 def test_probes_far_from_all_others_are_held_near_the_median(tied):
-    free = scales_of(tied, formats="2g32,8g32")
+    free = {n: s for n, s in scales_of(tied, formats="2g32,8g32").items() if ALL not in n}
     middle = median(free.values())
     assert max(free.values()) > 2 * middle
     held = scales_of(tied, formats="2g32,8g32", max_spread=2.0)

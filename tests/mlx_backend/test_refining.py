@@ -6,10 +6,9 @@ import mlx.core as mx
 import pytest
 
 from dynquant.core.formats import QuantFormat
-from dynquant.mlx_backend.encoding import decode, encode_min_max
-from dynquant.mlx_backend.loading import Weights, quantizable
+from dynquant.mlx_backend.encoding import Encoded, decode, encode_min_max
+from dynquant.mlx_backend.loading import Weights, quantizable, scalar
 from dynquant.mlx_backend.refining import Pairs, refined
-from dynquant.mlx_backend.streaming import Forward
 from tests.mlx_backend.factories import TinyModel, make_batches
 
 FMT = QuantFormat(2, 32)
@@ -42,14 +41,14 @@ def kl(tiny: TinyModel, stored: Weights, formats) -> float:
     """KL(original ‖ quantized), whole models."""
     plain = dict(tiny.weights)
     for path in formats:
-        parts = [stored[f"{path}.{name}"] for name in ("weight", "scales", "biases")]
-        plain[f"{path}.weight"] = mx.dequantize(*parts, FMT.group_size, FMT.bits)
+        arrays = {name: stored[f"{path}.{name}"] for name in ("weight", "scales", "biases")}
+        plain[f"{path}.weight"] = decode(Encoded(arrays, FMT))
     other = tiny.with_weights(lambda path, _: plain[path]).plain
     p, q = (
         mx.softmax(model(HELD_OUT[0])[:, :-1].astype(mx.float32), axis=-1)
         for model in (tiny.plain, other)
     )
-    return (p * (mx.log(p) - mx.log(q))).sum(-1).mean().item()  # type: ignore[return-value]
+    return scalar((p * (mx.log(p) - mx.log(q))).sum(-1).mean())
 
 
 @pytest.mark.parametrize("family", ["tied", "experts"])
@@ -108,4 +107,3 @@ def test_only_one_block_is_held_while_scales_and_biases_move(tied):
     for block in blocks.blocks:
         pairs.decode({path: a for path, a in codes.items() if blocks.block_of(path) == block})
         assert {blocks.block_of(path) for path in pairs._codes} == {block}
-    assert isinstance(Forward(blocks, tied.streamed(blocks), HELD_OUT), Forward)
