@@ -38,7 +38,7 @@ from tests.web.offline import ROOT, SOURCE, USER, environment, offline_hub
 SAMPLE_SECS = 3.0
 WARM_UP = 0.4
 """Share of the time in which caches fill and nothing is counted."""
-PATIENCE_SECS = 120.0
+PATIENCE_SECS = 300.0
 NUM_WAITING = 3
 
 RULES = f"""look_back_hours: 24
@@ -254,6 +254,8 @@ def started(hub: LocalHub, folder: Path) -> Iterator[tuple[str, psutil.Process, 
                     runner = next(each for each in process.children() if "runner" in each.cmdline())
                     break
                 time.sleep(0.2)
+            else:
+                raise TimeoutError((folder / "soak.log").read_text()[-3000:])
             yield url, process, runner
         finally:
             pages.terminate()

@@ -200,8 +200,13 @@ def doctor(as_json: Json = False) -> None:
 
 
 def _json(job: Job) -> dict[str, Any]:
-    place = {"position": job.position, "eta_secs": job.eta_secs}
-    return json.loads(job_to_text(job)) | place
+    from dynquant.runner.notify import host_of
+
+    shown = json.loads(job_to_text(job)) | {"position": job.position, "eta_secs": job.eta_secs}
+    if job.request.notify_url is not None:
+        # Of the address to notify only the host: the rest may be a secret.
+        shown["request"]["notify_url"] = host_of(job.request.notify_url)
+    return shown
 
 
 @contextmanager

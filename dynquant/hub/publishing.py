@@ -12,10 +12,10 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Literal
+from typing import Any, Literal
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import (
@@ -68,11 +68,14 @@ class Account:
         name: The user.
         namespaces: The user and the organizations that it belongs to.
         role: Of the token: `read`, `write` or `fineGrained`.
+        scopes: Of a fine-grained token, account or organization → what it may do there; what it
+            may do everywhere is under the empty name.
     """
 
     name: str
     namespaces: tuple[str, ...]
     role: str
+    scopes: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
     @property
     def may_write(self) -> bool:
@@ -228,9 +231,13 @@ class HubPublisher:
         """
         found = self._call(self._api.whoami, repo="the account in use")
         try:
-            role = found.get("auth", {}).get("accessToken", {}).get("role", "")
-            orgs = (org["name"] for org in found.get("orgs", ()))
-            return Account(name=found["name"], namespaces=(found["name"], *orgs), role=role)
+            token = found.get("auth", {}).get("accessToken", {})
+            return Account(
+                name=found["name"],
+                namespaces=(found["name"], *(org["name"] for org in found.get("orgs", ()))),
+                role=token.get("role", ""),
+                scopes=_scopes(token.get("fineGrained", {})),
+            )
         except (AttributeError, KeyError, TypeError) as error:
             raise HubUnavailableError(
                 "The Hub's answer about the account in use makes no sense. Try again."
@@ -391,6 +398,14 @@ class HubPublisher:
             url=f"{self._api.endpoint}/{remote.repo_id}",
             is_new=is_new,
         )
+
+
+def _scopes(fine_grained: Mapping[str, Any]) -> dict[str, frozenset[str]]:
+    scoped = {
+        str(each["entity"].get("name", "")): frozenset(each["permissions"])
+        for each in fine_grained.get("scoped", ())
+    }
+    return scoped | {"": frozenset(fine_grained.get("global", ()))}
 
 
 class _StaleParentError(Exception):

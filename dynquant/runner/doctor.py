@@ -29,6 +29,10 @@ _MIN_PYTHON = (3, 11)
 _MIN_FREE_BYTES = 20 * 10**9
 """Source and result of an 8 B model."""
 
+_WRITE = "repo.write"
+_NEEDED = frozenset({"repo.content.read", _WRITE})
+"""Permissions of a token, as the Hub calls them, that a runner needs in one namespace."""
+
 _TIMEOUT_SECS = 20.0
 _ASK_MLX = (
     "import json, dynquant.mlx_backend, mlx.core as mx; device = mx.default_device();"
@@ -150,8 +154,18 @@ def _token() -> str:
             f"The token of '{account.name}' may only read. Set HF_TOKEN to one that may write to "
             "the namespace to publish to, and to nothing else."
         )
-    wide = "; a fine-grained one for one namespace would be safer" * (account.role == "write")
-    return f"'{account.name}' may publish to: {', '.join(account.namespaces)}{wide}."
+    if account.role != "fineGrained":
+        wide = "; a fine-grained one for one namespace would be safer" * (account.role == "write")
+        return f"'{account.name}' may publish to: {', '.join(account.namespaces)}{wide}."
+    writable = [name for name in account.namespaces if _WRITE in account.scopes.get(name, ())]
+    if not writable:
+        raise _MissingError(
+            f"The fine-grained token of '{account.name}' may write to no namespace. Give it read "
+            "and write access to the contents of all repos of the one to publish to."
+        )
+    more = sorted({each for scope in account.scopes.values() for each in scope} - _NEEDED)
+    wide = f"; it may also do what no runner needs: {', '.join(more)}" if more else ""
+    return f"'{account.name}' may publish to: {', '.join(writable)}{wide}."
 
 
 def _inbox(repo: str) -> str:

@@ -24,7 +24,7 @@ from dynquant.core.markdown import clean
 from dynquant.core.provenance import HUB_URL
 from dynquant.log_lines import Redactor
 
-__all__ = ["PinnedAdapter", "RefusedAddressError", "message_for", "notify", "send"]
+__all__ = ["PinnedAdapter", "RefusedAddressError", "host_of", "message_for", "notify", "send"]
 
 Post = Callable[[str, Mapping[str, object]], int]
 """Sends JSON to an address; the status that it answers with."""
@@ -162,7 +162,7 @@ def _deliver(job: Job, url: str, post: Post, sleep: Callable[[float], None]) -> 
     for wait_secs in (*_WAITS_SECS, None):
         failure, may_help = _try(job, url, post)
         if not failure:
-            _logger.info("Told %s how the job ended.", _host(url), extra={"job_id": job.id})
+            _logger.info("Told %s how the job ended.", host_of(url), extra={"job_id": job.id})
             return
         if wait_secs is None or not may_help:
             _log_failure(job, url, failure)
@@ -187,13 +187,14 @@ def _try(job: Job, url: str, post: Post) -> tuple[str, bool]:
 def _log_failure(job: Job, url: str, failure: str) -> None:
     _logger.warning(
         "%s could not be told how the job ended: %s.",
-        _host(url),
+        host_of(url),
         failure,
         extra={"job_id": job.id},
     )
 
 
-def _host(url: str) -> str:
+def host_of(url: str) -> str:
+    """What may be said of an address to notify, whose rest may be a secret."""
     try:
         return urlsplit(url).hostname or "The address to notify"
     except ValueError:

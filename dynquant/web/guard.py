@@ -30,6 +30,8 @@ _OWN_LIMITS = ("/runner/", "/webhook")
 
 # By these programs call the endpoints that have names.
 _CALLS = ("/gradio_api/run/", "/gradio_api/api/")
+_OF_PAGES = "predict"
+"""The name by which pages call theirs, which have numbers alone."""
 _GRADIO = "/gradio_api/"
 _SERVER_ERROR = 500
 _REFUSED = 422
@@ -63,15 +65,20 @@ class Guard:
         app: What is guarded.
         is_space: Whether the Hub shows the pages in a frame.
         hub_url: Where pictures of cards come from, besides any address with https.
-        num_values: Name or number of an endpoint → how many values a call has; Gradio takes both
-            for granted.
+        endpoints: Number of an endpoint → its name, and how many values a call has.
     """
 
     def __init__(
-        self, app: ASGIApp, *, is_space: bool, hub_url: str, num_values: Mapping[str | int, int]
+        self,
+        app: ASGIApp,
+        *,
+        is_space: bool,
+        hub_url: str,
+        endpoints: Mapping[int, tuple[str, int]],
     ) -> None:
         self._app = app
-        self._num_values = num_values
+        self._endpoints = endpoints
+        self._numbers = {name: number for number, (name, _) in endpoints.items()}
         parts = urlsplit(hub_url)
         self._headers = {
             "Content-Security-Policy": _POLICY.format(
@@ -132,10 +139,16 @@ class Guard:
         if not isinstance(found, dict):
             return None
         data, number = found.get("data"), found.get("fn_index")
-        endpoint = path.rstrip("/").rpartition("/")[2] if number is None else number
-        if type(number) is int and number not in self._num_values:
+        name = path.rstrip("/").rpartition("/")[2]
+        if number is None:
+            number = self._numbers.get(name)
+        elif path.startswith(_CALLS) and name != _OF_PAGES and number != self._numbers.get(name):
             return _refusal(404, "There is no such endpoint here.")
-        least = self._num_values.get(endpoint, 0) if isinstance(endpoint, str | int) else 0
+        if type(number) is not int:
+            return None
+        if number not in self._endpoints:
+            return _refusal(404, "There is no such endpoint here.")
+        least = self._endpoints[number][1]
         if isinstance(data, list) and len(data) < least:
             return _refusal(422, f"'data' has to be a list of {least} values.")
         return None
@@ -204,15 +217,16 @@ async def _called(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> N
         held.clear()
         await _refusal(404, "There is no such endpoint here.")(scope, receive, send)
     finally:
-        if held and _is_sentence(held[-1].get("body", b"")):
+        if held and _is_refusal(scope["path"], held[-1].get("body", b"")):
             held[0]["status"] = _REFUSED
         for message in held:
             await send(message)
 
 
-def _is_sentence(body: bytes) -> bool:
+def _is_refusal(path: str, body: bytes) -> bool:
+    """Whether an error is a sentence; or one of a page, which got values that it never sends."""
     try:
-        return bool(json.loads(body)["error"])
+        return bool(json.loads(body)["error"]) or path.endswith(f"/{_OF_PAGES}")
     except (ValueError, KeyError, TypeError):
         return False
 

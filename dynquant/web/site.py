@@ -70,11 +70,8 @@ def make_site(
         Guard,
         is_space=service.settings.is_space,
         hub_url=service.search.page_url(""),
-        num_values={
-            name: len(each.inputs)
-            for number, each in blocks.fns.items()
-            for name in (number, each.api_name)
-            if name is not None
+        endpoints={
+            number: (str(each.api_name), len(each.inputs)) for number, each in blocks.fns.items()
         },
     )
     with warnings.catch_warnings():

@@ -77,7 +77,7 @@ def whoami(hub: LocalHub, request: Request) -> dict[str, Any]:
         access_token["fineGrained"] = {
             "global": [],
             "scoped": [
-                {"entity": {"type": type_, "name": name}, "permissions": ["repo.write"]}
+                {"entity": {"type": type_, "name": name}, "permissions": [*hub.permissions]}
                 for name, type_ in writable
             ],
         }

@@ -28,6 +28,7 @@ class LocalHub:
         repos: (kind, id) → repo.
         tokens: Token → user. A token may write, unless `token_roles` says "read".
         token_roles: Token → "read", "write" or "fineGrained".
+        permissions: What a fine-grained token says that it may do where its user may write.
         expired_tokens: Tokens that are refused.
         orgs: User → organization → "read" or "write".
         renamed: Old id → new id.
@@ -57,6 +58,7 @@ class LocalHub:
         """
         self.tokens: dict[str, str] = {}
         self.token_roles: dict[str, str] = {}
+        self.permissions: tuple[str, ...] = ("repo.write",)
         self.expired_tokens: set[str] = set()
         self.orgs: dict[str, dict[str, str]] = {}
         self.renamed: dict[str, str] = {}

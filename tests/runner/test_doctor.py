@@ -71,3 +71,33 @@ def test_settings_that_make_no_sense_are_the_only_thing_to_mend(tmp_path):
     found = findings(tmp_path, DYNQUANT_CONCURRENCY="many")
     assert set(found) == {"Python", "settings"}
     assert "DYNQUANT_CONCURRENCY" in found["settings"].sentence
+
+
+@pytest.mark.harden("secrets")
+@pytest.mark.parametrize(
+    ("role", "extra", "words"),
+    [
+        ("write", (), "you, team; a fine-grained one for one namespace would be safer."),
+        ("fineGrained", (), "may publish to: you, team."),
+        ("fineGrained", ("inference.endpoints.write", "job.write"), "no runner needs: inference.e"),
+    ],
+)
+def test_a_token_that_may_do_more_than_it_needs_is_said_to(
+    hub, tmp_path, monkeypatch, role, extra, words
+):
+    hub.add_user("you", token=TOKEN, role=role, orgs={"team": "write"})
+    hub.permissions = ("repo.content.read", "repo.write", *extra)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    found = findings(tmp_path)["Hub token"]
+    assert found.good
+    assert words in found.sentence
+
+
+@pytest.mark.harden("secrets")
+def test_a_fine_grained_token_that_may_write_nowhere_is_not_good(hub, tmp_path, monkeypatch):
+    hub.add_user("you", token=TOKEN, role="fineGrained")
+    hub.permissions = ("repo.content.read",)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    found = findings(tmp_path)["Hub token"]
+    assert not found.good
+    assert "may write to no namespace" in found.sentence

@@ -109,8 +109,9 @@ def test_an_endpoint_that_there_is_not_is_no_error_of_the_server(space):
     answer = post(space, path="nothing")
     assert answer.status_code == 404
     assert answer.json()["error"] == "There is no such endpoint here."
-    answer = post(space, path="predict", json={"data": [], "fn_index": 999})
-    assert answer.status_code < 500
+    for path, number, status in (("plan", 0, 404), ("predict", 999, 404), ("predict", 3, 422)):
+        answer = post(space, path=path, json={"data": [{}] * 20, "fn_index": number})
+        assert answer.status_code == status, path
 
 
 @pytest.mark.parametrize("token", [None, "hf_forged", "hf_ann\nX: y", "ann", '{"name": "bob"}'])

@@ -1,0 +1,197 @@
+"""Canary secrets through every path, then a search of all that was written, sent or answered.
+
+The runner is a process as people start it, with secrets in its environment; the command line and a
+crash are asked for what they know. A secret may be at the Hub as the credential of a request, and
+nowhere else; the queue alone knows whom to tell.
+"""
+
+from __future__ import annotations
+
+import base64
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+
+from dynquant.core.job import JobRequest
+from dynquant.hub import HubInbox
+from tests.command_line import needs_shared
+from tests.hardening import long_form
+from tests.service.conftest import ROOT, SOURCE, TOKEN, Field, hub, sqlite_field
+
+__all__ = ["hub", "sqlite_field"]
+
+pytestmark = [pytest.mark.hub, needs_shared, pytest.mark.harden("secrets")]
+
+SPACE_SECRET = "canary-of-the-space-0123456789"
+WEBHOOK_SECRET = "canary-of-the-webhook-0123456789"
+NOTIFY = "canary-of-the-address-to-notify"
+CANARIES = (TOKEN, SPACE_SECRET, WEBHOOK_SECRET, NOTIFY)
+INBOX = "you/inbox"
+
+
+def spellings(secret: str) -> set[bytes]:
+    """A secret as it may stand in a file: plain, quoted, in hex, UTF-16, base64 at any offset."""
+    plain = secret.encode()
+    found = {plain, quote(secret).encode(), secret.encode("utf-16-le"), plain.hex().encode()}
+    for start in range(3):
+        encoded = base64.b64encode(bytes(start) + plain)
+        found.add(encoded[4 if start else 0 : -4])
+    return found
+
+
+SPELLINGS = {secret: spellings(secret) for secret in CANARIES}
+
+
+def hits(content: bytes) -> list[str]:
+    return [secret for secret, ways in SPELLINGS.items() if any(way in content for way in ways)]
+
+
+@dataclass
+class Space:
+    """What a Space would get."""
+
+    url: str = ""
+    posts: list[bytes] = field(default_factory=list)
+
+
+@pytest.fixture
+def space() -> Iterator[Space]:
+    space = Space()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            space.posts.append(self.rfile.read(int(self.headers["Content-Length"])))
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *args):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    space.url = f"http://127.0.0.1:{server.server_address[1]}"
+    yield space
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def said(run: Field, *words: str, **variables: str) -> bytes:
+    """All that a command prints."""
+    done = subprocess.run(
+        [sys.executable, "-m", "dynquant", *words],
+        env=run.environment("one") | variables,
+        cwd=ROOT,
+        capture_output=True,
+        check=False,
+        timeout=240,
+    )
+    return done.stdout + done.stderr
+
+
+def at_the_hub(run: Field) -> Iterator[tuple[str, bytes]]:
+    for (_, repo_id), repo in run.hub.repos.items():
+        for sha, commit in repo.commits.items():
+            yield f"{repo_id} {sha[:7]}", f"{commit.title}{commit.description}".encode()
+            for name, blob in commit.files.items():
+                yield f"{repo_id}/{name} {sha[:7]}", blob.read()
+
+
+def test_the_search_finds_a_secret_however_it_is_spelled():
+    for secret in CANARIES:
+        for shift in range(3):
+            assert hits(b"x" + base64.b64encode(b"y" * shift + secret.encode() + b"zz")) == [secret]
+        assert hits(secret.encode("utf-16-le")) == hits(quote(secret).encode()) == [secret]
+    assert not hits(b"hf_canary, canary-of-the, and nothing else")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("HF_TOKEN", TOKEN), ("HF_ENDPOINT", f"http://user:{TOKEN}@127.0.0.1:9")]
+)
+def test_no_error_of_the_command_line_says_a_token(sqlite_field, name, value):
+    away = {"HF_ENDPOINT": "http://127.0.0.1:9"} | {name: value}
+    told = said(sqlite_field, "plan", SOURCE, "--bpw", "4", **away)
+    assert b"Error" in told or b"Hub" in told
+    assert hits(told) == []
+
+
+def test_of_an_address_to_notify_only_the_host_is_shown(sqlite_field):
+    job = sqlite_field.submit(notify_url=f"https://hooks.example.org/{NOTIFY}")
+    told = said(sqlite_field, "jobs", "show", job.id, "--json")
+    assert b"hooks.example.org" in told
+    assert hits(told) == []
+
+
+@long_form
+@pytest.mark.slow
+def test_no_secret_is_in_anything_that_a_runner_writes_sends_or_answers(
+    sqlite_field, space, harden
+):
+    run = sqlite_field
+    bodies: list[bytes] = []
+    run.hub.after_request = lambda request: bodies.append(request.body)
+    runner = run.start(
+        DYNQUANT_SPACE_URL=space.url,
+        DYNQUANT_SPACE_SECRET=SPACE_SECRET,
+        DYNQUANT_WEBHOOK_SECRET=WEBHOOK_SECRET,
+        DYNQUANT_INBOX_REPO=INBOX,
+        HUGGING_FACE_HUB_TOKEN=TOKEN,
+        PYTHONFAULTHANDLER="1",
+    )
+    # Jobs that end in every way, and one whose address to notify is itself a secret.
+    done = run.submit(notify_url=f"https://127.0.0.1:9/{NOTIFY}")
+    run.submit(1.0)
+    run.submit(4.5, destination="somebody-else")
+    inbox = HubInbox(INBOX, endpoint=run.hub.url, token=TOKEN)
+    asked = JobRequest(
+        model="org/none", targets_bpw=(4.5,), destination="you", requester="ann", options={}
+    )
+    name = inbox.send(asked)
+    run.wait(run.computing, "computing")
+    children = [Path(f"/proc/{each.pid}/environ").read_bytes() for each in run.computing()]
+    run.over(done)
+    run.wait(lambda: inbox.result(name), "the answer in the inbox")
+    # A crash, with a dump of every thread in the log.
+    runner.send_signal(signal.SIGABRT)
+    runner.wait(30)
+    commands = [
+        ("jobs", "list", "--json"),
+        ("jobs", "show", done.id, "--json"),
+        ("jobs", "logs", done.id),
+        ("doctor",),
+        ("plan", "org/none", "--bpw", "4.5"),
+    ]
+    written = {
+        str(path.relative_to(run.folder)): path.read_bytes()
+        for path in run.folder.rglob("*")
+        if path.is_file()
+    }
+    assert b"Fatal Python error" in written["one.log"]
+    assert b"sample-2m" in written["jobs.sqlite"] + written.get("jobs.sqlite-wal", b"")
+    assert any(each.endswith("dynquant.log") for each in written)
+    assert children
+    assert space.posts
+    places = {
+        **{f"file {each}": content for each, content in written.items()},
+        **{f"said {' '.join(words)}": said(run, *words) for words in commands},
+        **{f"child {number}": content for number, content in enumerate(children)},
+        **{f"post {number}": content for number, content in enumerate(space.posts)},
+        **{f"body {number}": content for number, content in enumerate(bodies)},
+        **{f"Hub {each}": content for each, content in at_the_hub(run)},
+    }
+    found = {place: told for place, content in places.items() if (told := hits(content))}
+    queue = {place for place in found if place.startswith("file jobs.sqlite")}
+    assert all(found.pop(place) == [NOTIFY] for place in queue)
+    harden("handled", len(places) - len(found))
+    harden("lost", len(found))
+    assert found == {}
+    assert len(places) > 60
