@@ -43,6 +43,11 @@ def field(tmp_path_factory) -> Iterator[Field]:
         yield field
 
 
+@pytest.fixture(autouse=True)
+def patient() -> None:
+    expect.set_options(timeout=PATIENCE_SECS * 1_000)
+
+
 def waited(happens: Callable[[], object]) -> bool:
     until = time.monotonic() + PATIENCE_SECS
     while not happens() and time.monotonic() < until:

@@ -53,14 +53,13 @@ def no_rules_view() -> str:
 
 
 def _state(status: WatchStatus) -> str:
-    kind, word = "good", "Watching"
+    kind, word, sentence = "good", "Watching", _rhythm(status.cron)
     if status.is_paused:
-        kind, word = "plain", "Paused"
+        kind, word, sentence = "plain", "Paused", "Nothing is queued until it goes on."
     elif status.is_sweeping:
         kind, word = "busy", "Sweeping now"
     elif status.problem:
-        kind, word = "bad", "Standing still"
-    sentence = "Nothing is queued until it goes on." if status.is_paused else _rhythm(status.cron)
+        kind, word, sentence = "bad", "Standing still", "It goes on once its rules can be read."
     over = (
         f'<p class="dq-over"><span class="dq-tag dq-{kind}">{word}</span> '
         f"{markup.text(sentence)}</p>"
