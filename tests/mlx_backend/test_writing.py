@@ -20,6 +20,7 @@ from dynquant.mlx_backend.folder import check_folder
 from dynquant.mlx_backend.writing import (
     FolderWriter,
     quantization_config,
+    replace_arrays,
     translated_storage_errors,
 )
 from tests.mlx_backend.factories import build_model, save_model
@@ -124,6 +125,22 @@ def test_shards_are_cut_before_they_grow_too_large(tmp_path):
         assert array[name][0].item() == float(name[1:])
         assert metadata == {"format": "mlx"}
     assert check_folder(out)["model_type"] == "llama"
+
+
+def test_replaced_arrays_leave_all_others_and_the_shards_as_they_were(tmp_path):
+    source, out = make_source(tmp_path / "source"), tmp_path / "out"
+    out.mkdir()
+    writer = FolderWriter(out, num_parameters=1, shard_bytes=100)
+    for i in range(3):
+        writer.add(f"w{i}", mx.full((20,), i, dtype=mx.float32))
+    writer.finish(source, {}, keep_vision_config=False)
+    before = shard_names(out)
+    replace_arrays(out, {"w1": mx.full((20,), 9, dtype=mx.float32)})
+    assert shard_names(out) == before
+    found: dict[str, mx.array] = {}
+    for name in before:
+        found |= mx.load(str(out / name))
+    assert {name: array[0].item() for name, array in found.items()} == {"w0": 0, "w1": 9, "w2": 2}
 
 
 def test_what_belongs_to_the_model_is_copied_and_nothing_else(tmp_path):
