@@ -27,7 +27,7 @@ OSV_URL = "https://api.osv.dev/v1/querybatch"
 TIMEOUT_SECS = 4.0
 
 ALLOWED = frozenset(
-    [
+    {
         "0BSD",
         "Apache-2.0",
         "BSD",
@@ -44,7 +44,7 @@ ALLOWED = frozenset(
         "PSF-2.0",
         "Unlicense",
         "Zlib",
-    ]
+    }
 )
 """Of libraries that are used as they are: permissive, or weak copyleft."""
 
