@@ -14,7 +14,7 @@ SECS = 1800.0
 
 
 def watch(amount_at, unit: str = "MB") -> Watched:
-    times = [3.0 * number for number in range(int(SECS / 3))]
+    times = [12.0 * number for number in range(int(SECS / 12))]
     return Watched("pages", dict, {unit: [(at, amount_at(at)) for at in times]})
 
 
