@@ -10,6 +10,7 @@ PYTEST_ARGS ?=
 HUB_PORT ?= 8811
 # `make serve HUB=local` or HUB=huggingface; without it, as this machine has a token or not.
 HUB ?=
+MINUTES ?= 30
 # What mypy checks, as far as it is there: it refuses a folder without Python files.
 TYPED = $(strip dynquant $(foreach d,tests benchmarks examples scripts,$(if $(wildcard $(d)/*.py $(d)/*/*.py),$(d))) $(wildcard app.py))
 LOCK_EXTRAS := --extra mlx --extra web --extra dev
@@ -18,7 +19,7 @@ LOCK := uv pip compile --quiet --universal --python-version 3.11 --generate-hash
 	--no-annotate --no-header --no-emit-index-url --upgrade
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo hub serve screenshots test chaos harden lint format bench lock clean
+.PHONY: help setup demo hub serve screenshots test chaos soak sbom harden lint format bench lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -57,12 +58,20 @@ chaos: $(STAMP) ## runners killed, frozen and cut off at every moment, for real 
 harden: $(STAMP) ## every attack and mishap that we know of, and a table of how each ended (long)
 	@DYNQUANT_HARDEN=1 $(BIN)/python -m pytest -m harden $(PYTEST_ARGS)
 
+soak: $(STAMP) ## watcher, runner and pages under load for MINUTES; fails when something grows
+	@$(BIN)/python -m tests.soak --minutes $(MINUTES)
+
 lint: $(STAMP) ## format, lint, types and the direction of imports; changes nothing
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy $(TYPED)
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/python scripts/space_requirements.py --check
+	$(BIN)/python -m scripts.supply_chain licenses
+	$(BIN)/python -m scripts.supply_chain audit
+
+sbom: $(STAMP) ## dist/sbom.cdx.json, what a release is made of (CycloneDX)
+	@$(BIN)/python -m scripts.supply_chain sbom dist/sbom.cdx.json
 
 format: $(STAMP) ## format the code and mend what ruff can mend
 	$(BIN)/ruff check --fix .

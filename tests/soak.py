@@ -102,10 +102,14 @@ def judged(watched: Sequence[Watched], *, secs: float) -> tuple[list[str], bool]
     for each in watched:
         for unit, samples in each.samples.items():
             late = [sample for sample in samples if sample[0] >= WARM_UP * secs]
-            flat = len(late) > 1 and is_flat(late, BOUNDS[unit])
+            bound = BOUNDS[unit]
+            if len(late) < 2:
+                lines.append(f"{each.name:10} {unit:8} was not seen after the warm-up")
+                good = False
+                continue
+            flat = is_flat(late, bound)
             good &= flat
             first, last = (statistics.median(x for _, x in p) for p in (late[:9], late[-9:]))
-            bound = BOUNDS[unit]
             lines.append(
                 f"{each.name:10} {unit:8} {first:9.1f} {last:9.1f} {slope_per_hour(late):9.1f}  "
                 f"{bound.per_hour:g} per hour, or {bound.noise:g} in all"

@@ -1,0 +1,108 @@
+"""What is locked is hashed, listed, licensed, and looked up where somebody answers."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+
+from scripts.supply_chain import LOCK, is_allowed, license_of, locked, main
+
+pytestmark = pytest.mark.harden("supply chain")
+
+PACKAGES = list(locked(LOCK.read_text()))
+
+
+def test_every_locked_package_has_hashes():
+    assert len(PACKAGES) > 100
+    assert {"mlx-lm", "huggingface-hub", "dbos"} <= {each.name for each in PACKAGES}
+    assert all(each.hashes for each in PACKAGES)
+    assert len(re.findall(r"^\S+==", LOCK.read_text(), re.MULTILINE)) == len(PACKAGES)
+
+
+def test_every_installed_package_has_a_license_that_was_looked_at(capsys):
+    assert main(["licenses"]) == 0
+    assert " 0 not allowed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("expression", "allowed"),
+    [
+        ("MIT", True),
+        ("Apache-2.0 OR GPL-3.0-only", True),
+        ("MPL-2.0 AND (Apache-2.0 OR MIT)", True),
+        ("MIT AND GPL-3.0-only", False),
+        ("AGPL-3.0-only", False),
+        ("Proprietary", False),
+        ("", False),
+    ],
+)
+def test_a_license_that_nobody_has_looked_at_is_not_allowed(expression, allowed):
+    assert is_allowed(expression) is allowed
+
+
+def test_old_metadata_is_read_by_its_classifiers():
+    assert license_of({}, ["License :: OSI Approved :: MIT License"]) == "MIT"
+    assert license_of({"License": "BSD 2-Clause License\nCopyright"}, []) == "BSD-2-Clause"
+
+
+def test_the_list_for_a_release_names_each_package_with_its_hashes_and_is_always_the_same(tmp_path):
+    first, second = tmp_path / "a.json", tmp_path / "b" / "b.json"
+    assert main(["sbom", str(first)]) == main(["sbom", str(second)]) == 0
+    assert first.read_bytes() == second.read_bytes()
+    document = json.loads(first.read_text())
+    assert (document["bomFormat"], document["specVersion"]) == ("CycloneDX", "1.6")
+    refs = [each["bom-ref"] for each in document["components"]]
+    assert len(set(refs)) == len(refs) == len(PACKAGES)
+    assert all(each["externalReferences"][0]["hashes"] for each in document["components"])
+    mlx = next(each for each in document["components"] if each["name"] == "mlx-lm")
+    assert mlx["purl"] == f"pkg:pypi/mlx-lm@{mlx['version']}"
+    assert mlx["licenses"] == [{"license": {"name": "MIT"}}]
+
+
+@contextmanager
+def osv(status: int, vulnerable: str = "") -> Iterator[str]:
+    """What osv.dev answers to a batch of queries."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["queries"]
+            purls = [each["package"]["purl"] for each in asked]
+            bad = {"vulns": [{"id": "PYSEC-2026-1", "modified": "2026-01-01T00:00:00Z"}]}
+            found = [bad if vulnerable and vulnerable in purl else {} for purl in purls]
+            body = json.dumps({"results": found}).encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *args):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+        thread.join()
+
+
+def test_a_known_vulnerability_fails_and_names_the_package(capsys):
+    with osv(200, vulnerable="pkg:pypi/requests@") as url:
+        assert main(["audit", "--osv", url]) == 1
+    assert "PYSEC-2026-1" in capsys.readouterr().out
+    with osv(200) as url:
+        assert main(["audit", "--osv", url]) == 0
+    assert ": 0 have some" in capsys.readouterr().out
+
+
+def test_out_of_reach_nothing_is_looked_up_and_nothing_fails(capsys):
+    with osv(503) as url:
+        assert main(["audit", "--osv", url]) == 0
+    assert main(["audit", "--osv", "http://127.0.0.1:9"]) == 0
+    assert capsys.readouterr().out.count("nothing was looked up") == 2
