@@ -178,7 +178,7 @@ def _flag(name: str, value: object) -> bool:
 
 def _numbers(bits_per_weight: object) -> tuple[float, ...]:
     """A single number is a list of one."""
-    values = bits_per_weight if isinstance(bits_per_weight, list) else [bits_per_weight]
+    values: list[Any] = bits_per_weight if isinstance(bits_per_weight, list) else [bits_per_weight]
     if any(type(each) not in {int, float} for each in values):
         raise InvalidOptionError("bits_per_weight is a list of numbers, such as [3.5, 4.5].")
     # A whole number may be too large for a float, and is too large for everything else then.
