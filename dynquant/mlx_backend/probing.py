@@ -33,7 +33,8 @@ __all__ = ["corrected", "kl_of_formats", "measure_scales", "role_of"]
 
 logger = logging.getLogger(__name__)
 
-_PROBED_BITS = (2, 4, 6)
+_PROBED_BITS = (2, 4)
+_PROBED_BITS_OF_EXPERTS = (2, 4, 6)  # there the factor goes on changing; else by 6 % at most
 _PROBED_GROUP_SIZE = 64
 _ALL = "all layers"  # no role: a path has no blanks
 
@@ -72,7 +73,8 @@ def measure_scales(
         name: sum(by_path[path].cost_nats(fmt) for path, fmt in plan.items())
         for name, plan in plans.items()
     }
-    together = _plans_of(_ALL, [each for each in profiles if _affine(each)])
+    everything = [each for each in profiles if _affine(each)]
+    together = _plans_of(_ALL, everything, _widths(profiles))
     measured = kl_of_formats(measurement, windows, plans | together, encoder, on_step=on_step)
     for name, kl in measured.items():
         logger.info("probe %s: predicted %.3g, measured %.3g", name, predicted.get(name, 0.0), kl)
@@ -156,14 +158,22 @@ def _plans(profiles: Sequence[LayerProfile]) -> dict[str, dict[str, QuantFormat]
             roles[role_of(profile)].append(profile)
     plans: dict[str, dict[str, QuantFormat]] = {}
     for role, members in roles.items():
-        plans |= _plans_of(role, members)
+        plans |= _plans_of(role, members, _widths(profiles))
     return plans
 
 
-def _plans_of(name: str, members: Sequence[LayerProfile]) -> dict[str, dict[str, QuantFormat]]:
+def _widths(profiles: Sequence[LayerProfile]) -> tuple[int, ...]:
+    """Widths to probe; layers with leading axes are experts, or much like them."""
+    has_experts = any(len(profile.shape) > 2 for profile in profiles)
+    return _PROBED_BITS_OF_EXPERTS if has_experts else _PROBED_BITS
+
+
+def _plans_of(
+    name: str, members: Sequence[LayerProfile], widths: Sequence[int]
+) -> dict[str, dict[str, QuantFormat]]:
     """`name:bits` → plan that quantizes `members` to about the same width."""
     plans = {}
-    for bits in _PROBED_BITS if members else ():
+    for bits in widths if members else ():
         plan = {member.path: _nearest(member, bits) for member in members}
         plans[f"{name}:{min(fmt.bits for fmt in plan.values())}"] = plan
     return plans

@@ -139,7 +139,8 @@ def test_replaced_arrays_leave_all_others_and_the_shards_as_they_were(tmp_path):
     assert shard_names(out) == before
     found: dict[str, mx.array] = {}
     for name in before:
-        found |= mx.load(str(out / name))
+        loaded: Any = mx.load(str(out / name))
+        found |= loaded
     assert {name: array[0].item() for name, array in found.items()} == {"w0": 0, "w1": 9, "w2": 2}
 
 
