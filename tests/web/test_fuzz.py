@@ -106,7 +106,9 @@ def space(tmp_path_factory) -> Iterator[Field]:
 def attack(space: Field, *, num_examples: int, number: int) -> Counter[int]:
     """Statuses of the answers to `num_examples` requests of each kind."""
     statuses: Counter[int] = Counter()
-    client = httpx2.Client(base_url=space.url, timeout=60)
+    # The server ends a connection that waits for five seconds, as while examples are made up.
+    no_reuse = httpx2.Limits(max_keepalive_connections=0)
+    client = httpx2.Client(base_url=space.url, timeout=60, limits=no_reuse)
 
     def answered(answer: httpx2.Response, said: Any) -> None:
         statuses[answer.status_code] += 1
