@@ -33,6 +33,7 @@ _CALLS = ("/gradio_api/run/", "/gradio_api/api/")
 _OF_PAGES = "predict"
 """The name by which pages call theirs, which have numbers alone."""
 _GRADIO = "/gradio_api/"
+_QUEUE = "/gradio_api/queue/join"
 _SERVER_ERROR = 500
 _REFUSED = 422
 
@@ -136,8 +137,12 @@ class Guard:
             json.dumps(found, allow_nan=False, ensure_ascii=False).encode()
         except ValueError:  # an answer that repeats it could not be written
             return _refusal(422, "NaN, Infinity and halves of characters are no JSON.")
-        if not isinstance(found, dict):
-            return None
+        return self._refuse_values(path, found) if isinstance(found, dict) else None
+
+    def _refuse_values(self, path: str, found: Mapping[str, object]) -> JSONResponse | None:
+        """Why a call names what there is not, or too little."""
+        if path.startswith(_QUEUE) and not found.get("session_hash"):
+            return _refusal(422, "'session_hash' has to name a session.")
         data, number = found.get("data"), found.get("fn_index")
         name = path.rstrip("/").rpartition("/")[2]
         if number is None:

@@ -120,6 +120,14 @@ def test_an_endpoint_that_there_is_not_is_no_error_of_the_server(space):
         assert answer.status_code == status, path
 
 
+@pytest.mark.parametrize("session", ["", None])
+def test_nobody_joins_the_queue_without_a_session(space, session):
+    call = {"data": [{}] * 4, "fn_index": 0, "session_hash": session}
+    answer = httpx2.post(f"{space.url}/gradio_api/queue/join", json=call, timeout=60)
+    assert answer.status_code == 422
+    assert "name a session" in answer.json()["error"]
+
+
 @pytest.mark.parametrize("token", [None, "hf_forged", "hf_ann\nX: y", "ann", '{"name": "bob"}'])
 def test_a_forged_token_is_nobody(space, token):
     headers = {} if token is None or "\n" in token else {"x-hf-authorization": f"Bearer {token}"}
