@@ -19,10 +19,10 @@ LOCK := uv pip compile --quiet --universal --python-version 3.11 --generate-hash
 	--no-annotate --no-header --no-emit-index-url --upgrade
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo hub serve screenshots test chaos soak sbom harden lint format bench lock clean
+.PHONY: help setup demo hub serve screenshots test chaos harden soak sbom lint format bench bench-full lock clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 setup: $(STAMP) ## make .venv with the locked packages and dynquant itself
 	@echo "$(VENV) is ready"
@@ -77,10 +77,15 @@ format: $(STAMP) ## format the code and mend what ruff can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(STAMP) ## dynquant beside its peers (slow)
+bench: $(STAMP) ## dynquant beside its peers, short form (ten minutes on two cores)
 	@$(BIN)/python scripts/blas_hint.py
 	$(BIN)/python benchmarks/allocation.py
-	$(BIN)/python benchmarks/quality.py
+	$(BIN)/python -m benchmarks.quality
+
+bench-full: $(STAMP) ## all peers, sizes and models; memory over depth (hours on two cores)
+	$(BIN)/python -m benchmarks.quality --full
+	$(BIN)/python -m benchmarks.memory
+	$(BIN)/python -m benchmarks.larger_than_memory
 
 lock: $(STAMP) ## resolve the newest allowed versions into requirements (needs uv)
 	$(LOCK) $(LOCK_EXTRAS) pyproject.toml --output-file requirements/dev.lock

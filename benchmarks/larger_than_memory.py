@@ -98,8 +98,11 @@ def limited(arguments: list[str], *, limit_bytes: int) -> dict[str, Any]:
         if group is not None:
             (group / "cgroup.procs").write_text(str(os.getpid()))
 
-    child = subprocess.Popen(  # noqa: PLW1509  nothing else runs here yet
-        command, stdout=subprocess.PIPE, preexec_fn=enter, cwd=ROOT
+    child = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        preexec_fn=enter,  # noqa: PLW1509  no other thread runs
+        cwd=ROOT,
     )
     process, peak, ended_by_watch = psutil.Process(child.pid), 0, False
     while child.poll() is None:

@@ -109,11 +109,9 @@ def ours(
     model: Path, *, calibration: str, evaluation: str, targets: Sequence[float], effort: str
 ) -> Attempt:
     """All sizes of dynquant in one run, as a person would ask for them."""
-    program = str(Path(sys.executable).parent / "dynquant")
+    program = (sys.executable, "-m", "dynquant", "quantize")
     options: tuple[str, ...] = ("--effort", effort)
-    offered = subprocess.run(
-        [program, "quantize", "--help"], capture_output=True, text=True, check=True
-    )
+    offered = subprocess.run([*program, "--help"], capture_output=True, text=True, check=True)
     why_not = ""
     if "--effort" not in offered.stdout:
         options, why_not = (), "" if effort == "normal" else "this version knows no --effort"
@@ -125,8 +123,7 @@ def ours(
         target_bpw=None,
         venv="",
         command=(
-            program,
-            "quantize",
+            *program,
             str(model),
             "--bpw",
             sizes,
