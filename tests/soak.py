@@ -33,7 +33,8 @@ import psutil
 
 from tests.local_hub import LocalHub
 from tests.watcher.scene import card, stamp
-from tests.web.offline import ROOT, SOURCE, USER, environment, offline_hub
+from tests.web.children import ROOT
+from tests.web.offline import SOURCE, USER, environment, offline_hub
 
 SAMPLE_SECS = 3.0
 WARM_UP = 0.4

@@ -191,7 +191,7 @@ def refined(
             break
         batch = [batches[(step - 1) % len(batches)]]
         teacher = Forward(blocks, BlockWeights(blocks, original), batch)
-        student = Forward(blocks, quantized(), batch, record=True)
+        student = Forward(blocks, quantized(), batch, record=(0,))
         _advance(teacher, student)
         pairs.begin_step()
         try:
