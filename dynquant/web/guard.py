@@ -34,6 +34,7 @@ _OF_PAGES = "predict"
 """The name by which pages call theirs, which have numbers alone."""
 _GRADIO = "/gradio_api/"
 _QUEUE = "/gradio_api/queue/join"
+_CALL = "/gradio_api/call/"
 _SERVER_ERROR = 500
 _REFUSED = 422
 
@@ -141,13 +142,18 @@ class Guard:
 
     def _refuse_values(self, path: str, found: Mapping[str, object]) -> JSONResponse | None:
         """Why a call names what there is not, or too little."""
-        if path.startswith(_QUEUE) and not found.get("session_hash"):
+        session = found.get("session_hash")
+        if session == "" or (path.startswith(_QUEUE) and not session):
             return _refusal(422, "'session_hash' has to name a session.")
         data, number = found.get("data"), found.get("fn_index")
         name = path.rstrip("/").rpartition("/")[2]
         if number is None:
             number = self._numbers.get(name)
-        elif path.startswith(_CALLS) and name != _OF_PAGES and number != self._numbers.get(name):
+        elif (
+            path.startswith((*_CALLS, _CALL))
+            and name != _OF_PAGES
+            and number != self._numbers.get(name)
+        ):
             return _refusal(404, "There is no such endpoint here.")
         if type(number) is not int:
             return None
