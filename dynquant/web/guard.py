@@ -32,6 +32,7 @@ _OWN_LIMITS = ("/runner/", "/webhook")
 _CALLS = ("/gradio_api/run/", "/gradio_api/api/")
 _OF_PAGES = "predict"
 """The name by which pages call theirs, which have numbers alone."""
+_PUBLIC = ("/plan", "/submit", "/status", "/cancel")
 _GRADIO = "/gradio_api/"
 _QUEUE = "/gradio_api/queue/join"
 _CALL = "/gradio_api/call/"
@@ -237,7 +238,7 @@ async def _called(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> N
 def _is_refusal(path: str, body: bytes) -> bool:
     """Whether an error is a sentence; or one of a page, which got values that it never sends."""
     try:
-        return bool(json.loads(body)["error"]) or path.endswith(f"/{_OF_PAGES}")
+        return bool(json.loads(body)["error"]) or not path.endswith(_PUBLIC)
     except (ValueError, KeyError, TypeError):
         return False
 
