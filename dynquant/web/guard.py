@@ -32,8 +32,10 @@ _OWN_LIMITS = ("/runner/", "/webhook")
 _CALLS = ("/gradio_api/run/", "/gradio_api/api/")
 _OF_PAGES = "predict"
 """The name by which pages call theirs, which have numbers alone."""
+_PUBLIC = ("/plan", "/submit", "/status", "/cancel")
 _GRADIO = "/gradio_api/"
 _QUEUE = "/gradio_api/queue/join"
+_CALL = "/gradio_api/call/"
 _SERVER_ERROR = 500
 _REFUSED = 422
 
@@ -141,13 +143,18 @@ class Guard:
 
     def _refuse_values(self, path: str, found: Mapping[str, object]) -> JSONResponse | None:
         """Why a call names what there is not, or too little."""
-        if path.startswith(_QUEUE) and not found.get("session_hash"):
+        session = found.get("session_hash")
+        if session == "" or (path.startswith(_QUEUE) and not session):
             return _refusal(422, "'session_hash' has to name a session.")
         data, number = found.get("data"), found.get("fn_index")
         name = path.rstrip("/").rpartition("/")[2]
         if number is None:
             number = self._numbers.get(name)
-        elif path.startswith(_CALLS) and name != _OF_PAGES and number != self._numbers.get(name):
+        elif (
+            path.startswith((*_CALLS, _CALL))
+            and name != _OF_PAGES
+            and number != self._numbers.get(name)
+        ):
             return _refusal(404, "There is no such endpoint here.")
         if type(number) is not int:
             return None
@@ -231,7 +238,7 @@ async def _called(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> N
 def _is_refusal(path: str, body: bytes) -> bool:
     """Whether an error is a sentence; or one of a page, which got values that it never sends."""
     try:
-        return bool(json.loads(body)["error"]) or path.endswith(f"/{_OF_PAGES}")
+        return bool(json.loads(body)["error"]) or not path.endswith(_PUBLIC)
     except (ValueError, KeyError, TypeError):
         return False
 
