@@ -12,6 +12,7 @@ In FOLDER:
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -83,12 +84,12 @@ class FakeSteps:
         return [path.name for path in self.local.iterdir()]
 
     def publish(self, request: JobRequest, job_id: str) -> str:
-        """Idempotent, as publishing to the Hub is: the first commit stays."""
+        """Idempotent, as publishing to the Hub is: the first commit stays, also of two at once."""
         path = self._folder / "published" / job_id
         result = results_to_text((PublishedRepo(repo_id=f"me/{job_id}", commit_sha="c0ffee"),))
-        if not path.exists():
-            path.parent.mkdir(exist_ok=True)
-            path.write_text(result)
+        path.parent.mkdir(exist_ok=True)
+        with contextlib.suppress(FileExistsError), path.open("x") as file:
+            file.write(result)
             self._mark("published", job_id, "publish")
         return result
 

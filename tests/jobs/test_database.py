@@ -35,7 +35,9 @@ def test_opening_again_keeps_what_is_there(database_url):
     for _ in range(2):
         database = Database(database_url)
         with database.reading() as connection:
-            assert connection.execute(sa.select(tables.schema.c.version)).scalars().all() == [1]
+            assert connection.execute(sa.select(tables.schema.c.version)).scalars().all() == [
+                tables.VERSION
+            ]
         database.close()
 
 

@@ -221,8 +221,9 @@ def plain_importance(model: nn.Module, measurement: Measurement) -> Mapping[str,
         gradients = output_gradients(model, calls, batch, seed=measurement.seed + index)
         for call, gradient in zip(calls, gradients, strict=True):
             lead = measurement.shapes[call.path][:-2]
-            total = squares(gradient, call.role, call.experts, lead)
-            gauge.take({_key(call.path, call.role): total})
+            ones = mx.ones((*gradient.shape[:-1], 1))
+            sums = [squares(each, call.role, call.experts, lead) for each in (gradient, ones)]
+            gauge.take({_key(call.path, call.role): mx.concatenate(sums, axis=-1)})
     return {path: _importance(measurement, path, moments, gauge, {}) for path in measurement.shapes}
 
 

@@ -153,10 +153,11 @@ def add_convert_page(blocks: gr.Blocks, service: Service) -> None:
         [summary, answers],
         trigger_mode="always_last",
         **QUIET,
-    ).then(page.choose, model, summary, **QUIET).then(page.foresee, choices, answers, **QUIET)
+    ).then(page.choose, model, summary, **QUIET)
     way.change(page.turn, way, [bpw, memory], **QUIET)
+    # One listener for all: of two, the older answer could come last and stay.
     gr.on(
-        [each.change for each in choices[1:]],
+        [summary.change, *(each.change for each in choices[1:])],
         page.foresee,
         choices,
         answers,
