@@ -19,7 +19,7 @@ LOCK := uv pip compile --quiet --universal --python-version 3.11 --generate-hash
 	--no-annotate --no-header --no-emit-index-url --upgrade
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo hub serve screenshots test chaos harden soak sbom lint format bench bench-full lock clean
+.PHONY: help setup demo hub serve screenshots test families chaos harden soak sbom lint format bench bench-full lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -50,6 +50,9 @@ test: $(STAMP) ## all tests, with branch coverage
 	@$(BIN)/python -m pytest -n $(NUM_TEST_WORKERS) --cov --cov-report=term $(PYTEST_ARGS)
 	@echo "coverage of the core alone:"
 	@$(BIN)/coverage report --include='dynquant/core/*' --fail-under=97
+
+families: $(STAMP) ## every family of models with every step of the method
+	@DYNQUANT_FAMILIES=1 $(BIN)/python -m pytest -n $(NUM_TEST_WORKERS) tests/mlx_backend/test_families.py
 
 chaos: $(STAMP) ## runners killed, frozen and cut off at every moment, for real (half an hour)
 	@DYNQUANT_CHAOS=1 $(BIN)/python -m pytest -o faulthandler_timeout=3600 \

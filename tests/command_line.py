@@ -50,6 +50,7 @@ needs_shared = pytest.mark.skipif(
 QUICK = (
     "--formats=3g64,4g64,8g64",
     "--encoder=minmax",
+    "--effort=fast",
     f"--calibration={CALIBRATION}",
     f"--eval={HELD_OUT}",
     "--calibration-tokens=512",

@@ -7,6 +7,7 @@ reason, and is listed at the end of the session.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +24,7 @@ from mlx_lm.utils import compute_bits_per_weight, load_model
 from dynquant.core.allocate import allocate
 from dynquant.core.formats import UNQUANTIZED, QuantFormat
 from dynquant.core.plan import CostTable, QuantPlan, TextFacts
-from dynquant.core.recipe import EFFORTS
+from dynquant.core.recipe import EFFORTS, Effort
 from dynquant.errors import UnsupportedModelError
 from dynquant.mlx_backend.calibration import Windows
 from dynquant.mlx_backend.encoding import Encoded, decode
@@ -60,6 +61,14 @@ MENU = tuple(map(QuantFormat.from_name, ("2g32", "4g32", "4g64", "8g32", "unquan
 QUANTIZED = [family for family in FAMILIES if family not in REFUSED]
 DIFFERENTIABLE = [family for family in QUANTIZED if family not in NO_GRADIENT]
 IN_A_FRESH_PROCESS = ("llama", "qwen3_next", "gemma3n")
+# Probes and sweeps take most of the time: here for one family of each kind, with `make families`
+# for all.
+THOROUGH = (*IN_A_FRESH_PROCESS, *WHOLE, "gpt2", "mixtral", "qwen3_5-tied")
+EVERY_FAMILY = "DYNQUANT_FAMILIES" in os.environ
+
+
+def effort_for(family: str) -> Effort:
+    return EFFORTS["normal" if EVERY_FAMILY or family in THOROUGH else "fast"]
 
 
 def random_tokens(family: str, num_windows: int, window_tokens: int) -> np.ndarray:
@@ -99,7 +108,7 @@ class Run:
             self.windows,
             menu=MENU,
             encoder="gptq",
-            effort=EFFORTS["normal"],
+            effort=effort_for(self.family),
             seed=0,
             on_step=lambda _step, _amount=1: None,
         )
@@ -109,7 +118,7 @@ class Run:
             {self.out: self.plan},
             self.windows,
             encoder="gptq",
-            effort=EFFORTS["normal"],
+            effort=effort_for(self.family),
             importance=self.table.importance,
             on_step=lambda _step, _amount=1: None,
         )
