@@ -33,6 +33,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import parse_ratelimit_headers  # type: ignore[attr-defined]
 
 from dynquant.errors import (
+    DestinationError,
     DynquantError,
     HubQuotaError,
     HubUnavailableError,
@@ -105,6 +106,17 @@ class HubCaller:
     access: str = "read"
     sleep: Callable[[float], None] = time.sleep
     on_try: Callable[[], None] = lambda: None
+
+    @classmethod
+    def to_write(cls, endpoint: str, *, sleep: Callable[[float], None]) -> HubCaller:
+        """For writing to models on the Hub at `endpoint`."""
+        return cls(
+            noun="model",
+            refusal=DestinationError,
+            page_prefix=f"{endpoint}/",
+            access="write to",
+            sleep=sleep,
+        )
 
     def __call__(
         self,

@@ -7,7 +7,6 @@ from collections.abc import Callable
 
 from huggingface_hub import HfApi
 
-from dynquant.errors import DestinationError
 from dynquant.hub.calls import HubCaller
 
 __all__ = ["HubMentions"]
@@ -30,13 +29,7 @@ class HubMentions:
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._api = HfApi(endpoint=endpoint, token=token, library_name="dynquant")
-        self._call = HubCaller(
-            noun="model",
-            refusal=DestinationError,
-            page_prefix=f"{self._api.endpoint}/",
-            access="write to",
-            sleep=sleep,
-        )
+        self._call = HubCaller.to_write(self._api.endpoint, sleep=sleep)
         self._name = ""
 
     def mention(self, repo_id: str, *, title: str, text: str) -> bool:

@@ -119,13 +119,7 @@ class HubPublisher:
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._api = HfApi(endpoint=endpoint, token=token, library_name="dynquant")
-        self._call = HubCaller(
-            noun="model",
-            refusal=DestinationError,
-            page_prefix=f"{self._api.endpoint}/",
-            access="write to",
-            sleep=sleep,
-        )
+        self._call = HubCaller.to_write(self._api.endpoint, sleep=sleep)
 
     def check(self, repo_id: str, *, source: str) -> None:
         """Refuse before any work when `repo_id` could not be published to.

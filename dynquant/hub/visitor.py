@@ -35,13 +35,7 @@ class HubVisitor:
     ) -> None:
         self._publisher = HubPublisher(endpoint=endpoint, token=token, sleep=sleep)
         self._api = HfApi(endpoint=endpoint, token=token, library_name="dynquant")
-        self._call = HubCaller(
-            noun="model",
-            refusal=DestinationError,
-            page_prefix=f"{self._api.endpoint}/",
-            access="write to",
-            sleep=sleep,
-        )
+        self._call = HubCaller.to_write(self._api.endpoint, sleep=sleep)
 
     def account(self) -> Account:
         """Whose token it is.
