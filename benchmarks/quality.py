@@ -1,6 +1,6 @@
 """Quality at equal size, time and memory: dynquant and its peers side by side.
 
-    python -m benchmarks.quality [--full] [--models DIR,DIR] [--out DIR] [--keep DIR]
+    python -m benchmarks.quality [--full] [--models DIR,DIR] [--judge-on-cpu] [--out DIR]
 
 Every quantizer runs for real, by its own command, in a process and (peers) a virtual environment
 of its own, which this makes, on the same calibration tokens. Stored bits are counted from the files
@@ -28,6 +28,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import numpy as np
 
 from benchmarks.peers import EQUAL_BPW, Attempt, Outcome, attempts, ours, run
@@ -74,10 +75,16 @@ def main() -> int:
     parser.add_argument("--calibration", default=str(SHARED / "text" / "calibration.txt"))
     parser.add_argument("--eval", default=str(SHARED / "text" / "heldout.txt"))
     parser.add_argument("--limit", type=float, help="seconds for one run of a quantizer")
+    parser.add_argument(
+        "--judge-on-cpu", action="store_true", help="in float32, whatever quantizes"
+    )
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     parser.add_argument("--venvs", type=Path, default=ROOT / ".peers")
     parser.add_argument("--keep", type=Path, help="keep what was made here, and go on from it")
     options = parser.parse_args()
+    made_on = machine()
+    if options.judge_on_cpu:
+        mx.set_default_device(mx.cpu)
     models = [Path(m) for m in options.models.split(",")] if options.models else list(MODELS)
     models = models if options.full or options.models else models[:1]
     met = True
@@ -87,6 +94,7 @@ def main() -> int:
             continue
         with tempfile.TemporaryDirectory() as scratch:
             result = benchmarked(model, options, (options.keep or Path(scratch)) / model.name)
+        result["machine"] = made_on + ", judged on the CPU in float32" * options.judge_on_cpu
         options.out.mkdir(parents=True, exist_ok=True)
         for name, text in written(model.name, result):
             (options.out / name).write_text(text, encoding="utf-8")
@@ -155,7 +163,6 @@ def benchmarked(model: Path, options: argparse.Namespace, work: Path) -> dict[st
         "form": "full" if full else "short",
         "command": f"python -m benchmarks.quality{' --full' * full} --models {model.name}",
         "revision": revision(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
         "versions": tool_versions(),
         "calibration": asdict(windows.facts),
         "evaluation": asdict(held_out.facts),
@@ -282,6 +289,13 @@ def revision() -> str:
         check=False,
     )
     return found.stdout.strip() or "not a checkout"
+
+
+def machine() -> str:
+    """Processor, cores and system, and the device that MLX takes."""
+    found = f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}"
+    info = mx.device_info() if mx.default_device() != mx.cpu else {}
+    return f"{found}, {info['device_name']}" if "device_name" in info else found
 
 
 def _bpw(row: Row) -> float:
