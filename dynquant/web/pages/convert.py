@@ -8,7 +8,6 @@ from typing import Any
 import gradio as gr
 
 from dynquant.core.formats import AFFINE_BITS, AFFINE_GROUP_SIZES, FLOAT_FORMATS
-from dynquant.core.verdict import MAC_MEMORY_GIB
 from dynquant.errors import DynquantError, RequestError
 from dynquant.hub.search import FoundModel
 from dynquant.web import markup
@@ -19,9 +18,11 @@ from dynquant.web.pages.convert_view import (
     NOTHING_CHOSEN,
     answers_of,
     described,
+    memories,
     summary_of,
     when_done,
     whose_hub,
+    whose_macs,
 )
 from dynquant.web.pages.frame import QUIET, head, html
 from dynquant.web.service import CALIBRATIONS, DEFAULT_CONTEXT_TOKENS, Order, Service
@@ -35,6 +36,8 @@ _CONTEXTS = (4_096, 8_192, 16_384, 32_768, 65_536, 131_072)
 _BITS = [*map(str, AFFINE_BITS), AS_IT_IS]
 _GROUP_SIZES = [*map(str, AFFINE_GROUP_SIZES)]
 _FLOATS = [fmt.name for fmt in FLOAT_FORMATS]
+_HARDWARE_SETTINGS = "settings/hardware"
+_UNLESS_CHOSEN = "(known, memory, isChosen) => (known && !isChosen ? known : memory)"
 _GO_TO_JOB = "(id) => { if (id) window.location.assign('job?job=' + encodeURIComponent(id)); }"
 
 
@@ -65,12 +68,14 @@ def add_convert_page(blocks: gr.Blocks, service: Service) -> None:
                 buttons=[],
             )
             memory = gr.Dropdown(
-                [(f"{gib} GB", gib) for gib in MAC_MEMORY_GIB],
+                memories(()),
                 value=_DEFAULT_MEMORY_GIB,
                 label="Memory of my Mac",
                 visible=False,
                 filterable=False,
+                elem_id="dq-memory",
             )
+            mine = html(visible=False, elem_id="dq-mine", elem_classes="dq-maybe")
             context = gr.Dropdown(
                 [(f"{tokens:,} tokens", tokens) for tokens in _CONTEXTS],
                 value=DEFAULT_CONTEXT_TOKENS,
@@ -129,6 +134,8 @@ def add_convert_page(blocks: gr.Blocks, service: Service) -> None:
         convert = gr.Button("Convert", variant="primary", size="lg", elem_id="dq-convert")
         outcome = html(elem_classes="dq-maybe")
         job_id = gr.Textbox(visible=False)
+        known_gib = gr.Number(visible=False, precision=0)
+        is_chosen = gr.Checkbox(visible=False)
 
     choices: list[Any] = [model, way, bpw, memory, context, several, bits, groups, floats]
     blocks.load(page.suggest, None, model, **QUIET)
@@ -142,7 +149,17 @@ def add_convert_page(blocks: gr.Blocks, service: Service) -> None:
         trigger_mode="always_last",
         **QUIET,
     ).then(page.choose, model, summary, **QUIET)
-    way.change(page.turn, way, [bpw, memory], **QUIET)
+    way.change(page.turn, way, [bpw, memory, mine], **QUIET)
+    if settings.signs_in:
+        # What the Hub says may come late. The browser alone knows what was chosen by then.
+        memory.input(None, None, is_chosen, js="() => true", api_visibility="private")
+        blocks.load(page.recognize, None, [memory, mine, known_gib], **QUIET).then(
+            None,
+            [known_gib, memory, is_chosen],
+            memory,
+            js=_UNLESS_CHOSEN,
+            api_visibility="private",
+        )
     # One listener for all: of two, the older answer could come last and stay.
     gr.on(
         [summary.change, *(each.change for each in choices[1:])],
@@ -201,10 +218,22 @@ class _ConvertPage:
             title = "This model cannot be taken" if is_request else "The Hub does not answer"
             return markup.notice(title, str(error), kind="bad")
 
-    def turn(self, way: str) -> tuple[Any, Any]:
-        """Show the slider or the memory."""
+    def turn(self, way: str) -> tuple[Any, Any, Any]:
+        """Show the slider, or the memory and whose it is."""
         by_bpw = way == BY_BPW
-        return gr.Slider(visible=by_bpw), gr.Dropdown(visible=not by_bpw)
+        return (
+            gr.Slider(visible=by_bpw),
+            gr.Dropdown(visible=not by_bpw),
+            gr.HTML(visible=not by_bpw),
+        )
+
+    def recognize(self, token: gr.OAuthToken | None) -> Any:
+        """The Macs of who has signed in: as choices, in words, and the memory of the first."""
+        macs = self._service.reception.macs(token.token if token else None)
+        if macs is None:
+            return gr.skip()
+        words = whose_macs(macs, settings_url=self._service.search.page_url(_HARDWARE_SETTINGS))
+        return gr.Dropdown(choices=memories(macs)), words, macs[0].memory_gib if macs else None
 
     def foresee(self, *values: Any) -> str:
         """What the choice means; nothing for a model that cannot be taken."""

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from urllib.parse import urlsplit
 
 from dynquant.core.figures import count, size
+from dynquant.core.verdict import MAC_MEMORY_GIB
+from dynquant.hub.hardware import Mac
 from dynquant.hub.search import FoundModel
 from dynquant.web import markup
 from dynquant.web.outlook import Line, Outlook
@@ -18,9 +20,11 @@ __all__ = [
     "NOTHING_CHOSEN",
     "answers_of",
     "described",
+    "memories",
     "summary_of",
     "when_done",
     "whose_hub",
+    "whose_macs",
 ]
 
 INTRODUCTION = """
@@ -42,6 +46,26 @@ def whose_hub(url: str) -> str:
         f'<p class="dq-hub">The Hub here is {markup.link(url.rstrip("/"), url)}: models come from '
         "there, and finished ones go there.</p>"
     )
+
+
+def memories(macs: Sequence[Mac]) -> list[tuple[str, int]]:
+    """What a Mac may have, in words and in GiB: those of a visitor, then all that there are."""
+    names: dict[int, list[str]] = {}
+    for mac in macs:
+        names.setdefault(mac.memory_gib, []).append(mac.name)
+    mine = [(f"{gib} GB (your {', '.join(found)})", gib) for gib, found in names.items()]
+    return mine + [(f"{gib} GB", gib) for gib in MAC_MEMORY_GIB if gib not in names]
+
+
+def whose_macs(macs: Sequence[Mac], *, settings_url: str) -> str:
+    """Where the page knows a visitor's Macs from; how it would, if they have none."""
+    if not macs:
+        link = markup.link("Show your Mac on your Hugging Face profile", settings_url)
+        return f"<p>{link}, and it is chosen here.</p>"
+    names = [f"{markup.text(mac.name)} with {mac.memory_gib}&nbsp;GB" for mac in macs]
+    if len(names) == 1:
+        return f"<p>Your {names[0]}, from your Hugging Face profile.</p>"
+    return f"<p>Your Macs, from your Hugging Face profile: {', '.join(names)}.</p>"
 
 
 def described(found: FoundModel) -> str:
