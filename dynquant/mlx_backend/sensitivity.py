@@ -73,11 +73,11 @@ class FisherGauge:
         with observed({path: self.layers[path] for path in paths}, observer):
             yield
 
-    def take(self, gradients: dict[str, mx.array]) -> None:
+    def take(self, gradients: dict[str, mx.array]) -> list[mx.array]:
         """Add up over calls and batches."""
         for key, gradient in gradients.items():
             self.sums[key] = self.sums[key] + gradient if key in self.sums else gradient
-        mx.eval(list(self.sums.values()))
+        return [self.sums[key] for key in gradients]
 
     def means(self, path: str, role: Role) -> tuple[mx.array, mx.array] | None:
         """Mean of g² per vector, (*lead, out), and how many vectors there were, (*lead, 1)."""
