@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 
+import mlx.core as mx
 import psutil
 
 from benchmarks.stored_bits import num_weights
@@ -284,6 +285,7 @@ def _tool(inputs: _Inputs, name: str, *options: str) -> tuple[str, ...]:
 
 def _auto_round(inputs: _Inputs) -> Iterator[Attempt]:
     """It leaves the embedding at 16 bits, so few sizes are in its reach."""
+    device = "0" if mx.cuda.is_available() and mx.default_device() != mx.cpu else "cpu"
     shape: Mapping[str, int] = json.loads(inputs.documents.with_suffix(".json").read_text())
     for bits in (2, 4):
         yield Attempt(
@@ -295,7 +297,7 @@ def _auto_round(inputs: _Inputs) -> Iterator[Attempt]:
                 *("auto-round", "--model", str(inputs.model), "--format", "mlx", "--asym"),
                 *("--bits", str(bits), "--group_size", "64", "--output_dir", "{out}"),
                 *("--dataset", str(inputs.documents), "--nsamples", str(shape["windows"])),
-                *("--seqlen", str(shape["tokens"]), "--device_map", "cpu"),
+                *("--seqlen", str(shape["tokens"]), "--device_map", device),
             ),
         )
 

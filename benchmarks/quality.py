@@ -74,6 +74,7 @@ def main() -> int:
     parser.add_argument("--models", help="folders, with commas")
     parser.add_argument("--calibration", default=str(SHARED / "text" / "calibration.txt"))
     parser.add_argument("--eval", default=str(SHARED / "text" / "heldout.txt"))
+    parser.add_argument("--eval-tokens", type=int, help="held-out tokens to judge by")
     parser.add_argument("--limit", type=float, help="seconds for one run of a quantizer")
     parser.add_argument(
         "--judge-on-cpu", action="store_true", help="in float32, whatever quantizes"
@@ -127,7 +128,8 @@ def benchmarked(model: Path, options: argparse.Namespace, work: Path) -> dict[st
             texts.open(options.calibration), recipe.calibration_tokens
         )
         held_out = quantizer.evaluation_windows(
-            texts.open(options.eval), EVALUATION_TOKENS if full else FEW_EVALUATION_TOKENS
+            texts.open(options.eval),
+            options.eval_tokens or (EVALUATION_TOKENS if full else FEW_EVALUATION_TOKENS),
         )
         held_out.check_disjoint(windows)
         tokens, documents = save_text(windows, model, work)
@@ -141,21 +143,23 @@ def benchmarked(model: Path, options: argparse.Namespace, work: Path) -> dict[st
                 folders[f"{row.method} {row.setting}"] = folder
             rows.append(row)
         sizes = sorted({*targets, *equal_sizes(rows)})
-        for effort in ("fast", "normal", "max") if full else ("fast", "normal"):
+        # Polishing tries plans on the whole model, size by size: three sizes show what it brings.
+        efforts = {"fast": sizes, "normal": sizes} | ({"max": list(FEW_TARGETS)} if full else {})
+        for effort, asked in efforts.items():
             attempt = ours(
                 model,
                 calibration=options.calibration,
                 evaluation=options.eval,
-                targets=sizes,
+                targets=asked,
                 effort=effort,
             )
             outcome = made(attempt)
             if outcome.why_not:
                 rows.append(row_of(attempt, outcome, None, model))
                 continue
-            for size, folder in zip(sizes, results_of(work / slug(attempt), sizes), strict=True):
+            for size, folder in zip(asked, results_of(work / slug(attempt), asked), strict=True):
                 one = replace(attempt, setting=f"{effort}, {size:g}", target_bpw=size)
-                rows.append(row_of(one, outcome, folder, model, num_results=len(sizes)))
+                rows.append(row_of(one, outcome, folder, model, num_results=len(asked)))
                 folders[f"{one.method} {one.setting}"] = folder
         rows, original = judged(quantizer, held_out, rows, folders)
     return {
