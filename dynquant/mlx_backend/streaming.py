@@ -23,6 +23,7 @@ import greenlet
 import mlx.core as mx
 import mlx.nn as nn
 
+from dynquant.mlx_backend import blas_shared_by
 from dynquant.mlx_backend.calls import Call, Kept, Tape
 from dynquant.mlx_backend.loading import (
     Weights,
@@ -45,7 +46,9 @@ def in_lanes(items: Sequence[T]) -> Iterator[list[tuple[T, Lane]]]:
     """
     lanes = _cpu_lanes() if mx.default_device() == mx.cpu else (mx.gpu,)
     for start in range(0, len(items), len(lanes)):
-        yield list(zip(items[start : start + len(lanes)], lanes, strict=False))
+        together = items[start : start + len(lanes)]
+        with blas_shared_by(len(together)):
+            yield list(zip(together, lanes, strict=False))
 
 
 @cache
