@@ -36,7 +36,9 @@ from benchmarks.report import markdown, picture
 from benchmarks.stored_bits import stored_bpw
 from dynquant.console import ConsoleProgress, stdout
 from dynquant.core.quality import Quality
+from dynquant.errors import DynquantError
 from dynquant.mlx_backend.calibration import Windows, open_tokenizer
+from dynquant.mlx_backend.loading import open_model as open_folder
 from dynquant.mlx_backend.quantizer import MlxQuantizer, tool_versions
 from dynquant.pipeline import Recipe
 from dynquant.runner.opening import open_model, open_texts
@@ -248,9 +250,20 @@ def judged(
     quantizer: MlxQuantizer, held_out: Windows, rows: Sequence[Row], folders: Mapping[str, Path]
 ) -> tuple[list[Row], Quality]:
     """The rows with their figures, and those of the original, from one pass."""
+    refused = {}
+    for name, folder in folders.items():
+        try:
+            open_folder(folder, dequantize=True)
+        except DynquantError as error:  # some write what mlx-lm cannot load
+            refused[name] = str(error)
+    sound = {name: folder for name, folder in folders.items() if name not in refused}
     with ConsoleProgress().track({"evaluate": quantizer.num_blocks}) as on_step:
-        original, found = quantizer.evaluate(dict(folders), {}, held_out, on_step=on_step)
-    return [replace(r, quality=found.get(f"{r.method} {r.setting}")) for r in rows], original
+        original, found = quantizer.evaluate(sound, {}, held_out, on_step=on_step)
+    names = [f"{row.method} {row.setting}" for row in rows]
+    return [
+        replace(row, quality=found.get(name), why_not=refused.get(name, row.why_not))
+        for row, name in zip(rows, names, strict=True)
+    ], original
 
 
 def bars(rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
