@@ -34,7 +34,7 @@ from dynquant.console import stdout
 
 ROOT = Path(__file__).parents[1]
 NUM_WINDOWS, WINDOW_TOKENS, VOCAB = 12, 128, 2048
-UPSTREAM = "mlx_lm.dynamic_quant, sensitivities"
+UPSTREAM = "mlx_lm.dynamic_quant"
 COLUMNS = ("weights", "measure", "encode", "evaluate", UPSTREAM)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import signal
@@ -72,6 +73,50 @@ def test_no_service_that_listens_on_a_file_can_be_reached(home, tmp_path, harden
         code = "import socket, sys; socket.socket(socket.AF_UNIX).connect(sys.argv[1])"
         refused(code, home, tmp_path / "agent")
     harden("refused")
+
+
+@on_linux
+@pytest.mark.parametrize(
+    ("code", "works"),
+    [
+        ("socket.socket(socket.AF_UNIX)", True),  # what CUDA needs
+        ("open('/proc/self/comm', 'w').write('me')", True),
+        ("socket.socket(socket.AF_UNIX).connect(place)", False),
+        ("socket.socket()", False),
+        ("socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)", False),
+        ("socket.socket(socket.AF_NETLINK)", False),
+        ("open(place + '.new', 'w')", False),
+        ("open(f'/proc/{runner}/mem', 'rb').read(1)", False),
+        ("open(f'/proc/{runner}/environ', 'rb').read(1)", False),
+    ],
+)
+def test_where_cuda_must_work_all_else_is_refused_as_well(home, tmp_path, code, works, harden):
+    """As on a machine with an NVIDIA GPU, where this was found; here there may be none."""
+    terms = {"parent": os.getpid(), "writable": [str(home)], "hidden": [], "max_data_bytes": None}
+    confine = (
+        "import json, sys; from pathlib import Path; import dynquant.confine as confine\n"
+        "confine._CUDA = Path('/dev/null')\n"
+        "confine.main(json.loads(sys.argv[1]), sys.argv[2:])"
+    )
+    inner = f"import socket, sys; place, runner = sys.argv[1:]\n{code}"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "agent"))
+        listener.listen()
+        done = subprocess.run(
+            [
+                *(sys.executable, "-c", confine, json.dumps(terms)),
+                *(sys.executable, "-c", inner, str(tmp_path / "agent"), str(os.getpid())),
+            ],
+            env=clean_environment(home, {}),
+            cwd=home,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+    assert (done.returncode == 0) is works, done.stderr
+    assert works or "PermissionError" in done.stderr
+    harden("handled" if works else "refused")
 
 
 @on_linux

@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 MAX_WINDOW_TOKENS = 512
 # Enough to keep a matrix unit busy; on a CPU two batches go at once.
 _BATCH_TOKENS = {mx.cpu: 1024, mx.gpu: 2048}
-_BATCH_LOGITS = 1 << 27  # of a batch: half a GB in float32
+_BATCH_LOGITS = {mx.cpu: 1 << 26, mx.gpu: 1 << 27}  # half a GB in float32 at once
 _SPREAD = 32  # windows are spread over up to this many times the tokens asked for
 _CHUNK_CHARACTERS = 1 << 20
 _MAX_ID = 2**31 - 1
@@ -56,7 +56,8 @@ class Windows:
             vocab: Logits of a token; batches are smaller where there are very many.
         """
         chosen = self.tokens[start:stop]
-        num_tokens = min(_BATCH_TOKENS[mx.default_device().type], _BATCH_LOGITS // vocab)
+        device = mx.default_device().type
+        num_tokens = min(_BATCH_TOKENS[device], _BATCH_LOGITS[device] // vocab)
         size = max(1, num_tokens // chosen.shape[1])
         return [mx.array(chosen[i : i + size]) for i in range(0, len(chosen), size)]
 

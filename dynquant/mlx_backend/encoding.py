@@ -18,7 +18,7 @@ import numpy as np
 
 from dynquant.core.formats import UNQUANTIZED, QuantFormat
 
-__all__ = ["Encoded", "decode", "encode", "encode_min_max", "pack"]
+__all__ = ["Encoded", "decode", "encode", "encode_min_max", "pack", "squared_errors"]
 
 # Fractions of a group's range at its lower and upper end; coarse codes gain from clipping.
 _CLIPPED = {
@@ -80,6 +80,26 @@ def encode(
     columns = zip(*parts, strict=True)
     codes, scales, biases = (mx.concatenate(list(column)) for column in columns)
     return affine(codes.reshape(weight.shape), scales, biases, fmt)
+
+
+def squared_errors(
+    weight: mx.array, matter: mx.array, fmt: QuantFormat, *, search: bool
+) -> mx.array:
+    """Of each weight as `encode` would store it, not yet evaluated; for few weights.
+
+    Args:
+        weight: (rows, in), in the dtype of the scales and biases.
+        matter: Weight of each squared error, as `weight`, float32.
+        fmt: A format that fits the weight.
+        search: As for `encode`.
+    """
+    wanted = weight.astype(mx.float32)
+    if fmt.mode != "affine" or not search:
+        return mx.square(decode(encode_min_max(weight, fmt)) - wanted)
+    codes, *pair = _encode_rows(weight, matter, fmt)
+    scales, biases = (each.astype(mx.float32)[..., None] for each in pair)
+    stored = codes.reshape(*scales.shape[:-1], -1).astype(mx.float32) * scales + biases
+    return mx.square(stored.reshape(weight.shape) - wanted)
 
 
 def affine(codes: mx.array, scales: mx.array, biases: mx.array, fmt: QuantFormat) -> Encoded:

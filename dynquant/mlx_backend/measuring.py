@@ -18,14 +18,14 @@ from dynquant.core.formats import UNQUANTIZED, QuantFormat
 from dynquant.core.plan import LayerProfile
 from dynquant.core.recipe import EFFORTS, Effort
 from dynquant.mlx_backend.encoders import LayerEncoder
-from dynquant.mlx_backend.encoding import decode, encode
+from dynquant.mlx_backend.encoding import squared_errors
 from dynquant.mlx_backend.fallback import measure_block_outputs
 from dynquant.mlx_backend.importance import Importance
 from dynquant.mlx_backend.loading import Weights
 from dynquant.mlx_backend.probing import corrected, measure_scales
 from dynquant.mlx_backend.reverse import NoGradientError
 from dynquant.mlx_backend.sensitivity import Measurement, measure_importance
-from dynquant.mlx_backend.streaming import BlockWeights
+from dynquant.mlx_backend.streaming import BlockWeights, in_lanes
 
 __all__ = ["Costs", "Sample", "format_costs", "measure_costs", "sample_layer"]
 
@@ -35,6 +35,7 @@ _MAX_SPREAD = 8.0  # of the probes' factors around their median; beyond it they 
 # Costs of one layer are estimated on this many weights: within 1 % or so, though weights have
 # heavy tails, because runs are drawn by importance and range.
 _SAMPLE_WEIGHTS = 1 << 14
+_LAYERS_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
@@ -201,23 +202,34 @@ def format_costs(samples: Sequence[Sample], *, search: bool) -> list[tuple[float
     kinds = defaultdict(list)
     for index, sample in enumerate(samples):
         kinds[sample.formats, sample.weights.shape[-1], sample.weights.dtype].append(index)
-    for (formats, *_), members in kinds.items():
-        weights = mx.concatenate([samples[index].weights for index in members])
-        matter = mx.concatenate([samples[index].matter for index in members])
-        mx.eval(weights, matter)
-        ends = np.cumsum([len(samples[index].weights) for index in members])[:-1]
-        found = []
-        for fmt in formats:
-            if fmt == UNQUANTIZED:
-                found.append([0.0] * len(members))
-                continue
-            stored = encode(weights, matter.__getitem__, fmt, search=search)
-            error = mx.square(decode(stored) - weights.astype(mx.float32))
-            by_run = np.asarray((matter * error).sum(-1), dtype=np.float64)
-            found.append([0.5 * float(part.sum()) for part in np.split(by_run, ends)])
-        for index, layer_costs in zip(members, zip(*found, strict=True), strict=True):
-            costs[index] = layer_costs
+    for members in kinds.values():
+        for start in range(0, len(members), _LAYERS_AT_ONCE):
+            some = members[start : start + _LAYERS_AT_ONCE]
+            found = _costs_of_one_kind([samples[index] for index in some], search=search)
+            for index, layer_costs in zip(some, found, strict=True):
+                costs[index] = layer_costs
     return costs
+
+
+def _costs_of_one_kind(samples: Sequence[Sample], *, search: bool) -> list[tuple[float, ...]]:
+    """Costs of layers with the same formats and the same length of runs."""
+    formats = samples[0].formats
+    weights = mx.concatenate([sample.weights for sample in samples])
+    matter = mx.concatenate([sample.matter for sample in samples])
+    mx.eval(weights, matter)
+    ends = np.cumsum([len(sample.weights) for sample in samples])[:-1]
+    by_format = {UNQUANTIZED: [0.0] * len(samples)}
+    for together in in_lanes([fmt for fmt in formats if fmt != UNQUANTIZED]):
+        by_run = []
+        for fmt, lane in together:
+            with mx.stream(lane):
+                errors = squared_errors(weights, matter, fmt, search=search)
+                by_run.append((matter * errors).sum(-1))
+        mx.eval(by_run)
+        for (fmt, _), costs in zip(together, by_run, strict=True):
+            parts = np.split(np.asarray(costs, dtype=np.float64), ends)
+            by_format[fmt] = [0.5 * float(part.sum()) for part in parts]
+    return list(zip(*(by_format[fmt] for fmt in formats), strict=True))
 
 
 def _systematic_sample(masses: mx.array, num_samples: int) -> mx.array:

@@ -86,8 +86,12 @@ def backward(
     blocks.model.train()
     try:
         with weights.holding_outer():
-            for index, batch in reversals.items():
-                _evaluate(batch.start(partial(loss, index), gauge))
+            for pair in in_lanes(list(reversals.items())):
+                made = list[mx.array]()
+                for (index, batch), lane in pair:
+                    with mx.stream(lane):
+                        made += batch.start(partial(loss, index), gauge)
+                _evaluate(made)
         for position in reversed(range(len(tape))):
             path = tape[position].path
             with weights.holding(path) as held:
