@@ -27,6 +27,8 @@ _MAX_EVENTS_PER_JOB = 50
 _MAX_LOGS = 500
 _DEAD_AFTER_SECS = 180.0
 """A runner posts at least once a minute; two of its posts may be lost."""
+_LARGEST = 2**53
+"""Of a number on a board, up to which JSON keeps all of them; a petabyte is below."""
 _MALFORMED = (KeyError, TypeError, ValueError, AttributeError, RequestError, RecursionError)
 
 
@@ -68,7 +70,7 @@ class Snapshots:
             RequestError: It is none.
         """
         try:
-            raw = json.loads(content)
+            raw = json.loads(content, parse_constant=_number, parse_float=_number, parse_int=_whole)
             poster = str(raw["runner_id"])[:64]
             watch = raw.get("watch")
             post = _Post(
@@ -153,6 +155,17 @@ def _news(old: Job | None, new: Job) -> str | None:
     if step is not None and (old.progress is None or old.progress.step != step):
         return f"Step {step} begins."
     return None
+
+
+def _number(written: str) -> float:
+    if not abs(number := float(written)) <= _LARGEST:  # nor is NaN
+        raise ValueError(written)
+    return number
+
+
+def _whole(written: str) -> int:
+    _number(written)
+    return int(written)
 
 
 def _job(raw: Mapping[str, Any]) -> Job:
