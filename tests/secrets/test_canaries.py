@@ -11,10 +11,8 @@ import base64
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import quote
 
@@ -24,6 +22,7 @@ from dynquant.core.job import JobRequest
 from dynquant.hub import HubInbox
 from tests.command_line import needs_shared
 from tests.hardening import long_form
+from tests.post_server import Post, taking_posts
 from tests.service.conftest import ROOT, SOURCE, TOKEN, Field, hub, sqlite_field
 
 __all__ = ["hub", "sqlite_field"]
@@ -58,31 +57,20 @@ def hits(content: bytes) -> list[str]:
 class Space:
     """What a Space would get."""
 
-    url: str = ""
+    url: str
     posts: list[bytes] = field(default_factory=list)
 
 
 @pytest.fixture
 def space() -> Iterator[Space]:
-    space = Space()
+    posts: list[bytes] = []
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self):
-            space.posts.append(self.rfile.read(int(self.headers["Content-Length"])))
-            self.send_response(204)
-            self.end_headers()
+    def keep(post: Post) -> int:
+        posts.append(post.body)
+        return 204
 
-        def log_message(self, *args):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    space.url = f"http://127.0.0.1:{server.server_address[1]}"
-    yield space
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with taking_posts(keep) as port:
+        yield Space(f"http://127.0.0.1:{port}", posts)
 
 
 def said(run: Field, *words: str, **variables: str) -> bytes:
