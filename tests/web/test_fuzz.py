@@ -27,7 +27,9 @@ NUM_MINUTES, MINUTE_SECS = 10, 60.0
 texts = st.one_of(
     st.text(max_size=40),
     st.text(st.characters(categories=["Cs"]), min_size=1, max_size=2),
-    st.sampled_from([SOURCE, "team/missing", "../../etc/passwd", "", "\0", "hf_x", "0" * 20]),
+    st.sampled_from(
+        [SOURCE, "team/missing", "https://[x/y", "../../etc/passwd", "", "\0", "hf_x", "0" * 20]
+    ),
 )
 numbers = st.one_of(
     st.integers(),
