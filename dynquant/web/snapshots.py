@@ -14,6 +14,7 @@ from typing import Any
 
 from dynquant.core.job import Job
 from dynquant.core.job_text import job_from_text
+from dynquant.core.typed import require_types
 from dynquant.core.watch_status import WatchStatus, status_from_json
 from dynquant.errors import RequestError
 from dynquant.ports import JobEvent, RunnerStatus
@@ -71,6 +72,7 @@ class Snapshots:
         """
         try:
             raw = json.loads(content, parse_constant=_number, parse_float=_number, parse_int=_whole)
+            json.dumps(raw, ensure_ascii=False).encode()  # no page could show half a character
             poster = str(raw["runner_id"])[:64]
             watch = raw.get("watch")
             post = _Post(
@@ -79,6 +81,7 @@ class Snapshots:
                 runners=tuple(map(_runner, raw["runners"][:_MAX_RUNNERS])),
                 watch=None if watch is None else status_from_json(watch),
             )
+            require_types(post)
         except _MALFORMED as error:
             raise RequestError(
                 "This is not a board of this version of dynquant. Run the same version on the "
