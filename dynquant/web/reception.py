@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -16,6 +17,9 @@ __all__ = ["Reception", "Visitor"]
 
 _KNOWN_SECS = 60.0
 """So long a token is taken to be whose it was; then the Hub is asked again."""
+
+_TOKEN = re.compile(r"[!-~]{1,4096}")
+"""What a header can carry. Programs send theirs in the body of a call, where anything may stand."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +66,7 @@ class Reception:
         """
         if not self._settings.is_space:
             return Visitor(name=self._user, is_operator=True)
-        if not token:
+        if not token or not _TOKEN.fullmatch(token):
             return None
         try:
             account = self._asked(token)
