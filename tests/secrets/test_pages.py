@@ -12,8 +12,8 @@ import httpx2
 import pytest
 
 from tests.secrets.search import files_in, teller
-from tests.web.sign_in import CLIENT
 from tests.web.scene import SOURCE
+from tests.web.sign_in import CLIENT
 from tests.web.space import SECRET, Space, opened_space
 
 pytestmark = [pytest.mark.hub, pytest.mark.harden("secrets")]
@@ -27,7 +27,8 @@ LOOKS = ("/live/board", "/live/board?state=over", "/live/watcher", "/live/job?jo
 
 
 @pytest.fixture
-def space(tmp_path) -> Iterator[Space]:
+def space(tmp_path, capfd) -> Iterator[Space]:
+    """What it says is caught from its beginning."""
     with opened_space(tmp_path) as space:
         yield space
 
@@ -87,6 +88,7 @@ def test_no_secret_is_in_anything_that_the_pages_answer_or_write(space, tmp_path
     space.exits.close()
     written = capfd.readouterr()
     places["said"] = f"{written.out}{written.err}".encode()
+    assert b"The pages are at" in places["said"]
     places |= files_in(tmp_path)
     for (_, repo_id), repo in space.hub.repos.items():
         for sha, commit in repo.commits.items():
