@@ -27,17 +27,18 @@ LOOKS = ("/live/board", "/live/board?state=over", "/live/watcher", "/live/job?jo
 
 
 @pytest.fixture
-def space(tmp_path, capfd) -> Iterator[Space]:
-    """What it says is caught from its beginning."""
-    with opened_space(tmp_path) as space:
+def space(tmp_path) -> Iterator[Space]:
+    with opened_space(tmp_path, log=tmp_path / "said.log") as space:
         yield space
 
 
 def signed_in(client: httpx2.Client) -> None:
+    """Sign in as `ann`, with a cookie that is for HTTPS, as which browsers count this machine."""
     asked = client.get("/login/huggingface")
-    back = client.get(f"{asked.headers['location']}&user=ann")
-    client.get(back.headers["location"])
-    assert "session" in client.cookies
+    back = httpx2.get(f"{asked.headers['location']}&user=ann")
+    client.headers["cookie"] = asked.headers["set-cookie"].partition(";")[0]
+    there = client.get(back.headers["location"])
+    client.headers["cookie"] = there.headers["set-cookie"].partition(";")[0]
 
 
 def answers(client: httpx2.Client, **proof: str) -> Iterator[tuple[str, bytes]]:
@@ -65,7 +66,7 @@ def answers(client: httpx2.Client, **proof: str) -> Iterator[tuple[str, bytes]]:
     yield "nonsense", call("submit", None).content
 
 
-def test_no_secret_is_in_anything_that_the_pages_answer_or_write(space, tmp_path, capfd, harden):
+def test_no_secret_is_in_anything_that_the_pages_answer_or_write(space, tmp_path, harden):
     places: dict[str, bytes] = {}
     tokens: list[str | None] = []
     space.hub.after_request = lambda request: tokens.append(request.token)
@@ -83,13 +84,16 @@ def test_no_secret_is_in_anything_that_the_pages_answer_or_write(space, tmp_path
             for secret in ("guessed", SECRET):
                 sent = {"authorization": f"Bearer {secret}", "x-webhook-secret": secret}
                 places[f"{path} {secret}"] = nobody.post(path, content=b"{}", headers=sent).content
+    for who in ("ann", "a program of ann"):
+        asked = [
+            each for place, each in places.items() if place.startswith(f"{who}: submit {SOURCE}")
+        ]
+        assert [b'"requester":"ann"' in each for each in asked] == [True]
     # Both tokens were used, or nothing is shown by their absence.
     assert {VISITOR, OWNER} <= {each for each in tokens if each}
     space.exits.close()
-    written = capfd.readouterr()
-    places["said"] = f"{written.out}{written.err}".encode()
-    assert b"The pages are at" in places["said"]
     places |= files_in(tmp_path)
+    assert b"The pages are at" in places["file said.log"]
     for (_, repo_id), repo in space.hub.repos.items():
         for sha, commit in repo.commits.items():
             text = f"{commit.title}{commit.description}".encode()
