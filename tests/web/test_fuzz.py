@@ -20,7 +20,14 @@ from dynquant.web.snapshots import Snapshots
 from tests.hardening import long_form
 from tests.web.scene import NAMESPACE, SOURCE, Field, opened
 
-pytestmark = [pytest.mark.hub, pytest.mark.harden("web")]
+pytestmark = [
+    pytest.mark.hub,
+    pytest.mark.harden("web"),
+    # The server is a thread of this process: it may draw random numbers while examples are made up,
+    pytest.mark.filterwarnings("ignore:Do not use the `random` module"),
+    # and Gradio's queue uses an old option of pandas, of which no server makes an error.
+    pytest.mark.filterwarnings("ignore:'future.no_silent_downcasting'"),
+]
 
 SECRET = "a-secret-canary-of-the-fuzz"
 JSON = {"content-type": "application/json"}
