@@ -8,7 +8,8 @@ small a model is the texts, so they are short; then it is the start of its proce
 
 Printed is the slope per hour of what each process holds, by the median of the slopes between all
 pairs of samples (Theil and Sen), over what is left when a warm-up is taken off, in which caches
-fill. What the warm-up itself took is between the columns `start` and `begin`.
+fill. What the warm-up itself took is between the columns `start` and `begin`; `late` is the slope
+of the second half of the rest, which is smaller where something only fills up.
 """
 
 from __future__ import annotations
@@ -111,10 +112,8 @@ def is_flat(samples: Sequence[tuple[float, float]], bound: Bound) -> bool:
 
 def judged(watched: Sequence[Watched], *, secs: float) -> tuple[list[str], bool]:
     """A line for each thing that was watched, and whether all are flat."""
-    lines, good = (
-        [f"{'':10} {'unit':8} {'start':>9} {'begin':>9} {'end':>9} {'per hour':>9}  bound"],
-        True,
-    )
+    titles = "".join(f"{name:>9} " for name in ("start", "begin", "end", "per hour", "late"))
+    lines, good = [f"{'':10} {'unit':8} {titles} bound"], True
     for each in watched:
         for unit, samples in each.samples.items():
             late = [sample for sample in samples if sample[0] >= WARM_UP * secs]
@@ -125,12 +124,12 @@ def judged(watched: Sequence[Watched], *, secs: float) -> tuple[list[str], bool]
                 continue
             flat = is_flat(late, bound)
             good &= flat
-            cells = "".join(
-                f"{statistics.median(x for _, x in part):9.1f} "
-                for part in (samples[:9], late[:9], late[-9:])
-            )
+            amounts = [
+                *(statistics.median(x for _, x in p) for p in (samples[:9], late[:9], late[-9:])),
+                *(slope_per_hour(part) for part in (late, late[len(late) // 2 :])),
+            ]
             lines.append(
-                f"{each.name:10} {unit:8} {cells}{slope_per_hour(late):9.1f}  "
+                f"{each.name:10} {unit:8} {''.join(f'{x:9.1f} ' for x in amounts)} "
                 f"{bound.per_hour:g} per hour, or {bound.noise:g} in all"
                 + ("" if flat else "  NOT FLAT")
             )
