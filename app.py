@@ -97,7 +97,12 @@ def make_app(settings: Settings, web: WebSettings) -> tuple[FastAPI, bool]:
     service = Service(
         settings=web,
         desk=desk,
-        reception=Reception(web, account=lambda t: HubVisitor(t).account(), user=getpass.getuser()),
+        reception=Reception(
+            web,
+            account=lambda t: HubVisitor(t).account(),
+            macs=lambda t: HubVisitor(t).macs(),
+            user=getpass.getuser(),
+        ),
         prospects=Prospects(search, open_hub=lambda: HubModels(token=token)),
         search=search,
         catalogue=Catalogue(search, namespace=web.publish_to),

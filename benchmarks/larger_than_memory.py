@@ -1,6 +1,6 @@
 """A model larger than the memory limit is converted to the end.
 
-    python -m benchmarks.larger_than_memory [--gb 12] [--limit-gb 6] [--depth 24] [--vocab N]
+    python -m benchmarks.larger_than_memory [--gb 12] [--limit-gb 6] [--depth 24] [--inner 1]
 
 Makes a random model of that size, a block at a time, and converts it in a process of its own under
 the limit: a control group where this user may make one (it then counts the page cache too, which
@@ -29,9 +29,10 @@ import psutil
 
 from benchmarks.random_model import Shape, convert, make_model, num_bytes
 from dynquant.console import stdout
+from dynquant.core.recipe import EFFORTS
 
 ROOT = Path(__file__).parents[1]
-WEIGHTS_PER_SQUARE = 11.5  # of a block over its width squared, see Shape.block
+ATTENTION = 2.5  # weights over the width squared, see Shape.block; the rest is 3 times --inner
 GROUP = Path("/sys/fs/cgroup/memory/dynquant-benchmark")  # control groups, version 1
 GROUP_2 = Path("/sys/fs/cgroup/dynquant-benchmark")  # version 2
 
@@ -42,11 +43,13 @@ def main() -> int:
     parser.add_argument("--gb", type=float, default=1.5)
     parser.add_argument("--limit-gb", type=float)
     parser.add_argument("--depth", type=int, default=24)
+    parser.add_argument("--inner", type=float, default=3.0, help="of the feed-forward part")
     parser.add_argument("--vocab", type=int, default=2048)
     parser.add_argument("--context", type=int, default=64, help="tokens of a window, at most 512")
     parser.add_argument("--windows", type=int, default=20)
     parser.add_argument("--bpw", type=float, default=4.5)
     parser.add_argument("--encoder", default="gptq")
+    parser.add_argument("--effort", choices=EFFORTS, default="normal")
     parser.add_argument("--scratch", type=Path, help="where the model may lie")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     parser.add_argument("--child", nargs=2, type=Path, help=argparse.SUPPRESS)
@@ -61,14 +64,22 @@ def main() -> int:
                     num_windows=options.windows,
                     target_bpw=options.bpw,
                     encoder=options.encoder,
+                    effort=options.effort,
                 )
             )
         )
         return 0
     limit = 0.5 * options.gb if options.limit_gb is None else options.limit_gb
     block_weights = options.gb * 1e9 / 2 / options.depth
-    width = round((block_weights / WEIGHTS_PER_SQUARE) ** 0.5 / 256) * 256
-    shape = Shape(width=width, depth=options.depth, vocab=options.vocab, context=options.context)
+    per_square = ATTENTION + 3 * options.inner
+    width = round((block_weights / per_square) ** 0.5 / 256) * 256
+    shape = Shape(
+        width=width,
+        depth=options.depth,
+        inner=options.inner,
+        vocab=options.vocab,
+        context=options.context,
+    )
     with tempfile.TemporaryDirectory(dir=options.scratch) as scratch:
         model, folder = Path(scratch, "model"), Path(scratch, "quantized")
         model.mkdir()
@@ -80,7 +91,7 @@ def main() -> int:
             ["--child", str(model), str(folder), *sys.argv[1:]], limit_bytes=round(limit * 1e9)
         )
         found |= {"model_bytes": size, "result_bytes": num_bytes(folder)}
-    found |= {"width": width, "depth": options.depth, "vocab": options.vocab}
+    found |= {"width": width, "inner": shape.inner_width, "depth": options.depth}
     found["command"] = " ".join(["python -m benchmarks.larger_than_memory", *sys.argv[1:]])
     options.out.mkdir(parents=True, exist_ok=True)
     name = f"conversion-{size / 1e9:.1f}gb-{found.get('device', 'failed')}.json"

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 
+import mlx.core as mx
 import psutil
 
 from benchmarks.stored_bits import num_weights
@@ -30,8 +31,16 @@ REQUIREMENTS = {
 BITS, GROUP_SIZES = (2, 3, 4, 5, 6, 8), (32, 64, 128)
 GPTQ_BITS = (2, 4, 8)  # mlx_lm.gptq packs no others
 EQUAL_BPW = 0.02
-# Two widths for mlx_lm.dynamic_quant to choose from, around each size.
-WIDTH_PAIRS = {3.0: (2, 4), 3.5: (2, 4), 4.0: (3, 4), 4.5: (3, 5), 5.0: (4, 5), 6.0: (5, 6)}
+# What mlx_lm.dynamic_quant is asked for: two widths to choose from, and a size. Where one layer
+# holds a quarter of the weights it can miss the size by far, so around 3.0 it gets more chances.
+DYNAMIC = {
+    3.0: ((2, 4, 3.0), (2, 4, 3.2), (2, 3, 3.0), (2, 5, 3.0)),
+    3.5: ((2, 4, 3.5),),
+    4.0: ((3, 4, 4.0),),
+    4.5: ((3, 5, 4.5),),
+    5.0: ((4, 5, 5.0),),
+    6.0: ((5, 6, 6.0),),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +106,7 @@ def attempts(
         full: Also the slow ones, and those that bring PyTorch.
     """
     inputs = _Inputs(model, tokens, documents)
-    found = [*_uniform(inputs, targets), *_mixed(inputs), *_dynamic(inputs, targets)]
+    found = [*_uniform(inputs, targets), *_mixed(inputs), *_dynamic(inputs, targets, full=full)]
     found += _with_embedding(inputs, "gptq", targets, GPTQ_BITS)
     if full:
         found += _with_embedding(inputs, "awq", targets[::2], BITS)
@@ -230,16 +239,16 @@ def _convert(inputs: _Inputs, *options: str) -> tuple[str, ...]:
     return ("mlx_lm.convert", *folders, "--quantize", *options)
 
 
-def _dynamic(inputs: _Inputs, targets: Sequence[float]) -> Iterator[Attempt]:
+def _dynamic(inputs: _Inputs, targets: Sequence[float], *, full: bool) -> Iterator[Attempt]:
     for target in targets:
-        low, high = WIDTH_PAIRS[target]
-        widths = ("--low-bits", str(low), "--high-bits", str(high))
-        yield Attempt(
-            method="mlx_lm.dynamic_quant",
-            setting=f"{low}/{high} bits, {target:g}",
-            target_bpw=target,
-            command=_tool(inputs, "dynamic_quant", *widths, "--target-bpw", f"{target:g}"),
-        )
+        for low, high, asked in DYNAMIC[target] if full else DYNAMIC[target][:1]:
+            widths = ("--low-bits", str(low), "--high-bits", str(high))
+            yield Attempt(
+                method="mlx_lm.dynamic_quant",
+                setting=f"{low}/{high} bits, {asked:g}",
+                target_bpw=target,
+                command=_tool(inputs, "dynamic_quant", *widths, "--target-bpw", f"{asked:g}"),
+            )
 
 
 def _with_embedding(
@@ -276,6 +285,7 @@ def _tool(inputs: _Inputs, name: str, *options: str) -> tuple[str, ...]:
 
 def _auto_round(inputs: _Inputs) -> Iterator[Attempt]:
     """It leaves the embedding at 16 bits, so few sizes are in its reach."""
+    device = "0" if mx.cuda.is_available() and mx.default_device() != mx.cpu else "cpu"
     shape: Mapping[str, int] = json.loads(inputs.documents.with_suffix(".json").read_text())
     for bits in (2, 4):
         yield Attempt(
@@ -287,7 +297,7 @@ def _auto_round(inputs: _Inputs) -> Iterator[Attempt]:
                 *("auto-round", "--model", str(inputs.model), "--format", "mlx", "--asym"),
                 *("--bits", str(bits), "--group_size", "64", "--output_dir", "{out}"),
                 *("--dataset", str(inputs.documents), "--nsamples", str(shape["windows"])),
-                *("--seqlen", str(shape["tokens"]), "--device_map", "cpu"),
+                *("--seqlen", str(shape["tokens"]), "--device_map", device),
             ),
         )
 

@@ -1,6 +1,6 @@
 """Quality at equal size, time and memory: dynquant and its peers side by side.
 
-    python -m benchmarks.quality [--full] [--models DIR,DIR] [--out DIR] [--keep DIR]
+    python -m benchmarks.quality [--full] [--models DIR,DIR] [--judge-on-cpu] [--out DIR]
 
 Every quantizer runs for real, by its own command, in a process and (peers) a virtual environment
 of its own, which this makes, on the same calibration tokens. Stored bits are counted from the files
@@ -28,6 +28,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import numpy as np
 
 from benchmarks.peers import EQUAL_BPW, Attempt, Outcome, attempts, ours, run
@@ -35,7 +36,9 @@ from benchmarks.report import markdown, picture
 from benchmarks.stored_bits import stored_bpw
 from dynquant.console import ConsoleProgress, stdout
 from dynquant.core.quality import Quality
+from dynquant.errors import DynquantError
 from dynquant.mlx_backend.calibration import Windows, open_tokenizer
+from dynquant.mlx_backend.loading import open_model as open_folder
 from dynquant.mlx_backend.quantizer import MlxQuantizer, tool_versions
 from dynquant.pipeline import Recipe
 from dynquant.runner.opening import open_model, open_texts
@@ -73,11 +76,18 @@ def main() -> int:
     parser.add_argument("--models", help="folders, with commas")
     parser.add_argument("--calibration", default=str(SHARED / "text" / "calibration.txt"))
     parser.add_argument("--eval", default=str(SHARED / "text" / "heldout.txt"))
+    parser.add_argument("--eval-tokens", type=int, help="held-out tokens to judge by")
     parser.add_argument("--limit", type=float, help="seconds for one run of a quantizer")
+    parser.add_argument(
+        "--judge-on-cpu", action="store_true", help="in float32, whatever quantizes"
+    )
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     parser.add_argument("--venvs", type=Path, default=ROOT / ".peers")
     parser.add_argument("--keep", type=Path, help="keep what was made here, and go on from it")
     options = parser.parse_args()
+    made_on = machine()
+    if options.judge_on_cpu:
+        mx.set_default_device(mx.cpu)
     models = [Path(m) for m in options.models.split(",")] if options.models else list(MODELS)
     models = models if options.full or options.models else models[:1]
     met = True
@@ -87,6 +97,7 @@ def main() -> int:
             continue
         with tempfile.TemporaryDirectory() as scratch:
             result = benchmarked(model, options, (options.keep or Path(scratch)) / model.name)
+        result["machine"] = made_on + ", judged on the CPU in float32" * options.judge_on_cpu
         options.out.mkdir(parents=True, exist_ok=True)
         for name, text in written(model.name, result):
             (options.out / name).write_text(text, encoding="utf-8")
@@ -119,7 +130,8 @@ def benchmarked(model: Path, options: argparse.Namespace, work: Path) -> dict[st
             texts.open(options.calibration), recipe.calibration_tokens
         )
         held_out = quantizer.evaluation_windows(
-            texts.open(options.eval), EVALUATION_TOKENS if full else FEW_EVALUATION_TOKENS
+            texts.open(options.eval),
+            options.eval_tokens or (EVALUATION_TOKENS if full else FEW_EVALUATION_TOKENS),
         )
         held_out.check_disjoint(windows)
         tokens, documents = save_text(windows, model, work)
@@ -133,21 +145,23 @@ def benchmarked(model: Path, options: argparse.Namespace, work: Path) -> dict[st
                 folders[f"{row.method} {row.setting}"] = folder
             rows.append(row)
         sizes = sorted({*targets, *equal_sizes(rows)})
-        for effort in ("fast", "normal", "max") if full else ("fast", "normal"):
+        # Polishing tries plans on the whole model, size by size: three sizes show what it brings.
+        efforts = {"fast": sizes, "normal": sizes} | ({"max": list(FEW_TARGETS)} if full else {})
+        for effort, asked in efforts.items():
             attempt = ours(
                 model,
                 calibration=options.calibration,
                 evaluation=options.eval,
-                targets=sizes,
+                targets=asked,
                 effort=effort,
             )
             outcome = made(attempt)
             if outcome.why_not:
                 rows.append(row_of(attempt, outcome, None, model))
                 continue
-            for size, folder in zip(sizes, results_of(work / slug(attempt), sizes), strict=True):
+            for size, folder in zip(asked, results_of(work / slug(attempt), asked), strict=True):
                 one = replace(attempt, setting=f"{effort}, {size:g}", target_bpw=size)
-                rows.append(row_of(one, outcome, folder, model, num_results=len(sizes)))
+                rows.append(row_of(one, outcome, folder, model, num_results=len(asked)))
                 folders[f"{one.method} {one.setting}"] = folder
         rows, original = judged(quantizer, held_out, rows, folders)
     return {
@@ -155,7 +169,6 @@ def benchmarked(model: Path, options: argparse.Namespace, work: Path) -> dict[st
         "form": "full" if full else "short",
         "command": f"python -m benchmarks.quality{' --full' * full} --models {model.name}",
         "revision": revision(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
         "versions": tool_versions(),
         "calibration": asdict(windows.facts),
         "evaluation": asdict(held_out.facts),
@@ -237,9 +250,20 @@ def judged(
     quantizer: MlxQuantizer, held_out: Windows, rows: Sequence[Row], folders: Mapping[str, Path]
 ) -> tuple[list[Row], Quality]:
     """The rows with their figures, and those of the original, from one pass."""
+    refused = {}
+    for name, folder in folders.items():
+        try:
+            open_folder(folder, dequantize=True)
+        except DynquantError as error:  # some write what mlx-lm cannot load
+            refused[name] = str(error)
+    sound = {name: folder for name, folder in folders.items() if name not in refused}
     with ConsoleProgress().track({"evaluate": quantizer.num_blocks}) as on_step:
-        original, found = quantizer.evaluate(dict(folders), {}, held_out, on_step=on_step)
-    return [replace(r, quality=found.get(f"{r.method} {r.setting}")) for r in rows], original
+        original, found = quantizer.evaluate(sound, {}, held_out, on_step=on_step)
+    names = [f"{row.method} {row.setting}" for row in rows]
+    return [
+        replace(row, quality=found.get(name), why_not=refused.get(name, row.why_not))
+        for row, name in zip(rows, names, strict=True)
+    ], original
 
 
 def bars(rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
@@ -282,6 +306,13 @@ def revision() -> str:
         check=False,
     )
     return found.stdout.strip() or "not a checkout"
+
+
+def machine() -> str:
+    """Processor, cores and system, and the device that MLX takes."""
+    found = f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}"
+    info = mx.device_info() if mx.default_device() != mx.cpu else {}
+    return f"{found}, {info['device_name']}" if "device_name" in info else found
 
 
 def _bpw(row: Row) -> float:

@@ -22,6 +22,7 @@ import numpy as np
 from dynquant.core.allocate import allocate
 from dynquant.core.formats import DEFAULT_MENU
 from dynquant.core.plan import TextFacts
+from dynquant.core.recipe import EFFORTS
 from dynquant.mlx_backend.calibration import Windows
 from dynquant.mlx_backend.quantizer import MlxQuantizer
 
@@ -37,6 +38,7 @@ class Shape:
 
     width: int
     depth: int
+    inner: float = 3.0  # width of the feed-forward part, over `width`
     vocab: int = 2048
     context: int = 512
 
@@ -47,7 +49,7 @@ class Shape:
             "model_type": "qwen3",
             "hidden_size": self.width,
             "num_hidden_layers": self.depth,
-            "intermediate_size": 3 * self.width,
+            "intermediate_size": self.inner_width,
             "num_attention_heads": self.width // HEAD_DIM,
             "num_key_value_heads": max(1, self.width // HEAD_DIM // 4),
             "head_dim": HEAD_DIM,
@@ -58,9 +60,14 @@ class Shape:
             "tie_word_embeddings": True,
         }
 
+    @property
+    def inner_width(self) -> int:
+        """Width of the feed-forward part."""
+        return round(self.inner * self.width)
+
     def block(self) -> dict[str, tuple[int, ...]]:
         """Name → shape of the weights of a block."""
-        width, inner = self.width, 3 * self.width
+        width, inner = self.width, self.inner_width
         keys = max(1, width // HEAD_DIM // 4) * HEAD_DIM
         return {
             "self_attn.q_proj": (width, width),
@@ -124,7 +131,13 @@ class Steps:
 
 
 def convert(
-    folder: Path, out: Path, *, num_windows: int, target_bpw: float, encoder: str
+    folder: Path,
+    out: Path,
+    *,
+    num_windows: int,
+    target_bpw: float,
+    encoder: str,
+    effort: str = "normal",
 ) -> dict[str, Any]:
     """Measure, allocate, encode and evaluate on random tokens, in this process.
 
@@ -134,6 +147,7 @@ def convert(
         num_windows: Windows to calibrate on, a tenth of them for the probes.
         target_bpw: Stored bits per weight.
         encoder: Name of the encoder.
+        effort: A key of `EFFORTS`.
     """
     quantizer, steps = MlxQuantizer(folder, name="random"), Steps()
     config = json.loads((folder / "config.json").read_text())
@@ -147,13 +161,23 @@ def convert(
 
     with steps.taken("measure"):
         table = quantizer.measure(
-            windows, menu=DEFAULT_MENU, encoder=encoder, seed=0, on_step=ignore
+            windows,
+            menu=DEFAULT_MENU,
+            encoder=encoder,
+            effort=EFFORTS[effort],
+            seed=0,
+            on_step=ignore,
         )
     with steps.taken("allocate"):
         plan = allocate(table.inventory, target_bpw=target_bpw)
     with steps.taken("encode"):
         quantizer.encode(
-            {out: plan}, windows, encoder=encoder, importance=table.importance, on_step=ignore
+            {out: plan},
+            windows,
+            encoder=encoder,
+            effort=EFFORTS[effort],
+            importance=table.importance,
+            on_step=ignore,
         )
     with steps.taken("evaluate"):
         _, found = quantizer.evaluate({"ours": out}, {}, held_out, on_step=ignore)

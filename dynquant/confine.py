@@ -44,8 +44,9 @@ _SECCOMP_MODE_FILTER = 2
 _LOAD, _JUMP_EQUAL, _JUMP_GREATER_EQUAL, _RETURN = 0x20, 0x15, 0x35, 0x06
 _ALLOW, _KILL, _REFUSE = 0x7FFF0000, 0x80000000, 0x00050001  # the last with errno 1, EPERM
 _X32_CALLS = 1 << 30
-_SOCKET_CALLS = {"x86_64": (0xC000003E, 41), "aarch64": (0xC00000B7, 198)}
-"""Machine → how the kernel calls it, and the number of `socket` there."""
+_AF_UNIX, _NO_FAMILY = 1, 0xFFFF
+_SOCKET_CALLS = {"x86_64": (0xC000003E, 41, 42), "aarch64": (0xC00000B7, 198, 203)}
+"""Machine → how the kernel calls it, and the numbers of `socket` and `connect` there."""
 
 _IO_URING_SETUP = 425  # it could make sockets too
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
@@ -56,6 +57,10 @@ _CHANGES = {1: 0b1111111110010, 2: 1 << 13, 3: _TRUNCATE}
 
 _SCOPES = {6: 0b11}  # abstract sockets and signals
 _DEVICES = ("null", "nvidia*")
+_CUDA = Path("/dev/nvidiactl")
+"""Where it is, CUDA must work: it starts in no PID namespace, writes in /proc and makes a socket to
+files; each was tried (driver 580). Other processes' memory and signals Landlock refuses by itself,
+and nothing may connect."""
 
 
 def clean_environment(home: Path, extra: Mapping[str, str]) -> dict[str, str]:
@@ -148,7 +153,7 @@ def main(terms: Mapping[str, object], command: list[str]) -> None:
         kernel.hide(hidden)
     kernel.allow_writing(writable)
     kernel.refuse_sockets()
-    if is_apart:
+    if is_apart and not _CUDA.exists():
         _fork_below_the_first_process(kernel)
     os.execvp(command[0], command)  # noqa: S606
 
@@ -211,7 +216,9 @@ class _Kernel:
             OSError: The system does not let us.
         """
         uid, gid = os.getuid(), os.getgid()
-        flags = _CLONE_NEWUSER | _CLONE_NEWNET | _CLONE_NEWPID | _CLONE_NEWIPC | _CLONE_NEWNS
+        flags = _CLONE_NEWUSER | _CLONE_NEWNET | _CLONE_NEWIPC | _CLONE_NEWNS
+        if not _CUDA.exists():
+            flags |= _CLONE_NEWPID
         if self._libc.unshare(flags) != 0:
             raise OSError(ctypes.get_errno(), "unshare")
         Path("/proc/self/setgroups").write_text("deny")
@@ -238,6 +245,8 @@ class _Kernel:
         if version < 1 or rules < 0:
             return
         devices = [str(each) for name in _DEVICES for each in Path("/dev").glob(name)]
+        if _CUDA.exists():
+            devices.append("/proc")
         for path in (*folders, *devices):
             descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
             on_files = _WRITE_FILE | _TRUNCATE
@@ -252,15 +261,19 @@ class _Kernel:
         """Have every new socket refused, also those to files, such as a Docker daemon's."""
         if (machine := platform.machine()) not in _SOCKET_CALLS:
             return
-        architecture, socket = _SOCKET_CALLS[machine]
+        architecture, socket, connect = _SOCKET_CALLS[machine]
+        # Each refused call jumps to the last step, each harmless one to that before it.
         steps = (
             (_LOAD, 0, 0, 4),  # the architecture
             (_JUMP_EQUAL, 1, 0, architecture),
             (_RETURN, 0, 0, _KILL),
             (_LOAD, 0, 0, 0),  # the number of the call
-            (_JUMP_EQUAL, 3, 0, socket),
-            (_JUMP_EQUAL, 2, 0, _IO_URING_SETUP),
-            (_JUMP_GREATER_EQUAL, 1, 0, _X32_CALLS),
+            (_JUMP_EQUAL, 6, 0, connect),
+            (_JUMP_EQUAL, 5, 0, _IO_URING_SETUP),
+            (_JUMP_GREATER_EQUAL, 4, 0, _X32_CALLS),
+            (_JUMP_EQUAL, 0, 2, socket),
+            (_LOAD, 0, 0, 16),  # its first argument
+            (_JUMP_EQUAL, 0, 1, _AF_UNIX if _CUDA.exists() else _NO_FAMILY),
             (_RETURN, 0, 0, _ALLOW),
             (_RETURN, 0, 0, _REFUSE),
         )

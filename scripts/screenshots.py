@@ -24,6 +24,10 @@ from tests.web.space import Space, opened_space, signed_in
 ROOT = Path(__file__).resolve().parents[1]
 RULES = ROOT / "space_config" / "watch.yaml"
 OUT = ROOT / "out" / "screenshots"
+MACS = (
+    {"sku": ["Apple Silicon", "-", "Apple M3 Max"], "mem": 64, "num": 1, "isPrimary": True},
+    {"sku": ["Apple Silicon", "-", "Apple M1"], "mem": 16, "num": 1},
+)
 SIZES = {"desktop": (1280, 900), "phone": (390, 844)}
 SCHEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
 
@@ -47,6 +51,7 @@ def main() -> None:
         opened_space(Path(folder)) as space,
         sync_playwright() as player,
     ):
+        space.hub.hardware["ann"].extend(MACS)
         browser = player.chromium.launch(**LAUNCH)
         _take(browser, lambda page: _shown_of_space(page, space))
         job = _finished(space)
@@ -126,6 +131,22 @@ def _shown_of_space(page: Page, space: Space) -> Iterator[str]:
     yield "space-gallery-empty"
     signed_in(page, space, "ann")
     yield "space-signed-in"
+    page.get_by_label("Model", exact=True).fill(SOURCE)
+    page.keyboard.press("Enter")
+    page.locator(".dq-tiles").first.wait_for()
+    page.get_by_label("Memory of my Mac").first.check()
+    page.locator("#dq-mine p").wait_for()
+    page.wait_for_timeout(600)
+    yield "space-my-mac"
+    page.locator("#dq-memory input").click()
+    page.wait_for_timeout(600)
+    yield "space-my-macs"
+    page.context.clear_cookies()
+    signed_in(page, space, "bob")
+    page.get_by_label("Memory of my Mac").first.check()
+    page.locator("#dq-mine p").wait_for()
+    page.wait_for_timeout(600)
+    yield "space-no-mac"
 
 
 def _shown_to_owner(page: Page, space: Space, job: Job) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""What a visitor does with their own token: say who they are, and take a copy of a model.
+"""What a visitor does with their own token: say who they are, name their Macs, copy a model.
 
 The token comes with each call and is kept nowhere.
 """
@@ -12,6 +12,7 @@ from huggingface_hub import HfApi
 
 from dynquant.errors import DestinationError, Reason
 from dynquant.hub.calls import HubCaller
+from dynquant.hub.hardware import Mac, ask_for_profile, macs_on
 from dynquant.hub.publishing import Account, HubPublisher
 
 __all__ = ["HubVisitor"]
@@ -33,6 +34,7 @@ class HubVisitor:
         endpoint: str | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
+        self._token = token
         self._publisher = HubPublisher(endpoint=endpoint, token=token, sleep=sleep)
         self._api = HfApi(endpoint=endpoint, token=token, library_name="dynquant")
         self._call = HubCaller.to_write(self._api.endpoint, sleep=sleep)
@@ -45,6 +47,23 @@ class HubVisitor:
             HubUnavailableError: Network, rate limit, 5xx.
         """
         return self._publisher.account()
+
+    def macs(self) -> tuple[Mac, ...]:
+        """The Macs that they show on their profile, the one to think of first.
+
+        Asked once, and for some seconds at most. What an app is told of who signed in with it
+        needs no name, so nobody has to ask `whoami` before, which the Hub allows rarely.
+
+        Raises:
+            DestinationError: The Hub does not accept the token.
+            HubUnavailableError: It does not say so at once.
+        """
+        profile = self._call(
+            lambda: ask_for_profile(self._api.endpoint, self._token),
+            repo="the profile of a visitor",
+            num_tries=1,
+        )
+        return macs_on(profile)
 
     def copy(self, repo_id: str, *, namespace: str, private: bool) -> str:
         """Copy a repo within the Hub, under its own name; returns the id of the copy.

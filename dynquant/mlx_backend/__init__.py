@@ -8,21 +8,37 @@ first puts its `cblas_*` symbols in front, so it must happen before the first
 
 import ctypes
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-__all__ = ["HAS_FAST_BLAS"]
+__all__ = ["HAS_FAST_BLAS", "blas_shared_by"]
 
 
-def _preload_openblas() -> bool:
+def _preload_openblas() -> ctypes.CDLL | None:
     if not sys.platform.startswith("linux"):
-        return True  # macOS has Accelerate
+        return None  # macOS has Accelerate
     for name in ("libopenblas.so.0", "libopenblasp.so.0", "libopenblas.so"):
         try:
-            ctypes.CDLL(name, mode=ctypes.RTLD_GLOBAL)
+            return ctypes.CDLL(name, mode=ctypes.RTLD_GLOBAL)
         except OSError:
             continue
-        return True
-    return False
+    return None
 
 
-HAS_FAST_BLAS = _preload_openblas()
+_OPENBLAS = _preload_openblas()
+HAS_FAST_BLAS = _OPENBLAS is not None or not sys.platform.startswith("linux")
 """Whether float32 matrix products on the CPU run at full speed."""
+
+
+@contextmanager
+def blas_shared_by(callers: int) -> Iterator[None]:
+    """OpenBLAS gives each of so many callers its part of the threads; else they wait in line."""
+    if _OPENBLAS is None:
+        yield
+        return
+    threads = _OPENBLAS.openblas_get_num_threads()
+    _OPENBLAS.openblas_set_num_threads(max(1, threads // callers))
+    try:
+        yield
+    finally:
+        _OPENBLAS.openblas_set_num_threads(threads)

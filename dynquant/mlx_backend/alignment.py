@@ -35,7 +35,7 @@ class AlignmentGauge:
     blocks: BlockModel
     low: Weights = field(default_factory=dict)
     steps: Weights = field(default_factory=dict)
-    sums: dict[str, float] = field(default_factory=dict)
+    sums: dict[str, mx.array] = field(default_factory=dict)
 
     def primals(self, block: str | None) -> dict[str, mx.array]:
         """One zero per layer."""
@@ -57,10 +57,11 @@ class AlignmentGauge:
         for name in [name for name in self.low if self.blocks.block_of(name) == block]:
             del self.low[name], self.steps[name]
 
-    def take(self, gradients: dict[str, mx.array]) -> None:
+    def take(self, gradients: dict[str, mx.array]) -> list[mx.array]:
         """Add up over batches."""
         for name, gradient in gradients.items():
-            self.sums[name] = self.sums.get(name, 0.0) + scalar(gradient)
+            self.sums[name] = self.sums[name] + gradient if name in self.sums else gradient
+        return [self.sums[name] for name in gradients]
 
 
 def measure_alignment(
@@ -139,7 +140,7 @@ def measure_alignment(
             "This model has an operation without a gradient, which the alignment method needs. "
             "Use --method fisher: it falls back to a method that needs none."
         ) from error
-    return _per_million_weights(gauge.sums, sizes)
+    return _per_million_weights({name: scalar(s) for name, s in gauge.sums.items()}, sizes)
 
 
 def _per_million_weights(sums: Mapping[str, float], sizes: Mapping[str, int]) -> dict[str, float]:

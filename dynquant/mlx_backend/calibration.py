@@ -23,7 +23,8 @@ __all__ = ["Windows", "cut_windows", "open_tokenizer", "vocabulary_size", "windo
 logger = logging.getLogger(__name__)
 
 MAX_WINDOW_TOKENS = 512
-_BATCH_TOKENS = 2048  # enough to keep a matrix unit busy
+# Enough to keep a matrix unit busy; on a CPU two batches go at once.
+_BATCH_TOKENS = {mx.cpu: 1024, mx.gpu: 2048}
 _BATCH_LOGITS = 1 << 27  # of a batch: half a GB in float32
 _SPREAD = 32  # windows are spread over up to this many times the tokens asked for
 _CHUNK_CHARACTERS = 1 << 20
@@ -55,7 +56,7 @@ class Windows:
             vocab: Logits of a token; batches are smaller where there are very many.
         """
         chosen = self.tokens[start:stop]
-        num_tokens = min(_BATCH_TOKENS, _BATCH_LOGITS // vocab)
+        num_tokens = min(_BATCH_TOKENS[mx.default_device().type], _BATCH_LOGITS // vocab)
         size = max(1, num_tokens // chosen.shape[1])
         return [mx.array(chosen[i : i + size]) for i in range(0, len(chosen), size)]
 

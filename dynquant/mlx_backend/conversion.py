@@ -8,7 +8,7 @@ from pathlib import Path
 import mlx.core as mx
 
 from dynquant.core.plan import QuantPlan
-from dynquant.mlx_backend.encoders import LayerEncoder
+from dynquant.mlx_backend.encoders import LayerEncoder, formats_by_path
 from dynquant.mlx_backend.importance import Importance
 from dynquant.mlx_backend.loading import Weights
 from dynquant.mlx_backend.observing import observed
@@ -72,7 +72,9 @@ def _write(
     plans: Mapping[Path, QuantPlan],
     writers: Mapping[Path, FolderWriter],
 ) -> None:
-    paths = {f"{path}.weight": path for plan in plans.values() for path in plan.formats}
+    wanted = formats_by_path(plan.formats for plan in plans.values())
+    encoder.encode_ahead(stored, wanted)
+    paths = {f"{path}.weight": path for path in wanted}
     for name, array in stored.items():
         if name not in paths:
             for writer in writers.values():

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import mlx.core as mx
@@ -10,16 +11,17 @@ import mlx.core as mx
 from dynquant.core.formats import UNQUANTIZED, QuantFormat
 from dynquant.errors import InvalidOptionError
 from dynquant.mlx_backend.encoding import Encoded, decode, encode, encode_min_max
-from dynquant.mlx_backend.gptq import Feedback, encode_with_feedback
+from dynquant.mlx_backend.gptq import Feedback, encode_together, encode_with_feedback
 from dynquant.mlx_backend.importance import Importance, Term
 from dynquant.mlx_backend.loading import Weights, check_finite
 from dynquant.mlx_backend.moments import Moments, MomentsObserver, takes_feedback
 from dynquant.mlx_backend.observing import Role
 from dynquant.mlx_backend.tied import encode_tied
 
-__all__ = ["ENCODERS", "LayerEncoder", "check_encoder", "stored_by"]
+__all__ = ["ENCODERS", "LayerEncoder", "check_encoder", "formats_by_path", "stored_by"]
 
 _TIED_ROLES = {Role.LINEAR, Role.LOOKUP}
+_TOGETHER_WEIGHTS = 1 << 22  # more gain nothing, and take memory for numbers of 32 bits
 _FACTORS_BYTES = 1 << 29  # of factorizations kept for the next layer with the same input
 
 ENCODERS = {
@@ -73,6 +75,39 @@ class LayerEncoder:
             mx.eval(list(self._encoded[path, fmt].arrays.values()))
         return self._encoded[path, fmt]
 
+    def encode_ahead(self, weights: Weights, wanted: Mapping[str, Collection[QuantFormat]]) -> None:
+        """Encode together what shares inputs and a group size, for `encode` to find.
+
+        Args:
+            weights: Parameter path → weight as stored; others than layers' may be among them.
+            wanted: Path → formats.
+
+        Raises:
+            NonFiniteError: A weight holds NaN or infinity.
+        """
+        if self.name != "gptq":
+            return
+        sharing = defaultdict[tuple[object, ...], list[tuple[str, QuantFormat]]](list)
+        for path, formats in wanted.items():
+            weight = weights.get(f"{path}.weight")
+            if weight is None or not takes_feedback(self.moments, path):
+                continue
+            for fmt in formats:
+                if fmt.mode == "affine" and fmt != UNQUANTIZED:
+                    key = (id(self._moments(path)), fmt.group_size, weight.dtype)
+                    sharing[key].append((path, fmt))
+        for members in sharing.values():
+            # Neighbours of one width are fitted at once.
+            for batch in _of_bounded_size(
+                sorted(members, key=lambda m: (m[1].bits, m[0])), weights
+            ):
+                parts = [(weights[f"{path}.weight"], fmt) for path, fmt in batch]
+                check_finite({f"{path}.weight": weights[f"{path}.weight"] for path, _ in batch})
+                feedback = self._feedback(batch[0][0], batch[0][1].group_size)
+                encoded = encode_together(parts, feedback, num_sweeps=self.num_sweeps)
+                mx.eval([list(each.arrays.values()) for each in encoded])
+                self._encoded.update(zip(batch, encoded, strict=True))
+
     def _encode(self, path: str, weight: mx.array, fmt: QuantFormat) -> Encoded:
         check_finite({f"{path}.weight": weight})
         if fmt == UNQUANTIZED:
@@ -105,17 +140,24 @@ class LayerEncoder:
 
     def _feedback(self, path: str, group_size: int) -> Feedback:
         """The factored covariance of a layer's inputs, made once for all that share them."""
-        role = next(role for role in Role if self.moments.of(path, role))
-        moments = self.moments.of(path, role)
-        assert moments is not None
+        moments = self._moments(path)
         key = (id(moments), group_size)
         if key not in self._factored:
-            feedback = Feedback.of(self.moments.covariance(path, role), group_size)
+            feedback = Feedback.of(self.moments.covariance(path, self._role(path)), group_size)
             kept = sum(each.nbytes for _, each in self._factored.values())
             while self._factored and kept + feedback.nbytes > _FACTORS_BYTES:
                 kept -= self._factored.pop(next(iter(self._factored)))[1].nbytes
             self._factored[key] = moments, feedback  # `moments` keeps the id taken
         return self._factored[key][1]
+
+    def _role(self, path: str) -> Role:
+        """The one role of a layer that `takes_feedback`."""
+        return next(role for role in Role if self.moments.of(path, role))
+
+    def _moments(self, path: str) -> Moments:
+        moments = self.moments.of(path, self._role(path))
+        assert moments is not None
+        return moments
 
     def _importance(self, path: str, weight: mx.array) -> Importance:
         if path in self.importance:
@@ -124,6 +166,32 @@ class LayerEncoder:
             if moments := self.moments.of(path, role):
                 return Importance((Term(mx.ones(weight.shape[:-1]), moments.smoothed().inputs),))
         return Importance(())
+
+
+def formats_by_path(
+    plans: Iterable[Mapping[str, QuantFormat]],
+) -> dict[str, set[QuantFormat]]:
+    """Path → all formats that `plans` (path → format) have for it."""
+    found = defaultdict[str, set[QuantFormat]](set)
+    for plan in plans:
+        for path, fmt in plan.items():
+            found[path].add(fmt)
+    return dict(found)
+
+
+def _of_bounded_size(
+    members: Sequence[tuple[str, QuantFormat]], weights: Weights
+) -> Iterator[list[tuple[str, QuantFormat]]]:
+    """Neighbours that together have at most `_TOGETHER_WEIGHTS`; a larger one is by itself."""
+    batch, held = list[tuple[str, QuantFormat]](), 0
+    for path, fmt in members:
+        size = weights[f"{path}.weight"].size
+        if batch and held + size > _TOGETHER_WEIGHTS:
+            yield batch
+            batch, held = [], 0
+        batch.append((path, fmt))
+        held += size
+    yield batch
 
 
 def stored_by(

@@ -9,8 +9,9 @@ judged as they will be stored (rounded scale, rounded bias).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import mlx.core as mx
 import numpy as np
@@ -30,7 +31,7 @@ _CLIPPED = {
 }
 # Rows are encoded in chunks of about this many weights: few enough to stay in a CPU's cache,
 # enough to keep a GPU busy.
-_CHUNK_WEIGHTS = {mx.cpu: 1 << 18, mx.gpu: 1 << 23}
+_CHUNK_WEIGHTS = {mx.cpu: 1 << 17, mx.gpu: 1 << 23}
 _TINY = 1e-12
 
 
@@ -156,52 +157,76 @@ def fit_groups(
     # All-zero importance must not make every choice look equally good.
     matter = matter / (matter.mean(-1, keepdims=True) + 1e-37) + 1e-6
     total = matter.sum(-1)
-    weighted = matter * weight
-    first = weighted.sum(-1)
+    middle = (matter * weight).sum(-1) / total
+    # Of centred weights the losses below are small differences of small numbers.
+    centred = weight - middle[..., None]
+    weighted = matter * centred
+    first, second = weighted.sum(-1), (weighted * centred).sum(-1)
 
     def stored(values: mx.array) -> mx.array:
         return values.astype(dtype).astype(mx.float32)
 
-    def error(scales: mx.array, biases: mx.array) -> mx.array:
+    def with_error(scales: mx.array, biases: mx.array) -> _Choices:
+        """The pairs with their loss as they will be used, nearest codes and all."""
         codes = quantize_to(weight, scales[..., None], biases[..., None], bits)
-        return (matter * mx.square(codes * scales[..., None] + biases[..., None] - weight)).sum(-1)
+        error = codes * scales[..., None] + biases[..., None] - weight
+        return _Choices(scales, biases, (matter * mx.square(error)).sum(-1))
 
-    def solved(scales: mx.array, biases: mx.array) -> tuple[mx.array, mx.array]:
-        """Least squares for fixed codes, rounded as stored; the old pair where singular."""
+    def solved(scales: mx.array, biases: mx.array) -> _Choices:
+        """Least squares for fixed codes, rounded as stored; the old pair where singular.
+
+        The loss is that of the same codes: what the nearest ones would still gain is little.
+        """
         codes = quantize_to(weight, scales[..., None], biases[..., None], bits)
-        ones = (matter * codes).sum(-1)
-        determinant = total * (matter * mx.square(codes)).sum(-1) - ones * ones
-        numerator = total * (weighted * codes).sum(-1) - ones * first
+        by_matter = matter * codes
+        ones, squares = by_matter.sum(-1), (by_matter * codes).sum(-1)
+        across = (weighted * codes).sum(-1)
+        determinant = total * squares - ones * ones
         singular = determinant <= 1e-9 * total * total
-        slope = stored(numerator / mx.where(singular, 1.0, determinant))
+        slope = (total * across - ones * first) / mx.where(singular, 1.0, determinant)
+        slope = stored(slope)
         singular = singular | (mx.abs(slope) < 1e-30)
         slope = mx.where(singular, scales, slope)
-        return slope, mx.where(singular, biases, stored((first - slope * ones) / total))
-
-    def better(
-        best: tuple[mx.array, mx.array, mx.array], scales: mx.array, biases: mx.array
-    ) -> tuple[mx.array, mx.array, mx.array]:
-        cost = error(scales, biases)
-        won = cost < best[2]
-        return (
-            mx.where(won, scales, best[0]),
-            mx.where(won, biases, best[1]),
-            mx.where(won, cost, best[2]),
+        bias = mx.where(singular, biases, stored(middle + (first - slope * ones) / total))
+        off = bias - middle
+        loss = slope * (slope * squares + 2 * (off * ones - across)) + off * (
+            off * total - 2 * first
         )
+        return _Choices(slope, bias, loss + second)
 
     scales, biases = _min_max(low, high, top, floor)
     scales, biases = stored(scales), stored(biases)
     scales = mx.where(mx.abs(scales) < 1e-30, 1e-30, scales)
-    best = (scales, biases, error(scales, biases))
+    # All upper ends at once: of a few groups the operations cost more than the numbers.
+    above = mx.array(_CLIPPED[bits]).reshape(-1, *(1 for _ in middle.shape))
+    found = []
     for below in _CLIPPED[bits]:
-        for above in _CLIPPED[bits]:
-            middle = first / total
-            bottom = middle + below * (low - middle)
-            span = mx.maximum((middle + above * (high - middle) - bottom) / top, floor)
-            best = better(best, *solved(span, bottom))
+        bottom = middle + below * (low - middle)
+        spans = mx.maximum((middle + above * (high - middle) - bottom) / top, floor)
+        found.append(solved(spans, mx.broadcast_to(bottom, spans.shape)))
+    chosen = _least(found)
+    best = _least(
+        [with_error(scales[None], biases[None]), with_error(chosen.scales, chosen.biases)]
+    )
     for _ in range(2):
-        best = better(best, *solved(best[0], best[1]))
-    return best[0], best[1]
+        again = solved(best.scales, best.biases)
+        best = _least([best, with_error(again.scales, again.biases)])
+    return best.scales[0], best.biases[0]
+
+
+class _Choices(NamedTuple):
+    """Scales and biases to choose from and what each would cost, (choices, ...)."""
+
+    scales: mx.array
+    biases: mx.array
+    losses: mx.array
+
+
+def _least(found: Sequence[_Choices]) -> _Choices:
+    """The choice of least loss, the first of equals, (1, ...)."""
+    joined = [mx.concatenate(list(each)) for each in zip(*found, strict=True)]
+    choice = mx.argmin(joined[-1], axis=0, keepdims=True)
+    return _Choices(*(mx.take_along_axis(each, choice, axis=0) for each in joined))
 
 
 def _encode_rows(

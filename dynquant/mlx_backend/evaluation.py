@@ -16,6 +16,7 @@ import numpy as np
 
 from dynquant.core.quality import Quality, summarize
 from dynquant.errors import NonFiniteError
+from dynquant.mlx_backend.loading import scalar
 from dynquant.mlx_backend.streaming import BlockModel, BlockWeights, Forward
 
 __all__ = ["compare", "kl_divergences"]
@@ -123,6 +124,7 @@ class _Reference:
         targets: The tokens that came next, (rows, 1).
         nll: Negative log-likelihood of the targets, (rows,), float32.
         top: The likeliest tokens, (rows,).
+        is_masked: Whether some logits are -inf; choosing takes as long as all the rest.
     """
 
     logits: mx.array
@@ -130,6 +132,7 @@ class _Reference:
     targets: mx.array
     nll: mx.array
     top: mx.array
+    is_masked: bool
 
     @classmethod
     def chunks(cls, logits: mx.array, batch: mx.array) -> list[_Reference]:
@@ -144,7 +147,8 @@ class _Reference:
             exponentials = mx.exp(a - highest)
             total = exponentials.sum(-1, keepdims=True)
             nll = mx.log(total) + highest - mx.take_along_axis(a, following, axis=-1)
-            part = cls(a, exponentials / total, following, nll.squeeze(-1), mx.argmax(a, axis=-1))
+            top, is_masked = mx.argmax(a, axis=-1), scalar(a.min()) == -math.inf
+            part = cls(a, exponentials / total, following, nll.squeeze(-1), top, is_masked)
             mx.eval(part.logits, part.probabilities, part.nll, part.top)
             found.append(part)
         return found
@@ -170,7 +174,9 @@ class _Reference:
             logits: Of the model, (rows, vocab).
         """
         a, b, p = self.logits, logits.astype(mx.float32), self.probabilities
-        difference = mx.where(a == -math.inf, 0.0, a - b)
+        difference = a - b
+        if self.is_masked:
+            difference = mx.where(a == -math.inf, 0.0, difference)
         centre = (p * difference).sum(-1, keepdims=True)
         gap = mx.log1p((p * mx.expm1(centre - difference)).sum(-1, keepdims=True))
         nll = self.nll + (

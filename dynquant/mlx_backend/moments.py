@@ -163,8 +163,12 @@ class MomentsObserver:
                 counts = mx.zeros(num_rows).at[ids].add(mx.ones(ids.shape))
                 new = Moments(counts, mx.array(float(ids.size)))
             else:
-                inputs = squares(seen.x, seen.role, seen.experts, lead)
                 covariance = _covariance(seen, lead) if products else None
+                inputs = (
+                    squares(seen.x, seen.role, seen.experts, lead)
+                    if covariance is None
+                    else mx.diagonal(covariance, axis1=-2, axis2=-1)
+                )
                 new = Moments(inputs, _num_vectors(seen, lead), covariance)
             self._fresh[key] = seen, new  # `seen` keeps the ids taken
         return self._fresh[key][1]

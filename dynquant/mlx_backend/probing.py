@@ -23,8 +23,9 @@ import numpy as np
 
 from dynquant.core.formats import QuantFormat
 from dynquant.core.plan import LayerProfile
-from dynquant.mlx_backend.encoders import LayerEncoder, stored_by
+from dynquant.mlx_backend.encoders import LayerEncoder, formats_by_path, stored_by
 from dynquant.mlx_backend.evaluation import kl_divergences
+from dynquant.mlx_backend.loading import Weights
 from dynquant.mlx_backend.observing import observed
 from dynquant.mlx_backend.sensitivity import Measurement
 from dynquant.mlx_backend.streaming import BlockWeights, Forward
@@ -114,11 +115,16 @@ def kl_of_formats(
     for name, formats in plans.items():
         amend = stored_by(encoder, formats, measurement.dtypes)
         quantized[name] = Forward(blocks, BlockWeights(blocks, load, amend), windows)
+    wanted = formats_by_path(plans.values())
     learning = Forward(blocks, BlockWeights(blocks, load), measurement.batches)
+
+    def learned(_block: str, held: Weights) -> None:
+        encoder.encode_ahead(learning.weights.as_stored(held), wanted)
+
     original = Forward(blocks, BlockWeights(blocks, load), windows)
     while (block := learning.next_block) is not None:
         with observed(inside, encoder.moments):
-            learning.step(encoder.moments.pending)
+            learning.step(encoder.moments.pending, learned)
         for forward in (original, *quantized.values()):
             forward.step()
         encoder.leave(measurement.paths_in(block))

@@ -119,11 +119,11 @@ class Pairs:
             for path in primals:
                 set_parameter(model, f"{path}.weight", self._held[path])
 
-    def take(self, gradients: dict[str, mx.array]) -> None:
+    def take(self, gradients: dict[str, mx.array]) -> list[mx.array]:
         """Add up over calls and batches."""
         for path, gradient in gradients.items():
             self._gradients[path] = self._gradients.get(path, 0.0) + gradient
-        mx.eval(self._gradients)
+        return [self._gradients[path] for path in gradients]
 
     def begin_step(self) -> None:
         """Gradients from here on belong to one step of Adam."""

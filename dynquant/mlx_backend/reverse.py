@@ -12,8 +12,8 @@ square is not the sum of its parts' squares.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
 from typing import Any, Protocol
 
@@ -21,7 +21,7 @@ import mlx.core as mx
 
 from dynquant.mlx_backend.calls import Call, Tape
 from dynquant.mlx_backend.loading import Weights
-from dynquant.mlx_backend.streaming import BlockModel, BlockWeights, Forward
+from dynquant.mlx_backend.streaming import BlockModel, BlockWeights, Forward, in_lanes
 
 __all__ = ["Gauge", "NoGradientError", "backward"]
 
@@ -41,8 +41,12 @@ class Gauge(Protocol):
         """Make the layers depend on traced `primals` for the duration of the context."""
         ...
 
-    def take(self, gradients: dict[str, mx.array]) -> None:
-        """Gets the evaluated gradients of one VJP; they add up over calls and batches."""
+    def take(self, gradients: dict[str, mx.array]) -> list[mx.array]:
+        """Gets the gradients of one VJP; they add up over calls and batches.
+
+        Returns:
+            What is to be evaluated with them.
+        """
         ...
 
 
@@ -83,20 +87,24 @@ def backward(
     try:
         with weights.holding_outer():
             for index, batch in reversals.items():
-                batch.start(partial(loss, index), gauge)
+                _evaluate(batch.start(partial(loss, index), gauge))
         for position in reversed(range(len(tape))):
             path = tape[position].path
             with weights.holding(path) as held:
-                for batch in batches:
-                    batch.through_block(position, gauge)
+                for together in in_lanes(batches):
+                    made = list[mx.array]()
+                    for batch, lane in together:
+                        with mx.stream(lane):
+                            made += batch.through_block(position, gauge)
+                    _evaluate(made)
                 if all(call.path != path for call in tape[:position]):
                     on_block(path, held)
             with weights.holding_outer():
                 for batch in batches:
-                    batch.between_blocks(position, gauge)
+                    _evaluate(batch.between_blocks(position, gauge))
         with weights.holding_outer():
             for batch in batches:
-                batch.finish(gauge)
+                _evaluate(batch.finish(gauge))
             on_block(None, weights.outer)
     finally:
         blocks.model.eval()
@@ -107,7 +115,10 @@ class _Reached(Exception):  # noqa: N818  control flow, not an error
 
 
 class _Reversal:
-    """The way back of one batch: cotangents by the identity of the arrays they belong to."""
+    """The way back of one batch: cotangents by the identity of the arrays they belong to.
+
+    Each step returns what is to be evaluated before the next.
+    """
 
     def __init__(self, blocks: BlockModel, tape: Tape, batch: mx.array) -> None:
         self.tape = tape
@@ -123,17 +134,17 @@ class _Reversal:
             self._derived.append([i for i, key in enumerate(inputs) if key not in known])
             known.update(inputs, map(id, call.outputs()))
 
-    def start(self, loss: Callable[[mx.array], mx.array], gauge: Gauge) -> None:
+    def start(self, loss: Callable[[mx.array], mx.array], gauge: Gauge) -> list[mx.array]:
         """From the loss to the blocks' outputs."""
         results = self._results(len(self.tape))
 
         def run(arrays: Sequence[mx.array]) -> list[mx.array]:
             return [loss(self._replay(arrays, lambda _position, _call: None))]
 
-        gradients = _vjp(run, results, gauge.primals(None), [mx.array(1.0)], gauge)
-        self._add(zip(results, gradients, strict=True))
+        gradients, taken = _vjp(run, results, gauge.primals(None), [mx.array(1.0)], gauge)
+        return taken + self._add(zip(results, gradients, strict=True))
 
-    def through_block(self, position: int, gauge: Gauge) -> None:
+    def through_block(self, position: int, gauge: Gauge) -> list[mx.array]:
         """From the outputs of the call at `position` to its inputs."""
         call = self.tape[position]
         inputs = call.inputs()
@@ -144,10 +155,10 @@ class _Reversal:
             traced.run(self._blocks.call_block)
             return traced.outputs()
 
-        gradients = _vjp(run, inputs, gauge.primals(call.path), cotangents, gauge)
-        self._add(zip(inputs, gradients, strict=True))
+        gradients, taken = _vjp(run, inputs, gauge.primals(call.path), cotangents, gauge)
+        return taken + self._add(zip(inputs, gradients, strict=True))
 
-    def between_blocks(self, position: int, gauge: Gauge) -> None:
+    def between_blocks(self, position: int, gauge: Gauge) -> list[mx.array]:
         """From inputs of the call at `position` that no block made, to what they came from."""
         inputs = self.tape[position].inputs()
         derived = [i for i in self._derived[position] if id(inputs[i]) in self._cotangents]
@@ -155,7 +166,7 @@ class _Reversal:
         self._arrived[position] = [self._pop(inputs[i]) for i in derived]
         results = self._results(position)
         if not derived or not results:
-            return
+            return []
 
         def run(arrays: Sequence[mx.array]) -> list[mx.array]:
             found: list[mx.array] = []
@@ -169,13 +180,13 @@ class _Reversal:
                 self._replay(arrays, note)
             return found
 
-        gradients = _vjp(run, results, {}, self._arrived[position], gauge)
-        self._add(zip(results, gradients, strict=True))
+        gradients, taken = _vjp(run, results, {}, self._arrived[position], gauge)
+        return taken + self._add(zip(results, gradients, strict=True))
 
-    def finish(self, gauge: Gauge) -> None:
+    def finish(self, gauge: Gauge) -> list[mx.array]:
         """To the layers outside all blocks; all that comes from the blocks meets in them."""
         if not (primals := gauge.primals(None)):
-            return
+            return []
         results = self._results(len(self.tape))
 
         cotangents = [c for at in range(len(self.tape)) for c in self._arrived[at]]
@@ -192,8 +203,7 @@ class _Reversal:
                 self._replay([copy.copy(array) for array in results], note)
             return found
 
-        if cotangents:
-            _vjp(run, [], primals, cotangents, gauge)
+        return _vjp(run, [], primals, cotangents, gauge)[1] if cotangents else []
 
     def _results(self, stop: int) -> list[mx.array]:
         return [array for call in self.tape[:stop] for array in call.outputs()]
@@ -219,11 +229,11 @@ class _Reversal:
             logits: mx.array = self._blocks.model(self._batch)
         return logits
 
-    def _add(self, pairs: Iterable[tuple[mx.array, mx.array]]) -> None:
+    def _add(self, pairs: Iterable[tuple[mx.array, mx.array]]) -> list[mx.array]:
         for array, cotangent in pairs:
             present = self._cotangents.get(id(array))
             self._cotangents[id(array)] = cotangent if present is None else present + cotangent
-        mx.eval(list(self._cotangents.values()))
+        return list(self._cotangents.values())
 
     def _pop(self, array: mx.array) -> mx.array:
         cotangent = self._cotangents.pop(id(array), None)
@@ -236,8 +246,12 @@ def _vjp(
     primals: dict[str, mx.array],
     cotangents: list[mx.array],
     gauge: Gauge,
-) -> list[mx.array]:
-    """Gradients of `run` with respect to `inputs`; those of `primals` go to the gauge."""
+) -> tuple[list[mx.array], list[mx.array]]:
+    """Gradients of `run` with respect to `inputs`; those of `primals` go to the gauge.
+
+    Returns:
+        The gradients, and what the gauge made of its own.
+    """
     names = list(primals)
 
     def traced(*arrays: mx.array) -> list[mx.array]:
@@ -246,11 +260,22 @@ def _vjp(
 
     everything = [*inputs, *primals.values()]
     if not everything:
-        return []
-    try:
+        return [], []
+    with _no_gradient():
         _, gradients = mx.vjp(traced, everything, cotangents)
-        mx.eval(gradients)
+    taken = gauge.take(dict(zip(names, gradients[len(inputs) :], strict=True)))
+    return list(gradients[: len(inputs)]), taken
+
+
+def _evaluate(arrays: list[mx.array]) -> None:
+    with _no_gradient():
+        mx.eval(arrays)
+
+
+@contextmanager
+def _no_gradient() -> Iterator[None]:
+    """Some operations tell when they are traced that they have no VJP, some when they run."""
+    try:
+        yield
     except (ValueError, RuntimeError) as error:
         raise NoGradientError(str(error)) from error
-    gauge.take(dict(zip(names, gradients[len(inputs) :], strict=True)))
-    return list(gradients[: len(inputs)])

@@ -32,7 +32,7 @@ from dynquant.mlx_backend.observing import Observation, Role, observed, squares
 from dynquant.mlx_backend.reverse import backward
 from dynquant.mlx_backend.streaming import BlockModel, BlockWeights, Forward
 
-__all__ = ["Measurement", "measure_importance"]
+__all__ = ["Measurement", "draw_labels", "measure_importance"]
 
 _UNSEEN_TOKENS = 0.5  # Jeffreys prior: a token that the text lacks still turns up in use
 _GRADIENT_TOKENS = 4096  # that the reverse pass takes at least, where the text has as many
@@ -73,11 +73,11 @@ class FisherGauge:
         with observed({path: self.layers[path] for path in paths}, observer):
             yield
 
-    def take(self, gradients: dict[str, mx.array]) -> None:
+    def take(self, gradients: dict[str, mx.array]) -> list[mx.array]:
         """Add up over calls and batches."""
         for key, gradient in gradients.items():
             self.sums[key] = self.sums[key] + gradient if key in self.sums else gradient
-        mx.eval(list(self.sums.values()))
+        return [self.sums[key] for key in gradients]
 
     def means(self, path: str, role: Role) -> tuple[mx.array, mx.array] | None:
         """Mean of g² per vector, (*lead, out), and how many vectors there were, (*lead, 1)."""
@@ -219,12 +219,28 @@ def _evenly_spaced(batches: Sequence[mx.array], num_tokens: int) -> list[int]:
     return [(2 * i + 1) * len(batches) // (2 * count) for i in range(count)]
 
 
+def draw_labels(probabilities: mx.array, seed: int) -> mx.array:
+    """One index per distribution (..., n), (...), by where a uniform number falls in its sums.
+
+    `mx.random.categorical` takes two logarithms and a random number for every index instead.
+    """
+    running = mx.cumsum(probabilities, axis=-1)
+    drawn = mx.random.uniform(shape=(*running.shape[:-1], 1), key=mx.random.key(seed))
+    labels = mx.sum(running <= drawn * running[..., -1:], axis=-1)
+    return mx.minimum(labels, running.shape[-1] - 1)
+
+
 def _sampled_log_likelihood(logits: mx.array, seed: int) -> mx.array:
-    """Summed log-likelihood of labels drawn from the model itself, one per position."""
+    """Summed log-likelihood of labels drawn from the model itself, but for a constant.
+
+    Its gradient, one at the label less the probabilities, is written out: one softmax serves for
+    that and for the draw.
+    """
     logits = logits.astype(mx.float32)
-    labels = mx.random.categorical(mx.stop_gradient(logits), key=mx.random.key(seed))
-    chosen = mx.take_along_axis(logits, labels[..., None], axis=-1).squeeze(-1)
-    return (chosen - mx.logsumexp(logits, axis=-1)).sum()
+    probabilities = mx.softmax(mx.stop_gradient(logits), axis=-1)
+    labels = draw_labels(probabilities, seed)
+    chosen = mx.take_along_axis(logits, labels[..., None], axis=-1)
+    return chosen.sum() - (logits * probabilities).sum()
 
 
 def _check_inputs(watcher: MomentsObserver, path: str, role: Role) -> None:

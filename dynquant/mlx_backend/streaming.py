@@ -16,12 +16,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from functools import cache
+from typing import Any, TypeVar
 
 import greenlet
 import mlx.core as mx
 import mlx.nn as nn
 
+from dynquant.mlx_backend import blas_shared_by
 from dynquant.mlx_backend.calls import Call, Kept, Tape
 from dynquant.mlx_backend.loading import (
     Weights,
@@ -30,7 +32,28 @@ from dynquant.mlx_backend.loading import (
     set_parameter,
 )
 
-__all__ = ["BlockModel", "BlockWeights", "Forward"]
+__all__ = ["BlockModel", "BlockWeights", "Forward", "in_lanes"]
+
+T = TypeVar("T")
+Lane = mx.DeviceType | mx.ThreadLocalStream
+
+
+def in_lanes(items: Sequence[T]) -> Iterator[list[tuple[T, Lane]]]:
+    """Items that may be computed at once, each with the stream to do it in.
+
+    On a CPU MLX runs the operations of a stream in one thread, so two batches go side by side
+    there; a GPU is kept busy by one.
+    """
+    lanes = _cpu_lanes() if mx.default_device() == mx.cpu else (mx.gpu,)
+    for start in range(0, len(items), len(lanes)):
+        together = items[start : start + len(lanes)]
+        with blas_shared_by(len(together)):
+            yield list(zip(together, lanes, strict=False))
+
+
+@cache
+def _cpu_lanes() -> tuple[Lane, ...]:
+    return mx.cpu, mx.new_thread_local_stream(mx.cpu)
 
 
 class BlockModel:
@@ -254,16 +277,12 @@ class Forward:
         if path is None:
             raise RuntimeError("all batches are through")
         with self.weights.holding(path) as held:
-            for index, call in enumerate(self._waiting):
-                assert call is not None
-                keep = self._kept[index] if index in self.tapes else Kept()
-                kept = call.copied(keep)
-                self._results[index] = call.run(self.blocks.call_block, keep)
-                kept.result, kept.left = call.result, call.left
-                mx.eval(kept.outputs(), observe())
-                self._waiting[index] = kept
-                if index in self.tapes:
-                    self.tapes[index].append(kept)
+            for together in in_lanes(range(len(self.batches))):
+                made = list[mx.array]()
+                for index, lane in together:
+                    with mx.stream(lane):
+                        made += [*self._through_block(index), *observe()]
+                mx.eval(made)
             self._calls_left[path] -= 1
             if not self._calls_left[path]:
                 while_held(path, held)
@@ -290,6 +309,19 @@ class Forward:
         while self.next_block is not None:
             self.step()
         yield from self.logits()
+
+    def _through_block(self, index: int) -> list[mx.array]:
+        """Take one batch through the block that it waits for; what it gave, not yet evaluated."""
+        call = self._waiting[index]
+        assert call is not None
+        keep = self._kept[index] if index in self.tapes else Kept()
+        kept = call.copied(keep)
+        self._results[index] = call.run(self.blocks.call_block, keep)
+        kept.result, kept.left = call.result, call.left
+        self._waiting[index] = kept
+        if index in self.tapes:
+            self.tapes[index].append(kept)
+        return kept.outputs()
 
     @contextmanager
     def _glue(self) -> Iterator[None]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from dynquant.core.job import Job
-from dynquant.errors import DestinationError, RequestError
+from dynquant.errors import DestinationError, DynquantError, RequestError
+from dynquant.hub.hardware import Mac
 from dynquant.hub.publishing import Account
 from dynquant.web.settings import WebSettings
 from dynquant.web.shared import Shared
@@ -20,6 +22,8 @@ _KNOWN_SECS = 60.0
 
 _TOKEN = re.compile(r"[!-~]{1,4096}")
 """What a header can carry. Programs send theirs in the body of a call, where anything may stand."""
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,16 +51,26 @@ class Reception:
     Args:
         settings: Whether they sign in at all, and who operates this.
         account: Asks the Hub whose a token is.
+        macs: Asks the Hub for the Macs that who has a token shows on their profile.
         user: Who everybody is on one's own machine.
     """
 
     def __init__(
-        self, settings: WebSettings, *, account: Callable[[str], Account], user: str
+        self,
+        settings: WebSettings,
+        *,
+        account: Callable[[str], Account],
+        macs: Callable[[str], tuple[Mac, ...]],
+        user: str,
     ) -> None:
         self._settings = settings
         self._account = account
+        self._ask_for_macs = macs
         self._user = user
         self._accounts: Shared[str, Account] = Shared(fresh_secs=_KNOWN_SECS, max_keys=1_000)
+        self._macs: Shared[str, tuple[Mac, ...] | None] = Shared(
+            fresh_secs=_KNOWN_SECS, max_keys=1_000
+        )
 
     def visitor(self, token: str | None) -> Visitor | None:
         """Who has this token; None for somebody who has not signed in.
@@ -94,7 +108,28 @@ class Reception:
             )
         raise RequestError("Sign in with Hugging Face first; then ask again.")
 
+    def macs(self, token: str | None) -> tuple[Mac, ...] | None:
+        """The Macs of who has this token, the one to think of first.
+
+        None for somebody who has not signed in, and where the Hub does not say: that it does not
+        is remembered too, so that nobody waits for it again.
+        """
+        if not (self._settings.signs_in and token and _TOKEN.fullmatch(token)):
+            return None
+        return self._macs(_digest(token), lambda: self._asked_for_macs(token))
+
     def _asked(self, token: str) -> Account:
-        """Whose token it is; remembered by a hash, so that no token is kept."""
-        digest = hashlib.sha256(token.encode()).hexdigest()
-        return self._accounts(digest, lambda: self._account(token))
+        """Whose token it is."""
+        return self._accounts(_digest(token), lambda: self._account(token))
+
+    def _asked_for_macs(self, token: str) -> tuple[Mac, ...] | None:
+        try:
+            return self._ask_for_macs(token)
+        except DynquantError as error:
+            _logger.info("Nothing is known of a visitor's hardware: %s", error)
+            return None
+
+
+def _digest(token: str) -> str:
+    """By what something is remembered of who has a token, so that no token is kept."""
+    return hashlib.sha256(token.encode()).hexdigest()

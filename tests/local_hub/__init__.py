@@ -4,7 +4,7 @@ hub.py          what it knows, and how tests set it up
 server.py       HTTP in a thread           front.py        what every request goes through
 faults.py       switches that make requests fail
 app.py          all routes together        calls.py        what routes are given
-reads.py        info, trees, history       listing.py      lists of repos, filtered and sorted
+reads.py        users, info, trees         listing.py      lists of repos, filtered and sorted
 files.py        downloads, ranges          records.py      repos and files in JSON
 commits.py      preupload and commit       lfs.py          large files on their way in
 manage.py       repos, branches, tags      discussions.py  discussions and pull requests

@@ -93,3 +93,24 @@ def whoami(hub: LocalHub, request: Request) -> dict[str, Any]:
         ],
         "auth": {"type": "access_token", "accessToken": access_token},
     }
+
+
+def overview(hub: LocalHub, name: str) -> dict[str, Any]:
+    """What everybody may know of a user."""
+    if name not in hub.tokens.values():
+        raise refusal(404, "This user does not exist")
+    return {
+        "_id": name,
+        "type": "user",
+        "user": name,
+        "fullname": name.capitalize(),
+        "avatarUrl": "",
+        "isPro": False,
+        "orgs": [{"name": org, "fullname": org, "avatarUrl": ""} for org in hub.orgs.get(name, {})],
+        **shown_hardware(hub, name),
+    }
+
+
+def shown_hardware(hub: LocalHub, name: str) -> dict[str, Any]:
+    """The field with a user's hardware; none where they do not show it."""
+    return {} if name in hub.discreet else {"hardwareItems": hub.hardware.get(name, [])}

@@ -31,6 +31,8 @@ class LocalHub:
         permissions: What a fine-grained token says that it may do where its user may write.
         expired_tokens: Tokens that are refused.
         orgs: User → organization → "read" or "write".
+        hardware: User → what they have, as the Hub tells it.
+        discreet: Users who do not show their hardware.
         renamed: Old id → new id.
         requests: Everything that was asked so far.
         faults: What goes wrong; the first that matches is taken.
@@ -61,6 +63,8 @@ class LocalHub:
         self.permissions: tuple[str, ...] = ("repo.write",)
         self.expired_tokens: set[str] = set()
         self.orgs: dict[str, dict[str, str]] = {}
+        self.hardware: dict[str, list[Any]] = {}
+        self.discreet: set[str] = set()
         self.renamed: dict[str, str] = {}
         self.requests: list[Request] = []
         self.faults: list[Fault] = []
@@ -104,12 +108,19 @@ class LocalHub:
         return repo
 
     def add_user(
-        self, name: str, *, token: str, role: str = "write", orgs: Mapping[str, str] | None = None
+        self,
+        name: str,
+        *,
+        token: str,
+        role: str = "write",
+        orgs: Mapping[str, str] | None = None,
+        hardware: Iterable[Any] = (),
     ) -> None:
         """A user with a token; `orgs` names organizations and the user's role there."""
         self.tokens[token] = name
         self.token_roles[token] = role
         self.orgs.setdefault(name, {}).update(orgs or {})
+        self.hardware.setdefault(name, []).extend(hardware)
 
     def fail(self, pattern: str, **attributes: Any) -> Fault:
         self.faults.append(Fault(pattern, **attributes))
@@ -135,6 +146,8 @@ class LocalHub:
             "token_roles": self.token_roles,
             "expired_tokens": sorted(self.expired_tokens),
             "orgs": self.orgs,
+            "hardware": self.hardware,
+            "discreet": sorted(self.discreet),
             "renamed": self.renamed,
         }
 

@@ -1,4 +1,4 @@
-"""What can be asked about one repo: info, trees, paths, refs, history."""
+"""What can be asked about users, and about one repo: info, trees, paths, refs, history."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from urllib.parse import parse_qs, urlencode
 
 from fastapi import APIRouter, Query
 
-from tests.local_hub.access import require_write, whoami
+from tests.local_hub.access import overview, require_write, whoami
 from tests.local_hub.answers import Answer, json_answer, refusal
 from tests.local_hub.calls import API, At, Call, Here, Readable
 from tests.local_hub.records import (
@@ -35,6 +35,11 @@ Expand = Annotated[list[str], Query(default_factory=list)]
 @router.api_route("/api/whoami-v2", methods=GET)
 async def get_whoami(call: Here) -> Answer:
     return json_answer(whoami(call.hub, call.request))
+
+
+@router.api_route("/api/users/{name:part}/overview", methods=GET)
+async def get_user_overview(call: Here, name: str) -> Answer:
+    return json_answer(overview(call.hub, name))
 
 
 @router.api_route(API, methods=GET)

@@ -32,6 +32,18 @@ def test_a_fine_grained_token_says_where_it_may_write(hub: LocalHub):
     assert [scope["entity"]["name"] for scope in scopes] == ["carol", "team"]
 
 
+def test_everybody_may_know_what_hardware_a_user_shows(hub: LocalHub, nobody: HfApi):
+    mac = {"sku": ["Apple Silicon", "-", "Apple M3 Max"], "mem": 64, "num": 1, "isPrimary": True}
+    hub.add_user("carol", token="hf_c", orgs={"team": "write"}, hardware=[mac])
+    shown = nobody.get_user_overview("carol")
+    assert (shown.username, [org.name for org in shown.orgs]) == ("carol", ["team"])
+    assert vars(shown)["hardwareItems"] == [mac]
+    hub.discreet.add("carol")
+    assert "hardwareItems" not in vars(nobody.get_user_overview("carol"))
+    with pytest.raises(HfHubHTTPError, match="404"):
+        nobody.get_user_overview("nobody")
+
+
 def test_a_token_without_a_role_may_write(hub: LocalHub):
     hub.tokens["hf_x"] = "xenia"
     HfApi(endpoint=hub.url, token="hf_x").create_repo("xenia/x")

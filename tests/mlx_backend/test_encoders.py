@@ -6,6 +6,7 @@ import pytest
 
 from dynquant.core.formats import UNQUANTIZED, QuantFormat
 from dynquant.errors import InvalidOptionError, NonFiniteError
+from dynquant.mlx_backend import encoders
 from dynquant.mlx_backend.encoders import ENCODERS, LayerEncoder, check_encoder
 from dynquant.mlx_backend.encoding import Encoded, decode, encode, encode_min_max
 from dynquant.mlx_backend.gptq import Feedback, encode_with_feedback
@@ -79,6 +80,38 @@ def test_a_layer_is_encoded_once_per_format_until_it_is_left():
     assert encoder.encode("a", weight, QuantFormat(4, 32)) is not first
     encoder.leave(["a"])
     assert encoder.encode("a", weight, FMT) is not first
+
+
+def shared_input(*paths: str) -> tuple[LayerEncoder, dict[str, mx.array]]:
+    """An encoder whose layers all saw the same, and their weights."""
+    x = random(50, 64, seed=1)
+    watcher = MomentsObserver(dict.fromkeys(paths, (8, 64)), covariance=True)
+    for path in paths:
+        watcher(Observation(path, Role.LINEAR, x, x))
+    weights = {f"{path}.weight": random(8, 64, seed=n) for n, path in enumerate(paths)}
+    return LayerEncoder("gptq", watcher), weights
+
+
+@pytest.mark.parametrize("limit", [1, 1 << 22], ids=["one by one", "all at once"])
+def test_what_was_encoded_ahead_is_found_and_as_good(monkeypatch, limit):
+    monkeypatch.setattr(encoders, "_TOGETHER_WEIGHTS", limit)
+    formats = [QuantFormat(2, 32), QuantFormat(4, 32), QuantFormat(4, 64), UNQUANTIZED]
+    ahead, weights = shared_input("a", "b")
+    ahead.encode_ahead(weights, dict.fromkeys(("a", "b", "elsewhere"), formats))
+    assert len(ahead._encoded) == 2 * 3
+    later, _ = shared_input("a", "b")
+    for path in "ab":
+        for fmt in formats:
+            weight = weights[f"{path}.weight"]
+            found, expected = (decode(e.encode(path, weight, fmt)) for e in (ahead, later))
+            assert np.isclose(found, expected, atol=1e-4).mean() > 0.98
+
+
+def test_ahead_too_a_damaged_weight_is_refused_by_name():
+    ahead, weights = shared_input("a", "b")
+    weights["b.weight"] = weights["b.weight"] * mx.nan
+    with pytest.raises(NonFiniteError, match="layer 'b'"):
+        ahead.encode_ahead(weights, {"a": [FMT], "b": [FMT]})
 
 
 def test_least_squares_take_the_second_moments_of_the_inputs():

@@ -6,7 +6,14 @@ import pytest
 
 from dynquant.core.formats import QuantFormat
 from dynquant.mlx_backend.encoding import Encoded, decode, encode
-from dynquant.mlx_backend.gptq import Feedback, conditional_variances, encode_with_feedback
+from dynquant.mlx_backend.gptq import (
+    Feedback,
+    _in_turn_by_mlx,
+    _in_turn_by_numpy,
+    conditional_variances,
+    encode_together,
+    encode_with_feedback,
+)
 from dynquant.mlx_backend.loading import scalar
 
 WIDTH = 128
@@ -146,6 +153,44 @@ def test_experts_are_encoded_each_with_its_own_covariance():
         other = fed_back(weight[e], covariance_of(inputs[(e + 1) % 3]), fmt)
         assert mine < 1.5 * output_error(alone, weight[e], inputs[e])
         assert mine < output_error(other, weight[e], inputs[e])
+
+
+@pytest.mark.parametrize("lead", [(), (3,)], ids=["layer", "experts"])
+def test_weights_encoded_together_are_as_good_as_alone(lead):
+    """Their rows do not touch, but products of other shapes round differently."""
+    inputs = [correlated_inputs(seed=seed) for seed in range(3 if lead else 1)]
+    covariance = mx.stack([covariance_of(x) for x in inputs]).reshape(*lead, WIDTH, WIDTH)
+    parts = [
+        (random_weight(*lead, rows, WIDTH, dtype=mx.bfloat16, seed=rows), QuantFormat(bits, 32))
+        for rows, bits in ((16, 2), (8, 2), (24, 4), (16, 3))
+    ]
+    feedback = Feedback.of(covariance, 32)
+    together = encode_together(parts, feedback, num_sweeps=1)
+    for (weight, fmt), found in zip(parts, together, strict=True):
+        alone = encode_with_feedback(weight, feedback, fmt, num_sweeps=1)
+        assert found.fmt == fmt
+        assert {k: a.shape for k, a in found.arrays.items()} == {
+            k: a.shape for k, a in alone.arrays.items()
+        }
+        mine, other = decode(found), decode(alone)
+        assert np.isclose(np.asarray(mine), np.asarray(other), atol=1e-6).mean() > 0.98
+        losses = [scalar(mx.sum((d @ covariance) * d)) for d in (mine - weight, other - weight)]
+        assert losses[0] == pytest.approx(losses[1], rel=0.01)
+
+
+@pytest.mark.parametrize("moved_from", ["targets", "codes"])
+@pytest.mark.parametrize("lead", [(), (2,)], ids=["layer", "experts"])
+def test_the_cpu_and_the_other_devices_round_in_the_same_turn(lead, moved_from):
+    rng, size, rows = np.random.default_rng(0), 40, 24
+    targets = mx.array(rng.uniform(-1, 8, (*lead, size, rows)).astype(np.float32))
+    coupling = mx.array(rng.normal(0, 0.1, (*lead, size, size)).astype(np.float32))
+    top = mx.array(rng.choice([3.0, 7.0], rows).astype(np.float32))
+    old = mx.clip(mx.round(targets + 0.7), 0, top) if moved_from == "codes" else None
+    codes, moves = _in_turn_by_numpy(targets, coupling, top, old)
+    same_codes, same_moves = _in_turn_by_mlx(targets, coupling, top, old)
+    assert mx.array_equal(codes, same_codes).item()
+    np.testing.assert_allclose(moves, same_moves, atol=1e-4)
+    assert mx.all((codes >= 0) & (codes <= top)).item()
 
 
 def test_encoding_twice_gives_the_same_bits():

@@ -14,7 +14,7 @@ from dynquant.errors import NonFiniteError
 from dynquant.mlx_backend.gptq import conditional_variances
 from dynquant.mlx_backend.importance import Importance
 from dynquant.mlx_backend.loading import Weights, quantizable
-from dynquant.mlx_backend.sensitivity import Measurement, measure_importance
+from dynquant.mlx_backend.sensitivity import Measurement, draw_labels, measure_importance
 from tests.mlx_backend.factories import TinyModel, make_batches, make_measurement, make_model
 
 PRIOR_TOKENS = 16.0
@@ -57,7 +57,7 @@ def naive_calls(
             node = node[int(part)] if isinstance(node, list) else node[part]
         node[name] = plus
         logits = model(batch)
-        labels = mx.random.categorical(logits, key=mx.random.key(seed + index))
+        labels = draw_labels(mx.softmax(logits, axis=-1), seed + index)
         calls = list(plus.called)
         plus.called.clear()
 
@@ -83,6 +83,25 @@ def measured(measurement: Measurement) -> dict[str, Importance]:
 def squares(arrays: list[np.ndarray]) -> np.ndarray:
     """Summed squares over everything but the last axis."""
     return sum(np.square(a.astype(np.float64)).reshape(-1, a.shape[-1]).sum(0) for a in arrays)
+
+
+def test_labels_are_drawn_as_often_as_they_are_likely():
+    probabilities = mx.softmax(mx.array(np.random.default_rng(0).normal(size=12)), axis=-1)
+    labels = draw_labels(mx.broadcast_to(probabilities, (40_000, 12)), seed=3)
+    found = np.bincount(np.asarray(labels), minlength=12)
+    expected = 40_000 * np.asarray(probabilities, np.float64)
+    assert np.square((found - expected) / np.sqrt(expected)).sum() < 31.3  # chi square, p = 0.001
+
+
+def test_what_is_impossible_is_never_drawn():
+    probabilities = mx.tile(mx.array([0.0, 0.25, 0.0, 0.75, 0.0]), (2000, 1))
+    assert set(np.asarray(draw_labels(probabilities, seed=0))) == {1, 3}
+
+
+def test_draws_depend_on_the_seed_alone():
+    probabilities = mx.ones((50, 8)) / 8
+    assert mx.array_equal(draw_labels(probabilities, 1), draw_labels(probabilities, 1)).item()
+    assert not mx.array_equal(draw_labels(probabilities, 1), draw_labels(probabilities, 2)).item()
 
 
 @pytest.fixture(scope="module")

@@ -24,6 +24,7 @@ from dynquant.core.job import JobRequest, JobState, Outcome, PublishedRepo, Step
 from dynquant.core.job_text import job_to_text
 from dynquant.core.papers import PLAN, REPORT, papers
 from dynquant.core.recipe import RECIPE_VERSION
+from dynquant.hub.hardware import Mac
 from dynquant.hub.models import HubModels
 from dynquant.hub.publishing import Account
 from dynquant.hub.search import HubSearch
@@ -163,6 +164,9 @@ def opened(
         def account(visitor_token: str) -> Account:
             return HubVisitor(visitor_token, endpoint=hub.url).account()
 
+        def macs(visitor_token: str) -> tuple[Mac, ...]:
+            return HubVisitor(visitor_token, endpoint=hub.url).macs()
+
         watch = None
         if rules is not None:
             (folder / "watch.yaml").write_text(rules)
@@ -175,7 +179,7 @@ def opened(
         service = Service(
             settings=web,
             desk=desk or BoardDesk(board),
-            reception=Reception(web, account=account, user=user),
+            reception=Reception(web, account=account, macs=macs, user=user),
             prospects=Prospects(
                 search,
                 open_hub=lambda: HubModels(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import secrets
 import time
 from html import escape
-from typing import Annotated
+from typing import Annotated, Any
 from urllib.parse import urlencode
 
 from fastapi import APIRouter, Form
@@ -16,6 +16,8 @@ from joserfc import jwt
 from joserfc.jwk import KeySet, RSAKey
 from starlette.responses import HTMLResponse, RedirectResponse
 
+from tests.local_hub import LocalHub
+from tests.local_hub.access import shown_hardware
 from tests.local_hub.answers import Answer, json_answer, refusal
 from tests.local_hub.app import app
 from tests.local_hub.calls import Here
@@ -44,6 +46,7 @@ async def get_configuration(call: Here) -> Answer:
             "issuer": url,
             "authorization_endpoint": f"{url}/oauth/authorize",
             "token_endpoint": f"{url}/oauth/token",
+            "userinfo_endpoint": f"{url}/oauth/userinfo",
             "jwks_uri": f"{url}/oauth/jwks",
             "id_token_signing_alg_values_supported": ["RS256"],
         }
@@ -81,14 +84,10 @@ async def post_token(call: Here, code: Annotated[str, Form()]) -> Answer:
     claims = {
         "iss": call.hub.url,
         "aud": CLIENT["OAUTH_CLIENT_ID"],
-        "sub": user,
         "iat": now,
         "exp": now + 600,
         "nonce": nonce,
-        "name": user.capitalize(),
-        "preferred_username": user,
-        "profile": f"{call.hub.url}/{user}",
-        "picture": "",
+        **_profile(call.hub, user),
     }
     token = next(token for token, name in call.hub.tokens.items() if name == user)
     return json_answer(
@@ -100,3 +99,22 @@ async def post_token(call: Here, code: Annotated[str, Form()]) -> Answer:
             "id_token": jwt.encode({"alg": "RS256", "kid": "one"}, claims, _KEY),
         }
     )
+
+
+@router.get("/oauth/userinfo")
+async def get_user(call: Here) -> Answer:
+    user = call.request.user
+    if user is None or call.request.token is None:
+        raise refusal(401, "Invalid credentials in Authorization header")
+    return json_answer(_profile(call.hub, user) | shown_hardware(call.hub, user))
+
+
+def _profile(hub: LocalHub, user: str) -> dict[str, Any]:
+    """What the scope `profile` gives, but for what /oauth/userinfo alone says."""
+    return {
+        "sub": user,
+        "name": user.capitalize(),
+        "preferred_username": user,
+        "profile": f"{hub.url}/{user}",
+        "picture": "",
+    }

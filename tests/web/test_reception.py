@@ -4,7 +4,13 @@ import gc
 
 import pytest
 
-from dynquant.errors import DestinationError, InvalidOptionError, RequestError
+from dynquant.errors import (
+    DestinationError,
+    HubUnavailableError,
+    InvalidOptionError,
+    RequestError,
+)
+from dynquant.hub.hardware import Mac
 from dynquant.hub.publishing import Account
 from dynquant.web.reception import Reception, Visitor
 from dynquant.web.settings import WebSettings
@@ -12,6 +18,9 @@ from tests.runner.test_live_board import make_job
 
 SPACE = {"SPACE_ID": "you/dynquant", "SPACE_HOST": "you-dynquant.hf.space, quant.example.org"}
 TOKEN = "hf_canary_of_a_visitor"
+
+
+MACS = (Mac(name="Apple M3 Max", memory_gib=64),)
 
 
 def make_reception(**settings) -> tuple[Reception, list[str]]:
@@ -23,8 +32,14 @@ def make_reception(**settings) -> tuple[Reception, list[str]]:
             raise DestinationError("The Hub does not accept it.")
         return Account(name="ann", namespaces=("ann", "team"), role="read")
 
+    def macs(token: str) -> tuple[Mac, ...]:
+        asked.append(token)
+        if token != TOKEN:
+            raise HubUnavailableError("It does not say.")
+        return MACS
+
     web = WebSettings(**{"is_space": True, "signs_in": True} | settings)
-    return Reception(web, account=account, user="owner"), asked
+    return Reception(web, account=account, macs=macs, user="owner"), asked
 
 
 def test_on_ones_own_machine_everybody_is_the_operator_and_the_hub_is_not_asked():
@@ -47,6 +62,7 @@ def test_on_a_space_the_hub_says_who_a_visitor_is():
 def test_what_cannot_be_a_token_is_not_shown_to_the_hub(token):
     reception, asked = make_reception()
     assert reception.visitor(token) is None
+    assert reception.macs(token) is None
     assert asked == []
 
 
@@ -66,9 +82,30 @@ def test_who_has_not_signed_in_is_told_to_or_that_nobody_can():
 def test_no_token_is_kept():
     reception, asked = make_reception()
     reception.require(TOKEN)
+    reception.macs(TOKEN)
     asked.clear()
     gc.collect()
     assert TOKEN not in repr(vars(reception._accounts))
+    assert TOKEN not in repr(vars(reception._macs))
+
+
+def test_the_macs_of_who_has_signed_in_are_asked_for_once():
+    reception, asked = make_reception()
+    assert [reception.macs(TOKEN) for _ in range(3)] == [MACS] * 3
+    assert asked == [TOKEN]
+
+
+def test_a_hub_that_does_not_tell_of_macs_is_no_error_and_is_not_asked_again_at_once():
+    reception, asked = make_reception()
+    assert [reception.macs("hf_other") for _ in range(3)] == [None] * 3
+    assert asked == ["hf_other"]
+
+
+def test_nobody_is_asked_for_macs_where_nobody_signs_in():
+    for settings, token in (({}, None), ({}, ""), ({"signs_in": False}, TOKEN)):
+        reception, asked = make_reception(**settings)
+        assert reception.macs(token) is None
+        assert asked == []
 
 
 def test_a_job_belongs_to_who_asked_for_it_and_to_operators():

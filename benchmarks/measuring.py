@@ -1,0 +1,190 @@
+"""Time of measuring, and of a second size, beside the sensitivity pass of `mlx_lm.dynamic_quant`.
+
+    python -m benchmarks.measuring [--models DIR,DIR] [--rounds 2] [--out DIR]
+
+Upstream's own `estimate_sensitivities` (one pair of widths) and dynquant's measuring (every
+format) take the same calibration windows in turn, each in a fresh process, in float32 on a CPU. Of
+several rounds the shortest counts. The second size is what another target adds to the pass that
+encodes, once costs are known. `measuring-MODEL.json` goes to `--out`; the exit code says whether
+the bars were met.
+"""
+
+from __future__ import annotations
+
+import dynquant.mlx_backend  # noqa: F401  OpenBLAS before MLX
+
+# isort: split
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+from mlx.utils import tree_map
+from mlx_lm.quant.dynamic_quant import estimate_sensitivities
+from mlx_lm.utils import load_model
+from rich.table import Table
+
+from benchmarks.quality import MODELS, ROOT, SHARED, machine, revision
+from dynquant.console import stdout
+from dynquant.core.allocate import allocate
+from dynquant.core.recipe import EFFORTS
+from dynquant.pipeline import Recipe
+from dynquant.runner.opening import open_model, open_texts
+
+CALIBRATION = SHARED / "text" / "calibration.txt"
+UPSTREAM, MEASURE, PROBES = "mlx_lm.dynamic_quant, sensitivities", "measure", "measure and probe"
+ALLOCATE, ENCODE, SECOND = "allocate", "encode one size", "encode a second size too"
+BARS = {MEASURE: 0.5, "second size": 0.1}
+
+
+def main() -> int:
+    """Print and keep the table; 0 when the bars are met."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", help="folders, with commas")
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
+    parser.add_argument("--child", choices=("upstream", "ours"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    models = [Path(m) for m in options.models.split(",")] if options.models else [MODELS[0]]
+    if options.child:
+        found = (upstream_secs if options.child == "upstream" else our_secs)(models[0])
+        sys.stdout.write("\n" + json.dumps(found))
+        return 0
+    met = True
+    for model in models:
+        secs: dict[str, dict[str, float]] = {}
+        for _ in range(options.rounds):
+            for who in ("upstream", "ours"):
+                for step, taken in in_child(model, who).items():
+                    best = secs.setdefault(step, taken)
+                    secs[step] = {kind: min(best[kind], taken[kind]) for kind in taken}
+        ratios = ratios_of(secs)
+        options.out.mkdir(parents=True, exist_ok=True)
+        result = {
+            "model": model.name,
+            "revision": revision(),
+            "machine": machine(),
+            "secs": secs,
+            "ratios": ratios,
+        }
+        name = f"measuring-{model.name}.json"
+        (options.out / name).write_text(json.dumps(result, indent=1) + "\n")
+        show(model.name, secs, ratios)
+        met = met and all(ratios[name]["wall"] <= bar for name, bar in BARS.items())
+    return 0 if met else 1
+
+
+def ratios_of(secs: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    """Measuring over upstream's pass, and what a second size adds over all of the first."""
+    upstream = secs[UPSTREAM]
+    first = {k: secs[PROBES][k] + secs[ALLOCATE][k] + secs[ENCODE][k] for k in upstream}
+    second = {k: secs[ALLOCATE][k] + secs[SECOND][k] - secs[ENCODE][k] for k in upstream}
+    return {
+        MEASURE: {k: secs[MEASURE][k] / upstream[k] for k in upstream},
+        PROBES: {k: secs[PROBES][k] / upstream[k] for k in upstream},
+        "second size": {k: second[k] / first[k] for k in upstream},
+    }
+
+
+def show(
+    model: str, secs: dict[str, dict[str, float]], ratios: dict[str, dict[str, float]]
+) -> None:
+    """The tables of one model."""
+    table = Table(model, "wall (s)", "CPU (s)")
+    for step, taken in secs.items():
+        table.add_row(step, f"{taken['wall']:.2f}", f"{taken['cpu']:.2f}")
+    stdout.print(table)
+    table = Table("ratio", "wall", "CPU", "bar")
+    for name, ratio in ratios.items():
+        bar = f"{BARS[name]:g}" if name in BARS else ""
+        table.add_row(name, f"{ratio['wall']:.2f}", f"{ratio['cpu']:.2f}", bar)
+    stdout.print(table)
+
+
+def in_child(model: Path, who: str) -> dict[str, dict[str, float]]:
+    """Seconds of each step, from a fresh process."""
+    command = [sys.executable, "-m", "benchmarks.measuring", "--child", who, "--models", str(model)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, cwd=ROOT)
+    found: dict[str, dict[str, float]] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+@contextmanager
+def timed(secs: dict[str, dict[str, float]], step: str) -> Iterator[None]:
+    """Note what the context takes."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    yield
+    mx.synchronize()
+    secs[step] = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
+
+
+def our_secs(model: Path) -> dict[str, dict[str, float]]:
+    """Seconds of the steps of dynquant."""
+    recipe, secs = Recipe(targets_bpw=()), dict[str, dict[str, float]]()
+
+    def ignore(_step: str, _amount: int = 1) -> None:
+        pass
+
+    with open_model(str(model)) as (_, quantizer):
+        windows = quantizer.calibration_windows(
+            open_texts().open(str(CALIBRATION)), recipe.calibration_tokens
+        )
+        for step, effort in ((MEASURE, EFFORTS["fast"]), (PROBES, EFFORTS["normal"])):
+            with timed(secs, step):
+                table = quantizer.measure(
+                    windows,
+                    menu=recipe.menu,
+                    encoder=recipe.encoder,
+                    effort=effort,
+                    seed=0,
+                    on_step=ignore,
+                )
+        with timed(secs, ALLOCATE):
+            plans = [allocate(table.inventory, target_bpw=4.0)]
+        plans.append(allocate(table.inventory, target_bpw=5.0))
+        for step, chosen in ((ENCODE, plans[:1]), (SECOND, plans)):
+            with tempfile.TemporaryDirectory() as scratch:
+                folders = {Path(scratch, str(n)): plan for n, plan in enumerate(chosen)}
+                for folder in folders:
+                    folder.mkdir()
+                with timed(secs, step):
+                    quantizer.encode(
+                        folders,
+                        windows,
+                        encoder=recipe.encoder,
+                        importance=table.importance,
+                        on_step=ignore,
+                    )
+    return secs
+
+
+def upstream_secs(model: Path) -> dict[str, dict[str, float]]:
+    """Seconds of the sensitivity pass of mlx-lm on the windows that ours calibrates on."""
+    secs: dict[str, dict[str, float]] = {}
+    with open_model(str(model)) as (_, quantizer):
+        tokens = quantizer.calibration_windows(
+            open_texts().open(str(CALIBRATION)), Recipe(targets_bpw=()).calibration_tokens
+        ).tokens
+    # Ours keeps the last of them for the probes.
+    learned = mx.array(tokens[: Recipe(targets_bpw=()).calibration_tokens // tokens.shape[1]])
+    upstream, _ = load_model(model)
+    if mx.default_device() == mx.cpu:
+        upstream.update(tree_map(lambda p: p.astype(mx.float32), upstream.parameters()))
+        mx.eval(upstream.parameters())
+    widths: dict[str, Any] = {"low_bits": 4, "high_bits": 5}
+    sizes: dict[str, Any] = {"low_group_size": 64, "high_group_size": 64}
+    with timed(secs, UPSTREAM):
+        estimate_sensitivities(upstream, learned, **widths, **sizes)
+    return secs
+
+
+if __name__ == "__main__":
+    sys.exit(main())
