@@ -59,7 +59,8 @@ chaos: $(STAMP) ## runners killed, frozen and cut off at every moment, for real 
 		tests/jobs/test_chaos.py tests/service
 
 harden: $(STAMP) ## every attack and mishap that we know of, and a table of how each ended (long)
-	@DYNQUANT_HARDEN=1 $(BIN)/python -m pytest -m harden $(PYTEST_ARGS)
+	@DYNQUANT_HARDEN=1 $(BIN)/python -m pytest -o faulthandler_timeout=3600 -m harden \
+		-n $(NUM_TEST_WORKERS) $(PYTEST_ARGS)
 
 soak: $(STAMP) ## watcher, runner and pages under load for MINUTES; fails when something grows
 	@$(BIN)/python -m tests.soak --minutes $(MINUTES)

@@ -1,10 +1,15 @@
 """`make soak`: watcher, runner and pages under load for a while; what they take has to stay flat.
 
 Everything runs as a person starts it: `app.py` with a runner beside it, which watches a local Hub.
-Tiny models appear there all the time, are queued by the watcher and by visitors, converted by real
-MLX and published, while visitors look at the pages as fast as this machine answers them. Printed is
-the slope per hour of what each process holds, by the median of the slopes between all pairs of
-samples (Theil and Sen), over what is left when a warm-up is taken off.
+Tiny models appear there faster than they can be converted, each with weights of its own, since the
+watcher takes the same weights once. They are queued by the watcher and by a visitor, converted by
+real MLX, two at a time, and published, while visitors look at the pages. What takes the time of so
+small a model is the texts, so they are short; then it is the start of its processes.
+
+Printed is the slope per hour of what each process holds, by the median of the slopes between all
+pairs of samples (Theil and Sen), over what is left when a warm-up is taken off, in which caches
+fill. What the warm-up itself took is between the columns `start` and `begin`; `late` is the slope
+of the second half of the rest, which is smaller where something only fills up.
 """
 
 from __future__ import annotations
@@ -23,14 +28,16 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx2
+import numpy as np
 import psutil
 
+from dynquant.jobs.board import DatabaseBoard
 from tests.local_hub import LocalHub
 from tests.watcher.scene import card, stamp
 from tests.web.children import ROOT
@@ -40,7 +47,12 @@ SAMPLE_SECS = 3.0
 WARM_UP = 0.4
 """Share of the time in which caches fill and nothing is counted."""
 PATIENCE_SECS = 300.0
-NUM_WAITING = 3
+LOOK_SECS, ASK_SECS, UPLOAD_SECS = 0.2, 4.0, 8.0
+"""Pauses; without any, the pages would leave no core to the conversions."""
+NUM_DOCUMENTS = 2
+"""Of each text: ten windows and some more."""
+MIN_PER_MINUTE = 1.0
+"""Models published; with less nothing was under load."""
 
 RULES = f"""look_back_hours: 24
 min_parameters: 1K
@@ -49,7 +61,7 @@ rules:
     authors: [tiny]
     bpw: [4.5]
     destination: {USER}
-    max_per_sweep: 20
+    max_per_sweep: 8
 """
 
 
@@ -65,6 +77,7 @@ BOUNDS = {
     "MB": Bound(per_hour=60.0, noise=12.0),
     "files": Bound(per_hour=20.0, noise=4.0),
     "threads": Bound(per_hour=12.0, noise=4.0),
+    "children": Bound(per_hour=12.0, noise=4.0),
     "disk MB": Bound(per_hour=120.0, noise=6.0),
 }
 
@@ -99,7 +112,8 @@ def is_flat(samples: Sequence[tuple[float, float]], bound: Bound) -> bool:
 
 def judged(watched: Sequence[Watched], *, secs: float) -> tuple[list[str], bool]:
     """A line for each thing that was watched, and whether all are flat."""
-    lines, good = [f"{'':10} {'unit':8} {'begin':>9} {'end':>9} {'per hour':>9}  bound"], True
+    titles = "".join(f"{name:>9} " for name in ("start", "begin", "end", "per hour", "late"))
+    lines, good = [f"{'':10} {'unit':8} {titles} bound"], True
     for each in watched:
         for unit, samples in each.samples.items():
             late = [sample for sample in samples if sample[0] >= WARM_UP * secs]
@@ -110,9 +124,12 @@ def judged(watched: Sequence[Watched], *, secs: float) -> tuple[list[str], bool]
                 continue
             flat = is_flat(late, bound)
             good &= flat
-            first, last = (statistics.median(x for _, x in p) for p in (late[:9], late[-9:]))
+            amounts = [
+                *(statistics.median(x for _, x in p) for p in (samples[:9], late[:9], late[-9:])),
+                *(slope_per_hour(part) for part in (late, late[len(late) // 2 :])),
+            ]
             lines.append(
-                f"{each.name:10} {unit:8} {first:9.1f} {last:9.1f} {slope_per_hour(late):9.1f}  "
+                f"{each.name:10} {unit:8} {''.join(f'{x:9.1f} ' for x in amounts)} "
                 f"{bound.per_hour:g} per hour, or {bound.noise:g} in all"
                 + ("" if flat else "  NOT FLAT")
             )
@@ -126,11 +143,12 @@ def of_process(process: psutil.Process) -> dict[str, float]:
             "MB": process.memory_info().rss / 1e6,
             "files": process.num_fds(),
             "threads": process.num_threads(),
+            "children": len(process.children()),
         }
 
 
 def of_disk(folder: Path) -> dict[str, float]:
-    """What is on disk, without the models that are being made."""
+    """What is on disk: databases, logs, caches, temporary files, models that are being made."""
     total = 0
     for root, _, names in os.walk(folder):
         for name in names:
@@ -155,10 +173,10 @@ class Load:
         threads = [
             threading.Thread(target=self._repeat, args=each)
             for each in (
-                (self._visit, 0.02),
-                (self._visit, 0.02),
-                (self._ask, 2.0),
-                (self._upload, 15.0),
+                (self._look, LOOK_SECS),
+                (self._look, LOOK_SECS),
+                (self._ask, ASK_SECS),
+                (self._upload, UPLOAD_SECS),
             )
         ]
         for thread in threads:
@@ -179,7 +197,7 @@ class Load:
                 except httpx2.HTTPError as error:
                     self.counts[f"broken: {type(error).__name__}"] += 1
 
-    def _visit(self, client: httpx2.Client, chance: random.Random) -> None:
+    def _look(self, client: httpx2.Client, chance: random.Random) -> None:
         job = chance.choice(self._jobs[-20:]) if self._jobs else ""
         path = chance.choice(
             ["/live/board", f"/live/job?job={job}", "/live/board?state=over", "/", "/board"]
@@ -194,25 +212,28 @@ class Load:
         self._count("plans", client.post("/gradio_api/run/plan", json=call))
         call = {"data": ["tiny/none", [bpw], 4096]}
         self._count("refusals", client.post("/gradio_api/run/plan", json=call))
-        if self._num_open(client) < NUM_WAITING:
+        if not self._is_one_open(client):  # people go first: the watcher's jobs would never run
             call = {"data": [model, [bpw], "", "", False, ""]}
             answer = client.post("/gradio_api/run/submit", json=call)
             self._count("orders", answer)
             if answer.status_code == 200:
                 self._jobs.append(answer.json()["data"][0]["id"])
 
-    def _num_open(self, client: httpx2.Client) -> int:
-        num_open = 0
-        for job in self._jobs[-5:]:
-            answer = client.post("/gradio_api/run/status", json={"data": [job]})
-            num_open += answer.status_code == 200 and not answer.json()["data"][0]["is_over"]
-        return num_open
+    def _is_one_open(self, client: httpx2.Client) -> bool:
+        call = {"data": self._jobs[-1:]}
+        if not self._jobs:
+            return False
+        answer = client.post("/gradio_api/run/status", json=call)
+        return answer.status_code == 200 and not answer.json()["data"][0]["is_over"]
 
     def _upload(self, _: httpx2.Client, __: random.Random) -> None:
         number = self.counts["uploads"]
         self.counts["uploads"] += 1
         now = stamp(datetime.now(UTC))
-        files = self._files | {"README.md": card() + f"Number {number}\n".encode()}
+        files = self._files | {
+            "model.safetensors": other_weights(self._files["model.safetensors"], number),
+            "README.md": card() + f"Number {number}\n".encode(),
+        }
         self._hub.add(f"tiny/model-{number}", files, created_at=now, last_modified=now)
 
     def _count(self, what: str, answer: httpx2.Response) -> None:
@@ -228,12 +249,21 @@ def tiny_model() -> dict[str, bytes]:
         return {path.name: path.read_bytes() for path in saved.iterdir()}
 
 
+def other_weights(content: bytes, number: int) -> bytes:
+    """A safetensors file of 16-bit weights, with the last bit of each as `number` has it."""
+    start = 8 + int.from_bytes(content[:8], "little")
+    weights = np.frombuffer(content, dtype=np.uint16, offset=start)
+    bits = np.random.default_rng(number).integers(0, 2, weights.size, dtype=np.uint16)
+    return content[:start] + (weights & 0xFFFE | bits).tobytes()
+
+
 @contextmanager
 def started(hub: LocalHub, folder: Path) -> Iterator[tuple[str, psutil.Process, psutil.Process]]:
     """The pages' address, their process and that of their runner."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     (folder / "watch.yaml").write_text(RULES)
+    (folder / "tmp").mkdir()
     variables = environment(
         hub,
         folder,
@@ -242,6 +272,8 @@ def started(hub: LocalHub, folder: Path) -> Iterator[tuple[str, psutil.Process, 
         DYNQUANT_WATCH_CRON="* * * * *",
         DYNQUANT_CACHE_DIR=str(folder / "cache"),
         DYNQUANT_CACHE_GB="0.003",
+        DYNQUANT_CONCURRENCY="2",
+        TMPDIR=str(folder / "tmp"),
         OPENBLAS_NUM_THREADS="1",
     )
     url = f"http://127.0.0.1:{port}"
@@ -271,7 +303,7 @@ def soak(minutes: float, out: io.TextIOBase) -> bool:
     """Load everything for `minutes`; whether it stayed flat."""
     with ExitStack() as exits:
         folder = Path(exits.enter_context(tempfile.TemporaryDirectory()))
-        hub = exits.enter_context(offline_hub())
+        hub = exits.enter_context(offline_hub(num_documents=NUM_DOCUMENTS))
         url, pages, runner = exits.enter_context(started(hub, folder))
         watched = [
             Watched("pages", lambda: of_process(pages)),
@@ -285,13 +317,23 @@ def soak(minutes: float, out: io.TextIOBase) -> bool:
                 for each in watched:
                     each.sample(at_secs)
                 time.sleep(SAMPLE_SECS)
-        published = sum(repo.startswith(f"{USER}/") for _, repo in list(hub.repos))
         lines, good = judged(watched, secs=60 * minutes)
-        bad = [what for what in load.counts if " with " in what]
+        bad = [what for what in load.counts if " with " in what or "broken" in what]
         alive = pages.is_running() and runner.is_running()
+        with closing(DatabaseBoard(f"sqlite:///{folder / 'home' / 'jobs.sqlite'}")) as board:
+            ends = Counter(job.state.value for job in board.list(limit=10_000))
+        disk = {each.name: of_disk(each)["disk MB"] for each in folder.iterdir() if each.is_dir()}
+    num_repos = sum(repo.startswith(f"{USER}/") for _, repo in list(hub.repos))
+    is_loaded = num_repos >= MIN_PER_MINUTE * minutes
+    is_well = not bad and not ends.keys() & {"failed", "refused", "cancelled"}
+    warm_up = WARM_UP * minutes
     out.write("\n".join(lines) + "\n")
-    out.write(f"{minutes:g} min: {dict(load.counts)}, {published} models published\n")
-    return good and published > 0 and alive and not bad
+    out.write(f"slopes are of minutes {warm_up:g} to {minutes:g}; what is before is the warm-up\n")
+    out.write(f"{minutes:g} min: {dict(load.counts)}\njobs: {dict(ends)}; {num_repos} published\n")
+    out.write("on disk, MB: " + ", ".join(f"{k} {v:.1f}" for k, v in sorted(disk.items())) + "\n")
+    if not is_loaded:
+        out.write(f"That was no load: {MIN_PER_MINUTE:g} model a minute has to be published.\n")
+    return good and is_loaded and is_well and alive
 
 
 if __name__ == "__main__":

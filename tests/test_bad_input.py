@@ -36,7 +36,7 @@ from tests.command_line import (
 )
 from tests.local_hub import LocalHub
 
-pytestmark = needs_shared
+pytestmark = [needs_shared, pytest.mark.harden("newcomers")]
 
 WEIGHTS = "model-00001-of-00001.safetensors"
 INDEX = "model.safetensors.index.json"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 from typing import Any
@@ -69,9 +70,13 @@ SECURITY = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", sorted(set(re.findall(r"`(tests/[\w/.]+::\w+)`", SECURITY))))
-def test_every_test_that_the_threat_model_names_exists(name):
+def test_every_test_that_the_threat_model_names_is_run_by_make_harden(name):
     path, _, function = name.partition("::")
-    assert f"\ndef {function}(" in (ROOT / path).read_text(encoding="utf-8")
+    tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
+    defined = [each for each in tree.body if getattr(each, "name", "") == function]
+    marks = [ast.unparse(mark) for each in defined for mark in vars(each)["decorator_list"]]
+    marks += [line for each in tree.body if "pytestmark" in (line := ast.unparse(each))]
+    assert any("pytest.mark.harden(" in mark for mark in marks), marks
 
 
 def test_the_threat_model_names_a_test_for_every_defence():

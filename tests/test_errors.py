@@ -88,6 +88,7 @@ def test_a_reason_that_is_given_wins_over_that_of_the_class():
     assert error.reason == "gguf"
 
 
+@pytest.mark.harden("hostile models")
 def test_what_a_stranger_named_cannot_take_over_a_terminal_or_break_a_database():
     error = RequestError("There is no '\x1b[2J\u202e\n\0\ud800é' here. Pass another.")
     sentence = str(error)

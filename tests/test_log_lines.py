@@ -247,6 +247,7 @@ def canaries() -> st.SearchStrategy[str]:
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(canary=canaries())
+@pytest.mark.harden("secrets")
 def test_no_known_secret_survives_wherever_it_stands(tmp_path, canary):
     assert_gone(tmp_path, canary, secrets=[canary], hidden=canary)
 

@@ -61,16 +61,16 @@ class Prospect:
     quants: tuple[FoundModel, ...]
 
 
-def model_id(text: str) -> str:
+def model_id(text: object) -> str:
     """The id in what somebody typed or pasted: `org/name`, or a page of it on the Hub.
 
     Raises:
         ModelNotFoundError: There is no id in it.
     """
-    words = text.strip()[:_MAX_TEXT]
+    # Who calls the page's own endpoint by hand may send anything.
+    words = text.strip()[:_MAX_TEXT] if isinstance(text, str) else ""
     if "://" in words or words.startswith(("huggingface.co/", "hf.co/")):
-        path = urlsplit(words if "://" in words else f"https://{words}").path
-        words = "/".join(path.strip("/").split("/")[:2])
+        words = _named_by(words if "://" in words else f"https://{words}")
     if not _ID.fullmatch(words):
         raise ModelNotFoundError(
             "This is not the name of a model. Type one such as 'Qwen/Qwen3-8B', or paste the "
@@ -78,6 +78,15 @@ def model_id(text: str) -> str:
             reason=Reason.INVALID_ID,
         )
     return words
+
+
+def _named_by(url: str) -> str:
+    """What an address on the Hub names; empty if it is no address."""
+    try:
+        path = urlsplit(url).path
+    except ValueError:  # brackets that hold no IPv6 address
+        return ""
+    return "/".join(path.strip("/").split("/")[:2])
 
 
 class Prospects:

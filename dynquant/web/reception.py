@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -18,6 +19,9 @@ __all__ = ["Reception", "Visitor"]
 
 _KNOWN_SECS = 60.0
 """So long a token is taken to be whose it was; then the Hub is asked again."""
+
+_TOKEN = re.compile(r"[!-~]{1,4096}")
+"""What a header can carry. Programs send theirs in the body of a call, where anything may stand."""
 
 _logger = logging.getLogger(__name__)
 
@@ -76,7 +80,7 @@ class Reception:
         """
         if not self._settings.is_space:
             return Visitor(name=self._user, is_operator=True)
-        if not token:
+        if not token or not _TOKEN.fullmatch(token):
             return None
         try:
             account = self._asked(token)
@@ -110,7 +114,7 @@ class Reception:
         None for somebody who has not signed in, and where the Hub does not say: that it does not
         is remembered too, so that nobody waits for it again.
         """
-        if not (self._settings.signs_in and token):
+        if not (self._settings.signs_in and token and _TOKEN.fullmatch(token)):
             return None
         return self._macs(_digest(token), lambda: self._asked_for_macs(token))
 

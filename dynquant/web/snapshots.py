@@ -14,6 +14,7 @@ from typing import Any
 
 from dynquant.core.job import Job
 from dynquant.core.job_text import job_from_text
+from dynquant.core.typed import require_types
 from dynquant.core.watch_status import WatchStatus, status_from_json
 from dynquant.errors import RequestError
 from dynquant.ports import JobEvent, RunnerStatus
@@ -27,6 +28,8 @@ _MAX_EVENTS_PER_JOB = 50
 _MAX_LOGS = 500
 _DEAD_AFTER_SECS = 180.0
 """A runner posts at least once a minute; two of its posts may be lost."""
+_LARGEST = 2**53
+"""Of a number on a board, up to which JSON keeps all of them; a petabyte is below."""
 _MALFORMED = (KeyError, TypeError, ValueError, AttributeError, RequestError, RecursionError)
 
 
@@ -68,7 +71,8 @@ class Snapshots:
             RequestError: It is none.
         """
         try:
-            raw = json.loads(content)
+            raw = json.loads(content, parse_constant=_number, parse_float=_number, parse_int=_whole)
+            json.dumps(raw, ensure_ascii=False).encode()  # no page could show half a character
             poster = str(raw["runner_id"])[:64]
             watch = raw.get("watch")
             post = _Post(
@@ -77,6 +81,7 @@ class Snapshots:
                 runners=tuple(map(_runner, raw["runners"][:_MAX_RUNNERS])),
                 watch=None if watch is None else status_from_json(watch),
             )
+            require_types(post)
         except _MALFORMED as error:
             raise RequestError(
                 "This is not a board of this version of dynquant. Run the same version on the "
@@ -153,6 +158,17 @@ def _news(old: Job | None, new: Job) -> str | None:
     if step is not None and (old.progress is None or old.progress.step != step):
         return f"Step {step} begins."
     return None
+
+
+def _number(written: str) -> float:
+    if not abs(number := float(written)) <= _LARGEST:  # nor is NaN
+        raise ValueError(written)
+    return number
+
+
+def _whole(written: str) -> int:
+    _number(written)
+    return int(written)
 
 
 def _job(raw: Mapping[str, Any]) -> Job:

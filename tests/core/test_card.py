@@ -369,6 +369,7 @@ def test_a_license_leads_to_a_page_or_a_file_and_nowhere_else():
 
 @settings(max_examples=50, deadline=None)
 @given(st.data())
+@pytest.mark.harden("hostile models")
 def test_no_text_from_outside_changes_the_structure(data):
     facts = facts_around(lambda: data.draw(TEXT))
     counter = iter(range(100))

@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -34,6 +35,8 @@ pytestmark = [
 
 IMPATIENCE = Timing(first_delay_secs=0.05, retry_for_secs=0.1)
 NUM_BYTES = 24_000_000
+BUSY_SECS = 20.0
+"""The system puts away the mounts of a confined child a moment after the child has ended."""
 REASONS = ("disk is full", "cannot be written", " free.")
 
 
@@ -63,7 +66,11 @@ def full(disk: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def read_only(disk: Path) -> Iterator[None]:
-    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    command = ["mount", "-o", "remount,ro", str(disk)]
+    until = time.monotonic() + BUSY_SECS
+    while (done := subprocess.run(command, capture_output=True, check=False)).returncode:
+        assert time.monotonic() < until, done.stderr
+        time.sleep(0.05)
     try:
         yield
     finally:

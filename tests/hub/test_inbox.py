@@ -286,6 +286,7 @@ def test_a_name_that_no_request_has_asks_the_hub_nothing(hub, inbox, name):
         (text_of(model="x\0"), "all of them printable"),
     ],
 )
+@pytest.mark.harden("web")
 def test_a_hostile_file_is_an_entry_that_can_be_finished(hub, inbox, content, says):
     planted(hub, {NAME: content, name_of(1, date="2026-07-31"): text_of()})
     hostile, good = inbox.pending()

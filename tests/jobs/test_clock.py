@@ -16,6 +16,8 @@ from dynquant.jobs.registry import Registry, Watch
 from dynquant.jobs.store import JobStore
 from tests.jobs.arena import make_request
 
+pytestmark = pytest.mark.harden("faults")
+
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
 JUMPS = [timedelta(days=-400), timedelta(hours=-3), timedelta(hours=3), timedelta(days=9000)]
 

@@ -40,6 +40,7 @@ def test_another_runner_goes_on_with_the_job_of_a_dead_one(arena):
     ]
 
 
+@pytest.mark.harden("other runners")
 def test_a_thawed_runner_cannot_write_over_the_one_that_took_its_job(postgres_arena):
     arena = postgres_arena
     arena.command("publish", "freeze-once")
@@ -57,6 +58,7 @@ def test_a_thawed_runner_cannot_write_over_the_one_that_took_its_job(postgres_ar
     assert arena.marks("published", job) == ["publish"]
 
 
+@pytest.mark.harden("hostile models")
 def test_a_model_that_kills_three_runners_fails_and_does_not_kill_a_fourth(sqlite_arena):
     arena = sqlite_arena
     arena.command("measure", "die")
@@ -73,6 +75,7 @@ def test_a_model_that_kills_three_runners_fails_and_does_not_kill_a_fourth(sqlit
     assert arena.marks("begin", job).count("measure") == 3
 
 
+@pytest.mark.harden("other runners")
 def test_a_second_runner_of_the_same_name_is_refused(sqlite_arena):
     arena = sqlite_arena
     arena.command("measure", "sleep 60")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from math import prod
 from typing import Any
 
 import yaml
@@ -20,6 +20,10 @@ FRONT_MATTER = re.compile(r"\A(\s*---[\r\n]+)([\S\s]*?)([\r\n]+---(?:\r\n|\r|\n|
 CONFIG_FIELDS = ("architectures", "model_type", "quantization_config")
 # As in safetensors itself: a header that is larger is not one.
 MAX_HEADER_BYTES = 10**8
+DTYPE = re.compile(r"[A-Z][A-Z0-9_]{0,15}")
+MAX_PARAMETERS = 2**63 - 1
+# Of what a card or a config says: more is no metadata, whatever its aliases stand for.
+MAX_VALUES, MAX_DEPTH = 100_000, 64
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -47,14 +51,56 @@ def split_front_matter(text: str) -> tuple[str, str]:
 def read_front_matter(text: str) -> dict[str, Any]:
     block, _ = split_front_matter(text)
     try:
-        content = yaml.load(block, Loader=_Loader)  # a safe loader, in C where there is one
-    except (yaml.YAMLError, ValueError) as error:
+        _require_flat(block)
+        # A safe loader, in C where there is one.
+        content = plain(yaml.load(block, Loader=_Loader))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise FrontMatterError(f"The YAML of the card cannot be read: {error}") from error
     if content is None:
         return {}
     if not isinstance(content, dict):
         raise FrontMatterError("The YAML of the card must be a mapping of names to values.")
     return content
+
+
+def _require_flat(block: str) -> None:
+    """Refuse what is nested so deep that the loader in C would end this process."""
+    depth = 0
+    for event in yaml.parse(block, Loader=_Loader):
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+        if depth > MAX_DEPTH:
+            raise ValueError("it is nested too deep")
+
+
+def plain(value: Any) -> Any:
+    """`value` as JSON can say it: dates as texts, and what aliases stand for written out.
+
+    Raises:
+        ValueError: It is too much, too deep, or has a number that JSON has not.
+    """
+    left = MAX_VALUES
+
+    def copied(each: Any, depth: int) -> Any:
+        nonlocal left
+        left -= 1
+        if left < 0 or depth > MAX_DEPTH:
+            raise ValueError("it holds too much")
+        if isinstance(each, dict):
+            return {str(name): copied(inner, depth + 1) for name, inner in each.items()}
+        if isinstance(each, list | tuple | set):
+            return [copied(inner, depth + 1) for inner in each]
+        if each is None or isinstance(each, str | bool):
+            return each
+        if isinstance(each, int | float):
+            if not abs(each) <= sys.float_info.max:  # nor is NaN
+                raise ValueError("it holds a number that is none")
+            return each
+        return str(each)
+
+    return copied(value, 0)
 
 
 def metadata(repo: Repo) -> Metadata:
@@ -94,10 +140,10 @@ def _parsed_card(content: bytes) -> dict[str, Any]:
 def _config_of(blob: Blob | None) -> dict[str, Any]:
     try:
         content = {} if blob is None else json.loads(blob.read())
-    except ValueError:
+        known = content if isinstance(content, dict) else {}
+        return {name: plain(known[name]) for name in CONFIG_FIELDS if name in known}
+    except (ValueError, RecursionError):
         return {}
-    known = content if isinstance(content, dict) else {}
-    return {name: known[name] for name in CONFIG_FIELDS if name in known}
 
 
 def _text(value: Any) -> str | None:
@@ -150,7 +196,25 @@ def _parameters_of(blob: Blob) -> dict[str, int]:
     try:
         for name, tensor in json.loads(blob.read(8, 8 + length)).items():
             if name != "__metadata__":
-                counts[tensor["dtype"]] += prod(tensor["shape"])
-    except (ValueError, KeyError, TypeError, AttributeError):
+                counts[_dtype(tensor["dtype"])] += _num_weights(tensor["shape"])
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}
-    return dict(counts)
+    return dict(counts) if counts.total() <= MAX_PARAMETERS else {}
+
+
+def _dtype(name: str) -> str:
+    if not DTYPE.fullmatch(name):
+        raise ValueError(name)
+    return name
+
+
+def _num_weights(shape: list[int]) -> int:
+    """The product, unless it is of a size that no file has; never larger than that on the way."""
+    count = 1
+    for size in shape:
+        if type(size) is not int or not 0 <= size <= MAX_PARAMETERS:
+            raise ValueError(size)
+        count *= size
+        if count > MAX_PARAMETERS:
+            raise ValueError(shape)
+    return count

@@ -97,6 +97,82 @@ def test_a_card_that_cannot_be_read_leaves_a_record_without_metadata(hub, nobody
     assert (found.card_data, found.config, found.safetensors) == (None, None, None)
 
 
+def header(text: str) -> bytes:
+    return len(text).to_bytes(8, "little") + text.encode()
+
+
+def tensor(shape: str, dtype: str = '"BF16"') -> bytes:
+    return header(f'{{"w": {{"dtype": {dtype}, "shape": {shape}, "data_offsets": [0, 0]}}}}')
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        header("[" * 100_000),
+        header('{"w":' * 100_000),
+        tensor("[" * 50_000 + "]" * 50_000),
+        tensor("[" + ", ".join(["9223372036854775807"] * 20_000) + "]"),
+        tensor("[" + "9" * 4_000 + "]"),
+        tensor("[[0], 1000000000]"),
+        tensor('["a", 2]'),
+        tensor("[-1]"),
+        tensor("[2.5]"),
+        tensor("[1e400]"),
+        tensor("[NaN]"),
+        tensor("[true]"),
+        tensor("{}", "null"),
+        tensor("[2]", "null"),
+        tensor("[2]", "[]"),
+        tensor("[2]", '"' + "B" * 100_000 + '"'),
+        header('{"a": 1}'),
+        header(
+            json.dumps(
+                {f"w{i}": {"dtype": "I8", "shape": [2**62], "data_offsets": [0, 0]} for i in (0, 1)}
+            )
+        ),
+        (2**64 - 1).to_bytes(8, "little"),
+    ],
+    ids=lambda content: content[8:40].decode("ascii", "replace") or "short",
+)
+def test_weights_whose_header_makes_no_sense_are_not_counted(hub, nobody: HfApi, http, content):
+    hub.add(REPO, {"model.safetensors": content, "other.safetensors": safetensors([3])})
+    found = nobody.model_info(REPO)
+    assert found.safetensors is not None
+    assert found.safetensors.parameters == {"BF16": 3}
+    assert [each.id for each in nobody.list_models(expand=["safetensors"])] == [REPO]
+    assert http.get(f"/{REPO}").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 200_000,
+        "- " * 200_000,
+        "a: &a [*a]",
+        "a0: &a0 [x, x]\n" + "\n".join(f"a{i}: &a{i} [{9 * f'*a{i - 1}, '}]" for i in range(1, 40)),
+        "x: .inf",
+        "x: .nan",
+        "x: " + "9" * 4_000,
+        "? [1, 2]\n: 3",
+    ],
+    ids=lambda text: text[:12],
+)
+def test_a_card_that_stands_for_too_much_is_no_metadata(hub, nobody: HfApi, http, text):
+    config = '{"model_type": ' + "[" * 100_000
+    hub.add(REPO, {"README.md": f"---\n{text}\n---\n".encode(), "config.json": config.encode()})
+    found = nobody.model_info(REPO)
+    assert (found.card_data, found.config) == (None, None)
+    assert http.get(f"/{REPO}").status_code == 200
+
+
+def test_a_date_in_a_card_is_a_text(hub, nobody: HfApi):
+    hub.add(REPO, {"README.md": b"---\nmade: 2026-01-02\n---\n"})
+    found = nobody.model_info(REPO).card_data
+    assert found is not None
+    assert found["made"] == "2026-01-02"
+
+
 def test_files_come_with_size_and_hashes(hub, nobody: HfApi):
     hub.add(REPO, {"a.safetensors": b"weights", "b.txt": b"text"})
     weights, text = nobody.model_info(REPO, files_metadata=True).siblings or []

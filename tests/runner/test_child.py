@@ -97,6 +97,7 @@ def test_what_a_child_says_before_it_crashes_is_kept(tmp_path):
     assert (rc, lines) == (-signal.SIGKILL, ["said"])
 
 
+@pytest.mark.harden("sandboxed compute")
 def test_a_child_that_says_nothing_for_too_long_is_killed(tmp_path):
     with pytest.raises(ChildSilentError):
         run("import time; time.sleep(60)", tmp_path, max_silent_secs=0.5)

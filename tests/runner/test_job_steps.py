@@ -207,6 +207,7 @@ def test_an_error_of_the_child_comes_back_as_itself(hub, tmp_path):
     assert not isinstance(caught.value, InfeasibleTargetError)
 
 
+@pytest.mark.harden("other runners")
 def test_a_repo_of_somebody_else_under_the_name_is_refused_before_any_work(hub, tmp_path):
     HfApi(endpoint=hub.url, token=TOKEN).create_repo(REPOS[0])
     hub.repos["model", REPOS[0]].commit({"README.md": b"# Mine"})
@@ -215,6 +216,7 @@ def test_a_repo_of_somebody_else_under_the_name_is_refused_before_any_work(hub, 
 
 
 @pytest.mark.parametrize("path", [str(CALIBRATION), "docs/cli.md", "README.md"])
+@pytest.mark.harden("web")
 def test_a_job_may_not_name_files_of_the_runner_unless_its_operator_allows_it(hub, tmp_path, path):
     asked = request(hub, options=OPTIONS | {"calibration": path, "evaluation": "org/set"})
     with pytest.raises(RequestError) as caught:

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
 from typing import Any
 
@@ -18,6 +17,7 @@ from dynquant.core.job import Job, JobRequest, JobState, StepProgress
 from dynquant.errors import RetryLaterError
 from dynquant.ports import RunnerStatus
 from dynquant.runner.live_board import LiveBoard, board_snapshot
+from tests.post_server import Post, taking_posts
 
 SECRET = "a secret of the Space"
 AWAY = "The board of this runner is not shown: the Space answers with status 503. Look at its log."
@@ -73,36 +73,24 @@ class Space:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
+    def take(self, post: Post) -> tuple[int, str]:
+        content = json.loads(post.body)
+        self.paths.append(post.path)
+        self.times.append(time.monotonic())
+        self.authorizations.append(post.headers.get("Authorization"))
+        self.answers.wait()
+        if self.broken is None:
+            self.boards.append(content)
+        return self.broken or 204, f"{self.url}/elsewhere"
+
 
 @contextmanager
 def serving(space: Space) -> Iterator[Space]:
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            content = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            space.paths.append(self.path)
-            space.times.append(time.monotonic())
-            space.authorizations.append(self.headers["Authorization"])
-            space.answers.wait()
-            if space.broken is None:
-                space.boards.append(content)
-            self.send_response(space.broken or 204)
-            self.send_header("Location", f"{space.url}/elsewhere")
-            self.end_headers()
-
-        def log_message(self, *args) -> None:
-            """Says nothing."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", space.port), Handler)
-    space.port = server.server_port
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
-        yield space
-    finally:
-        space.answers.set()
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with taking_posts(space.take, port=space.port) as space.port:
+        try:
+            yield space
+        finally:
+            space.answers.set()
 
 
 @pytest.fixture

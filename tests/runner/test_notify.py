@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from dynquant.runner.notify import (
     notify,
     send,
 )
+from tests.post_server import Post, taking_posts
 
 SLACK = "https://hooks.slack.com/services/T0/B0/xyz"
 DISCORD = "https://discord.com/api/webhooks/1/xyz"
@@ -62,34 +62,17 @@ class Hook:
     def url(self) -> str:
         return f"http://localhost:{self.port}/hook?key=1"
 
+    def take(self, post: Post) -> int | tuple[int, str]:
+        self.requests.append((post.path, dict(post.headers), json.loads(post.body)))
+        status = self.statuses.pop(0) if self.statuses else 204
+        is_redirect = status // 100 == 3
+        return (status, f"http://127.0.0.1:{self.port}/elsewhere") if is_redirect else status
+
 
 @contextmanager
 def serving(hook: Hook, tls: ssl.SSLContext | None = None) -> Iterator[Hook]:
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            hook.requests.append((self.path, dict(self.headers), json.loads(body)))
-            status = hook.statuses.pop(0) if hook.statuses else 204
-            self.send_response(status)
-            if status // 100 == 3:
-                self.send_header("Location", f"http://127.0.0.1:{hook.port}/elsewhere")
-            self.end_headers()
-
-        def log_message(self, *args) -> None:
-            """Says nothing."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", hook.port), Handler)
-    if tls is not None:
-        server.socket = tls.wrap_socket(server.socket, server_side=True)
-    hook.port = server.server_port
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
+    with taking_posts(hook.take, port=hook.port, tls=tls) as hook.port:
         yield hook
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 @pytest.fixture

@@ -11,10 +11,8 @@ import base64
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import quote
 
@@ -24,6 +22,8 @@ from dynquant.core.job import JobRequest
 from dynquant.hub import HubInbox
 from tests.command_line import needs_shared
 from tests.hardening import long_form
+from tests.post_server import Post, taking_posts
+from tests.secrets.search import files_in, teller
 from tests.service.conftest import ROOT, SOURCE, TOKEN, Field, hub, sqlite_field
 
 __all__ = ["hub", "sqlite_field"]
@@ -37,52 +37,27 @@ CANARIES = (TOKEN, SPACE_SECRET, WEBHOOK_SECRET, NOTIFY)
 INBOX = "you/inbox"
 
 
-def spellings(secret: str) -> set[bytes]:
-    """A secret as it may stand in a file: plain, quoted, in hex, UTF-16, base64 at any offset."""
-    plain = secret.encode()
-    found = {plain, quote(secret).encode(), secret.encode("utf-16-le"), plain.hex().encode()}
-    for start in range(3):
-        encoded = base64.b64encode(bytes(start) + plain)
-        found.add(encoded[4 if start else 0 : -4])
-    return found
-
-
-SPELLINGS = {secret: spellings(secret) for secret in CANARIES}
-
-
-def hits(content: bytes) -> list[str]:
-    return [secret for secret, ways in SPELLINGS.items() if any(way in content for way in ways)]
+hits = teller(CANARIES)
 
 
 @dataclass
 class Space:
     """What a Space would get."""
 
-    url: str = ""
+    url: str
     posts: list[bytes] = field(default_factory=list)
 
 
 @pytest.fixture
 def space() -> Iterator[Space]:
-    space = Space()
+    posts: list[bytes] = []
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self):
-            space.posts.append(self.rfile.read(int(self.headers["Content-Length"])))
-            self.send_response(204)
-            self.end_headers()
+    def keep(post: Post) -> int:
+        posts.append(post.body)
+        return 204
 
-        def log_message(self, *args):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    space.url = f"http://127.0.0.1:{server.server_address[1]}"
-    yield space
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with taking_posts(keep) as port:
+        yield Space(f"http://127.0.0.1:{port}", posts)
 
 
 def said(run: Field, *words: str, **variables: str) -> bytes:
@@ -170,18 +145,15 @@ def test_no_secret_is_in_anything_that_a_runner_writes_sends_or_answers(
         ("doctor",),
         ("plan", "org/none", "--bpw", "4.5"),
     ]
-    written = {
-        str(path.relative_to(run.folder)): path.read_bytes()
-        for path in run.folder.rglob("*")
-        if path.is_file()
-    }
-    assert b"Fatal Python error" in written["one.log"]
-    assert b"sample-2m" in written["jobs.sqlite"] + written.get("jobs.sqlite-wal", b"")
+    written = files_in(run.folder)
+    assert b"Fatal Python error" in written["file one.log"]
+    queued = written["file jobs.sqlite"] + written.get("file jobs.sqlite-wal", b"")
+    assert b"sample-2m" in queued
     assert any(each.endswith("dynquant.log") for each in written)
     assert children
     assert space.posts
     places = {
-        **{f"file {each}": content for each, content in written.items()},
+        **written,
         **{f"said {' '.join(words)}": said(run, *words) for words in commands},
         **{f"child {number}": content for number, content in enumerate(children)},
         **{f"post {number}": content for number, content in enumerate(space.posts)},

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
@@ -14,6 +12,7 @@ import pytest
 from dynquant.core.job import JobRequest
 from dynquant.hub import HubInbox
 from tests.command_line import needs_shared
+from tests.post_server import Post, taking_posts
 from tests.service.conftest import OPTIONS, SECRET, SOURCE, TOKEN
 
 pytestmark = [pytest.mark.hub, pytest.mark.slow, needs_shared]
@@ -29,35 +28,23 @@ class Space:
     boards: list[dict[str, Any]] = field(default_factory=list)
     notices: list[dict[str, Any]] = field(default_factory=list)
 
+    def take(self, post: Post) -> int:
+        content = json.loads(post.body)
+        if post.path != "/runner/board":
+            self.notices.append(content)
+        elif post.headers["Authorization"] == f"Bearer {SECRET}":
+            self.boards.append(content)
+        else:
+            return 403
+        return 204
+
 
 @pytest.fixture
 def space() -> Iterator[Space]:
     space = Space()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self):
-            content = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            if self.path == "/runner/board":
-                allowed = self.headers["Authorization"] == f"Bearer {SECRET}"
-                if allowed:
-                    space.boards.append(content)
-                self.send_response(204 if allowed else 403)
-            else:
-                space.notices.append(content)
-                self.send_response(204)
-            self.end_headers()
-
-        def log_message(self, *args):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    space.url = f"http://127.0.0.1:{server.server_address[1]}"
-    yield space
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with taking_posts(space.take) as port:
+        space.url = f"http://127.0.0.1:{port}"
+        yield space
 
 
 def states(space: Space) -> list[str]:

@@ -91,6 +91,7 @@ def test_a_cancel_stops_the_work_within_two_seconds_and_frees_the_disk(sqlite_fi
     assert field.board.get(job.id).attempt == 2
 
 
+@pytest.mark.harden("secrets")
 def test_the_commands_show_a_job_and_no_secret_is_written_anywhere(sqlite_field):
     field = sqlite_field
     impossible = field.submit(1.0)

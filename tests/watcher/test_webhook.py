@@ -10,6 +10,8 @@ from dynquant.watcher import RecentEvents, WebhookEvent, WebhookRefusedError, ve
 from dynquant.watcher.webhook import MAX_BODY_BYTES
 from tests.watcher.factories import make_config, make_rule
 
+pytestmark = pytest.mark.harden("web")
+
 SECRET = "correct horse battery staple"
 SHA = "0123456789abcdef0123456789abcdef01234567"
 CONFIG = make_config(make_rule(authors=("Org",)), opt_out=("org/shy",))

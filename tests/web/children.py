@@ -7,7 +7,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import requests
@@ -21,10 +21,17 @@ START_SECS = 60.0
 
 @contextmanager
 def running(
-    command: Sequence[str], environment: Mapping[str, str]
+    command: Sequence[str], environment: Mapping[str, str], *, log: Path | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A process, in a group of its own so that nothing that it starts outlives it."""
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True)
+    """A process, in a group of its own so that nothing that it starts outlives it.
+
+    Args:
+        log: Where what it says goes, behind what is there; None for where we say things.
+    """
+    with log.open("ab") if log else nullcontext() as said:
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, start_new_session=True, stdout=said, stderr=said
+        )
     try:
         yield process
     finally:

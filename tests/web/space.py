@@ -37,11 +37,12 @@ class Space:
     hub: LocalHub
     url: str
     environment: dict[str, str]
+    log: Path | None = None
     exits: ExitStack = field(default_factory=ExitStack)
 
     @contextmanager
     def started(self) -> Iterator[None]:
-        with running([sys.executable, "app.py"], self.environment) as process:
+        with running([sys.executable, "app.py"], self.environment, log=self.log) as process:
             answering(self.url, process)
             yield
 
@@ -66,8 +67,13 @@ class Space:
 
 
 @contextmanager
-def opened_space(home: Path) -> Iterator[Space]:
-    """A Space with a Hub of its own, on which `ann`, `bob` and `quants` have accounts."""
+def opened_space(home: Path, *, log: Path | None = None) -> Iterator[Space]:
+    """A Space with a Hub of its own, on which `ann`, `bob` and `quants` have accounts.
+
+    Args:
+        home: Its folder.
+        log: Where what it says goes; None for where we say things.
+    """
     sign_in.install()
     if duplicating.router.routes[0] not in app.router.routes:
         app.router.routes[:0] = duplicating.router.routes
@@ -100,6 +106,7 @@ def opened_space(home: Path) -> Iterator[Space]:
                 "GRADIO_SERVER_PORT": str(port),
                 "GRADIO_ANALYTICS_ENABLED": "False",
             },
+            log,
         )
         with space.exits:
             space.restart()

@@ -25,6 +25,7 @@ def submit(client: Client, **overrides) -> dict:
     return client.predict(**wanted, api_name="/submit")
 
 
+@pytest.mark.harden("web")
 def test_only_the_four_named_endpoints_are_public(client):
     found = client.view_api(return_format="dict", print_info=False)
     assert set(found["named_endpoints"]) == {"/plan", "/submit", "/status", "/cancel"}

@@ -128,17 +128,44 @@ def test_nobody_joins_the_queue_without_a_session(space, session):
     assert "name a session" in answer.json()["error"]
 
 
-@pytest.mark.parametrize("token", [None, "hf_forged", "hf_ann\nX: y", "ann", '{"name": "bob"}'])
+@pytest.mark.parametrize(
+    "token",
+    [
+        None,
+        "hf_forged",
+        "hf_ann\nX: y",
+        "hf_ann\r\n\r\n",
+        "hf_ann\0",
+        "ann",
+        '{"name": "bob"}',
+        "hf_\xe9",
+        "hf_\u202e",
+        "hf_" + "x" * 100_000,
+        "",
+        " ",
+        ["hf_bob"],
+        {"token": "hf_bob"},
+        5,
+    ],
+)
 def test_a_forged_token_is_nobody(space, token):
-    headers = {} if token is None or "\n" in token else {"x-hf-authorization": f"Bearer {token}"}
     wanted = {"data": [SOURCE, [4.5], "", "", False, "", ""]}
-    answer = post(space, path="submit", json=wanted, headers=headers)
+    answer = post(space, path="submit", json=wanted | {"oauth_token": token})
     assert answer.status_code == 422
-    assert "sign in" in answer.json()["error"].lower()
-    # A token is not taken from the values of a call either.
+    if token is None or isinstance(token, str):
+        assert "sign in" in answer.json()["error"].lower()
+    # A token is not taken from the values of a call either, nor from a header.
     forged = {"data": [*wanted["data"], {"token": "hf_bob", "scope": "", "expires_at": 9e9}]}
-    assert post(space, path="submit", json=forged).status_code == 422
+    headers = {"x-hf-authorization": "Bearer hf_bob", "authorization": "Bearer hf_bob"}
+    assert post(space, path="submit", json=forged, headers=headers).status_code == 422
     assert not space.board.list()
+
+
+def test_a_token_that_is_none_of_these_is_somebody(space):
+    """What the test above would not notice if it sent its tokens where nobody looks."""
+    job = space.submit(requester="ann", model="team/of-ann")
+    answer = post(space, path="cancel", json={"data": [job], "oauth_token": "hf_ann"})
+    assert answer.json()["data"][0]["state"] == "cancelled"
 
 
 def test_a_job_of_another_visitor_is_theirs_and_an_operators(space):

@@ -51,7 +51,19 @@ def test_names_and_pasted_addresses_are_understood(text):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "a b/c", "just-a-name", "../x", "a/b/c", "<b>/x", "https://huggingface.co/", "a/\0"],
+    [
+        "",
+        "a b/c",
+        "just-a-name",
+        "../x",
+        "a/b/c",
+        "<b>/x",
+        "https://huggingface.co/",
+        "a/\0",
+        5,
+        ["a/b"],
+        "https://[x/y",
+    ],
 )
 def test_what_is_no_name_is_refused(text):
     with pytest.raises(ModelNotFoundError, match="'Qwen/Qwen3-8B'"):

@@ -58,6 +58,14 @@ def test_on_a_space_the_hub_says_who_a_visitor_is():
     assert asked.count(TOKEN) == 1
 
 
+@pytest.mark.parametrize("token", ["", " ", "hf_a b", "hf_\n", "hf_\0", "hf_\xe9", "x" * 5_000])
+def test_what_cannot_be_a_token_is_not_shown_to_the_hub(token):
+    reception, asked = make_reception()
+    assert reception.visitor(token) is None
+    assert reception.macs(token) is None
+    assert asked == []
+
+
 def test_operators_are_a_list_in_the_settings():
     reception, _ = make_reception(operators=frozenset({"ann"}))
     assert reception.require(TOKEN).is_operator
@@ -70,6 +78,7 @@ def test_who_has_not_signed_in_is_told_to_or_that_nobody_can():
         make_reception(signs_in=False)[0].require(TOKEN + "x")
 
 
+@pytest.mark.harden("secrets")
 def test_no_token_is_kept():
     reception, asked = make_reception()
     reception.require(TOKEN)

@@ -91,6 +91,7 @@ def test_a_signed_in_visitor_asks_watches_and_copies_what_came_of_it(space, brow
         assert ("model", f"ann/{repo.repo_id.rpartition('/')[2]}") in space.hub.repos
 
 
+@pytest.mark.harden("web")
 def test_a_job_of_somebody_else_cannot_be_cancelled_by_page_or_by_api(space, browser):
     with visiting(browser, space, "ann") as ann, visiting(browser, space, "bob") as bob:
         job_id = ask_for(ann, space, 4.7)
@@ -107,6 +108,7 @@ def test_a_job_of_somebody_else_cannot_be_cancelled_by_page_or_by_api(space, bro
         expect(ann.locator("#dq-job .dq-tag")).to_have_text("Cancelled")
 
 
+@pytest.mark.harden("web")
 def test_strangers_do_not_see_what_the_space_may_read(space):
     wanted = {"model": SOURCE, "bits_per_weight": [4.8]}
     with asking(space, "hf_ann") as client:
@@ -118,6 +120,7 @@ def test_strangers_do_not_see_what_the_space_may_read(space):
             client.predict(**wanted, private=True, api_name="/submit")
 
 
+@pytest.mark.harden("web")
 def test_only_runners_with_the_secret_post_boards(space):
     assert space.post(secret="guess-guess-guess-guess") == 401
     url = f"{space.url}/runner/board"

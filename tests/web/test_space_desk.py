@@ -234,6 +234,12 @@ def test_a_runner_that_posts_no_more_is_away():
         b'{"runner_id": "x", "jobs": [{}], "runners": []}',
         b'{"runner_id": "x", "jobs": [], "runners": [{"id": "x"}]}',
         b'{"runner_id": "x", "jobs": 1, "runners": []}',
+        *(
+            json.dumps({"runner_id": "x", **board_snapshot((), [make_runner()])})
+            .replace('"num_slots": 1', f'"num_slots": {number}')
+            .encode()
+            for number in ("Infinity", "NaN", "1e400", "1" + 5_000 * "0")
+        ),
     ],
 )
 def test_what_is_no_board_is_refused_whole(content):

@@ -113,6 +113,7 @@ def test_a_mistake_in_the_rules_stands_on_the_page_and_is_gone_when_it_is_mended
     expect(page.locator("#dq-watcher")).to_contain_text("by org")
 
 
+@pytest.mark.harden("web")
 def test_only_operators_steer_the_watcher(field):
     for act in (field.service.sweep, field.service.pause_watcher, field.service.resume_watcher):
         with pytest.raises(RequestError, match="Only the operators"):
@@ -133,6 +134,7 @@ def test_the_hub_posts_and_the_repo_is_looked_at_at_once(field):
     assert post(field, talk).status_code == 200
 
 
+@pytest.mark.harden("web")
 def test_what_is_forged_or_too_large_or_covered_by_no_rule_brings_nothing_about(field):
     asked = len(field.hub.requests)
     assert post(field, body(), secret="guessed").status_code == 401
