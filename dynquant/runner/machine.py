@@ -6,7 +6,6 @@ and from records of others, and the tests play them back.
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
 import subprocess
@@ -18,7 +17,7 @@ from pathlib import Path, PurePosixPath
 
 from dynquant.core.verdict import gpu_share
 
-__all__ = ["awake", "chip_name", "give_memory_back", "is_memory_short", "usable_memory_bytes"]
+__all__ = ["awake", "chip_name", "is_memory_short", "usable_memory_bytes"]
 
 _STOP_SECS = 2.0
 _RUN_SECS = 5.0
@@ -30,7 +29,6 @@ _WARNING_LEVEL = 2
 """macOS: 1 is normal, 2 a warning, 4 critical (dispatch/source.h)."""
 
 _logger = logging.getLogger(__name__)
-_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
 
 
 def _run(command: Sequence[str]) -> str:
@@ -194,9 +192,3 @@ def _group_limits(root: Path) -> Iterator[int]:
                 continue
             if limit:
                 yield limit
-
-
-def give_memory_back() -> None:
-    """Have glibc return what was freed: by itself each thread's arena keeps it, and grows on."""
-    if _trim is not None:
-        _trim(0)

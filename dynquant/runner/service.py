@@ -26,7 +26,7 @@ from dynquant.jobs.engine import JobEngine
 from dynquant.log_lines import configure_logging
 from dynquant.runner.job_steps import JobSteps
 from dynquant.runner.live_board import LiveBoard, board_snapshot
-from dynquant.runner.machine import awake, chip_name, give_memory_back, usable_memory_bytes
+from dynquant.runner.machine import awake, chip_name, usable_memory_bytes
 from dynquant.runner.mail import Announcer, Mailroom
 from dynquant.runner.notify import notify
 from dynquant.runner.sandbox import reach, statement
@@ -117,7 +117,6 @@ def _surroundings(
             tell=notify,
         ).do_round,
         wakefulness.do_round,
-        give_memory_back,
     ]
     if watch is not None:
         rounds.append(watch.do_round)

@@ -12,13 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from dynquant.runner.machine import (
-    awake,
-    chip_name,
-    give_memory_back,
-    is_memory_short,
-    usable_memory_bytes,
-)
+from dynquant.runner.machine import awake, chip_name, is_memory_short, usable_memory_bytes
 
 GIB = 2**30
 
@@ -292,16 +286,3 @@ def test_without_control_groups_nine_tenths_are_usable(tmp_path):
 def test_this_machine_has_memory_for_jobs_and_keeps_some():
     total = psutil.virtual_memory().total
     assert 0 < usable_memory_bytes(total) < total
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="glibc is Linux's")
-def test_memory_that_was_freed_goes_back_to_the_system():
-    """Every other piece stays, so that the heap cannot simply end sooner."""
-    process = psutil.Process()
-    pieces = [bytearray(20_000) for _ in range(10_000)]
-    kept = pieces[::2]
-    del pieces[:]
-    before = process.memory_info().rss
-    give_memory_back()
-    assert process.memory_info().rss < before - 50e6
-    assert len(kept) == 5_000
