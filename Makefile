@@ -11,6 +11,7 @@ HUB_PORT ?= 8811
 # `make serve HUB=local` or HUB=huggingface; without it, as this machine has a token or not.
 HUB ?=
 MINUTES ?= 30
+MODELS := ../shared/models/tiny-qwen3,../shared/models/tiny-qwen3-moe
 # What mypy checks, as far as it is there: it refuses a folder without Python files.
 TYPED = $(strip dynquant $(foreach d,tests benchmarks examples scripts,$(if $(wildcard $(d)/*.py $(d)/*/*.py),$(d))) $(wildcard app.py))
 LOCK_EXTRAS := --extra mlx --extra web --extra dev
@@ -84,10 +85,12 @@ format: $(STAMP) ## format the code and mend what ruff can mend
 bench: $(STAMP) ## dynquant beside its peers, short form (ten minutes on two cores)
 	@$(BIN)/python scripts/blas_hint.py
 	$(BIN)/python benchmarks/allocation.py
+	$(BIN)/python -m benchmarks.measuring --rounds 1
 	$(BIN)/python -m benchmarks.quality
 
 bench-full: $(STAMP) ## all peers, sizes and models; memory over depth (hours on two cores)
 	$(BIN)/python -m benchmarks.quality --full
+	$(BIN)/python -m benchmarks.measuring --models $(MODELS)
 	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.larger_than_memory
 
