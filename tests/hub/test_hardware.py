@@ -101,6 +101,7 @@ def test_no_more_are_shown_than_a_list_can_take():
     assert len(on(*({**M1, "mem": size} for size in range(8, 200)))) == 8
 
 
+@pytest.mark.harden("web")
 @given(json_values | st.fixed_dictionaries({"hardwareItems": st.lists(near_items, max_size=6)}))
 def test_whatever_the_hub_says_there_are_sane_macs_or_none(profile):
     for each in macs_on(profile):
