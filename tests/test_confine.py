@@ -22,8 +22,13 @@ on_linux = pytest.mark.skipif(sys.platform != "linux", reason="the kernel is Lin
 
 
 def run(code: str, home: Path, *arguments: object, **options) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return started(confined(command, writable=[home], **options), home)
+
+
+def started(command: list[str], home: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        confined([sys.executable, "-c", code, *map(str, arguments)], writable=[home], **options),
+        command,
         env=clean_environment(home, {}),
         cwd=home,
         capture_output=True,
@@ -102,18 +107,8 @@ def test_where_cuda_must_work_all_else_is_refused_as_well(home, tmp_path, code, 
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(tmp_path / "agent"))
         listener.listen()
-        done = subprocess.run(
-            [
-                *(sys.executable, "-c", confine, json.dumps(terms)),
-                *(sys.executable, "-c", inner, str(tmp_path / "agent"), str(os.getpid())),
-            ],
-            env=clean_environment(home, {}),
-            cwd=home,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
+        command = [sys.executable, "-c", inner, str(tmp_path / "agent"), str(os.getpid())]
+        done = started([sys.executable, "-c", confine, json.dumps(terms), *command], home)
     assert (done.returncode == 0) is works, done.stderr
     assert works or "PermissionError" in done.stderr
     harden("handled" if works else "refused")

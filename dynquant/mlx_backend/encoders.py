@@ -93,7 +93,7 @@ class LayerEncoder:
             if weight is None or not takes_feedback(self.moments, path):
                 continue
             for fmt in formats:
-                if fmt.mode == "affine" and fmt != UNQUANTIZED:
+                if fmt.mode == "affine":
                     key = (id(self._moments(path)), fmt.group_size, weight.dtype)
                     sharing[key].append((path, fmt))
         for members in sharing.values():

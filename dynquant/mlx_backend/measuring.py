@@ -25,7 +25,7 @@ from dynquant.mlx_backend.loading import Weights
 from dynquant.mlx_backend.probing import corrected, measure_scales
 from dynquant.mlx_backend.reverse import NoGradientError
 from dynquant.mlx_backend.sensitivity import Measurement, measure_importance
-from dynquant.mlx_backend.streaming import BlockWeights, in_lanes
+from dynquant.mlx_backend.streaming import BlockWeights, side_by_side
 
 __all__ = ["Costs", "Sample", "format_costs", "measure_costs", "sample_layer"]
 
@@ -218,17 +218,17 @@ def _costs_of_one_kind(samples: Sequence[Sample], *, search: bool) -> list[tuple
     matter = mx.concatenate([sample.matter for sample in samples])
     mx.eval(weights, matter)
     ends = np.cumsum([len(sample.weights) for sample in samples])[:-1]
+    by_run = dict[QuantFormat, mx.array]()
+
+    def judge(fmt: QuantFormat) -> list[mx.array]:
+        by_run[fmt] = (matter * squared_errors(weights, matter, fmt, search=search)).sum(-1)
+        return [by_run[fmt]]
+
+    side_by_side([fmt for fmt in formats if fmt != UNQUANTIZED], judge)
     by_format = {UNQUANTIZED: [0.0] * len(samples)}
-    for together in in_lanes([fmt for fmt in formats if fmt != UNQUANTIZED]):
-        by_run = []
-        for fmt, lane in together:
-            with mx.stream(lane):
-                errors = squared_errors(weights, matter, fmt, search=search)
-                by_run.append((matter * errors).sum(-1))
-        mx.eval(by_run)
-        for (fmt, _), costs in zip(together, by_run, strict=True):
-            parts = np.split(np.asarray(costs, dtype=np.float64), ends)
-            by_format[fmt] = [0.5 * float(part.sum()) for part in parts]
+    for fmt, costs in by_run.items():
+        parts = np.split(np.asarray(costs, dtype=np.float64), ends)
+        by_format[fmt] = [0.5 * float(part.sum()) for part in parts]
     return list(zip(*(by_format[fmt] for fmt in formats), strict=True))
 
 

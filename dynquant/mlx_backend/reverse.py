@@ -21,7 +21,7 @@ import mlx.core as mx
 
 from dynquant.mlx_backend.calls import Call, Tape
 from dynquant.mlx_backend.loading import Weights
-from dynquant.mlx_backend.streaming import BlockModel, BlockWeights, Forward, in_lanes
+from dynquant.mlx_backend.streaming import BlockModel, BlockWeights, Forward, side_by_side
 
 __all__ = ["Gauge", "NoGradientError", "backward"]
 
@@ -86,21 +86,16 @@ def backward(
     blocks.model.train()
     try:
         with weights.holding_outer():
-            for pair in in_lanes(list(reversals.items())):
-                made = list[mx.array]()
-                for (index, batch), lane in pair:
-                    with mx.stream(lane):
-                        made += batch.start(partial(loss, index), gauge)
-                _evaluate(made)
+            side_by_side(
+                list(reversals),
+                lambda index: reversals[index].start(partial(loss, index), gauge),
+                _evaluate,
+            )
         for position in reversed(range(len(tape))):
             path = tape[position].path
             with weights.holding(path) as held:
-                for together in in_lanes(batches):
-                    made = list[mx.array]()
-                    for batch, lane in together:
-                        with mx.stream(lane):
-                            made += batch.through_block(position, gauge)
-                    _evaluate(made)
+                through = partial(_Reversal.through_block, position=position, gauge=gauge)
+                side_by_side(batches, through, _evaluate)
                 if all(call.path != path for call in tape[:position]):
                     on_block(path, held)
             with weights.holding_outer():

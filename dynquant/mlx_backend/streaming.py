@@ -32,23 +32,31 @@ from dynquant.mlx_backend.loading import (
     set_parameter,
 )
 
-__all__ = ["BlockModel", "BlockWeights", "Forward", "in_lanes"]
+__all__ = ["BlockModel", "BlockWeights", "Forward", "side_by_side"]
 
 T = TypeVar("T")
 Lane = mx.DeviceType | mx.ThreadLocalStream
 
 
-def in_lanes(items: Sequence[T]) -> Iterator[list[tuple[T, Lane]]]:
-    """Items that may be computed at once, each with the stream to do it in.
+def side_by_side(
+    items: Sequence[T],
+    build: Callable[[T], list[mx.array]],
+    evaluate: Callable[[list[mx.array]], None] = mx.eval,
+) -> None:
+    """Evaluate what `build` makes of each item, as many at once as the device has use for.
 
-    On a CPU MLX runs the operations of a stream in one thread, so two batches go side by side
+    On a CPU MLX runs the operations of a stream in one thread, so two items go side by side
     there; a GPU is kept busy by one.
     """
     lanes = _cpu_lanes() if mx.default_device() == mx.cpu else (mx.gpu,)
     for start in range(0, len(items), len(lanes)):
         together = items[start : start + len(lanes)]
         with blas_shared_by(len(together)):
-            yield list(zip(together, lanes, strict=False))
+            made = list[mx.array]()
+            for item, lane in zip(together, lanes, strict=False):
+                with mx.stream(lane):
+                    made += build(item)
+            evaluate(made)
 
 
 @cache
@@ -277,12 +285,10 @@ class Forward:
         if path is None:
             raise RuntimeError("all batches are through")
         with self.weights.holding(path) as held:
-            for together in in_lanes(range(len(self.batches))):
-                made = list[mx.array]()
-                for index, lane in together:
-                    with mx.stream(lane):
-                        made += [*self._through_block(index), *observe()]
-                mx.eval(made)
+            side_by_side(
+                range(len(self.batches)),
+                lambda index: [*self._through_block(index), *observe()],
+            )
             self._calls_left[path] -= 1
             if not self._calls_left[path]:
                 while_held(path, held)
