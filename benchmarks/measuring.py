@@ -17,22 +17,18 @@ import dynquant.mlx_backend  # noqa: F401  OpenBLAS before MLX
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
-from mlx.utils import tree_map
-from mlx_lm.quant.dynamic_quant import estimate_sensitivities
-from mlx_lm.utils import load_model
 from rich.table import Table
 
 from benchmarks.quality import MODELS, ROOT, SHARED, machine, revision
+from benchmarks.upstream import in_child, sensitivity_pass
 from dynquant.console import stdout
 from dynquant.core.allocate import allocate
 from dynquant.core.recipe import EFFORTS
@@ -63,7 +59,9 @@ def main() -> int:
         secs: dict[str, dict[str, float]] = {}
         for _ in range(options.rounds):
             for who in ("upstream", "ours"):
-                for step, taken in in_child(model, who).items():
+                for step, taken in in_child(
+                    "measuring", "--child", who, "--models", str(model)
+                ).items():
                     best = secs.setdefault(step, taken)
                     secs[step] = {kind: min(best[kind], taken[kind]) for kind in taken}
         ratios = ratios_of(secs)
@@ -107,14 +105,6 @@ def show(
         bar = f"{BARS[name]:g}" if name in BARS else ""
         table.add_row(name, f"{ratio['wall']:.2f}", f"{ratio['cpu']:.2f}", bar)
     stdout.print(table)
-
-
-def in_child(model: Path, who: str) -> dict[str, dict[str, float]]:
-    """Seconds of each step, from a fresh process."""
-    command = [sys.executable, "-m", "benchmarks.measuring", "--child", who, "--models", str(model)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, cwd=ROOT)
-    found: dict[str, dict[str, float]] = json.loads(done.stdout.splitlines()[-1])
-    return found
 
 
 @contextmanager
@@ -175,14 +165,9 @@ def upstream_secs(model: Path) -> dict[str, dict[str, float]]:
         ).tokens
     # Ours keeps the last of them for the probes.
     learned = mx.array(tokens[: Recipe(targets_bpw=()).calibration_tokens // tokens.shape[1]])
-    upstream, _ = load_model(model)
-    if mx.default_device() == mx.cpu:
-        upstream.update(tree_map(lambda p: p.astype(mx.float32), upstream.parameters()))
-        mx.eval(upstream.parameters())
-    widths: dict[str, Any] = {"low_bits": 4, "high_bits": 5}
-    sizes: dict[str, Any] = {"low_group_size": 64, "high_group_size": 64}
+    run = sensitivity_pass(model, learned, wide=mx.default_device() == mx.cpu)
     with timed(secs, UPSTREAM):
-        estimate_sensitivities(upstream, learned, **widths, **sizes)
+        run()
     return secs
 
 

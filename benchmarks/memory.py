@@ -16,20 +16,16 @@ import dynquant.mlx_backend  # noqa: F401  OpenBLAS before MLX
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
-from mlx.utils import tree_map
-from mlx_lm.quant.dynamic_quant import estimate_sensitivities
-from mlx_lm.utils import load_model
 from rich.table import Table
 
 from benchmarks.plot import Point, Series, chart_svg
 from benchmarks.random_model import Shape, convert, make_model, num_bytes, random_windows
+from benchmarks.upstream import in_child, sensitivity_pass
 from dynquant.console import stdout
 
 ROOT = Path(__file__).parents[1]
@@ -58,8 +54,8 @@ def main() -> None:
             make_model(Path(scratch), shape)
             rows[depth] = {
                 "weights": num_bytes(Path(scratch)),
-                **in_child(scratch),
-                **in_child(scratch, "--upstream"),
+                **in_child("memory", "--child", scratch),
+                **in_child("memory", "--child", scratch, "--upstream"),
             }
         stdout.print(depth, rows[depth])
     table = Table("blocks", *COLUMNS)
@@ -90,14 +86,6 @@ def main() -> None:
         (options.out / f"memory-{theme}.svg").write_text(picture)
 
 
-def in_child(model: str, *options: str) -> dict[str, int]:
-    """Peaks from a fresh process, so that nothing is left of another model."""
-    command = [sys.executable, "-m", "benchmarks.memory", "--child", model, *options]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, cwd=ROOT)
-    found: dict[str, int] = json.loads(done.stdout.splitlines()[-1])
-    return found
-
-
 def our_peaks(folder: Path) -> dict[str, int]:
     """Peak bytes of each step."""
     with tempfile.TemporaryDirectory() as out:
@@ -108,13 +96,11 @@ def our_peaks(folder: Path) -> dict[str, int]:
 
 def upstream_peak(folder: Path) -> dict[str, int]:
     """Peak bytes of the sensitivity pass of mlx-lm."""
-    model, config = load_model(folder)
-    model.update(tree_map(lambda p: p.astype(mx.float32), model.parameters()))
+    config = json.loads((folder / "config.json").read_text())
     tokens = random_windows(NUM_WINDOWS, WINDOW_TOKENS, config, seed=0).tokens
-    widths: dict[str, Any] = {"low_bits": 4, "high_bits": 5}
-    sizes: dict[str, Any] = {"low_group_size": 64, "high_group_size": 64}
+    run = sensitivity_pass(folder, mx.array(tokens), wide=True)
     mx.reset_peak_memory()
-    estimate_sensitivities(model, mx.array(tokens), **widths, **sizes)
+    run()
     return {UPSTREAM: mx.get_peak_memory()}
 
 

@@ -13,6 +13,7 @@ from dynquant.errors import DestinationError, HubUnavailableError
 from dynquant.hub import hardware
 from dynquant.hub.hardware import Mac, macs_on
 from dynquant.hub.visitor import HubVisitor
+from tests.json_values import json_values
 from tests.local_hub import Answer, LocalHub
 from tests.web import sign_in
 
@@ -21,13 +22,6 @@ M3_MAX = {"sku": ["Apple Silicon", "-", "Apple M3 Max"], "mem": 64, "num": 1}
 M1 = {"sku": ["Apple Silicon", "-", "Apple M1"], "mem": 16, "num": 1}
 RTX = {"sku": ["GPU", "NVIDIA", "RTX 4090"], "mem": 24, "num": 2, "isPrimary": True}
 
-json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
-    lambda inner: (
-        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4)
-    ),
-    max_leaves=10,
-)
 near_items = st.fixed_dictionaries(
     {},
     optional={

@@ -16,6 +16,7 @@ from dynquant.errors import (
     UnsupportedModelError,
 )
 from dynquant.mlx_backend.folder import check_folder, fingerprint, read_header, weight_files
+from tests.json_values import json_values
 from tests.mlx_backend.factories import write_safetensors
 
 F32 = {"dtype": "F32", "shape": [2, 4], "data_offsets": [0, 32]}
@@ -215,13 +216,6 @@ def test_empty_tensors_scalars_metadata_and_sub_byte_types_pass(tmp_path):
     assert set(header) == {"empty", "scalar", "packed"}
 
 
-json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda inner: (
-        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
-    ),
-    max_leaves=6,
-)
 odd_entries = st.fixed_dictionaries(
     {
         "dtype": st.sampled_from(["F32", "BF16", "F4", "X"]) | json_values,
