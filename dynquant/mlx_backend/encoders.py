@@ -21,7 +21,6 @@ from dynquant.mlx_backend.tied import encode_tied
 __all__ = ["ENCODERS", "LayerEncoder", "check_encoder", "formats_by_path", "stored_by"]
 
 _TIED_ROLES = {Role.LINEAR, Role.LOOKUP}
-_TOGETHER_WEIGHTS = 1 << 22  # more gain nothing, and take memory for numbers of 32 bits
 _FACTORS_BYTES = 1 << 29  # of factorizations kept for the next layer with the same input
 
 ENCODERS = {
@@ -97,16 +96,12 @@ class LayerEncoder:
                     key = (id(self._moments(path)), fmt.group_size, weight.dtype)
                     sharing[key].append((path, fmt))
         for members in sharing.values():
-            # Neighbours of one width are fitted at once.
-            for batch in _of_bounded_size(
-                sorted(members, key=lambda m: (m[1].bits, m[0])), weights
-            ):
-                parts = [(weights[f"{path}.weight"], fmt) for path, fmt in batch]
-                check_finite({f"{path}.weight": weights[f"{path}.weight"] for path, _ in batch})
-                feedback = self._feedback(batch[0][0], batch[0][1].group_size)
-                encoded = encode_together(parts, feedback, num_sweeps=self.num_sweeps)
-                mx.eval([list(each.arrays.values()) for each in encoded])
-                self._encoded.update(zip(batch, encoded, strict=True))
+            members.sort(key=lambda member: (member[1].bits, member[0]))
+            parts = [(weights[f"{path}.weight"], fmt) for path, fmt in members]
+            check_finite({f"{path}.weight": weights[f"{path}.weight"] for path, _ in members})
+            feedback = self._feedback(members[0][0], members[0][1].group_size)
+            encoded = encode_together(parts, feedback, num_sweeps=self.num_sweeps)
+            self._encoded.update(zip(members, encoded, strict=True))
 
     def _encode(self, path: str, weight: mx.array, fmt: QuantFormat) -> Encoded:
         check_finite({f"{path}.weight": weight})
@@ -177,21 +172,6 @@ def formats_by_path(
         for path, fmt in plan.items():
             found[path].add(fmt)
     return dict(found)
-
-
-def _of_bounded_size(
-    members: Sequence[tuple[str, QuantFormat]], weights: Weights
-) -> Iterator[list[tuple[str, QuantFormat]]]:
-    """Neighbours that together have at most `_TOGETHER_WEIGHTS`; a larger one is by itself."""
-    batch, held = list[tuple[str, QuantFormat]](), 0
-    for path, fmt in members:
-        size = weights[f"{path}.weight"].size
-        if batch and held + size > _TOGETHER_WEIGHTS:
-            yield batch
-            batch, held = [], 0
-        batch.append((path, fmt))
-        held += size
-    yield batch
 
 
 def stored_by(

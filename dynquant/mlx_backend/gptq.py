@@ -29,6 +29,9 @@ _DAMPING = 0.01  # of the mean diagonal, as in the paper
 _MAX_DAMPING = 10.0
 _TINY = 1e-30
 _RUN = 16
+# Encoded at a time. More gain nothing on a CPU and take memory for numbers of 32 bits; a GPU has
+# use for more.
+_TOGETHER_WEIGHTS = {mx.cpu: 1 << 22, mx.gpu: 1 << 25}
 
 
 @dataclass(frozen=True)
@@ -54,10 +57,10 @@ class Feedback:
     def of(cls, covariance: mx.array, group_size: int) -> Feedback:
         """Factor the second moments of the inputs, (..., in, in), float32, for a group size."""
         order = _column_order(covariance, group_size)
-        upper, ridge = _upper_factor(covariance, order)
+        upper, damped = _upper_factor(covariance, order)
         with mx.stream(mx.cpu):
             factor = mx.linalg.tri_inv(upper, upper=True)
-        feedback = cls(order, _ordered(covariance, order) + ridge, factor)
+        feedback = cls(order, damped, factor)
         mx.eval(feedback.order, feedback.covariance, feedback.factor)
         return feedback
 
@@ -83,14 +86,59 @@ def encode_together(
     """Store weights that share their inputs, each as a format of its own.
 
     The columns come one after the other, each in operations on one number per row: the more
-    rows there are, the less the operations themselves cost. The rows do not touch each other.
+    rows there are, the less the operations themselves cost. The rows do not touch each other,
+    so those of a large weight are taken in several parts.
 
     Args:
         parts: Weights (..., out, in) of one dtype, which the scales and biases will have, and
-            affine formats of one group size.
+            affine formats of one group size; neighbours of one width are fitted at once.
         feedback: As for `encode_with_feedback`.
         num_sweeps: How often to go over all groups again.
     """
+    found = [list[Encoded]() for _ in parts]
+    for batch in _of_bounded_size(parts, _TOGETHER_WEIGHTS[mx.default_device().type]):
+        pieces = [(parts[index][0][..., rows, :], parts[index][1]) for index, rows in batch]
+        encoded = _encoded_at_once(pieces, feedback, num_sweeps)
+        mx.eval([list(each.arrays.values()) for each in encoded])
+        for (index, _), each in zip(batch, encoded, strict=True):
+            found[index].append(each)
+    return [_below_each_other(pieces) for pieces in found]
+
+
+def _of_bounded_size(
+    parts: Sequence[tuple[mx.array, QuantFormat]], limit: int
+) -> Iterator[list[tuple[int, slice]]]:
+    """Batches of rows of `parts`, each the index of a part and rows of it, of `limit` weights."""
+    batch, held = list[tuple[int, slice]](), 0
+    for index, (weight, _) in enumerate(parts):
+        num_rows = weight.shape[-2]
+        per_row = weight.size // num_rows
+        step = max(1, limit // per_row)
+        for start in range(0, num_rows, step):
+            rows = slice(start, min(start + step, num_rows))
+            size = per_row * (rows.stop - rows.start)
+            if batch and held + size > limit:
+                yield batch
+                batch, held = [], 0
+            batch.append((index, rows))
+            held += size
+    yield batch
+
+
+def _below_each_other(pieces: Sequence[Encoded]) -> Encoded:
+    """One weight of the rows of all `pieces`."""
+    if len(pieces) == 1:
+        return pieces[0]
+    names, fmt = pieces[0].arrays, pieces[0].fmt
+    arrays = {name: mx.concatenate([p.arrays[name] for p in pieces], axis=-2) for name in names}
+    mx.eval(arrays)
+    return Encoded(arrays, fmt)
+
+
+def _encoded_at_once(
+    parts: Sequence[tuple[mx.array, QuantFormat]], feedback: Feedback, num_sweeps: int
+) -> list[Encoded]:
+    """As `encode_together`, all rows at once; not yet evaluated."""
     size, order = parts[0][1].group_size, feedback.order
     columns = order[..., None, :]
     ordered = [_taken(weight.astype(mx.float32), columns) for weight, _ in parts]
@@ -347,7 +395,7 @@ def _upper_factor(covariance: mx.array, order: mx.array) -> tuple[mx.array, mx.a
     """Upper R with R·Rᵀ = C + D: a Cholesky factorization that starts at the last column.
 
     Returns:
-        R, and the diagonal matrix D that it took, both in `order`.
+        R, and C + D for the diagonal matrix D that it took, both in `order`.
     """
     ordered = _ordered(covariance, order)
     diagonal = mx.diagonal(ordered, axis1=-2, axis2=-1)
@@ -356,9 +404,10 @@ def _upper_factor(covariance: mx.array, order: mx.array) -> tuple[mx.array, mx.a
     damping = _DAMPING
     while damping <= _MAX_DAMPING:
         ridge = mx.where(diagonal > 0, damping * mean, mean)[..., None] * mx.eye(ordered.shape[-1])
+        damped = ordered + ridge
         with mx.stream(mx.cpu):
-            lower = mx.linalg.cholesky((ordered + ridge)[..., ::-1, ::-1])
+            lower = mx.linalg.cholesky(damped[..., ::-1, ::-1])
         if mx.isfinite(lower.sum()).item():
-            return lower[..., ::-1, ::-1], ridge
+            return lower[..., ::-1, ::-1], damped
         damping *= 10
     raise ValueError("the covariance is not positive definite")

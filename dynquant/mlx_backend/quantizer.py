@@ -40,7 +40,12 @@ from dynquant.mlx_backend.refining import refined
 from dynquant.mlx_backend.sensitivity import Measurement
 from dynquant.mlx_backend.streaming import BlockModel, BlockWeights
 from dynquant.mlx_backend.verify import verify_folder
-from dynquant.mlx_backend.writing import FolderWriter, quantization_config, replace_arrays
+from dynquant.mlx_backend.writing import (
+    SHARD_BYTES,
+    FolderWriter,
+    quantization_config,
+    replace_arrays,
+)
 from dynquant.ports import OnStep, Text
 
 __all__ = ["MlxQuantizer", "tool_versions"]
@@ -315,8 +320,11 @@ class MlxQuantizer:
         num_probes = _num_probe_windows(windows)
         batches = self._batches(windows, 0, -num_probes) if encoder != "minmax" else []
         measurement = self._measurement(inventory, batches, feedback=encoder == "gptq", seed=0)
+        shard_bytes = SHARD_BYTES // min(4, len(plans) or 1)
         writers = {
-            folder: FolderWriter(folder, num_parameters=inventory.num_parameters)
+            folder: FolderWriter(
+                folder, num_parameters=inventory.num_parameters, shard_bytes=shard_bytes
+            )
             for folder in plans
         }
         encode_plans(

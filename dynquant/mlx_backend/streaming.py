@@ -34,6 +34,8 @@ from dynquant.mlx_backend.loading import (
 
 __all__ = ["BlockModel", "BlockWeights", "Forward", "side_by_side"]
 
+_LARGE = 1 << 22  # weights
+
 T = TypeVar("T")
 Lane = mx.DeviceType | mx.ThreadLocalStream
 
@@ -200,7 +202,7 @@ class BlockWeights:
         try:
             weights = self._amend(weights)
             self._blocks.install(weights)
-            mx.eval(list(weights.values()))
+            _read(weights)
             yield weights
         finally:
             weights.clear()
@@ -208,8 +210,16 @@ class BlockWeights:
             mx.clear_cache()
 
     def as_stored(self, weights: Weights) -> Weights:
-        """`weights` in the dtype that they are stored in; the way back is exact."""
-        return {path: array.astype(self.stored_dtypes[path]) for path, array in weights.items()}
+        """`weights` in the dtype that they are stored in; the way back is exact.
+
+        Each is let go once it is cast, so the model cannot run with them any more.
+        """
+        stored: Weights = {}
+        for path in list(weights):
+            set_parameter(self._blocks.model, path, mx.array([]))
+            stored[path] = weights.pop(path).astype(self.stored_dtypes[path])
+            mx.eval(stored[path])
+        return stored
 
     @contextmanager
     def holding_outer(self) -> Iterator[None]:
@@ -341,6 +351,13 @@ class Forward:
         else:
             self._waiting[index] = None
             self._logits[index] = waiting
+
+
+def _read(weights: Weights) -> None:
+    """Evaluate `weights`, the large ones in turn: what they are made from takes memory too."""
+    mx.eval([array for array in weights.values() if array.size < _LARGE])
+    for array in weights.values():
+        mx.eval(array)
 
 
 def _suspend(path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -18,9 +18,9 @@ from dynquant.core.plan import QuantPlan
 from dynquant.errors import disk_errors_translated
 from dynquant.mlx_backend.encoding import Encoded
 
-__all__ = ["FolderWriter", "quantization_config", "replace_arrays"]
+__all__ = ["SHARD_BYTES", "FolderWriter", "quantization_config", "replace_arrays"]
 
-_SHARD_BYTES = 1 << 30  # what is held in memory before it is written
+SHARD_BYTES = 1 << 30  # held in memory before it is written, of all folders written side by side
 _COPIED = (
     "tokenizer*", "*.model", "*.tiktoken", "*.jinja", "vocab.*", "merges.txt", "added_tokens.json",
     "special_tokens_map.json", "generation_config.json", "chat_template*",
@@ -39,7 +39,7 @@ class FolderWriter:
     """
 
     def __init__(
-        self, folder: Path, *, num_parameters: int, shard_bytes: int = _SHARD_BYTES
+        self, folder: Path, *, num_parameters: int, shard_bytes: int = SHARD_BYTES
     ) -> None:
         self._folder = folder
         self._num_parameters = num_parameters
@@ -53,6 +53,7 @@ class FolderWriter:
         """Write parameter `name`."""
         if self._pending and self._pending_bytes + array.nbytes > self._shard_bytes:
             self._flush()
+        mx.eval(array)  # what it is made from would wait with it
         self._pending[name] = array
         self._pending_bytes += array.nbytes
 

@@ -6,7 +6,7 @@ import pytest
 
 from dynquant.core.formats import UNQUANTIZED, QuantFormat
 from dynquant.errors import InvalidOptionError, NonFiniteError
-from dynquant.mlx_backend import encoders
+from dynquant.mlx_backend import gptq
 from dynquant.mlx_backend.encoders import ENCODERS, LayerEncoder, check_encoder
 from dynquant.mlx_backend.encoding import Encoded, decode, encode, encode_min_max
 from dynquant.mlx_backend.gptq import Feedback, encode_with_feedback
@@ -92,9 +92,9 @@ def shared_input(*paths: str) -> tuple[LayerEncoder, dict[str, mx.array]]:
     return LayerEncoder("gptq", watcher), weights
 
 
-@pytest.mark.parametrize("limit", [1, 1 << 22], ids=["one by one", "all at once"])
+@pytest.mark.parametrize("limit", [1, 1 << 22], ids=["row by row", "all at once"])
 def test_what_was_encoded_ahead_is_found_and_as_good(monkeypatch, limit):
-    monkeypatch.setattr(encoders, "_TOGETHER_WEIGHTS", limit)
+    monkeypatch.setitem(gptq._TOGETHER_WEIGHTS, mx.default_device().type, limit)
     formats = [QuantFormat(2, 32), QuantFormat(4, 32), QuantFormat(4, 64), UNQUANTIZED]
     ahead, weights = shared_input("a", "b")
     ahead.encode_ahead(weights, dict.fromkeys(("a", "b", "elsewhere"), formats))
