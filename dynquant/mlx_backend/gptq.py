@@ -397,14 +397,15 @@ def _upper_factor(covariance: mx.array, order: mx.array) -> tuple[mx.array, mx.a
     Returns:
         R, and C + D for the diagonal matrix D that it took, both in `order`.
     """
-    ordered = _ordered(covariance, order)
-    diagonal = mx.diagonal(ordered, axis1=-2, axis2=-1)
+    diagonal = _taken(mx.diagonal(covariance, axis1=-2, axis2=-1), order)
     mean = diagonal.mean(-1, keepdims=True)
     mean = mx.where(mean > 0, mean, 1.0)
+    index = mx.arange(order.shape[-1])
     damping = _DAMPING
     while damping <= _MAX_DAMPING:
-        ridge = mx.where(diagonal > 0, damping * mean, mean)[..., None] * mx.eye(ordered.shape[-1])
-        damped = ordered + ridge
+        ridge = mx.where(diagonal > 0, damping * mean, mean)
+        damped = _ordered(covariance, order).at[..., index, index].add(ridge)
+        mx.eval(damped)  # of a wide layer each matrix takes as much as a block
         with mx.stream(mx.cpu):
             lower = mx.linalg.cholesky(damped[..., ::-1, ::-1])
         if mx.isfinite(lower.sum()).item():

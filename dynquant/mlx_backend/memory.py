@@ -16,7 +16,9 @@ from dynquant.mlx_backend.loading import (
     is_floating,
     set_parameter,
 )
+from dynquant.mlx_backend.sensitivity import GRADIENT_TOKENS
 from dynquant.mlx_backend.streaming import BlockModel
+from dynquant.mlx_backend.writing import SHARD_BYTES
 
 __all__ = ["cache_bytes", "conversion_bytes"]
 
@@ -51,8 +53,9 @@ def cache_bytes(model: ModelFolder, context_tokens: int) -> int:
 def conversion_bytes(model: ModelFolder, num_tokens: int) -> int:
     """Estimated peak memory of a conversion with `num_tokens` of calibration text.
 
-    Two blocks, the weights outside all blocks, the hidden state of every token before
-    every block, and the products of the widest layers' inputs.
+    Two blocks, the weights outside all blocks, the hidden states before every block of
+    the tokens that go backward, those of all tokens twice, the products of the widest layer's
+    inputs with their factorization, and the shard that waits to be written.
     """
     blocks = BlockModel(model.skeleton)
     outer, inner = blocks.split(model.lazy_weights())
@@ -67,6 +70,10 @@ def conversion_bytes(model: ModelFolder, num_tokens: int) -> int:
     matrices = [shape for shape in matrices if len(shape) > 1]
     width = max((array.shape[-1] for array in outer.values() if array.ndim == 2), default=0)
     products = 4 * max((prod(shape[:-2]) * shape[-1] ** 2 for shape in matrices), default=0)
-    activations = 4 * num_tokens * width * (len(inner) + 2)
+    recorded = min(num_tokens, GRADIENT_TOKENS)
+    activations = 4 * width * (recorded * len(inner) + 2 * num_tokens)
     largest = max((bytes_of(weights) for weights in inner.values()), default=0)
-    return 2 * largest + bytes_of(outer) + activations + 3 * products + _PROCESS_BYTES
+    shard = min(
+        SHARD_BYTES, sum(array.nbytes for part in inner.values() for array in part.values())
+    )
+    return 2 * largest + bytes_of(outer) + activations + 4 * products + shard + _PROCESS_BYTES

@@ -32,10 +32,10 @@ from dynquant.mlx_backend.observing import Observation, Role, observed, squares
 from dynquant.mlx_backend.reverse import backward
 from dynquant.mlx_backend.streaming import BlockModel, BlockWeights, Forward
 
-__all__ = ["Measurement", "draw_labels", "measure_importance"]
+__all__ = ["GRADIENT_TOKENS", "Measurement", "draw_labels", "measure_importance"]
 
 _UNSEEN_TOKENS = 0.5  # Jeffreys prior: a token that the text lacks still turns up in use
-_GRADIENT_TOKENS = 4096  # that the reverse pass takes at least, where the text has as many
+GRADIENT_TOKENS = 4096  # that the reverse pass takes at least, where the text has as many
 _ORDER_GROUP_SIZE = 32  # the finest group, for the order in which feedback takes columns
 
 
@@ -164,7 +164,7 @@ def measure_importance(
     blocks = measurement.blocks
     watcher, columns = measurement.observer(), dict[str, mx.array]()
     weights = BlockWeights(blocks, measurement.load)
-    record = _evenly_spaced(measurement.batches, _GRADIENT_TOKENS)
+    record = _evenly_spaced(measurement.batches, GRADIENT_TOKENS)
     forward = Forward(blocks, weights, measurement.batches, record=record)
 
     def settle(block: str | None, *, keep: bool) -> None:

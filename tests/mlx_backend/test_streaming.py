@@ -216,6 +216,8 @@ def test_the_way_back_to_the_stored_dtype_is_exact():
     with held.holding("layers.0") as computed:
         assert computed["layers.0.proj.weight"].dtype == mx.float32
         stored = held.as_stored(computed)
+        assert not computed  # each is let go as it is cast
+        assert not blocks.model.layers[0].proj.weight.size
     assert stored["layers.0.proj.weight"].dtype == mx.bfloat16
     (path,) = weights
     assert mx.array_equal(stored[path], weights[path]).item()

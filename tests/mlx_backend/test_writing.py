@@ -127,6 +127,18 @@ def test_shards_are_cut_before_they_grow_too_large(tmp_path):
     assert check_folder(out)["model_type"] == "llama"
 
 
+def test_what_waits_to_be_written_does_not_keep_what_it_was_made_from(tmp_path):
+    (tmp_path / "out").mkdir()
+    writer = FolderWriter(tmp_path / "out", num_parameters=1)
+    before = mx.get_active_memory()
+    for number in range(3):
+        large = mx.random.normal((1 << 18,))
+        mx.eval(large)
+        writer.add(f"a{number}.weight", large.reshape(-1, 64).sum(0))
+        del large
+    assert mx.get_active_memory() - before < 1 << 18
+
+
 def test_replaced_arrays_leave_all_others_and_the_shards_as_they_were(tmp_path):
     source, out = make_source(tmp_path / "source"), tmp_path / "out"
     out.mkdir()
