@@ -18,7 +18,7 @@ from dynquant.mlx_backend.loading import (
 )
 from dynquant.mlx_backend.sensitivity import GRADIENT_TOKENS
 from dynquant.mlx_backend.streaming import BlockModel
-from dynquant.mlx_backend.writing import SHARD_BYTES
+from dynquant.mlx_backend.writing import PART_BYTES
 
 __all__ = ["cache_bytes", "conversion_bytes"]
 
@@ -55,7 +55,7 @@ def conversion_bytes(model: ModelFolder, num_tokens: int) -> int:
 
     Two blocks, the weights outside all blocks, the hidden states before every block of
     the tokens that go backward, those of all tokens twice, the products of the widest layer's
-    inputs with their factorization, and the shard that waits to be written.
+    inputs with their factorization, and what waits to be written.
     """
     blocks = BlockModel(model.skeleton)
     outer, inner = blocks.split(model.lazy_weights())
@@ -73,7 +73,7 @@ def conversion_bytes(model: ModelFolder, num_tokens: int) -> int:
     recorded = min(num_tokens, GRADIENT_TOKENS)
     activations = 4 * width * (recorded * len(inner) + 2 * num_tokens)
     largest = max((bytes_of(weights) for weights in inner.values()), default=0)
-    shard = min(
-        SHARD_BYTES, sum(array.nbytes for part in inner.values() for array in part.values())
+    waiting = min(
+        PART_BYTES, sum(array.nbytes for part in inner.values() for array in part.values())
     )
-    return 2 * largest + bytes_of(outer) + activations + 4 * products + shard + _PROCESS_BYTES
+    return 2 * largest + bytes_of(outer) + activations + 4 * products + waiting + _PROCESS_BYTES

@@ -41,7 +41,7 @@ from dynquant.mlx_backend.sensitivity import Measurement
 from dynquant.mlx_backend.streaming import BlockModel, BlockWeights
 from dynquant.mlx_backend.verify import verify_folder
 from dynquant.mlx_backend.writing import (
-    SHARD_BYTES,
+    PART_BYTES,
     FolderWriter,
     quantization_config,
     replace_arrays,
@@ -320,10 +320,10 @@ class MlxQuantizer:
         num_probes = _num_probe_windows(windows)
         batches = self._batches(windows, 0, -num_probes) if encoder != "minmax" else []
         measurement = self._measurement(inventory, batches, feedback=encoder == "gptq", seed=0)
-        shard_bytes = SHARD_BYTES // min(4, len(plans) or 1)
+        part_bytes = PART_BYTES // max(1, len(plans))
         writers = {
             folder: FolderWriter(
-                folder, num_parameters=inventory.num_parameters, shard_bytes=shard_bytes
+                folder, num_parameters=inventory.num_parameters, part_bytes=part_bytes
             )
             for folder in plans
         }

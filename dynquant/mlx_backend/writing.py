@@ -17,10 +17,14 @@ from dynquant.core.formats import QuantFormat
 from dynquant.core.plan import QuantPlan
 from dynquant.errors import disk_errors_translated
 from dynquant.mlx_backend.encoding import Encoded
+from dynquant.mlx_backend.shards import join_files
 
-__all__ = ["SHARD_BYTES", "FolderWriter", "quantization_config", "replace_arrays"]
+__all__ = ["PART_BYTES", "FolderWriter", "quantization_config", "replace_arrays"]
 
-SHARD_BYTES = 1 << 30  # held in memory before it is written, of all folders written side by side
+PART_BYTES = 1 << 28
+"""Held in memory before it is written, of all folders that are written side by side."""
+
+_SHARD_BYTES = 1 << 30
 _COPIED = (
     "tokenizer*", "*.model", "*.tiktoken", "*.jinja", "vocab.*", "merges.txt", "added_tokens.json",
     "special_tokens_map.json", "generation_config.json", "chat_template*",
@@ -36,26 +40,39 @@ class FolderWriter:
         folder: An empty folder.
         num_parameters: For the index's metadata.
         shard_bytes: Largest size of a shard, unless one array alone is larger.
+        part_bytes: What to hold in memory at most, unless one array alone is larger.
     """
 
     def __init__(
-        self, folder: Path, *, num_parameters: int, shard_bytes: int = SHARD_BYTES
+        self,
+        folder: Path,
+        *,
+        num_parameters: int,
+        shard_bytes: int = _SHARD_BYTES,
+        part_bytes: int = PART_BYTES,
     ) -> None:
         self._folder = folder
         self._num_parameters = num_parameters
         self._shard_bytes = shard_bytes
+        self._part_bytes = part_bytes
         self._pending: dict[str, mx.array] = {}
-        self._pending_bytes = 0
+        self._parts: list[Path] = []
+        self._names: list[str] = []
+        self._num_bytes = 0
         self._total_bytes = 0
         self._shards: list[list[str]] = []
 
     def add(self, name: str, array: mx.array) -> None:
         """Write parameter `name`."""
-        if self._pending and self._pending_bytes + array.nbytes > self._shard_bytes:
-            self._flush()
+        pending = sum(each.nbytes for each in self._pending.values())
+        if self._names and self._num_bytes + array.nbytes > self._shard_bytes:
+            self._close_shard()
+        elif self._pending and pending + array.nbytes > self._part_bytes:
+            self._write_part()
         mx.eval(array)  # what it is made from would wait with it
         self._pending[name] = array
-        self._pending_bytes += array.nbytes
+        self._names.append(name)
+        self._num_bytes += array.nbytes
 
     def add_layer(self, path: str, encoded: Encoded) -> None:
         """Write the arrays of the layer at `path`."""
@@ -68,7 +85,7 @@ class FolderWriter:
         Returns:
             Bytes of weights written.
         """
-        self._flush()
+        self._close_shard()
         count = len(self._shards)
         weight_map = {}
         with translated_storage_errors():
@@ -96,17 +113,23 @@ class FolderWriter:
                         shutil.copyfile(file, self._folder / file.name)
         return self._total_bytes
 
-    def _flush(self) -> None:
-        if not self._pending:
-            return
-        number = len(self._shards) + 1
-        file = self._folder / _staged(number)
+    def _write_part(self) -> None:
+        part = self._folder / f"part-{len(self._parts):05d}.staged.safetensors"
         with translated_storage_errors():
-            mx.save_safetensors(str(file), self._pending, metadata={"format": "mlx"})
-        self._total_bytes += self._pending_bytes
-        self._shards.append(list(self._pending))
-        self._pending, self._pending_bytes = {}, 0
+            mx.save_safetensors(str(part), self._pending, metadata={"format": "mlx"})
+        self._parts.append(part)
+        self._pending = {}
         mx.clear_cache()
+
+    def _close_shard(self) -> None:
+        if not self._names:
+            return
+        self._write_part()
+        self._shards.append(self._names)
+        with translated_storage_errors():
+            join_files(self._parts, self._folder / _staged(len(self._shards)))
+        self._total_bytes += self._num_bytes
+        self._parts, self._names, self._num_bytes = [], [], 0
 
 
 def replace_arrays(folder: Path, arrays: Mapping[str, mx.array]) -> None:

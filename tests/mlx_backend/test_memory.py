@@ -62,8 +62,8 @@ def test_converting_takes_more_with_more_calibration_and_more_than_two_blocks(tm
     deep = open_model(save_model(tmp_path / "deep", num_hidden_layers=6))
     tokens = 2048
     assert conversion_bytes(small, 2 * tokens) > conversion_bytes(small, tokens)
-    # Each further block adds the hidden states before it, and as long as the model is smaller than
-    # a shard it waits with the others to be written.
+    # Each further block adds the hidden states before it, and a little of the result waits with
+    # that of the others to be written.
     added = conversion_bytes(deep, tokens) - conversion_bytes(small, tokens)
     sizes = [
         sum(array.nbytes for array in model.lazy_weights().values()) for model in (small, deep)

@@ -18,6 +18,7 @@ from dynquant.errors import StorageFullError
 from dynquant.mlx_backend.encoding import encode_min_max
 from dynquant.mlx_backend.folder import check_folder
 from dynquant.mlx_backend.writing import (
+    PART_BYTES,
     FolderWriter,
     quantization_config,
     replace_arrays,
@@ -92,9 +93,16 @@ def test_a_plan_that_quantizes_nothing_has_no_settings():
     assert quantization_config(make_plan(UNQUANTIZED, UNQUANTIZED)) == {}
 
 
-def write_arrays(out: Path, source: Path, *, shard_bytes: int, sizes=(100, 100, 100, 400, 50)):
+def write_arrays(
+    out: Path,
+    source: Path,
+    *,
+    shard_bytes: int,
+    sizes=(100, 100, 100, 400, 50),
+    part_bytes: int = PART_BYTES,
+):
     out.mkdir()
-    writer = FolderWriter(out, num_parameters=750, shard_bytes=shard_bytes)
+    writer = FolderWriter(out, num_parameters=750, shard_bytes=shard_bytes, part_bytes=part_bytes)
     for i, size in enumerate(sizes):
         writer.add(f"a{i}", mx.full(size, float(i)))
     return writer.finish(source, {"model_type": "llama"}, keep_vision_config=False)
@@ -125,6 +133,26 @@ def test_shards_are_cut_before_they_grow_too_large(tmp_path):
         assert array[name][0].item() == float(name[1:])
         assert metadata == {"format": "mlx"}
     assert check_folder(out)["model_type"] == "llama"
+
+
+@pytest.mark.parametrize("part_bytes", [1, 400, 900, 1700])
+@pytest.mark.parametrize("shard_bytes", [900, 2000, 1 << 20])
+def test_shards_are_the_same_whatever_is_held_in_memory(tmp_path, shard_bytes, part_bytes):
+    source = make_source(tmp_path / "src")
+    at_once, in_parts = tmp_path / "at once", tmp_path / "in parts"
+    write_arrays(at_once, source, shard_bytes=shard_bytes)
+    write_arrays(in_parts, source, shard_bytes=shard_bytes, part_bytes=part_bytes)
+    index = "model.safetensors.index.json"
+    assert {file.name for file in in_parts.iterdir()} == {file.name for file in at_once.iterdir()}
+    assert (in_parts / index).read_text() == (at_once / index).read_text()
+    for name in shard_names(at_once):
+        expected: Any = mx.load(str(at_once / name), return_metadata=True)
+        found: Any = mx.load(str(in_parts / name), return_metadata=True)
+        assert found[1] == expected[1]
+        assert {key: array.tolist() for key, array in found[0].items()} == {
+            key: array.tolist() for key, array in expected[0].items()
+        }
+    assert check_folder(in_parts)["model_type"] == "llama"
 
 
 def test_what_waits_to_be_written_does_not_keep_what_it_was_made_from(tmp_path):
@@ -235,9 +263,10 @@ arrays = [mx.zeros(10_000) + i for i in range(4)]
 mx.eval(arrays)
 unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
 said = []
-for out, (limit, shard_bytes) in zip(outs, cases, strict=True):
+for out, (limit, shard_bytes, part_bytes) in zip(outs, cases, strict=True):
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, unlimited[1]))
-    writer = FolderWriter(out, num_parameters=1, shard_bytes=shard_bytes)
+    sizes = {"shard_bytes": shard_bytes, "part_bytes": part_bytes}
+    writer = FolderWriter(out, num_parameters=1, **sizes)
     try:
         for i, array in enumerate(arrays):
             writer.add(f"a{i}", array)
@@ -253,11 +282,12 @@ print(json.dumps(said))
 def test_a_disk_that_fills_up_is_told_and_never_a_short_file_kept(tmp_path):
     source = make_source(tmp_path / "src", tokenizer__json="x" * 50_000)
     cases = {
-        "the first shard does not fit": (30_000, 40_000),
-        "the tokenizer does not fit": (45_000, 40_000),
-        "one large shard breaks off in its middle": (100_000, 200_000),
-        "only the last bytes are missing": (160_010, 200_000),
-        "all fits": (60_000, 40_000),
+        "the first shard does not fit": (30_000, 40_000, 40_000),
+        "the tokenizer does not fit": (45_000, 40_000, 40_000),
+        "one large shard breaks off in its middle": (100_000, 200_000, 200_000),
+        "only the last bytes are missing": (160_010, 200_000, 200_000),
+        "parts fit, all of them in one file do not": (60_000, 200_000, 40_000),
+        "all fits": (60_000, 40_000, 40_000),
     }
     outs = [tmp_path / name for name in cases]
     for out in outs:
