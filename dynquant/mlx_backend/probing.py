@@ -5,8 +5,7 @@ input and gradient go together, how errors of its rows add up) far more than on 
 format: on `tiny-qwen3` 1.0 for the embedding, 1.4 for down_proj, 2.5 for v_proj, each
 nearly the same at 3 and at 5 bits. So each role is quantized alone, at two widths,
 and the KL divergence of the whole model is measured. Then all of them together: where errors
-send tokens to other experts, they add up to less than their sum. A planned mix of widths lies
-between the sum and what one width for all comes to; the geometric mean is taken (decision 0002).
+send tokens to other experts, they add up to less than their sum (decision 0002).
 """
 
 from __future__ import annotations
@@ -87,7 +86,7 @@ def measure_scales(
     for name, plan in together.items():
         total = sum(alone[path].cost_nats(fmt) for path, fmt in plan.items())
         if total > 0 < measured[name]:
-            scales[name] = math.sqrt(measured[name] / total)
+            scales[name] = measured[name] / total
     return scales
 
 

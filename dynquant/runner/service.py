@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
@@ -26,7 +27,7 @@ from dynquant.jobs.engine import JobEngine
 from dynquant.log_lines import configure_logging
 from dynquant.runner.job_steps import JobSteps
 from dynquant.runner.live_board import LiveBoard, board_snapshot
-from dynquant.runner.machine import awake, chip_name, usable_memory_bytes
+from dynquant.runner.machine import awake, chip_name, keep_memory_flat, usable_memory_bytes
 from dynquant.runner.mail import Announcer, Mailroom
 from dynquant.runner.notify import notify
 from dynquant.runner.sandbox import reach, statement
@@ -77,6 +78,7 @@ def serve(settings: Settings, *, watch: Watch | None = None) -> None:
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
+    keep_memory_flat()
     _say_what_is_confined()
     memory_bytes = settings.memory_bytes or usable_memory_bytes(psutil.virtual_memory().total)
     engine = JobEngine(
@@ -117,6 +119,7 @@ def _surroundings(
             tell=notify,
         ).do_round,
         wakefulness.do_round,
+        gc.collect,  # jobs leave cycles, which Python gathers for long where it is not asked
     ]
     if watch is not None:
         rounds.append(watch.do_round)

@@ -286,3 +286,43 @@ def test_without_control_groups_nine_tenths_are_usable(tmp_path):
 def test_this_machine_has_memory_for_jobs_and_keeps_some():
     total = psutil.virtual_memory().total
     assert 0 < usable_memory_bytes(total) < total
+
+
+HEAPS = """
+import ctypes, gc, os, sys, threading
+from dynquant.runner.machine import keep_memory_flat
+
+if sys.argv[1] == "flat":
+    keep_memory_flat()
+    assert gc.get_freeze_count() > 1000
+libc = ctypes.CDLL(None)
+libc.malloc.restype = libc.fdopen.restype = ctypes.c_void_p
+libc.malloc_info.argtypes = [ctypes.c_int, ctypes.c_void_p]
+ready, all_there = threading.Barrier(8), threading.Barrier(8)
+
+def allocate():
+    ready.wait()
+    libc.malloc(1000)
+    all_there.wait()
+
+threads = [threading.Thread(target=allocate) for _ in range(8)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+file = libc.fdopen(os.dup(1), b"w")
+libc.malloc_info(0, file)
+libc.fflush(None)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="heaps per thread are a matter of glibc")
+def test_the_threads_of_a_process_that_is_kept_flat_share_one_heap():
+    def num_heaps(how: str) -> int:
+        child = subprocess.run(
+            [sys.executable, "-c", HEAPS, how], capture_output=True, text=True, check=True
+        )
+        return child.stdout.count("<heap nr")
+
+    assert num_heaps("as it is") > 1
+    assert num_heaps("flat") == 1
