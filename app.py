@@ -30,6 +30,7 @@ from dynquant.hub.publishing import HubPublisher
 from dynquant.hub.search import HubSearch
 from dynquant.hub.visitor import HubVisitor
 from dynquant.jobs.board import DatabaseBoard
+from dynquant.runner.machine import keep_memory_flat
 from dynquant.settings import Settings
 from dynquant.watcher import Webhook
 from dynquant.web.catalogue import Catalogue
@@ -66,6 +67,7 @@ def main() -> None:
         sys.exit(f"Error: {error}")
     # uvicorn sends itself the signal again when it is done, which must not skip what comes after.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+    keep_memory_flat()
     host = os.environ.get("GRADIO_SERVER_NAME") or ("0.0.0.0" if web.is_space else "127.0.0.1")  # noqa: S104
     port = int(os.environ.get("GRADIO_SERVER_PORT") or 7860)
     if is_whole:

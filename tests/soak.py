@@ -74,7 +74,7 @@ class Bound:
 
 
 BOUNDS = {
-    "MB": Bound(per_hour=60.0, noise=12.0),
+    "MB": Bound(per_hour=30.0, noise=12.0),
     "files": Bound(per_hour=20.0, noise=4.0),
     "threads": Bound(per_hour=12.0, noise=4.0),
     "children": Bound(per_hour=12.0, noise=4.0),

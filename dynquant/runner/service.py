@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
 import signal
@@ -119,7 +118,6 @@ def _surroundings(
             tell=notify,
         ).do_round,
         wakefulness.do_round,
-        gc.collect,  # jobs leave cycles, which Python gathers for long where it is not asked
     ]
     if watch is not None:
         rounds.append(watch.do_round)
