@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,21 +29,19 @@ def join_files(parts: Sequence[Path], joined: Path) -> None:
         parts[0].rename(joined)
         return
     header: dict[str, Any] = {"__metadata__": {"format": "mlx"}}
-    starts = list[int]()
-    size = 0
+    sizes = list[int]()
     for part in parts:
-        with part.open("rb") as stream:
-            starts.append(8 + int.from_bytes(stream.read(8), "little"))
-        for name, about in read_header(part).items():
-            offsets = [offset + size for offset in about["data_offsets"]]
+        start, tensors = sum(sizes), read_header(part)
+        for name, about in tensors.items():
+            offsets = [offset + start for offset in about["data_offsets"]]
             header[name] = {**about, "data_offsets": offsets}
-        size += part.stat().st_size - starts[-1]
+        sizes.append(max(about["data_offsets"][1] for about in tensors.values()))
     raw = json.dumps(header, separators=(",", ":")).encode()
     raw += b" " * (-len(raw) % 8)
     with joined.open("wb") as target:
         target.write(len(raw).to_bytes(8, "little") + raw)
-        for part, start in zip(parts, starts, strict=True):
+        for part, size in zip(parts, sizes, strict=True):
             with part.open("rb") as source:
-                source.seek(start)
+                source.seek(-size, os.SEEK_END)  # behind its header
                 shutil.copyfileobj(source, target, _COPY_BYTES)
             part.unlink()
