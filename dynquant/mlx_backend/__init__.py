@@ -4,9 +4,13 @@ The Linux wheel of MLX links the reference BLAS, whose matrix products run at
 4.6 GFLOP/s where OpenBLAS reaches 190 on the same two cores. Loading OpenBLAS
 first puts its `cblas_*` symbols in front, so it must happen before the first
 `import mlx.core` of the process.
+
+On some GPUs MLX multiplies float32 matrices in TF32, with ten bits of mantissa. What is
+factored must be more exact than that, so it is switched off, before MLX looks.
 """
 
 import ctypes
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +30,7 @@ def _preload_openblas() -> ctypes.CDLL | None:
 
 
 _OPENBLAS = _preload_openblas()
+os.environ.setdefault("MLX_ENABLE_TF32", "0")
 HAS_FAST_BLAS = _OPENBLAS is not None or not sys.platform.startswith("linux")
 """Whether float32 matrix products on the CPU run at full speed."""
 

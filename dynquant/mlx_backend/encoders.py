@@ -11,7 +11,8 @@ import mlx.core as mx
 from dynquant.core.formats import UNQUANTIZED, QuantFormat
 from dynquant.errors import InvalidOptionError
 from dynquant.mlx_backend.encoding import Encoded, decode, encode, encode_min_max
-from dynquant.mlx_backend.gptq import Feedback, encode_together, encode_with_feedback
+from dynquant.mlx_backend.feedback import Feedback
+from dynquant.mlx_backend.gptq import encode_together, encode_with_feedback
 from dynquant.mlx_backend.importance import Importance, Term
 from dynquant.mlx_backend.loading import Weights, check_finite
 from dynquant.mlx_backend.moments import Moments, MomentsObserver, takes_feedback
@@ -122,9 +123,10 @@ class LayerEncoder:
         head = self.moments.of(path, Role.LINEAR)
         known = path in self.importance and len(self.importance[path].terms) == len(_TIED_ROLES)
         roles = {role for role in Role if self.moments.of(path, role)}
-        if not known or roles != _TIED_ROLES or head is None or head.covariance is None:
+        if not known or roles != _TIED_ROLES or head is None:
             return None
-        return head.covariance / mx.maximum(head.num_vectors, 1.0)
+        covariance = head.covariance
+        return None if covariance is None else covariance / mx.maximum(head.num_vectors, 1.0)
 
     def leave(self, paths: Collection[str]) -> None:
         """Let go what only the layers at `paths` needed, once they are done."""

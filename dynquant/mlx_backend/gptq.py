@@ -22,47 +22,15 @@ import numpy as np
 
 from dynquant.core.formats import QuantFormat
 from dynquant.mlx_backend.encoding import Encoded, affine, fit_groups
+from dynquant.mlx_backend.feedback import Feedback, taken
 
-__all__ = ["Feedback", "conditional_variances", "encode_together", "encode_with_feedback"]
+__all__ = ["encode_together", "encode_with_feedback"]
 
-_DAMPING = 0.01  # of the mean diagonal, as in the paper
-_MAX_DAMPING = 10.0
 _TINY = 1e-30
 _RUN = 16
 # Encoded at a time. More gain nothing on a CPU and take memory for numbers of 32 bits; a GPU has
 # use for more.
-_TOGETHER_WEIGHTS = {mx.cpu: 1 << 22, mx.gpu: 1 << 25}
-
-
-@dataclass(frozen=True)
-class Feedback:
-    """What encoding takes from a covariance; layers that share their input share it.
-
-    Attributes:
-        order: Columns as they are encoded, (..., in).
-        covariance: Second moments of the inputs in that order, damped, (..., in, in).
-        factor: Upper U with UᵀU the inverse of `covariance`.
-    """
-
-    order: mx.array
-    covariance: mx.array
-    factor: mx.array
-
-    @property
-    def nbytes(self) -> int:
-        """Memory that it takes."""
-        return self.order.nbytes + self.covariance.nbytes + self.factor.nbytes
-
-    @classmethod
-    def of(cls, covariance: mx.array, group_size: int) -> Feedback:
-        """Factor the second moments of the inputs, (..., in, in), float32, for a group size."""
-        order = _column_order(covariance, group_size)
-        upper, damped = _upper_factor(covariance, order)
-        with mx.stream(mx.cpu):
-            factor = mx.linalg.tri_inv(upper, upper=True)
-        feedback = cls(order, damped, factor)
-        mx.eval(feedback.order, feedback.covariance, feedback.factor)
-        return feedback
+_TOGETHER_WEIGHTS = {mx.cpu: 1 << 22, mx.gpu: 1 << 24}
 
 
 def encode_with_feedback(
@@ -141,19 +109,19 @@ def _encoded_at_once(
     """As `encode_together`, all rows at once; not yet evaluated."""
     size, order = parts[0][1].group_size, feedback.order
     columns = order[..., None, :]
-    ordered = [_taken(weight.astype(mx.float32), columns) for weight, _ in parts]
+    ordered = [taken(weight.astype(mx.float32), columns) for weight, _ in parts]
     widths = _Widths.of([(weight.shape[-2], fmt.bits) for weight, fmt in parts])
     # Columns first: a column of many rows is then one run of memory.
     wanted = mx.contiguous(mx.concatenate(ordered, axis=-2).swapaxes(-1, -2))
     dtype = parts[0][0].dtype
-    groups = _fed_back(wanted, feedback.factor, size, widths, dtype)
+    groups = _fed_back(wanted, feedback, size, widths, dtype)
     for _ in range(num_sweeps):
-        groups = _swept(wanted, feedback.covariance, groups, widths, dtype)
+        groups = _swept(wanted, feedback, groups, widths, dtype)
     back = mx.argsort(order, axis=-1)[..., None, :]
     groups_back = mx.argsort(order[..., ::size] // size, axis=-1)[..., None, :]
-    codes = _taken(mx.concatenate([g.codes for g in groups], axis=-2).swapaxes(-1, -2), back)
-    scales = _taken(mx.stack([g.scale for g in groups], axis=-1), groups_back).astype(dtype)
-    biases = _taken(mx.stack([g.bias for g in groups], axis=-1), groups_back).astype(dtype)
+    codes = taken(mx.concatenate([g.codes for g in groups], axis=-2).swapaxes(-1, -2), back)
+    scales = taken(mx.stack([g.scale for g in groups], axis=-1), groups_back).astype(dtype)
+    biases = taken(mx.stack([g.bias for g in groups], axis=-1), groups_back).astype(dtype)
     codes = codes.astype(mx.uint32)
     return [
         affine(codes[..., rows, :], scales[..., rows, :], biases[..., rows, :], fmt)
@@ -212,14 +180,14 @@ class _Group(NamedTuple):
 
 
 def _fed_back(
-    wanted: mx.array, factor: mx.array, group_size: int, widths: _Widths, dtype: mx.Dtype
+    wanted: mx.array, feedback: Feedback, group_size: int, widths: _Widths, dtype: mx.Dtype
 ) -> list[_Group]:
     """The groups one after the other, the error of each mended by those that follow."""
     columns, groups = wanted, []
     for start in range(0, wanted.shape[-2], group_size):
-        end = start + group_size
-        pivots = mx.diagonal(factor[..., start:end, start:end], axis1=-2, axis2=-1)
-        onwards = factor[..., start:end, start:] / pivots[..., None]
+        factor = feedback.factor(start, start + group_size)
+        pivots = mx.diagonal(factor, axis1=-2, axis2=-1)
+        onwards = factor / pivots[..., None]
         group = columns[..., :group_size, :]
         by_row = mx.contiguous(group.swapaxes(-1, -2))
         scale, bias = widths.fit(by_row, mx.square(1.0 / pivots)[..., None, :], dtype)
@@ -236,21 +204,22 @@ def _fed_back(
 
 def _swept(
     wanted: mx.array,
-    covariance: mx.array,
+    feedback: Feedback,
     groups: Sequence[_Group],
     widths: _Widths,
     dtype: mx.Dtype,
 ) -> list[_Group]:
     """The groups with less E[(error · input)²] in every row, each improved in its turn."""
     stored = mx.concatenate([group.weights for group in groups], axis=-2)
-    slope = covariance @ (stored - wanted)  # half the gradient of the loss
+    slope = feedback.times(stored - wanted)  # half the gradient of the loss
     size, found = groups[0].codes.shape[-2], []
     for index, old in enumerate(groups):
         span = slice(index * size, (index + 1) * size)
-        block, mine = covariance[..., span, span], slope[..., span, :]
+        rows, mine = feedback.rows(span.start, span.stop), slope[..., span, :]
+        block = rows[..., span]
         fitted = _refitted(old, mine, block, dtype)
         new = _recoded(fitted, mine + block @ (fitted.weights - old.weights), block, widths.top)
-        slope = slope + covariance[..., :, span] @ (new.weights - old.weights)
+        slope = slope + rows.swapaxes(-1, -2) @ (new.weights - old.weights)
         mx.eval(slope, *new)
         found.append(new)
     return found
@@ -354,61 +323,3 @@ def _in_turn_by_mlx(
 def _runs(size: int) -> Iterator[tuple[int, int]]:
     """Starts and ends of runs of columns; what one does to all later ones is one product."""
     return ((start, min(start + _RUN, size)) for start in range(0, size, _RUN))
-
-
-def _taken(array: mx.array, columns: mx.array) -> mx.array:
-    """`array` (..., n) with its last axis in the order of `columns` (..., n)."""
-    return mx.take_along_axis(array, mx.broadcast_to(columns, array.shape), axis=-1)
-
-
-def _ordered(covariance: mx.array, order: mx.array) -> mx.array:
-    """Rows and columns of `covariance` in `order`."""
-    rows = mx.broadcast_to(order[..., :, None], covariance.shape)
-    return _taken(mx.take_along_axis(covariance, rows, axis=-2), order[..., None, :])
-
-
-def _column_order(covariance: mx.array, group_size: int) -> mx.array:
-    """Columns, (..., in): whole groups by falling mass, within each by falling second moment."""
-    diagonal = mx.diagonal(covariance, axis1=-2, axis2=-1)
-    masses = diagonal.reshape(*diagonal.shape[:-1], -1, group_size)
-    groups = mx.argsort(-masses.sum(-1), axis=-1)[..., None]
-    within = mx.take_along_axis(mx.argsort(-masses, axis=-1), groups, axis=-2)
-    return (groups * group_size + within).reshape(diagonal.shape)
-
-
-def conditional_variances(covariance: mx.array, group_size: int) -> mx.array:
-    """What of each input's second moment the feedback cannot mend, (..., in), float32.
-
-    It is the squared pivot of the factorization, and takes the place of the second moment
-    in the cost of a format: the loss of GPTQ is the sum over columns of pivot² · error².
-
-    Args:
-        covariance: Second moments of the inputs, (..., in, in), float32.
-        group_size: The group size whose column order is taken.
-    """
-    order = _column_order(covariance, group_size)
-    pivots = mx.diagonal(_upper_factor(covariance, order)[0], axis1=-2, axis2=-1)
-    return _taken(mx.square(pivots), mx.argsort(order, axis=-1))
-
-
-def _upper_factor(covariance: mx.array, order: mx.array) -> tuple[mx.array, mx.array]:
-    """Upper R with R·Rᵀ = C + D: a Cholesky factorization that starts at the last column.
-
-    Returns:
-        R, and C + D for the diagonal matrix D that it took, both in `order`.
-    """
-    diagonal = _taken(mx.diagonal(covariance, axis1=-2, axis2=-1), order)
-    mean = diagonal.mean(-1, keepdims=True)
-    mean = mx.where(mean > 0, mean, 1.0)
-    index = mx.arange(order.shape[-1])
-    damping = _DAMPING
-    while damping <= _MAX_DAMPING:
-        ridge = mx.where(diagonal > 0, damping * mean, mean)
-        damped = _ordered(covariance, order).at[..., index, index].add(ridge)
-        mx.eval(damped)  # of a wide layer each matrix takes as much as a block
-        with mx.stream(mx.cpu):
-            lower = mx.linalg.cholesky(damped[..., ::-1, ::-1])
-        if mx.isfinite(lower.sum()).item():
-            return lower[..., ::-1, ::-1], damped
-        damping *= 10
-    raise ValueError("the covariance is not positive definite")

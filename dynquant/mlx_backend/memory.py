@@ -76,4 +76,4 @@ def conversion_bytes(model: ModelFolder, num_tokens: int) -> int:
     waiting = min(
         PART_BYTES, sum(array.nbytes for part in inner.values() for array in part.values())
     )
-    return 2 * largest + bytes_of(outer) + activations + 4 * products + waiting + _PROCESS_BYTES
+    return 2 * largest + bytes_of(outer) + activations + 2 * products + waiting + _PROCESS_BYTES

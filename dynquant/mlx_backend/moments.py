@@ -12,6 +12,7 @@ import numpy as np
 
 from dynquant.core.formats import AFFINE_GROUP_SIZES
 from dynquant.mlx_backend.observing import Observation, Role, squares
+from dynquant.mlx_backend.products import Products
 
 __all__ = ["Moments", "MomentsObserver", "takes_feedback", "towards_mean_expert"]
 
@@ -27,36 +28,41 @@ class Moments:
     Attributes:
         inputs: Squares of the inputs, (*lead, in), float32; token counts for a lookup, (rows,).
         num_vectors: How many vectors went in, (); per expert for a switch layer, (experts, 1).
-        covariance: Products of the inputs, (*lead, in, in), float32, where asked for.
+        products: Of the inputs, (*lead, in, in), float32, where asked for.
     """
 
     inputs: mx.array
     num_vectors: mx.array
-    covariance: mx.array | None = None
+    products: Products | None = None
 
     def arrays(self) -> list[mx.array]:
         """All sums, to be evaluated."""
-        sums = (self.inputs, self.num_vectors, self.covariance)
-        return [array for array in sums if array is not None]
+        products = [] if self.products is None else self.products.arrays()
+        return [self.inputs, self.num_vectors, *products]
+
+    @property
+    def covariance(self) -> mx.array | None:
+        """The products as one matrix, once all are added up."""
+        return None if self.products is None else self.products.whole()
 
     def smoothed(self) -> Moments:
         """For experts: sums pulled towards the mean expert, so that none counts for nothing."""
         if self.num_vectors.ndim == 0:
             return self
         total = mx.maximum(self.num_vectors.sum(), 1.0)
-        covariance = self.covariance
-        if covariance is not None:
-            covariance = covariance + _PRIOR_TOKENS * covariance.sum(0) / total
-        return Moments(
-            self.inputs + _PRIOR_TOKENS * self.inputs.sum(0) / total, self.num_vectors, covariance
-        )
+
+        def pulled(sums: mx.array) -> mx.array:
+            return sums + _PRIOR_TOKENS * sums.sum(0) / total
+
+        products = None if self.products is None else self.products.mapped(pulled)
+        return Moments(pulled(self.inputs), self.num_vectors, products)
 
     def __add__(self, other: Moments) -> Moments:
         """Sums over both."""
-        covariance = self.covariance
-        if covariance is not None and other.covariance is not None:
-            covariance = covariance + other.covariance
-        return Moments(self.inputs + other.inputs, self.num_vectors + other.num_vectors, covariance)
+        products = None
+        if self.products is not None and other.products is not None:
+            products = self.products + other.products
+        return Moments(self.inputs + other.inputs, self.num_vectors + other.num_vectors, products)
 
 
 class MomentsObserver:
@@ -136,7 +142,7 @@ class MomentsObserver:
         """Let products of inputs go: of the layers at `paths`, or all."""
         for (path, _), moments in self._sums.items():
             if paths is None or path in paths:
-                moments.covariance = None
+                moments.products = None
 
     def forget(self, paths: Collection[str]) -> None:
         """Let everything about `paths` go, so that another pass can gather it anew."""
@@ -163,13 +169,13 @@ class MomentsObserver:
                 counts = mx.zeros(num_rows).at[ids].add(mx.ones(ids.shape))
                 new = Moments(counts, mx.array(float(ids.size)))
             else:
-                covariance = _covariance(seen, lead) if products else None
+                found = _products(seen, lead) if products else None
                 inputs = (
                     squares(seen.x, seen.role, seen.experts, lead)
-                    if covariance is None
-                    else mx.diagonal(covariance, axis1=-2, axis2=-1)
+                    if found is None
+                    else found.diagonal
                 )
-                new = Moments(inputs, _num_vectors(seen, lead), covariance)
+                new = Moments(inputs, _num_vectors(seen, lead), found)
             self._fresh[key] = seen, new  # `seen` keeps the ids taken
         return self._fresh[key][1]
 
@@ -184,7 +190,7 @@ def takes_feedback(watcher: MomentsObserver, path: str) -> bool:
     """Whether errors in `path` can be fed back: one role only, and its covariance is at hand."""
     roles = [role for role in Role if watcher.of(path, role) is not None]
     moments = watcher.of(path, roles[0]) if len(roles) == 1 else None
-    return moments is not None and moments.covariance is not None
+    return moments is not None and moments.products is not None
 
 
 def _num_vectors(seen: Observation, lead: tuple[int, ...]) -> mx.array:
@@ -195,17 +201,17 @@ def _num_vectors(seen: Observation, lead: tuple[int, ...]) -> mx.array:
     return mx.array(float(prod(seen.x.shape[:-1]) // heads))
 
 
-def _covariance(seen: Observation, lead: tuple[int, ...]) -> mx.array:
+def _products(seen: Observation, lead: tuple[int, ...]) -> Products:
     x = seen.x.astype(mx.float32)
     width = x.shape[-1]
     if seen.experts is not None:
         rows = mx.broadcast_to(x.squeeze(-2), (*seen.experts.shape, width)).reshape(-1, width)
         experts = np.asarray(seen.experts).reshape(-1)
         chosen = [rows[mx.array(np.flatnonzero(experts == e))] for e in range(lead[0])]
-        return mx.stack([part.T @ part for part in chosen])
+        return Products.stacked([Products.of(part) for part in chosen])
     if seen.role is Role.HEADS:
         by_head = mx.moveaxis(x.reshape(-1, *x.shape[-3:]), 1, 0).reshape(x.shape[-3], -1, width)
-        products = by_head.swapaxes(-1, -2) @ by_head
-        return mx.broadcast_to(products, (*lead, width, width))
-    flat = x.reshape(-1, width)
-    return flat.T @ flat
+        return Products.of(by_head).mapped(
+            lambda panel: mx.broadcast_to(panel, (*lead, *panel.shape[-2:]))
+        )
+    return Products.of(x.reshape(-1, width))

@@ -24,7 +24,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from dynquant.errors import NonFiniteError
-from dynquant.mlx_backend.gptq import conditional_variances
+from dynquant.mlx_backend.feedback import conditional_variances
 from dynquant.mlx_backend.importance import Importance, Term
 from dynquant.mlx_backend.loading import Weights, check_finite, quantizable, scalar
 from dynquant.mlx_backend.moments import MomentsObserver, takes_feedback, towards_mean_expert

@@ -13,7 +13,8 @@ import numpy as np
 
 from dynquant.core.formats import QuantFormat
 from dynquant.mlx_backend.encoding import Encoded
-from dynquant.mlx_backend.gptq import Feedback, encode_with_feedback
+from dynquant.mlx_backend.feedback import Feedback
+from dynquant.mlx_backend.gptq import encode_with_feedback
 from dynquant.mlx_backend.importance import Term
 
 __all__ = ["encode_tied"]

@@ -32,6 +32,7 @@ from tests.families import cast, config_of, save_tokenizer
 
 SHARED = Path(__file__).parents[2].parent / "shared"
 VOCAB = 128
+WIDTH = 128  # of inputs made up by themselves
 
 _CONFIGS: Mapping[str, Mapping[str, Any]] = {
     "qwen3": {
@@ -195,3 +196,15 @@ def write_safetensors(
     header = json.dumps(tensors).encode()
     file.write_bytes(len(header).to_bytes(8, "little") + header + data)
     return file
+
+
+def correlated_inputs(num: int = 1000, *, rank: int = 12, seed: int = 0) -> np.ndarray:
+    """Inputs that mostly lie in a few directions, (num, in), of uneven sizes."""
+    rng = np.random.default_rng(seed)
+    mixed = rng.normal(size=(num, rank)) @ rng.normal(size=(rank, WIDTH))
+    sizes = np.random.default_rng(99).lognormal(0, 0.7, WIDTH)
+    return (mixed + 0.3 * rng.normal(size=(num, WIDTH))) * sizes
+
+
+def covariance_of(inputs: np.ndarray) -> mx.array:
+    return mx.array((inputs.T @ inputs).astype(np.float32))

@@ -9,7 +9,8 @@ from dynquant.errors import InvalidOptionError, NonFiniteError
 from dynquant.mlx_backend import gptq
 from dynquant.mlx_backend.encoders import ENCODERS, LayerEncoder, check_encoder
 from dynquant.mlx_backend.encoding import Encoded, decode, encode, encode_min_max
-from dynquant.mlx_backend.gptq import Feedback, encode_with_feedback
+from dynquant.mlx_backend.feedback import Feedback
+from dynquant.mlx_backend.gptq import encode_with_feedback
 from dynquant.mlx_backend.importance import Importance, Term
 from dynquant.mlx_backend.loading import scalar
 from dynquant.mlx_backend.moments import MomentsObserver

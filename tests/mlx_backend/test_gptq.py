@@ -6,35 +6,20 @@ import pytest
 
 from dynquant.core.formats import QuantFormat
 from dynquant.mlx_backend.encoding import Encoded, decode, encode
+from dynquant.mlx_backend.feedback import Feedback, conditional_variances
 from dynquant.mlx_backend.gptq import (
-    Feedback,
     _in_turn_by_mlx,
     _in_turn_by_numpy,
-    conditional_variances,
     encode_together,
     encode_with_feedback,
 )
 from dynquant.mlx_backend.loading import scalar
-
-WIDTH = 128
-DAMPING = 0.01
+from tests.mlx_backend.factories import WIDTH, correlated_inputs, covariance_of
 
 
 def random_weight(*shape: int, dtype: mx.Dtype = mx.float32, seed: int = 0) -> mx.array:
     rng = np.random.default_rng(seed)
     return mx.array(rng.normal(0, 0.05, shape).astype(np.float32)).astype(dtype)
-
-
-def correlated_inputs(num: int = 1000, *, rank: int = 12, seed: int = 0) -> np.ndarray:
-    """Inputs that mostly lie in a few directions, (num, in), of uneven sizes."""
-    rng = np.random.default_rng(seed)
-    mixed = rng.normal(size=(num, rank)) @ rng.normal(size=(rank, WIDTH))
-    sizes = np.random.default_rng(99).lognormal(0, 0.7, WIDTH)
-    return (mixed + 0.3 * rng.normal(size=(num, WIDTH))) * sizes
-
-
-def covariance_of(inputs: np.ndarray) -> mx.array:
-    return mx.array((inputs.T @ inputs).astype(np.float32))
 
 
 def fed_back(
@@ -200,45 +185,6 @@ def test_encoding_twice_gives_the_same_bits():
         assert mx.array_equal(array, second.arrays[name]).item()
 
 
-def naive_conditional_variances(covariance: np.ndarray, group_size: int) -> np.ndarray:
-    """Of each input, what the inputs encoded after it do not explain: Schur complements."""
-    diagonal = np.diag(covariance)
-    masses = diagonal.reshape(-1, group_size)
-    order = []
-    for group in np.argsort(-masses.sum(1), kind="stable"):
-        within = np.argsort(-masses[group], kind="stable")
-        order += [group * group_size + column for column in within]
-    damped = covariance + DAMPING * diagonal.mean() * np.eye(len(diagonal))
-    found = np.zeros(len(diagonal))
-    for place, column in enumerate(order):
-        later = order[place + 1 :]
-        across = damped[column, later]
-        explained = across @ np.linalg.solve(damped[np.ix_(later, later)], across) if later else 0
-        found[column] = damped[column, column] - explained
-    return found
-
-
-@pytest.mark.parametrize("group_size", [32, 64])
-def test_conditional_variances_are_the_schur_complements(group_size):
-    covariance = covariance_of(correlated_inputs())
-    expected = naive_conditional_variances(np.asarray(covariance, np.float64), group_size)
-    found = np.asarray(conditional_variances(covariance, group_size))
-    np.testing.assert_allclose(found, expected, rtol=2e-3)
-
-
-def test_conditional_variances_of_independent_inputs_are_their_second_moments():
-    sizes = mx.array(np.random.default_rng(0).lognormal(0, 1, WIDTH).astype(np.float32))
-    found = conditional_variances(mx.diag(sizes), 32)
-    assert mx.allclose(found, sizes + DAMPING * sizes.mean(), rtol=1e-5).item()
-
-
-def test_conditional_variances_of_experts_have_one_row_each():
-    covariances = mx.stack([covariance_of(correlated_inputs(seed=seed)) for seed in range(2)])
-    found = conditional_variances(covariances, 32)
-    assert found.shape == (2, WIDTH)
-    assert mx.all(found > 0).item()
-
-
 def test_they_predict_the_loss_of_feedback_better_than_second_moments_do():
     weight, inputs = random_weight(64, WIDTH), correlated_inputs()
     covariance, fmt = covariance_of(inputs), QuantFormat(4, 32)
@@ -249,8 +195,3 @@ def test_they_predict_the_loss_of_feedback_better_than_second_moments_do():
     naive = scalar((squares * mx.diagonal(covariance)).sum())
     assert abs(np.log(predicted / loss)) < abs(np.log(naive / loss))
     assert loss < predicted < 3 * loss
-
-
-def test_a_covariance_that_no_damping_mends_is_refused():
-    with pytest.raises(ValueError, match="not positive definite"):
-        conditional_variances(mx.full((32, 32), float("nan")), 32)

@@ -11,7 +11,7 @@ import pytest
 from mlx_lm.models.switch_layers import SwitchLinear
 
 from dynquant.errors import NonFiniteError
-from dynquant.mlx_backend.gptq import conditional_variances
+from dynquant.mlx_backend.feedback import conditional_variances
 from dynquant.mlx_backend.importance import Importance
 from dynquant.mlx_backend.loading import Weights, quantizable
 from dynquant.mlx_backend.sensitivity import Measurement, draw_labels, measure_importance

@@ -1,0 +1,86 @@
+"""Sums of products of a layer's inputs: a symmetric matrix that grows by its lower half."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import mlx.core as mx
+
+__all__ = ["Products"]
+
+# Narrower matrices are made at once: there the copies that slices need take what they spare.
+_WIDE = 4096
+_PANEL_ROWS = 1024
+
+
+class Products:
+    """A symmetric matrix (..., n, n), float32; a wide one as runs of its rows up to the diagonal.
+
+    Adding up runs takes one such matrix of memory in place of two, for each can go as the next is
+    made, and half the operations.
+
+    Args:
+        panels: Runs of rows from the first on, each (..., rows, columns up to the diagonal).
+    """
+
+    def __init__(self, panels: Sequence[mx.array]) -> None:
+        self._panels = list(panels)
+
+    @classmethod
+    def of(cls, x: mx.array) -> Products:
+        """XᵀX of vectors (..., vectors, n), float32."""
+        width, flipped = x.shape[-1], x.swapaxes(-1, -2)
+        if width <= _WIDE:
+            return cls([flipped @ x])
+        flipped = mx.contiguous(flipped)  # once, where each slice would be copied
+        ends = [min(start + _PANEL_ROWS, width) for start in range(0, width, _PANEL_ROWS)]
+        return cls(
+            [
+                flipped[..., start:end, :] @ flipped[..., :end, :].swapaxes(-1, -2)
+                for start, end in zip([0, *ends], ends, strict=False)
+            ]
+        )
+
+    @classmethod
+    def stacked(cls, parts: Sequence[Products]) -> Products:
+        """(len(parts), ..., n, n)."""
+        panels = zip(*(part.arrays() for part in parts), strict=True)
+        return cls([mx.stack(list(same)) for same in panels])
+
+    def mapped(self, change: Callable[[mx.array], mx.array]) -> Products:
+        """After a change that leaves the last two axes as they are."""
+        return Products([change(panel) for panel in self._panels])
+
+    def __add__(self, other: Products) -> Products:
+        """Sums over both."""
+        pairs = zip(self._panels, other.arrays(), strict=True)
+        return Products([mine + added for mine, added in pairs])
+
+    def arrays(self) -> list[mx.array]:
+        """What it is held in, to be evaluated."""
+        return self._panels
+
+    @property
+    def diagonal(self) -> mx.array:
+        """(..., n)."""
+        return mx.concatenate(
+            [
+                mx.diagonal(panel, panel.shape[-1] - panel.shape[-2], -2, -1)
+                for panel in self._panels
+            ],
+            axis=-1,
+        )
+
+    def whole(self) -> mx.array:
+        """(..., n, n); from then on it is held so, and can no longer be added to."""
+        if len(self._panels) > 1:
+            *lead, _, width = self._panels[-1].shape
+            full = mx.zeros((*lead, width, width))
+            for panel in self._panels:
+                end = panel.shape[-1]
+                start = end - panel.shape[-2]
+                full[..., start:end, :end] = panel
+                full[..., :start, start:end] = panel[..., :start].swapaxes(-1, -2)
+            mx.eval(full)
+            self._panels = [full]
+        return self._panels[0]
