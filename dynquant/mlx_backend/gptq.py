@@ -30,7 +30,7 @@ _TINY = 1e-30
 _RUN = 16
 # Encoded at a time. More gain nothing on a CPU and take memory for numbers of 32 bits; a GPU has
 # use for more.
-_TOGETHER_WEIGHTS = {mx.cpu: 1 << 22, mx.gpu: 1 << 24}
+_TOGETHER_WEIGHTS = {mx.cpu: 1 << 22, mx.gpu: 1 << 25}
 
 
 def encode_with_feedback(

@@ -202,7 +202,7 @@ class BlockWeights:
         try:
             weights = self._amend(weights)
             self._blocks.install(weights)
-            _read(weights)
+            _large_in_turn(weights.values())
             yield weights
         finally:
             weights.clear()
@@ -298,6 +298,7 @@ class Forward:
             side_by_side(
                 range(len(self.batches)),
                 lambda index: [*self._through_block(index), *observe()],
+                _large_in_turn,
             )
             self._calls_left[path] -= 1
             if not self._calls_left[path]:
@@ -353,10 +354,10 @@ class Forward:
             self._logits[index] = waiting
 
 
-def _read(weights: Weights) -> None:
-    """Evaluate `weights`, the large ones in turn: what they are made from takes memory too."""
-    mx.eval([array for array in weights.values() if array.size < _LARGE])
-    for array in weights.values():
+def _large_in_turn(arrays: Collection[mx.array]) -> None:
+    """Evaluate `arrays`, the large ones one by one: what they are made from takes memory too."""
+    mx.eval([array for array in arrays if array.size < _LARGE])
+    for array in arrays:
         mx.eval(array)
 
 
