@@ -342,7 +342,9 @@ def measure_costs(
 ) -> CostTable:
     """What every format of every layer costs, measured on `windows`."""
     num_blocks = quantizer.num_blocks
-    steps = {"measure": 2 * num_blocks + 1} | ({"probe": num_blocks} if recipe.work.probes else {})
+    steps = {"measure": 2 * num_blocks + 1}
+    if recipe.work.probes:  # models with experts take a pass for whole plans too
+        steps["probe"] = num_blocks * (1 + quantizer.inventory(recipe.menu).has_experts)
     with progress.track(steps) as on_step:
         return quantizer.measure(
             windows,

@@ -394,6 +394,6 @@ def _quant_plan(
         formats={layer.path: fmt for layer, fmt in layers},
         target_bpw=target_bpw,
         stored_bpw=inventory.bpw(sum(layer.stored_bits(fmt) for layer, fmt in layers)),
-        predicted_kl_nats=cost_nats,
-        lower_bound_nats=min(cost_nats, lower_bound_nats),
+        predicted_kl_nats=inventory.together.predicted_nats(cost_nats),
+        lower_bound_nats=inventory.together.predicted_nats(min(cost_nats, lower_bound_nats)),
     )

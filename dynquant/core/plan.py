@@ -8,6 +8,7 @@ from functools import cached_property
 from math import prod
 
 from dynquant.core.formats import UNQUANTIZED, QuantFormat
+from dynquant.core.together import Together
 
 __all__ = ["CostTable", "LayerProfile", "ModelInventory", "QuantPlan", "TextFacts"]
 
@@ -55,6 +56,7 @@ class ModelInventory:
         num_parameters: Parameters as `mlx_lm.utils.get_total_parameters` counts them.
         fixed_bits: Stored size of everything that is never quantized.
         dtype: Name of the dtype of the scales and of unquantized weights.
+        together: What the costs of a plan come to on the whole model.
     """
 
     model_type: str
@@ -62,6 +64,12 @@ class ModelInventory:
     num_parameters: int
     fixed_bits: int
     dtype: str
+    together: Together = field(default_factory=Together)
+
+    @property
+    def has_experts(self) -> bool:
+        """Whether some layer is many matrices, of which a token meets a few."""
+        return any(layer.shape[:-2] for layer in self.layers)
 
     @property
     def min_bpw(self) -> float:
@@ -158,7 +166,7 @@ class QuantPlan:
         formats: Path of each quantizable layer to its format, in the model's order.
         target_bpw: What was asked for.
         stored_bpw: What the plan stores; never above `target_bpw`.
-        predicted_kl_nats: Summed cost of the chosen formats.
+        predicted_kl_nats: What the costs of the chosen formats come to together.
         lower_bound_nats: No plan within the budget costs less (the LP bound, or tighter).
     """
 

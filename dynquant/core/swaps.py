@@ -60,11 +60,12 @@ def with_formats(inventory: ModelInventory, plan: QuantPlan, changed: Swap) -> Q
     """`plan` with some formats changed; its bound on the costs stays what it was."""
     formats = {**plan.formats, **changed}
     bits = sum(layer.stored_bits(formats[layer.path]) for layer in inventory.layers)
+    summed = fsum(layer.cost_nats(formats[layer.path]) for layer in inventory.layers)
     return replace(
         plan,
         formats=formats,
         stored_bpw=inventory.bpw(bits),
-        predicted_kl_nats=fsum(layer.cost_nats(formats[layer.path]) for layer in inventory.layers),
+        predicted_kl_nats=inventory.together.predicted_nats(summed),
     )
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from dynquant.core.formats import UNQUANTIZED, QuantFormat
 from dynquant.core.plan import LayerProfile
 from dynquant.core.recipe import EFFORTS, Effort
+from dynquant.core.together import Together
 from dynquant.mlx_backend.encoders import LayerEncoder
 from dynquant.mlx_backend.encoding import squared_errors
 from dynquant.mlx_backend.fallback import measure_block_outputs
@@ -46,12 +47,14 @@ class Costs:
         profiles: The layers with the cost of each format.
         method: `fisher`, or `block_output` where the model could not be differentiated.
         scales: What the probes corrected, `role:bits` → factor.
+        together: What the costs come to on the whole model.
         importance: Importance of the layers that a forward pass alone does not tell.
     """
 
     profiles: tuple[LayerProfile, ...]
     method: str
     scales: Mapping[str, float]
+    together: Together
     importance: Mapping[str, Importance]
 
 
@@ -127,9 +130,9 @@ def measure_costs(
         costs[path] = tuple(typical * cost for cost in costs[path])
     measured = [dataclasses.replace(p, costs_nats=costs[p.path]) for p in profiles]
     if not effort.probes:
-        return Costs(tuple(measured), method, {}, kept)
+        return Costs(tuple(measured), method, {}, Together(), kept)
     watcher.forget({path for path in by_path if blocks.block_of(path) is not None})
-    scales = measure_scales(
+    scales, together = measure_scales(
         measurement,
         probe_windows,
         measured,
@@ -138,7 +141,8 @@ def measure_costs(
         max_spread=_MAX_SPREAD if method == "fisher" else math.inf,
         on_step=lambda: on_step("probe"),
     )
-    return Costs(tuple(corrected(p, scales) for p in measured), method, scales, kept)
+    profiles = tuple(corrected(profile, scales) for profile in measured)
+    return Costs(profiles, method, scales, together, kept)
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ The second-order cost of a layer is off by a factor that depends on its role (ho
 input and gradient go together, how errors of its rows add up) far more than on its
 format: on `tiny-qwen3` 1.0 for the embedding, 1.4 for down_proj, 2.5 for v_proj, each
 nearly the same at 3 and at 5 bits. So each role is quantized alone, at two widths,
-and the KL divergence of the whole model is measured. Then all of them together: where errors
-send tokens to other experts, they add up to less than their sum (decision 0002).
+and the KL divergence of the whole model is measured. Then whole plans, to know what such costs
+come to together (decision 0002).
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ from statistics import median
 import mlx.core as mx
 import numpy as np
 
+from dynquant.core.allocate import allocate
 from dynquant.core.formats import QuantFormat
-from dynquant.core.plan import LayerProfile
+from dynquant.core.plan import LayerProfile, ModelInventory
+from dynquant.core.together import Together
 from dynquant.mlx_backend.encoders import LayerEncoder, formats_by_path, stored_by
 from dynquant.mlx_backend.evaluation import kl_divergences
 from dynquant.mlx_backend.loading import Weights
@@ -36,7 +38,8 @@ logger = logging.getLogger(__name__)
 _PROBED_BITS = (2, 4)
 _PROBED_BITS_OF_EXPERTS = (2, 4, 6)  # there the factor goes on changing; else by 6 % at most
 _PROBED_GROUP_SIZE = 64
-_ALL = "all layers"  # no role: a path has no blanks
+# Plans of models with experts are probed at so many times the smallest size.
+_PLANNED = (1.5, 2.0, 2.5)
 
 
 def role_of(profile: LayerProfile) -> str:
@@ -52,8 +55,11 @@ def measure_scales(
     *,
     max_spread: float,
     on_step: Callable[[], None] = lambda: None,
-) -> dict[str, float]:
-    """Measured over predicted KL of each role at each probed width.
+) -> tuple[dict[str, float], Together]:
+    """Measured over predicted KL of each role at each probed width, and of whole plans.
+
+    Models with experts take a second pass, for plans that the costs of the first chose; elsewhere
+    all layers at each probed width tell as much, and are probed with the roles.
 
     Args:
         measurement: The model, and the calibration windows that the encoder learns from.
@@ -62,20 +68,20 @@ def measure_scales(
         encoder: It holds the moments of the layers outside all blocks; those of each
             block are gathered as the model advances.
         max_spread: Factors are kept within this many times their median.
-        on_step: Called after each block.
+        on_step: Called after each block of each pass.
 
     Returns:
-        `role:bits` → scale; under the name of all layers what their sum is to be scaled by.
+        `role:bits` → scale, and what costs that are scaled so come to together.
     """
     by_path = {profile.path: profile for profile in profiles}
     plans = _plans(profiles)
+    has_experts = _inventory(profiles).has_experts
+    whole = {} if has_experts else _uniform_plans(profiles)
     predicted = {
         name: sum(by_path[path].cost_nats(fmt) for path, fmt in plan.items())
         for name, plan in plans.items()
     }
-    everything = [each for each in profiles if _affine(each)]
-    together = _plans_of(_ALL, everything, _widths(profiles))
-    measured = kl_of_formats(measurement, windows, plans | together, encoder, on_step=on_step)
+    measured = kl_of_formats(measurement, windows, plans | whole, encoder, on_step=on_step)
     for name, kl in measured.items():
         logger.info("probe %s: predicted %.3g, measured %.3g", name, predicted.get(name, 0.0), kl)
     ratios = {n: measured[n] / cost for n, cost in predicted.items() if cost > 0 < measured[n]}
@@ -83,11 +89,17 @@ def measure_scales(
     low, high = middle / max_spread, middle * max_spread
     scales = {name: min(max(ratio, low), high) for name, ratio in ratios.items()}
     alone = {path: corrected(profile, scales) for path, profile in by_path.items()}
-    for name, plan in together.items():
-        total = sum(alone[path].cost_nats(fmt) for path, fmt in plan.items())
-        if total > 0 < measured[name]:
-            scales[name] = measured[name] / total
-    return scales
+    if has_experts:
+        whole = _chosen_plans(list(alone.values()))
+        measured = kl_of_formats(measurement, windows, whole, encoder, on_step=on_step)
+    summed = {
+        name: sum(alone[path].cost_nats(fmt) for path, fmt in plan.items())
+        for name, plan in whole.items()
+    }
+    for name, total in summed.items():
+        logger.info("probe %s: predicted %.3g, measured %.3g", name, total, measured[name])
+    probes = ((total, measured[name]) for name, total in summed.items())
+    return scales, Together(tuple(sorted(pair for pair in probes if min(pair) > 0)))
 
 
 def kl_of_formats(
@@ -134,19 +146,18 @@ def kl_of_formats(
 
 def corrected(profile: LayerProfile, scales: Mapping[str, float]) -> LayerProfile:
     """`profile` with its costs scaled; between the probed widths the scale is interpolated."""
-    costs = profile.costs_nats
-    for name in (role_of(profile), _ALL):
-        known = sorted(
-            (int(key.rpartition(":")[2]), scale)
-            for key, scale in scales.items()
-            if key.rpartition(":")[0] == name
-        )
-        if known:
-            costs = tuple(
-                cost * _interpolated(known, fmt.bits)
-                for fmt, cost in zip(profile.formats, costs, strict=True)
-            )
-    return dataclasses.replace(profile, costs_nats=costs)
+    known = sorted(
+        (int(key.rpartition(":")[2]), scale)
+        for key, scale in scales.items()
+        if key.rpartition(":")[0] == role_of(profile)
+    )
+    if not known:
+        return profile
+    costs = (
+        cost * _interpolated(known, fmt.bits)
+        for fmt, cost in zip(profile.formats, profile.costs_nats, strict=True)
+    )
+    return dataclasses.replace(profile, costs_nats=tuple(costs))
 
 
 def _interpolated(known: Sequence[tuple[int, float]], bits: int) -> float:
@@ -167,10 +178,37 @@ def _plans(profiles: Sequence[LayerProfile]) -> dict[str, dict[str, QuantFormat]
     return plans
 
 
+def _uniform_plans(profiles: Sequence[LayerProfile]) -> dict[str, dict[str, QuantFormat]]:
+    """`all layers:bits` → plan of all layers at about one width."""
+    everything = [profile for profile in profiles if _affine(profile)]
+    return _plans_of("all layers", everything, _widths(profiles))
+
+
+def _chosen_plans(profiles: Sequence[LayerProfile]) -> dict[str, dict[str, QuantFormat]]:
+    """`plan:bpw` → plan that the costs choose, at some sizes."""
+    inventory = _inventory(profiles)
+    wanted = {min(size * inventory.min_bpw, inventory.max_bpw) for size in _PLANNED}
+    plans = {f"plan:{bpw:g}": allocate(inventory, target_bpw=bpw).formats for bpw in sorted(wanted)}
+    stays = {profile.path for profile in profiles if not _affine(profile)}
+    return {
+        name: {path: fmt for path, fmt in formats.items() if path not in stays}
+        for name, formats in plans.items()
+    }
+
+
 def _widths(profiles: Sequence[LayerProfile]) -> tuple[int, ...]:
-    """Widths to probe; layers with leading axes are experts, or much like them."""
-    has_experts = any(len(profile.shape) > 2 for profile in profiles)
-    return _PROBED_BITS_OF_EXPERTS if has_experts else _PROBED_BITS
+    return _PROBED_BITS_OF_EXPERTS if _inventory(profiles).has_experts else _PROBED_BITS
+
+
+def _inventory(profiles: Sequence[LayerProfile]) -> ModelInventory:
+    """The quantizable layers as if they were all that the model has."""
+    return ModelInventory(
+        model_type="",
+        layers=tuple(profiles),
+        num_parameters=sum(profile.num_weights for profile in profiles),
+        fixed_bits=0,
+        dtype="",
+    )
 
 
 def _plans_of(

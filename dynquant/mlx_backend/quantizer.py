@@ -182,7 +182,9 @@ class MlxQuantizer:
             on_step=on_step,
         )
         return CostTable(
-            inventory=dataclasses.replace(inventory, layers=costs.profiles),
+            inventory=dataclasses.replace(
+                inventory, layers=costs.profiles, together=costs.together
+            ),
             method=costs.method,
             encoder=encoder,
             calibration=windows.facts,

@@ -231,16 +231,25 @@ def draw_labels(probabilities: mx.array, seed: int) -> mx.array:
 
 
 def _sampled_log_likelihood(logits: mx.array, seed: int) -> mx.array:
-    """Summed log-likelihood of labels drawn from the model itself, but for a constant.
+    """A function whose gradient is that of the log-likelihood of labels drawn from the model.
 
-    Its gradient, one at the label less the probabilities, is written out: one softmax serves for
-    that and for the draw.
+    That is one at the label less the probabilities. Written out, it takes one softmax and the
+    memory of few such arrays; they are the largest of a pass. The value itself is of no use.
     """
-    logits = logits.astype(mx.float32)
-    probabilities = mx.softmax(mx.stop_gradient(logits), axis=-1)
-    labels = draw_labels(probabilities, seed)
-    chosen = mx.take_along_axis(logits, labels[..., None], axis=-1)
-    return chosen.sum() - (logits * probabilities).sum()
+
+    @mx.custom_function
+    def nothing(_logits: mx.array) -> mx.array:
+        return mx.array(0.0)
+
+    @nothing.vjp
+    def nothing_vjp(given: mx.array, cotangent: mx.array, _output: mx.array) -> mx.array:
+        probabilities = mx.softmax(given.astype(mx.float32), axis=-1)
+        labels = draw_labels(probabilities, seed)[..., None]
+        at_labels = mx.take_along_axis(probabilities, labels, axis=-1)
+        gradient = mx.put_along_axis(-probabilities, labels, 1.0 - at_labels, axis=-1)
+        return (cotangent * gradient).astype(given.dtype)
+
+    return cast("mx.array", nothing(logits))
 
 
 def _check_inputs(watcher: MomentsObserver, path: str, role: Role) -> None:

@@ -356,9 +356,10 @@ class Forward:
 
 def _large_in_turn(arrays: Collection[mx.array]) -> None:
     """Evaluate `arrays`, the large ones one by one: what they are made from takes memory too."""
-    mx.eval([array for array in arrays if array.size < _LARGE])
     for array in arrays:
-        mx.eval(array)
+        if array.size >= _LARGE:
+            mx.eval(array)
+    mx.eval(list(arrays))  # last, since some are small parts of large ones
 
 
 def _suspend(path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from dynquant.core.allocate import allocate, allocate_by_threshold, check_target
 from dynquant.core.formats import DEFAULT_MENU, QuantFormat
 from dynquant.core.plan import LayerProfile, ModelInventory, QuantPlan
+from dynquant.core.together import Together
 from dynquant.errors import (
     InfeasibleTargetError,
     InvalidOptionError,
@@ -333,6 +334,17 @@ def test_what_is_never_quantized_counts_towards_the_target() -> None:
 
     assert names(plan) == ["4g64"]
     assert plan.stored_bpw == (16 + 4.5) / 2
+
+
+def test_what_costs_come_to_together_is_predicted_and_changes_no_plan() -> None:
+    alone = make_inventory(make_layers({"3g64": 4.0, "8g64": 1.0}, {"3g64": 3.0, "8g64": 1.0}))
+    whole = replace(alone, together=Together(((1.0, 0.5), (10.0, 8.0))))
+    plain = allocate(alone, target_bpw=6.1)
+    plan = allocate(whole, target_bpw=6.1)
+    assert plan.formats == plain.formats
+    assert plan.predicted_kl_nats == whole.together.predicted_nats(plain.predicted_kl_nats)
+    assert plan.lower_bound_nats == whole.together.predicted_nats(plain.lower_bound_nats)
+    assert plan.lower_bound_nats <= plan.predicted_kl_nats < plain.predicted_kl_nats
 
 
 def test_a_model_without_quantizable_layers_has_one_target() -> None:

@@ -19,6 +19,7 @@ from dynquant.core.artefacts import (
 )
 from dynquant.core.formats import UNQUANTIZED, QuantFormat
 from dynquant.core.plan import CostTable, TextFacts
+from dynquant.core.together import Together
 from dynquant.errors import SensitivitiesError
 from tests.core.factories import make_inventory, make_layer, make_layers
 
@@ -28,7 +29,7 @@ def make_table(**overrides: Any) -> CostTable:
         {"3g64": 0.1 + 0.2, "8g32": 1e-300, "unquantized": 0.0}, {"3g64": 1 / 3, "8g32": 5e-324}
     )
     fields: dict[str, Any] = {
-        "inventory": make_inventory(layers),
+        "inventory": make_inventory(layers, together=Together(((0.1, 0.2), (0.3, 1 / 3)))),
         "method": "fisher",
         "encoder": "gptq",
         "calibration": TextFacts(
@@ -78,11 +79,17 @@ def damaged_layer(**changes: Any) -> dict[str, Any]:
         None,
         {},
         table_json(kind="plan"),
-        table_json(version=2),
+        table_json(version=1),
+        table_json(version=3),
         table_json(layers=None),
         table_json(layers=[[]]),
         table_json(scales=[]),
         table_json(scales={"a": None}),
+        table_json(together=None),
+        table_json(together=[[1.0]]),
+        table_json(together=[[1.0, 0.0]]),
+        table_json(together=[[-1.0, 1.0]]),
+        table_json(together=[["x", 1.0]]),
         table_json(importance={"a": [["one"]]}),
         table_json(importance={"a": 5}),
         table_json(seed="x"),

@@ -3,18 +3,19 @@ from __future__ import annotations
 import math
 from itertools import pairwise
 from statistics import median
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dynquant.core.together import Together
 from dynquant.mlx_backend.encoders import LayerEncoder
 from dynquant.mlx_backend.moments import MomentsObserver
 from dynquant.mlx_backend.probing import corrected, measure_scales, role_of
 from tests.core.factories import make_layer
 from tests.mlx_backend.factories import TinyModel, make_batches, make_measurement, make_profiles
 
-ALL = "all layers"
 FORMATS = "2g64,3g64,4g64,6g64,8g64,unquantized"
 
 
@@ -63,13 +64,6 @@ def test_what_costs_nothing_keeps_costing_nothing():
     assert corrected(profile(), {"up_proj:2": 5.0}).costs_nats[-1] == 0
 
 
-def test_what_all_layers_come_to_together_scales_every_role():
-    alone, together = {"up_proj:4": 3.0}, {"up_proj:4": 3.0, f"{ALL}:2": 1.0, f"{ALL}:4": 0.25}
-    ratios = [b / a for a, b in zip(factors(alone), factors(together), strict=True)]
-    assert ratios == pytest.approx([1.0, 0.5, 0.25, 0.25, 0.25])
-    assert factors({f"{ALL}:4": 0.5}) == pytest.approx([0.5] * 5)
-
-
 positive = st.floats(1e-3, 1e3)
 
 
@@ -81,14 +75,14 @@ def test_interpolated_scales_lie_between_the_probed_ones_in_order(first, last):
     assert all((b - a) * (last - first) >= -1e-9 for a, b in pairwise(found))
 
 
-def scales_of(
+def probed(
     tiny: TinyModel,
     *,
     formats: str,
     cost: float = 1e-3,
     name: str = "wls",
     max_spread: float = math.inf,
-) -> dict[str, float]:
+) -> tuple[dict[str, float], Together]:
     measurement = make_measurement(tiny, feedback=name == "gptq")
     profiles = [
         make_layer(
@@ -100,7 +94,7 @@ def scales_of(
     ]
     moments = MomentsObserver(measurement.shapes, covariance=measurement.feedback)
     steps: list[int] = []
-    scales = measure_scales(
+    found = measure_scales(
         measurement,
         make_batches(1, seed=5),
         profiles,
@@ -108,35 +102,63 @@ def scales_of(
         max_spread=max_spread,
         on_step=lambda: steps.append(1),
     )
-    assert len(steps) == len(measurement.blocks.blocks)
-    return scales
+    num_passes = 2 if any(len(each.shape) > 2 for each in profiles) else 1
+    assert len(steps) == num_passes * len(measurement.blocks.blocks)
+    return found
+
+
+def scales_of(tiny: TinyModel, **arguments: Any) -> dict[str, float]:
+    return probed(tiny, **arguments)[0]
 
 
 @pytest.mark.parametrize("name", ["wls", "gptq", "minmax"])
 def test_each_role_is_probed_at_two_widths_and_its_scales_are_positive(tied, name):
     scales = scales_of(tied, formats="2g32,4g32,6g32", name=name)
     roles = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
-    expected = {f"{role}:{bits}" for role in (*roles, "embed_tokens", ALL) for bits in (2, 4)}
+    expected = {f"{role}:{bits}" for role in (*roles, "embed_tokens") for bits in (2, 4)}
     assert set(scales) == expected
     assert all(0 < scale < math.inf for scale in scales.values())
 
 
 def test_probing_twice_gives_the_same_scales(experts):
-    first, second = (scales_of(experts, formats="2g32,4g32,6g32") for _ in range(2))
-    assert first == second
-    assert {"q_proj:6", "all layers:6"} <= set(first)  # with experts a third width
+    (first, together), again = (probed(experts, formats="2g32,4g32,6g32") for _ in range(2))
+    assert (first, together) == again
+    assert "q_proj:6" in first  # with experts a third width
     assert {"up_proj (experts):2", "gate:4", "lm_head:2"} <= set(first)
 
 
 def test_costs_twice_as_high_get_scales_half_as_high(tied):
     one = scales_of(tied, formats="2g32,4g32", cost=1e-3)
     two = scales_of(tied, formats="2g32,4g32", cost=2e-3)
-    for name, scale in one.items():  # all together are compared with the corrected costs
-        assert two[name] == pytest.approx(scale if name.startswith(ALL) else scale / 2)
+    for name, scale in one.items():
+        assert two[name] == pytest.approx(scale / 2)
+
+
+@pytest.mark.parametrize("cost", [1e-3, 2e-3])
+def test_all_layers_at_each_width_tell_what_corrected_costs_come_to(tied, cost):
+    scales, together = probed(tied, formats="2g32,4g32", cost=cost)
+    assert len(together.probes) == 2
+    for summed, measured in together.probes:
+        # Of a random model the layers add up to about what they cost alone.
+        assert 0.2 < measured / summed < 5
+        assert together.predicted_nats(summed) == pytest.approx(measured)
+    assert all("all layers" not in name for name in scales)
+
+
+def test_with_experts_plans_tell_what_costs_come_to(experts):
+    _, together = probed(experts, formats="2g32,3g32,4g32,6g32,8g32")
+    assert len(together.probes) == 3
+    sums, measured = zip(*together.probes, strict=True)
+    assert list(sums) == sorted(sums)
+    assert all(0 < kl < math.inf for kl in measured)
+
+
+def test_a_menu_that_leaves_one_plan_is_probed_by_that(experts):
+    assert len(probed(experts, formats="4g32")[1].probes) == 1
 
 
 def test_probes_far_from_all_others_are_held_near_the_median(tied):
-    free = {n: s for n, s in scales_of(tied, formats="2g32,8g32").items() if ALL not in n}
+    free = scales_of(tied, formats="2g32,8g32")
     middle = median(free.values())
     assert max(free.values()) > 2 * middle
     held = scales_of(tied, formats="2g32,8g32", max_spread=2.0)
@@ -149,11 +171,11 @@ def test_a_menu_of_one_width_is_probed_at_that_width(tied):
 
 
 def test_layers_that_no_affine_format_fits_are_not_probed(tied):
-    assert scales_of(tied, formats="unquantized") == {}
+    assert probed(tied, formats="unquantized") == ({}, Together())
 
 
 def test_costs_of_nothing_give_no_scale(tied):
-    assert scales_of(tied, formats="2g32", cost=0.0) == {}
+    assert probed(tied, formats="2g32", cost=0.0) == ({}, Together())
 
 
 def test_the_probed_format_is_the_nearest_to_what_is_wanted(tied):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -11,12 +11,13 @@ from dynquant.core.artefacts.fields import real, string, strings, text_facts, wh
 from dynquant.core.artefacts.json_text import MALFORMED, dumped, parsed
 from dynquant.core.formats import UNQUANTIZED, QuantFormat
 from dynquant.core.plan import CostTable, LayerProfile, ModelInventory
+from dynquant.core.together import Together
 from dynquant.errors import DynquantError, SensitivitiesError
 
 __all__ = ["cost_table_from_json", "cost_table_to_json", "is_cost_table", "matched_table"]
 
 _KIND = "dynquant-cost-table"
-_VERSION = 1
+_VERSION = 2
 
 
 def cost_table_to_json(table: CostTable) -> str:
@@ -37,6 +38,7 @@ def cost_table_to_json(table: CostTable) -> str:
             "seed": table.seed,
             "calibration": asdict(table.calibration),
             "scales": dict(table.scales),
+            "together": list(map(list, inventory.together.probes)),
             "layers": [
                 {
                     "path": layer.path,
@@ -79,6 +81,7 @@ def cost_table_from_json(text: str, *, name: str) -> CostTable:
                 num_parameters=whole(raw["num_parameters"]),
                 fixed_bits=whole(raw["fixed_bits"]),
                 dtype=string(raw["dtype"]),
+                together=Together(tuple(map(_probe, raw["together"]))),
             ),
             method=string(raw["method"]),
             encoder=string(raw["encoder"]),
@@ -132,7 +135,9 @@ def matched_table(table: CostTable, inventory: ModelInventory, source_sha: str) 
         for target, formats in table.polished.items()
         if all(formats[layer.path] in layer.formats for layer in layers)
     }
-    return replace(table, inventory=replace(inventory, layers=layers), polished=polished)
+    together = table.inventory.together
+    known = replace(inventory, layers=layers, together=together)
+    return replace(table, inventory=known, polished=polished)
 
 
 def _polished(raw: Mapping[str, Any], layers: tuple[LayerProfile, ...]) -> dict[str, QuantFormat]:
@@ -140,6 +145,13 @@ def _polished(raw: Mapping[str, Any], layers: tuple[LayerProfile, ...]) -> dict[
     if any(formats[layer.path] not in layer.formats for layer in layers):
         raise ValueError(raw)
     return formats
+
+
+def _probe(raw: Sequence[Any]) -> tuple[float, float]:
+    summed, measured = map(real, raw)
+    if not (summed > 0 and measured > 0):
+        raise ValueError(raw)
+    return summed, measured
 
 
 def _layer(raw: Mapping[str, Any]) -> LayerProfile:
