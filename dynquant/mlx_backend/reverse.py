@@ -141,7 +141,7 @@ class _Reversal:
             return [loss(self._replay(arrays, lambda _position, _call: None))]
 
         gradients, taken = _vjp(run, results, gauge.primals(None), [mx.array(1.0)], gauge)
-        return taken + self._add(zip(results, gradients, strict=True))
+        return taken + self._add(self._that_count(len(self.tape), gradients))
 
     def through_block(self, position: int, gauge: Gauge) -> list[mx.array]:
         """From the outputs of the call at `position` to its inputs."""
@@ -180,7 +180,7 @@ class _Reversal:
             return found
 
         gradients, taken = _vjp(run, results, {}, self._arrived[position], gauge)
-        return taken + self._add(zip(results, gradients, strict=True))
+        return taken + self._add(self._that_count(position, gradients))
 
     def finish(self, gauge: Gauge) -> list[mx.array]:
         """To the layers outside all blocks; all that comes from the blocks meets in them."""
@@ -206,6 +206,19 @@ class _Reversal:
 
     def _results(self, stop: int) -> list[mx.array]:
         return [array for call in self.tape[:stop] for array in call.outputs()]
+
+    def _that_count(
+        self, stop: int, gradients: Sequence[mx.array]
+    ) -> Iterator[tuple[mx.array, mx.array]]:
+        """Results of the calls before `stop` with their gradients, zeros left out.
+
+        What lies between blocks mostly looks at the last result only; the gradients of all the
+        others would take as much memory as the results do.
+        """
+        last = {id(array) for array in self.tape[stop - 1].outputs()}
+        for array, gradient in zip(self._results(stop), gradients, strict=True):
+            if id(array) in last or _is_not_zero(gradient):
+                yield array, gradient
 
     def _chosen(self, position: int, call: Call) -> list[mx.array]:
         inputs = call.inputs()
@@ -264,6 +277,12 @@ def _vjp(
         _, gradients = mx.vjp(traced, everything, cotangents)
     taken = gauge.take(dict(zip(names, gradients[len(inputs) :], strict=True)))
     return list(gradients[: len(inputs)]), taken
+
+
+def _is_not_zero(array: mx.array) -> bool:
+    found = mx.any(array)
+    _evaluate([found])
+    return bool(found.item())
 
 
 def _evaluate(arrays: list[mx.array]) -> None:
