@@ -156,6 +156,7 @@ def run(attempt: Attempt, out: Path, *, venvs: Path, limit_secs: float) -> Outco
     command = [part.replace("{out}", str(out)) for part in attempt.command]
     command[0] = str(bin_folder / command[0])
     environment = dict(os.environ) | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    environment.pop("MLX_ENABLE_TF32", None)  # peers run as they would by themselves
     if sys.platform == "linux":  # the wheel of MLX brings the reference BLAS, see dynquant
         environment["LD_PRELOAD"] = "libopenblas.so.0"
     log = out.with_name(f"{out.name}.log")

@@ -109,10 +109,11 @@ def _encoded_at_once(
     """As `encode_together`, all rows at once; not yet evaluated."""
     size, order = parts[0][1].group_size, feedback.order
     columns = order[..., None, :]
-    ordered = [taken(weight.astype(mx.float32), columns) for weight, _ in parts]
     widths = _Widths.of([(weight.shape[-2], fmt.bits) for weight, fmt in parts])
     # Columns first: a column of many rows is then one run of memory.
-    wanted = mx.contiguous(mx.concatenate(ordered, axis=-2).swapaxes(-1, -2))
+    rows = mx.concatenate([taken(w.astype(mx.float32), columns) for w, _ in parts], axis=-2)
+    wanted = mx.contiguous(rows.swapaxes(-1, -2))
+    del rows
     dtype = parts[0][0].dtype
     groups = _fed_back(wanted, feedback, size, widths, dtype)
     for _ in range(num_sweeps):

@@ -73,33 +73,35 @@ def measure_scales(
     Returns:
         `role:bits` → scale, and what costs that are scaled so come to together.
     """
-    by_path = {profile.path: profile for profile in profiles}
-    plans = _plans(profiles)
-    has_experts = _inventory(profiles).has_experts
+    plans, has_experts = _plans(profiles), _inventory(profiles).has_experts
     whole = {} if has_experts else _uniform_plans(profiles)
-    predicted = {
-        name: sum(by_path[path].cost_nats(fmt) for path, fmt in plan.items())
-        for name, plan in plans.items()
-    }
     measured = kl_of_formats(measurement, windows, plans | whole, encoder, on_step=on_step)
-    for name, kl in measured.items():
-        logger.info("probe %s: predicted %.3g, measured %.3g", name, predicted.get(name, 0.0), kl)
-    ratios = {n: measured[n] / cost for n, cost in predicted.items() if cost > 0 < measured[n]}
+    pairs = _predicted_and_measured(plans, profiles, measured)
+    ratios = {name: kl / predicted for name, (predicted, kl) in pairs.items()}
     middle = median(ratios.values()) if ratios else 1.0
     low, high = middle / max_spread, middle * max_spread
     scales = {name: min(max(ratio, low), high) for name, ratio in ratios.items()}
-    alone = {path: corrected(profile, scales) for path, profile in by_path.items()}
+    alone = [corrected(profile, scales) for profile in profiles]
     if has_experts:
-        whole = _chosen_plans(list(alone.values()))
+        whole = _chosen_plans(alone)
         measured = kl_of_formats(measurement, windows, whole, encoder, on_step=on_step)
-    summed = {
-        name: sum(alone[path].cost_nats(fmt) for path, fmt in plan.items())
-        for name, plan in whole.items()
+    return scales, Together(tuple(_predicted_and_measured(whole, alone, measured).values()))
+
+
+def _predicted_and_measured(
+    plans: Mapping[str, Mapping[str, QuantFormat]],
+    profiles: Sequence[LayerProfile],
+    measured: Mapping[str, float],
+) -> dict[str, tuple[float, float]]:
+    """Summed cost and measured KL of each plan, where there is something of both."""
+    by_path = {profile.path: profile for profile in profiles}
+    pairs = {
+        name: (sum(by_path[path].cost_nats(fmt) for path, fmt in plan.items()), measured[name])
+        for name, plan in plans.items()
     }
-    for name, total in summed.items():
-        logger.info("probe %s: predicted %.3g, measured %.3g", name, total, measured[name])
-    probes = ((total, measured[name]) for name, total in summed.items())
-    return scales, Together(tuple(sorted(pair for pair in probes if min(pair) > 0)))
+    for name, (predicted, kl) in pairs.items():
+        logger.info("probe %s: predicted %.3g, measured %.3g", name, predicted, kl)
+    return {name: pair for name, pair in pairs.items() if min(pair) > 0}
 
 
 def kl_of_formats(

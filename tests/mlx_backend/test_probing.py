@@ -148,9 +148,8 @@ def test_all_layers_at_each_width_tell_what_corrected_costs_come_to(tied, cost):
 def test_with_experts_plans_tell_what_costs_come_to(experts):
     _, together = probed(experts, formats="2g32,3g32,4g32,6g32,8g32")
     assert len(together.probes) == 3
-    sums, measured = zip(*together.probes, strict=True)
-    assert list(sums) == sorted(sums)
-    assert all(0 < kl < math.inf for kl in measured)
+    assert len({summed for summed, _ in together.probes}) == 3
+    assert all(0 < kl < math.inf for _, kl in together.probes)
 
 
 def test_a_menu_that_leaves_one_plan_is_probed_by_that(experts):
