@@ -108,12 +108,8 @@ def _encoded_at_once(
 ) -> list[Encoded]:
     """As `encode_together`, all rows at once; not yet evaluated."""
     size, order = parts[0][1].group_size, feedback.order
-    columns = order[..., None, :]
     widths = _Widths.of([(weight.shape[-2], fmt.bits) for weight, fmt in parts])
-    # Columns first: a column of many rows is then one run of memory.
-    rows = mx.concatenate([taken(w.astype(mx.float32), columns) for w, _ in parts], axis=-2)
-    wanted = mx.contiguous(rows.swapaxes(-1, -2))
-    del rows
+    wanted = _columns_first([weight for weight, _ in parts], order)
     dtype = parts[0][0].dtype
     groups = _fed_back(wanted, feedback, size, widths, dtype)
     for _ in range(num_sweeps):
@@ -128,6 +124,12 @@ def _encoded_at_once(
         affine(codes[..., rows, :], scales[..., rows, :], biases[..., rows, :], fmt)
         for rows, (_, fmt) in zip(widths.spans, parts, strict=True)
     ]
+
+
+def _columns_first(weights: Sequence[mx.array], order: mx.array) -> mx.array:
+    """All rows, (..., in, out), float32: a column of many rows is then one run of memory."""
+    ordered = [taken(weight.astype(mx.float32), order[..., None, :]) for weight in weights]
+    return mx.contiguous(mx.concatenate(ordered, axis=-2).swapaxes(-1, -2))
 
 
 @dataclass(frozen=True)
