@@ -88,7 +88,9 @@ def main() -> int:
     made_on = machine()
     if options.judge_on_cpu:
         mx.set_default_device(mx.cpu)
-    models = [Path(m) for m in options.models.split(",")] if options.models else list(MODELS)
+    models = list(MODELS)
+    if options.models:  # in full: the quantizers run in other folders
+        models = [Path(model).resolve() for model in options.models.split(",")]
     models = models if options.full or options.models else models[:1]
     met = True
     for model in models:

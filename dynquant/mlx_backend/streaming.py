@@ -44,8 +44,11 @@ def side_by_side(
     items: Sequence[T],
     build: Callable[[T], list[mx.array]],
     evaluate: Callable[[list[mx.array]], None] = mx.eval,
+    then: Callable[[], None] = lambda: None,
 ) -> None:
     """Evaluate what `build` makes of each item, as many at once as the device has use for.
+
+    `then` is called after them, when all threads are free again.
 
     On a CPU MLX runs the operations of a stream in one thread, so two items go side by side
     there; a GPU is kept busy by one.
@@ -59,6 +62,7 @@ def side_by_side(
                 with mx.stream(lane):
                     made += build(item)
             evaluate(made)
+        then()
 
 
 @cache
@@ -286,20 +290,29 @@ class Forward:
         """Take every batch through the next block.
 
         Args:
-            observe: Called after the block ran on a batch; returns arrays to evaluate
-                together with the block's output.
+            observe: Called when the block was run on some batches; returns more arrays to
+                evaluate.
             while_held: Called with the block's path and weights once all batches are
                 through its last call, before the weights are let go.
         """
         path = self.next_block
         if path is None:
             raise RuntimeError("all batches are through")
+        waiting = list[mx.array]()
+
+        def evaluate(outputs: list[mx.array]) -> None:
+            arrays = observe()
+            if any(array.size >= _LARGE for array in arrays):
+                waiting.extend(arrays)
+                arrays = []
+            mx.eval(outputs, arrays)
+
+        def evaluate_waiting() -> None:
+            _large_in_turn(waiting)
+            waiting.clear()
+
         with self.weights.holding(path) as held:
-            side_by_side(
-                range(len(self.batches)),
-                lambda index: [*self._through_block(index), *observe()],
-                _large_in_turn,
-            )
+            side_by_side(range(len(self.batches)), self._through_block, evaluate, evaluate_waiting)
             self._calls_left[path] -= 1
             if not self._calls_left[path]:
                 while_held(path, held)

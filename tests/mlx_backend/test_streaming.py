@@ -167,17 +167,25 @@ def test_memory_does_not_grow_with_depth():
     assert deep < 6 << 20  # of 24 MiB of weights
 
 
-def test_what_is_observed_is_evaluated_with_each_batch(tied):
-    blocks, seen = tied.blocks(), list[int]()
+@pytest.mark.parametrize("size", [1 << 20, 1 << 22], ids=["small", "large"])
+def test_what_is_observed_is_evaluated_before_more_batches_run(tied, size):
+    """Two batches at a time on a CPU, so twice a block for three."""
+    blocks, made = tied.blocks(), list[mx.array]()
     forward = Forward(blocks, tied.streamed(blocks), make_batches(3))
+    gc.collect()
+    before = mx.get_active_memory()
+
+    def evaluated_bytes() -> float:
+        return mx.get_active_memory() - before
 
     def observe() -> list[mx.array]:
-        seen.append(len(seen))
-        return [mx.array(1.0)]
+        assert evaluated_bytes() > 0.9 * sum(array.nbytes for array in made)
+        made.append(mx.ones(size))
+        return made[-1:]
 
     while forward.next_block is not None:
         forward.step(observe)
-    assert len(seen) == 3 * len(blocks.blocks)
+    assert len(made) == 2 * len(blocks.blocks)
 
 
 def test_forwards_over_one_skeleton_keep_their_weights_apart(tied):
