@@ -37,6 +37,11 @@ class LayerProfile:
         """Number of weights."""
         return prod(self.shape)
 
+    @property
+    def is_experts(self) -> bool:
+        """Whether it is many matrices, of which a token meets a few, or much like that."""
+        return bool(self.shape[:-2])
+
     def stored_bits(self, fmt: QuantFormat) -> int:
         """Size in bits when stored as `fmt`."""
         return fmt.stored_bits(self.shape, self.dtype_bits)
@@ -68,8 +73,8 @@ class ModelInventory:
 
     @property
     def has_experts(self) -> bool:
-        """Whether some layer is many matrices, of which a token meets a few."""
-        return any(layer.shape[:-2] for layer in self.layers)
+        """Whether some layer is experts."""
+        return any(layer.is_experts for layer in self.layers)
 
     @property
     def min_bpw(self) -> float:

@@ -44,7 +44,7 @@ _PLANNED = (1.5, 2.0, 2.5)
 
 def role_of(profile: LayerProfile) -> str:
     """Layers of one role share a scale: the last name of the path, experts apart."""
-    return profile.path.rpartition(".")[2] + (" (experts)" if len(profile.shape) > 2 else "")
+    return profile.path.rpartition(".")[2] + (" (experts)" if profile.is_experts else "")
 
 
 def measure_scales(
@@ -73,7 +73,7 @@ def measure_scales(
     Returns:
         `role:bits` → scale, and what costs that are scaled so come to together.
     """
-    plans, has_experts = _plans(profiles), _inventory(profiles).has_experts
+    plans, has_experts = _plans(profiles), any(profile.is_experts for profile in profiles)
     whole = {} if has_experts else _uniform_plans(profiles)
     measured = kl_of_formats(measurement, windows, plans | whole, encoder, on_step=on_step)
     pairs = _predicted_and_measured(plans, profiles, measured)
@@ -188,7 +188,13 @@ def _uniform_plans(profiles: Sequence[LayerProfile]) -> dict[str, dict[str, Quan
 
 def _chosen_plans(profiles: Sequence[LayerProfile]) -> dict[str, dict[str, QuantFormat]]:
     """`plan:bpw` → plan that the costs choose, at some sizes."""
-    inventory = _inventory(profiles)
+    inventory = ModelInventory(  # as if the quantizable layers were all that there is
+        model_type="",
+        layers=tuple(profiles),
+        num_parameters=sum(profile.num_weights for profile in profiles),
+        fixed_bits=0,
+        dtype="",
+    )
     wanted = {min(size * inventory.min_bpw, inventory.max_bpw) for size in _PLANNED}
     plans = {f"plan:{bpw:g}": allocate(inventory, target_bpw=bpw).formats for bpw in sorted(wanted)}
     stays = {profile.path for profile in profiles if not _affine(profile)}
@@ -199,18 +205,8 @@ def _chosen_plans(profiles: Sequence[LayerProfile]) -> dict[str, dict[str, Quant
 
 
 def _widths(profiles: Sequence[LayerProfile]) -> tuple[int, ...]:
-    return _PROBED_BITS_OF_EXPERTS if _inventory(profiles).has_experts else _PROBED_BITS
-
-
-def _inventory(profiles: Sequence[LayerProfile]) -> ModelInventory:
-    """The quantizable layers as if they were all that the model has."""
-    return ModelInventory(
-        model_type="",
-        layers=tuple(profiles),
-        num_parameters=sum(profile.num_weights for profile in profiles),
-        fixed_bits=0,
-        dtype="",
-    )
+    has_experts = any(profile.is_experts for profile in profiles)
+    return _PROBED_BITS_OF_EXPERTS if has_experts else _PROBED_BITS
 
 
 def _plans_of(
