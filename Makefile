@@ -88,8 +88,8 @@ bench: $(STAMP) ## dynquant beside its peers, short form (ten minutes on two cor
 	$(BIN)/python -m benchmarks.measuring --rounds 1
 	$(BIN)/python -m benchmarks.quality
 
-bench-full: $(STAMP) ## all peers, sizes and models; memory over depth (hours on two cores)
-	$(BIN)/python -m benchmarks.quality --full
+bench-full: $(STAMP) ## all peers, sizes, models; goes on where it was cut off (hours on two cores)
+	$(BIN)/python -m benchmarks.quality --full --keep .bench-full
 	$(BIN)/python -m benchmarks.measuring --models $(MODELS)
 	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.larger_than_memory
@@ -99,6 +99,6 @@ lock: $(STAMP) ## resolve the newest allowed versions into requirements (needs u
 	$(BIN)/python scripts/space_requirements.py
 
 clean: ## remove .venv, caches and build output
-	rm -rf $(VENV) .coverage .coverage.* .hypothesis .import_linter_cache .mypy_cache .pytest_cache \
+	rm -rf $(VENV) .bench-full .coverage .coverage.* .hypothesis .import_linter_cache .mypy_cache .pytest_cache \
 		.ruff_cache build dist htmlcov *.egg-info
 	find dynquant tests benchmarks scripts -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

@@ -18,7 +18,7 @@ import psutil
 
 from benchmarks.stored_bits import num_weights
 
-__all__ = ["Attempt", "Outcome", "attempts", "ours", "run"]
+__all__ = ["REQUIREMENTS", "Attempt", "Outcome", "attempts", "ours", "run"]
 
 HERE = Path(__file__).parent
 MLX = ("mlx[cpu]==0.32.4" if sys.platform == "linux" else "mlx==0.32.4",)

@@ -1,11 +1,13 @@
 """Quality at equal size, time and memory: dynquant and its peers side by side.
 
-    python -m benchmarks.quality [--full] [--models DIR,DIR] [--judge-on-cpu] [--out DIR]
+    python -m benchmarks.quality [--full] [--models DIR,DIR] [--judge-on-cpu]
+                                 [--keep DIR] [--out DIR]
 
 Every quantizer runs for real, by its own command, in a process and (peers) a virtual environment
 of its own, which this makes, on the same calibration tokens. Stored bits are counted from the files
 (`stored_bits.py`), and all results of a model are judged in one pass over the same held-out
-windows. `quality-MODEL.json`, `.md` and `-{light,dark}.svg` go to `--out`.
+windows. `quality-MODEL.json`, `.md` and `-{light,dark}.svg` go to `--out`. With `--keep` an
+interrupted run goes on where it was; what dynquant made is kept for the same commit only.
 The exit code says whether the bars were met.
 """
 
@@ -16,10 +18,12 @@ import dynquant.mlx_backend  # noqa: F401  OpenBLAS before MLX
 # isort: split
 
 import argparse
+import hashlib
 import json
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -31,7 +35,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from benchmarks.peers import EQUAL_BPW, Attempt, Outcome, attempts, ours, run
+from benchmarks.peers import EQUAL_BPW, REQUIREMENTS, Attempt, Outcome, attempts, ours, run
 from benchmarks.report import markdown, picture
 from benchmarks.stored_bits import stored_bpw
 from dynquant.console import ConsoleProgress, stdout
@@ -47,7 +51,8 @@ ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
 MODELS = (SHARED / "models" / "tiny-qwen3", SHARED / "models" / "tiny-qwen3-moe")
 TARGETS, FEW_TARGETS = (3.0, 3.5, 4.0, 4.5, 5.0, 6.0), (3.0, 4.0, 5.0)
-LIMIT_SECS, SHORT_LIMIT_SECS = 1800.0, 240.0  # of one run
+LIMIT_SECS, SHORT_LIMIT_SECS = 900.0, 240.0  # of one run
+TOKENS = "calibration.npy"
 EVALUATION_TOKENS, FEW_EVALUATION_TOKENS = 12_288, 6_144
 # Of the mean KL of mlx_lm.dynamic_quant, and of that of the best peer.
 BARS, BEST_PEER_BAR = {3.0: 0.55, 4.0: 0.45, 5.0: 0.40}, 0.9
@@ -184,7 +189,7 @@ def benchmarked(model: Path, options: argparse.Namespace, work: Path) -> dict[st
 
 def save_text(windows: Windows, model: Path, work: Path) -> tuple[Path, Path]:
     """The calibration windows for tools that take tokens, and for those that take text."""
-    tokens, documents = work / "calibration.npy", work / "calibration.jsonl"
+    tokens, documents = work / TOKENS, work / "calibration.jsonl"
     np.save(tokens, windows.tokens)
     tokenizer = open_tokenizer(model)
     with documents.open("w", encoding="utf-8") as file:
@@ -203,15 +208,23 @@ def slug(attempt: Attempt) -> str:
 
 
 def run_once(attempt: Attempt, work: Path, *, venvs: Path, limit_secs: float) -> Outcome:
-    """Run, or what an earlier run with the same command took."""
+    """Run, or what an earlier run of the same command took: same software, same tokens."""
     out = work / slug(attempt)
     note = out.with_name(f"{out.name}.outcome.json")
-    if note.exists():
+    software = list(REQUIREMENTS[attempt.venv]) if attempt.venv else [revision()]
+    made = {
+        "command": list(attempt.command),
+        "software": software,
+        "tokens": hashlib.sha256((work / TOKENS).read_bytes()).hexdigest(),
+        "limit_secs": limit_secs,
+    }
+    if note.exists() and not software[0].endswith("-dirty"):
         kept = json.loads(note.read_text())
-        if kept["command"] == list(attempt.command):
+        if kept["made"] == made:
             return Outcome(**kept["outcome"])
+    shutil.rmtree(out, ignore_errors=True)
     outcome = run(attempt, out, venvs=venvs, limit_secs=limit_secs)
-    note.write_text(json.dumps({"command": attempt.command, "outcome": asdict(outcome)}))
+    note.write_text(json.dumps({"made": made, "outcome": asdict(outcome)}))
     return outcome
 
 
