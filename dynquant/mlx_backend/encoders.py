@@ -78,16 +78,18 @@ class LayerEncoder:
     def encode_ahead(self, weights: Weights, wanted: Mapping[str, Collection[QuantFormat]]) -> None:
         """Encode together what shares inputs and a group size, for `encode` to find.
 
+        Covariances go as soon as nothing here needs them, so the widest come last.
+
         Args:
             weights: Parameter path → weight as stored; others than layers' may be among them.
-            wanted: Path → formats.
+            wanted: Path → all formats that `encode` will be asked for.
 
         Raises:
             NonFiniteError: A weight holds NaN or infinity.
         """
         if self.name != "gptq":
             return
-        sharing = defaultdict[tuple[object, ...], list[tuple[str, QuantFormat]]](list)
+        sharing = defaultdict[tuple[int, int, mx.Dtype], list[tuple[str, QuantFormat]]](list)
         for path, formats in wanted.items():
             weight = weights.get(f"{path}.weight")
             if weight is None or not takes_feedback(self.moments, path):
@@ -96,11 +98,16 @@ class LayerEncoder:
                 if fmt.mode == "affine":
                     key = (id(self._moments(path)), fmt.group_size, weight.dtype)
                     sharing[key].append((path, fmt))
-        for members in sharing.values():
-            members.sort(key=lambda member: (member[1].bits, member[0]))
+        coming = sorted(sharing, key=lambda key: weights[f"{sharing[key][0][0]}.weight"].shape[-1])
+        while coming:
+            inputs, group_size, _ = key = coming.pop(0)
+            members = sorted(sharing[key], key=lambda member: (member[1].bits, member[0]))
             parts = [(weights[f"{path}.weight"], fmt) for path, fmt in members]
             check_finite({f"{path}.weight": weights[f"{path}.weight"] for path, _ in members})
-            feedback = self._feedback(members[0][0], members[0][1].group_size)
+            feedback = self._feedback(members[0][0], group_size)
+            if all(other != inputs for other, *_ in coming):
+                self.moments.drop_covariances({path for path, _ in members})
+                self._factored.clear()
             encoded = encode_together(parts, feedback, num_sweeps=self.num_sweeps)
             self._encoded.update(zip(members, encoded, strict=True))
 
@@ -141,6 +148,7 @@ class LayerEncoder:
         key = (id(moments), group_size)
         if key not in self._factored:
             feedback = Feedback.of(self.moments.covariance(path, self._role(path)), group_size)
+            feedback = feedback if self.num_sweeps else feedback.without_covariance()
             kept = sum(each.nbytes for _, each in self._factored.values())
             while self._factored and kept + feedback.nbytes > _FACTORS_BYTES:
                 kept -= self._factored.pop(next(iter(self._factored)))[1].nbytes
@@ -194,7 +202,6 @@ def stored_by(
             if name in weights:
                 encoded = encoder.encode(path, weights[name].astype(dtypes[name]), fmt)
                 amended[name] = decode(encoded).astype(weights[name].dtype)
-                mx.eval(amended[name])
         return amended
 
     return amend

@@ -13,7 +13,7 @@ Stability of Numerical Algorithms, chapters 10 and 14, for factors and inverses 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import NamedTuple
 
@@ -32,13 +32,14 @@ class Feedback:
 
     Attributes:
         order: Columns as they are encoded, (..., in).
-        covariance: Second moments of the inputs, (..., in, in), as they lie in the weight.
+        covariance: Second moments of the inputs, (..., in, in), as they lie in the weight; not
+            kept where only the factor is wanted.
         ridge: What is added to its diagonal, (..., in), in the order of encoding.
         panels: L⁻¹ in runs of rows up to the diagonal, each (..., rows, columns).
     """
 
     order: mx.array
-    covariance: mx.array
+    covariance: mx.array | None
     ridge: mx.array
     panels: tuple[mx.array, ...]
 
@@ -46,7 +47,7 @@ class Feedback:
     def nbytes(self) -> int:
         """Memory that it takes."""
         arrays = (self.order, self.covariance, self.ridge, *self.panels)
-        return sum(array.nbytes for array in arrays)
+        return sum(array.nbytes for array in arrays if array is not None)
 
     @classmethod
     def of(cls, covariance: mx.array, group_size: int) -> Feedback:
@@ -54,6 +55,10 @@ class Feedback:
         order = _column_order(covariance, group_size)
         panels, ridge = _cholesky(covariance, order)
         return cls(order, covariance, ridge, _inverted(panels))
+
+    def without_covariance(self) -> Feedback:
+        """What suffices for a first pass over the columns."""
+        return replace(self, covariance=None)
 
     def factor(self, start: int, end: int) -> mx.array:
         """Rows of U from column `start` on, (..., end - start, in - start), of a whole group."""
@@ -65,12 +70,14 @@ class Feedback:
 
     def rows(self, start: int, end: int) -> mx.array:
         """Rows of C + D in the order of encoding, (..., end - start, in)."""
+        assert self.covariance is not None
         rows = _part(self.covariance, self.order[..., start:end], self.order)
         index = mx.arange(end - start)
         return rows.at[..., index, index + start].add(self.ridge[..., start:end])
 
     def times(self, columns: mx.array) -> mx.array:
         """(C + D) · `columns`, (..., in, n), both in the order of encoding."""
+        assert self.covariance is not None
         back = mx.argsort(self.order, axis=-1)
         product = self.covariance @ _rows_taken(columns, back)
         return _rows_taken(product, self.order) + self.ridge[..., None] * columns

@@ -100,6 +100,8 @@ def test_what_was_encoded_ahead_is_found_and_as_good(monkeypatch, limit):
     ahead, weights = shared_input("a", "b")
     ahead.encode_ahead(weights, dict.fromkeys(("a", "b", "elsewhere"), formats))
     assert len(ahead._encoded) == 2 * 3
+    assert ahead.moments.of("a", Role.LINEAR).products is None  # nothing needs them any more
+    assert not ahead._factored
     later, _ = shared_input("a", "b")
     for path in "ab":
         for fmt in formats:

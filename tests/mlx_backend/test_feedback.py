@@ -126,6 +126,14 @@ def test_conditional_variances_of_experts_have_one_row_each():
     assert mx.all(found > 0).item()
 
 
+def test_without_the_covariance_the_factor_stays():
+    covariance = covariance_of(correlated_inputs())
+    feedback = Feedback.of(covariance, 32)
+    bare = feedback.without_covariance()
+    assert bare.nbytes == feedback.nbytes - covariance.nbytes
+    assert mx.array_equal(bare.factor(32, 64), feedback.factor(32, 64)).item()
+
+
 def test_a_covariance_that_no_damping_mends_is_refused():
     with pytest.raises(ValueError, match="not positive definite"):
         conditional_variances(mx.full((32, 32), float("nan")), 32)
