@@ -18,7 +18,14 @@ from dynquant.core.plan import TextFacts
 from dynquant.errors import InvalidModelError, TextError
 from dynquant.ports import Text
 
-__all__ = ["Windows", "cut_windows", "open_tokenizer", "vocabulary_size", "window_length"]
+__all__ = [
+    "Windows",
+    "batch_tokens",
+    "cut_windows",
+    "open_tokenizer",
+    "vocabulary_size",
+    "window_length",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -56,9 +63,7 @@ class Windows:
             vocab: Logits of a token; batches are smaller where there are very many.
         """
         chosen = self.tokens[start:stop]
-        device = mx.default_device().type
-        num_tokens = min(_BATCH_TOKENS[device], _BATCH_LOGITS[device] // vocab)
-        size = max(1, num_tokens // chosen.shape[1])
+        size = max(1, batch_tokens(vocab) // chosen.shape[1])
         return [mx.array(chosen[i : i + size]) for i in range(0, len(chosen), size)]
 
     def check_disjoint(self, calibration: Self) -> None:
@@ -128,6 +133,12 @@ def vocabulary_size(config: Mapping[str, Any]) -> int:
     nested = text_config.get("vocab_size") if isinstance(text_config, dict) else None
     size = config.get("vocab_size") or nested
     return size if isinstance(size, int) and size > 0 else 1
+
+
+def batch_tokens(vocab: int) -> int:
+    """Tokens that go through a model at once; fewer where the logits of each are very many."""
+    device = mx.default_device().type
+    return max(1, min(_BATCH_TOKENS[device], _BATCH_LOGITS[device] // vocab))
 
 
 def cut_windows(

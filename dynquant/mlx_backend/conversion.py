@@ -62,7 +62,10 @@ def encode_plans(
     for block in list(unwritten):
         with weights.holding(block) as held:
             write(block, held)
-    _write(weights.as_stored(weights.outer), layers, plans, writers)
+    for path in list(weights.outer):  # an embedding may be larger than any block
+        alone = {path: weights.outer.pop(path)}
+        _write(weights.as_stored(alone), layers, plans, writers)
+        layers.leave([path.rpartition(".")[0]])
     on_step()
 
 

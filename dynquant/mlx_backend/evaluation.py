@@ -67,9 +67,9 @@ def kl_divergences(original: Forward, others: Mapping[str, Forward]) -> dict[str
 def _scored(original: Forward, others: Mapping[str, Forward]) -> dict[str, _Scores]:
     """Scores of all models, one batch of logits at a time."""
     scores = {name: _Scores(name) for name in (_ORIGINAL, *others)}
-    streams = {name: forward.logits() for name, forward in others.items()}
-    for batch, logits in zip(original.batches, original.logits(), strict=True):
-        reference = _Reference.chunks(logits, batch)
+    own, streams = original.logits(), {name: each.logits() for name, each in others.items()}
+    for batch in original.batches:
+        reference = _Reference.chunks(next(own), batch)
         scores[_ORIGINAL].add([part.own_scores() for part in reference], len(batch))
         for name, stream in streams.items():
             rows = _scored_rows(next(stream))

@@ -49,6 +49,7 @@ _MODEL_CODE_ERRORS = (
     TypeError,
     ValueError,
 )
+_ADDED_UP = 1 << 26  # numbers of a weight at a time
 _DTYPES = {"float16": mx.float16, "bfloat16": mx.bfloat16, "float32": mx.float32}
 
 
@@ -89,13 +90,20 @@ def check_finite(weights: Weights) -> None:
         NonFiniteError: A weight holds NaN or infinity; names its layer.
     """
     for path, array in weights.items():
-        if is_floating(array) and not mx.isfinite(array.astype(mx.float32).sum()).item():
+        if is_floating(array) and not _is_finite(array):
             layer = path.rpartition(".")[0]
             raise NonFiniteError(
                 f"The weight of layer '{layer}' holds NaN or infinity, so the model is damaged. "
                 "Download it again, or ask its author.",
                 layer=layer,
             )
+
+
+def _is_finite(array: mx.array) -> bool:
+    """Whether all numbers are; some at a time, for they are added up as float32."""
+    numbers = array.reshape(-1)
+    parts = (numbers[start : start + _ADDED_UP] for start in range(0, array.size, _ADDED_UP))
+    return all(mx.isfinite(part.astype(mx.float32).sum()).item() for part in parts)
 
 
 def quantizable(model: nn.Module) -> dict[str, nn.Module]:

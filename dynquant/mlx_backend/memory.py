@@ -9,6 +9,7 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 from mlx_lm.models.cache import make_prompt_cache
 
+from dynquant.mlx_backend.calibration import batch_tokens
 from dynquant.mlx_backend.loading import (
     ModelFolder,
     clear_parameters,
@@ -25,6 +26,10 @@ __all__ = ["cache_bytes", "conversion_bytes"]
 logger = logging.getLogger(__name__)
 
 _PROCESS_BYTES = 400 << 20  # Python, MLX and mlx-lm themselves
+# How often the weights outside all blocks are there as logits are compared: of the original and of
+# one other model; a CPU dequantizes in steps, each as large.
+_OUTER_COPIES = {mx.cpu: 5, mx.gpu: 2}
+_LOGITS_COPIES = 3  # of a batch, in float32
 
 
 def cache_bytes(model: ModelFolder, context_tokens: int) -> int:
@@ -53,9 +58,10 @@ def cache_bytes(model: ModelFolder, context_tokens: int) -> int:
 def conversion_bytes(model: ModelFolder, num_tokens: int) -> int:
     """Estimated peak memory of a conversion with `num_tokens` of calibration text.
 
-    Two blocks, the weights outside all blocks, the hidden states before every block of
-    the tokens that go backward, those of all tokens twice, the products of the widest layer's
-    inputs with their factorization, and what waits to be written.
+    What is there at a block (two of them, the products of the widest layer's inputs with their
+    factorization) or at the head (the weights outside all blocks, some logits), whichever is more;
+    and the hidden states before every block of the tokens that go backward, those of all tokens
+    twice, and what waits to be written.
     """
     blocks = BlockModel(model.skeleton)
     outer, inner = blocks.split(model.lazy_weights())
@@ -76,4 +82,8 @@ def conversion_bytes(model: ModelFolder, num_tokens: int) -> int:
     waiting = min(
         PART_BYTES, sum(array.nbytes for part in inner.values() for array in part.values())
     )
-    return 2 * largest + bytes_of(outer) + activations + 2 * products + waiting + _PROCESS_BYTES
+    vocab = max((array.shape[0] for array in outer.values() if array.ndim == 2), default=1)
+    logits = 4 * vocab * min(num_tokens, batch_tokens(vocab))
+    copies = _OUTER_COPIES[mx.default_device().type]
+    at_head = copies * bytes_of(outer) + _LOGITS_COPIES * logits
+    return max(2 * (largest + products), at_head) + activations + waiting + _PROCESS_BYTES

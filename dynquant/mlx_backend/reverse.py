@@ -91,6 +91,7 @@ def backward(
                 lambda index: reversals[index].start(partial(loss, index), gauge),
                 _evaluate,
             )
+        weights.release_outer()
         for position in reversed(range(len(tape))):
             path = tape[position].path
             with weights.holding(path) as held:

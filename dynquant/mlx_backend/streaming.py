@@ -3,8 +3,9 @@
 The model's own `__call__` runs, unchanged, once per batch, each in a greenlet that is
 suspended whenever it calls a block of `model.layers`. When every batch stands before
 the same block, that block's weights are read, all batches go through it, and the weights
-are let go. What happens between blocks (masks, residual streams, shared keys and values)
-stays in the suspended frames, so no architecture needs code of its own.
+are let go; so are an embedding and a head, once read for what needs them. What happens between
+blocks (masks, residual streams, shared keys and values) stays in the suspended frames, so no
+architecture needs code of its own.
 
 The reverse pass takes the recorded calls backwards, one VJP per block. An array that a
 block received from between the blocks is differentiated by running the model's `__call__`
@@ -14,6 +15,7 @@ again with the blocks replaced by their recorded results.
 from __future__ import annotations
 
 import copy
+from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -225,6 +227,12 @@ class BlockWeights:
             mx.eval(stored[path])
         return stored
 
+    def release_outer(self) -> None:
+        """Let go what was read of the weights outside all blocks; it is read again when needed."""
+        if self.outer:
+            outer, _ = self._blocks.split(for_compute(self._load()))
+            self.outer = self._amend(outer)
+
     @contextmanager
     def holding_outer(self) -> Iterator[None]:
         """The weights outside all blocks in place; they are read when something needs them."""
@@ -265,7 +273,7 @@ class Forward:
         self._waiting: list[Call | None] = [None] * len(batches)
         self._results: list[Any] = [None] * len(batches)
         self._kept = [Kept() for _ in batches]
-        self._logits: list[mx.array | None] = [None] * len(batches)
+        self._logits = deque[mx.array]()
         self._calls_left = dict(blocks.num_calls)
         self._started = False
 
@@ -277,6 +285,8 @@ class Forward:
             with self._glue():
                 for index, batch in enumerate(self.batches):
                     self._resume(index, batch)
+            mx.eval([call.inputs() for call in self.last_calls])
+            self.weights.release_outer()
         paths = {call.path if call else None for call in self._waiting}
         if len(paths) != 1:
             raise RuntimeError("the batches went through the model's blocks in different orders")
@@ -316,10 +326,13 @@ class Forward:
             self._calls_left[path] -= 1
             if not self._calls_left[path]:
                 while_held(path, held)
-        with self._glue():
-            for index in range(len(self.batches)):
-                result, self._results[index] = self._results[index], None
+        through = not any(self._calls_left.values())
+        for index in range(len(self.batches)):
+            result, self._results[index] = self._results[index], None
+            with self._glue():
                 self._resume(index, result)
+            if through:  # the head is read for each batch of logits, and let go with them
+                self.weights.release_outer()
 
     @property
     def last_calls(self) -> list[Call]:
@@ -327,12 +340,13 @@ class Forward:
         return [call for call in self._waiting if call is not None]
 
     def logits(self) -> Iterator[mx.array]:
-        """Logits of each batch, (batch, seq, vocab), computed one batch at a time."""
+        """Logits of each batch, (batch, seq, vocab), computed one batch at a time.
+
+        None are kept here: where many models are compared each would keep a batch of them.
+        """
         assert self.next_block is None
-        for index in range(len(self.batches)):
-            logits, self._logits[index] = self._logits[index], None
-            assert logits is not None
-            yield logits
+        while self._logits:
+            yield self._logits.popleft()
 
     def run(self) -> Iterator[mx.array]:
         """All blocks, then the logits."""
@@ -364,7 +378,7 @@ class Forward:
             self._waiting[index] = waiting
         else:
             self._waiting[index] = None
-            self._logits[index] = waiting
+            self._logits.append(waiting)
 
 
 def _large_in_turn(arrays: Collection[mx.array]) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -10,8 +11,9 @@ import pytest
 from dynquant.core.quality import Quality
 from dynquant.errors import NonFiniteError
 from dynquant.mlx_backend.evaluation import compare, kl_divergences
-from dynquant.mlx_backend.streaming import Forward
-from tests.mlx_backend.factories import TinyModel, make_batches
+from dynquant.mlx_backend.loading import open_model
+from dynquant.mlx_backend.streaming import BlockModel, BlockWeights, Forward
+from tests.mlx_backend.factories import TinyModel, make_batches, save_model
 
 
 def log_softmax(logits: mx.array) -> np.ndarray:
@@ -166,3 +168,23 @@ def test_tokens_that_a_model_masks_out_count_for_nothing(tied):
     (original, others), (expected, expected_others) = found
     assert_same(original, expected)
     assert_same(others["x"], expected_others["x"])
+
+
+def peak_bytes(folder: Path, num_models: int) -> int:
+    """What comparing a model to so many copies of itself takes at most."""
+    model, batches = open_model(folder), make_batches()
+    blocks = BlockModel(model.skeleton)
+    copies = {str(n): BlockWeights(blocks, model.lazy_weights) for n in range(num_models)}
+    mx.reset_peak_memory()
+    _, found = compare(blocks, BlockWeights(blocks, model.lazy_weights), copies, batches)
+    assert [quality.mean_kl_nats for quality in found.values()] == [0.0] * num_models
+    return mx.get_peak_memory()
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_of_many_models_one_embedding_is_in_memory_at_a_time(tmp_path, tied):
+    vocab = 8192
+    folder = save_model(tmp_path / "model", vocab_size=vocab, tie_word_embeddings=tied)
+    embedding_bytes = 4 * 64 * vocab
+    # The hidden states of six more models take a tenth of an embedding.
+    assert peak_bytes(folder, 8) - peak_bytes(folder, 2) < embedding_bytes / 2

@@ -17,6 +17,7 @@ from mlx_lm.utils import save_model as save_weights
 
 from dynquant.core.formats import DEFAULT_MENU, UNQUANTIZED, QuantFormat
 from dynquant.errors import InvalidModelError, NonFiniteError, UnsupportedModelError
+from dynquant.mlx_backend import loading
 from dynquant.mlx_backend.loading import (
     check_finite,
     clear_parameters,
@@ -237,6 +238,13 @@ def test_weights_are_finite_or_refused():
         with pytest.raises(NonFiniteError, match=r"layer 'layers\.0\.a'") as raised:
             check_finite({"b": mx.ones(3), "layers.0.a.weight": mx.array([1.0, value])})
         assert raised.value.layer == "layers.0.a"
+
+
+def test_damage_at_the_end_of_a_large_weight_is_found_too(monkeypatch):
+    monkeypatch.setattr(loading, "_ADDED_UP", 5)
+    check_finite({"a.weight": mx.ones((4, 3)), "b": mx.array(1.0)})
+    with pytest.raises(NonFiniteError, match="layer 'a'"):
+        check_finite({"a.weight": mx.ones((4, 3)).at[3, 2].add(mx.nan)})
 
 
 def test_parameters_are_put_in_place_by_path_and_cleared():
