@@ -94,7 +94,7 @@ def main() -> int:
     if options.judge_on_cpu:
         mx.set_default_device(mx.cpu)
     models = list(MODELS)
-    if options.models:  # in full: the quantizers run in other folders
+    if options.models:
         models = [Path(model).resolve() for model in options.models.split(",")]
     models = models if options.full or options.models else models[:1]
     met = True
@@ -103,7 +103,9 @@ def main() -> int:
             stdout.print(f"There is no model at {model}; pass --models, --calibration and --eval.")
             continue
         with tempfile.TemporaryDirectory() as scratch:
-            result = benchmarked(model, options, (options.keep or Path(scratch)) / model.name)
+            # In full, as the models: the quantizers run in other folders.
+            work = (options.keep or Path(scratch)).resolve() / model.name
+            result = benchmarked(model, options, work)
         result["machine"] = made_on + ", judged on the CPU in float32" * options.judge_on_cpu
         options.out.mkdir(parents=True, exist_ok=True)
         for name, text in written(model.name, result):
@@ -208,7 +210,10 @@ def slug(attempt: Attempt) -> str:
 
 
 def run_once(attempt: Attempt, work: Path, *, venvs: Path, limit_secs: float) -> Outcome:
-    """Run, or what an earlier run of the same command took: same software, same tokens."""
+    """Run, or what an earlier run of the same command took: same software, same tokens.
+
+    What failed is tried again, unless it was the time limit.
+    """
     out = work / slug(attempt)
     note = out.with_name(f"{out.name}.outcome.json")
     software = list(REQUIREMENTS[attempt.venv]) if attempt.venv else [revision()]
@@ -220,8 +225,9 @@ def run_once(attempt: Attempt, work: Path, *, venvs: Path, limit_secs: float) ->
     }
     if note.exists() and not software[0].endswith("-dirty"):
         kept = json.loads(note.read_text())
-        if kept["made"] == made:
-            return Outcome(**kept["outcome"])
+        before = Outcome(**kept["outcome"])
+        if kept["made"] == made and (not before.why_not or before.wall_secs >= limit_secs):
+            return before
     shutil.rmtree(out, ignore_errors=True)
     outcome = run(attempt, out, venvs=venvs, limit_secs=limit_secs)
     note.write_text(json.dumps({"made": made, "outcome": asdict(outcome)}))
