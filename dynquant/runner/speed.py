@@ -21,11 +21,12 @@ _NUM_KEPT = 5
 
 
 def expected_secs(home: Path, *, num_parameters: int, recipe: Recipe) -> float | None:
-    """About how long converting takes on this machine; None before it has converted anything.
+    """About how long converting takes on this machine; None before it has converted so.
 
-    Every pass over the model costs time in proportion to parameters and tokens.
+    Every pass over the model costs time in proportion to parameters and tokens; how many passes
+    there are depends on the method and the effort.
     """
-    rates = _rates(home)
+    rates = _rates(home).get(_kind(recipe))
     return median(rates) * _work(num_parameters, recipe) if rates else None
 
 
@@ -41,18 +42,27 @@ def timed(home: Path, recipe: Recipe) -> Iterator[list[ModelFacts]]:
 
 def record(home: Path, *, secs: float, num_parameters: int, recipe: Recipe) -> None:
     """Remember how long a conversion took here."""
-    rates = [*_rates(home), secs / _work(num_parameters, recipe)][-_NUM_KEPT:]
+    rates, kind = _rates(home), _kind(recipe)
+    rates[kind] = [*rates.get(kind, ()), secs / _work(num_parameters, recipe)][-_NUM_KEPT:]
     with suppress(DynquantError, OSError):  # a finished model is worth more than this figure
         write_file(home / _FILE, json.dumps({"secs_per_parameter_and_token": rates}) + "\n")
+
+
+def _kind(recipe: Recipe) -> str:
+    method = "alignment" if recipe.alignment else f"{recipe.encoder} {recipe.effort}"
+    return method + " refined" * recipe.refine
 
 
 def _work(num_parameters: int, recipe: Recipe) -> int:
     return num_parameters * (recipe.calibration_tokens + recipe.evaluation_tokens)
 
 
-def _rates(home: Path) -> list[float]:
+def _rates(home: Path) -> dict[str, list[float]]:
     try:
         found = json.loads(read_text(home / _FILE) or "")["secs_per_parameter_and_token"]
-        return [float(rate) for rate in found if 0 < float(rate) < 1]
-    except (ValueError, KeyError, TypeError):
-        return []
+        return {
+            kind: [float(rate) for rate in rates if 0 < float(rate) < 1]
+            for kind, rates in found.items()
+        }
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return {}
