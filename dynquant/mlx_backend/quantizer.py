@@ -36,6 +36,7 @@ from dynquant.mlx_backend.measuring import measure_costs
 from dynquant.mlx_backend.memory import cache_bytes, conversion_bytes
 from dynquant.mlx_backend.moments import MomentsObserver
 from dynquant.mlx_backend.polishing import polished
+from dynquant.mlx_backend.readahead import ReadAhead
 from dynquant.mlx_backend.refining import refined
 from dynquant.mlx_backend.sensitivity import Measurement
 from dynquant.mlx_backend.streaming import BlockModel, BlockWeights
@@ -395,7 +396,7 @@ class MlxQuantizer:
 
     @cached_property
     def _blocks(self) -> BlockModel:
-        blocks = BlockModel(self._model.skeleton)
+        blocks = BlockModel(self._model.skeleton, ReadAhead(self._model.folder))
         by_blocks = blocks.survey(self._model.lazy_weights())
         return blocks if by_blocks else blocks.treat_as_whole()
 

@@ -78,14 +78,22 @@ class BlockModel:
     The blocks are the modules of `model.layers`. A model without them is one block:
     it then runs as a whole, in the memory that this takes.
 
+    Args:
+        model: The skeleton.
+        read_ahead: Told the path of a block that will be needed soon.
+
     Attributes:
         model: The skeleton.
         blocks: Path → block.
         num_calls: Path → how often one pass calls the block; `survey` counts.
+        read_ahead: As given.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(
+        self, model: nn.Module, read_ahead: Callable[[str], None] = lambda _path: None
+    ) -> None:
         self.model = model
+        self.read_ahead = read_ahead
         paths = {id(module): path for path, module in model.named_modules()}
         layers = getattr(model, "layers", None)
         blocks = [b for b in layers if isinstance(b, nn.Module)] if isinstance(layers, list) else []
@@ -204,11 +212,16 @@ class BlockWeights:
         """The block at `path` with its weights in place and read, for as long as the context."""
         if path not in self._inner:  # looped models call a block again
             self._inner = self._blocks.split(for_compute(self._load()))[1]
+        unread = list(self._inner)
+        # The block behind it; none is left there on the way back, which goes to the one before.
+        upcoming = unread[unread.index(path) + 1 :] or unread[-2:-1]
         weights = self._inner.pop(path)
         try:
             weights = self._amend(weights)
             self._blocks.install(weights)
             _large_in_turn(weights.values())
+            if upcoming:
+                self._blocks.read_ahead(upcoming[0])
             yield weights
         finally:
             weights.clear()
