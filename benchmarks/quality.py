@@ -132,9 +132,16 @@ def benchmarked(model: Path, options: argparse.Namespace, work: Path) -> dict[st
     limit_secs = options.limit or (LIMIT_SECS if full else SHORT_LIMIT_SECS)
     work.mkdir(parents=True, exist_ok=True)
 
+    late = set[str]()
+
     def made(attempt: Attempt) -> Outcome:
         stdout.print(f"{model.name}: {attempt.name}")
-        return run_once(attempt, work, venvs=options.venvs, limit_secs=limit_secs)
+        if attempt.method in late:
+            return Outcome(why_not=f"not tried, since another size took over {limit_secs:.0f} s")
+        outcome = run_once(attempt, work, venvs=options.venvs, limit_secs=limit_secs)
+        if attempt.venv and outcome.wall_secs >= limit_secs:
+            late.add(attempt.method)
+        return outcome
 
     with open_model(str(model)) as (_, quantizer):
         windows = quantizer.calibration_windows(
