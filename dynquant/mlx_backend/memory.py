@@ -26,9 +26,9 @@ __all__ = ["cache_bytes", "conversion_bytes"]
 logger = logging.getLogger(__name__)
 
 _PROCESS_BYTES = 400 << 20  # Python, MLX and mlx-lm themselves
-# How often the weights outside all blocks are there as logits are compared: of the original and of
-# one other model; a CPU dequantizes in steps, each as large.
-_OUTER_COPIES = {mx.cpu: 5, mx.gpu: 2}
+# How often a head is there as logits are compared: of the original and of one other model; a CPU
+# dequantizes in steps, each as large.
+_HEAD_COPIES = {mx.cpu: 5, mx.gpu: 2}
 _LOGITS_COPIES = 3  # of a batch, in float32
 
 
@@ -59,9 +59,9 @@ def conversion_bytes(model: ModelFolder, num_tokens: int) -> int:
     """Estimated peak memory of a conversion with `num_tokens` of calibration text.
 
     What is there at a block (two of them, the products of the widest layer's inputs with their
-    factorization) or at the head (the weights outside all blocks, some logits), whichever is more;
-    and the hidden states before every block of the tokens that go backward, those of all tokens
-    twice, and what waits to be written.
+    factorization) or at the head (the head, some logits), whichever is more; and the hidden states
+    before every block of the tokens that go backward, those of all tokens twice, and what waits to
+    be written.
     """
     blocks = BlockModel(model.skeleton)
     outer, inner = blocks.split(model.lazy_weights())
@@ -84,6 +84,7 @@ def conversion_bytes(model: ModelFolder, num_tokens: int) -> int:
     )
     vocab = max((array.shape[0] for array in outer.values() if array.ndim == 2), default=1)
     logits = 4 * vocab * min(num_tokens, batch_tokens(vocab))
-    copies = _OUTER_COPIES[mx.default_device().type]
-    at_head = copies * bytes_of(outer) + _LOGITS_COPIES * logits
+    head = max((bytes_of({path: array}) for path, array in outer.items()), default=0)
+    copies = _HEAD_COPIES[mx.default_device().type]
+    at_head = max(copies * head, bytes_of(outer)) + _LOGITS_COPIES * logits
     return max(2 * (largest + products), at_head) + activations + waiting + _PROCESS_BYTES

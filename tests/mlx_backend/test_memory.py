@@ -71,3 +71,13 @@ def test_converting_takes_more_with_more_calibration_and_more_than_two_blocks(tm
     assert added == 4 * (4 * tokens * 64) + sizes[1] - sizes[0]
     weights = small.lazy_weights().values()
     assert conversion_bytes(small, tokens) > sum(array.nbytes for array in weights)
+
+
+def test_a_head_of_many_tokens_takes_memory_for_itself_and_its_logits(tmp_path):
+    small, large = (
+        conversion_bytes(open_model(save_model(tmp_path / str(vocab), vocab_size=vocab)), 512)
+        for vocab in (4096, 8192)
+    )
+    copies = {mx.cpu: 5, mx.gpu: 2}[mx.default_device().type]
+    element_bytes = 4 if mx.default_device() == mx.Device(mx.cpu) else 2
+    assert large - small == 4096 * (copies * element_bytes * 64 + 3 * 4 * 512)
