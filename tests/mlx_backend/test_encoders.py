@@ -13,7 +13,7 @@ from dynquant.mlx_backend.feedback import Feedback
 from dynquant.mlx_backend.gptq import encode_with_feedback
 from dynquant.mlx_backend.importance import Importance, Term
 from dynquant.mlx_backend.loading import scalar
-from dynquant.mlx_backend.moments import MomentsObserver
+from dynquant.mlx_backend.moments import MomentsObserver, takes_feedback
 from dynquant.mlx_backend.observing import Observation, Role
 
 FMT = QuantFormat(3, 32)
@@ -100,7 +100,7 @@ def test_what_was_encoded_ahead_is_found_and_as_good(monkeypatch, limit):
     ahead, weights = shared_input("a", "b")
     ahead.encode_ahead(weights, dict.fromkeys(("a", "b", "elsewhere"), formats))
     assert len(ahead._encoded) == 2 * 3
-    assert ahead.moments.of("a", Role.LINEAR).products is None  # nothing needs them any more
+    assert not takes_feedback(ahead.moments, "a")  # nothing needs the covariance any more
     assert not ahead._factored
     later, _ = shared_input("a", "b")
     for path in "ab":

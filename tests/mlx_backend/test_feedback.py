@@ -27,6 +27,7 @@ def damped_in_order(feedback: Feedback) -> np.ndarray:
 
 def expert(feedback: Feedback, e: int) -> Feedback:
     panels = tuple(panel[e] for panel in feedback.panels)
+    assert feedback.covariance is not None
     return Feedback(feedback.order[e], feedback.covariance[e], feedback.ridge[e], panels)
 
 
