@@ -327,15 +327,16 @@ def bars(rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
 
 
 def revision() -> str:
-    """Commit of this checkout."""
-    found = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return found.stdout.strip() or "not a checkout"
+    """Commit of this checkout, and whether something else than results was changed in it."""
+    commit = _git("rev-parse", "--short=12", "HEAD")
+    changed = _git("status", "--porcelain", "--", ".", ":(exclude)benchmarks/results")
+    return commit + "-dirty" * bool(changed) if commit else "not a checkout"
+
+
+def _git(*words: str) -> str:
+    """What git says; nothing where this is no checkout."""
+    found = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False)
+    return found.stdout.strip()
 
 
 def machine() -> str:
