@@ -1,12 +1,12 @@
-"""Time of measuring, and of a second size, beside the sensitivity pass of `mlx_lm.dynamic_quant`.
+"""Time and memory of measuring, beside the sensitivity pass of `mlx_lm.dynamic_quant`.
 
     python -m benchmarks.measuring [--models DIR,DIR] [--rounds 2] [--out DIR]
 
 Upstream's own `estimate_sensitivities` (one pair of widths) and dynquant's measuring (every
 format) take the same calibration windows in turn, each in a fresh process, in float32 on a CPU. Of
-several rounds the shortest counts. The second size is what another target adds to the pass that
-encodes, once costs are known. `measuring-MODEL.json` goes to `--out`; the exit code says whether
-the bars were met.
+several rounds the least counts; memory is what MLX's allocator held at most. The second size is
+what another target adds to the pass that encodes, once costs are known. `measuring-MODEL.json` goes
+to `--out`; the exit code says whether the bars were met.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ from dynquant.runner.opening import open_model, open_texts
 CALIBRATION = SHARED / "text" / "calibration.txt"
 UPSTREAM, MEASURE, PROBES = "mlx_lm.dynamic_quant, sensitivities", "measure", "measure and probe"
 ALLOCATE, ENCODE, SECOND = "allocate", "encode one size", "encode a second size too"
-BARS = {MEASURE: 0.5, "second size": 0.1}
+BARS, PEAK_BAR = {MEASURE: 0.5, "second size": 0.1}, 0.5
+TIMES = ("wall", "cpu")
 
 
 def main() -> int:
@@ -77,18 +78,19 @@ def main() -> int:
         (options.out / name).write_text(json.dumps(result, indent=1) + "\n")
         show(model.name, secs, ratios)
         met = met and all(ratios[name]["wall"] <= bar for name, bar in BARS.items())
+        met = met and ratios[MEASURE]["peak_bytes"] <= PEAK_BAR
     return 0 if met else 1
 
 
 def ratios_of(secs: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
     """Measuring over upstream's pass, and what a second size adds over all of the first."""
     upstream = secs[UPSTREAM]
-    first = {k: secs[PROBES][k] + secs[ALLOCATE][k] + secs[ENCODE][k] for k in upstream}
-    second = {k: secs[ALLOCATE][k] + secs[SECOND][k] - secs[ENCODE][k] for k in upstream}
+    first = {k: secs[PROBES][k] + secs[ALLOCATE][k] + secs[ENCODE][k] for k in TIMES}
+    second = {k: secs[ALLOCATE][k] + secs[SECOND][k] - secs[ENCODE][k] for k in TIMES}
     return {
         MEASURE: {k: secs[MEASURE][k] / upstream[k] for k in upstream},
         PROBES: {k: secs[PROBES][k] / upstream[k] for k in upstream},
-        "second size": {k: second[k] / first[k] for k in upstream},
+        "second size": {k: second[k] / first[k] for k in TIMES},
     }
 
 
@@ -96,24 +98,32 @@ def show(
     model: str, secs: dict[str, dict[str, float]], ratios: dict[str, dict[str, float]]
 ) -> None:
     """The tables of one model."""
-    table = Table(model, "wall (s)", "CPU (s)")
+    table = Table(model, "wall (s)", "CPU (s)", "memory (MB)")
     for step, taken in secs.items():
-        table.add_row(step, f"{taken['wall']:.2f}", f"{taken['cpu']:.2f}")
+        peak = f"{taken['peak_bytes'] / 1e6:.0f}"
+        table.add_row(step, f"{taken['wall']:.2f}", f"{taken['cpu']:.2f}", peak)
     stdout.print(table)
-    table = Table("ratio", "wall", "CPU", "bar")
+    table = Table("ratio", "wall", "CPU", "bar", "memory", "bar")
     for name, ratio in ratios.items():
         bar = f"{BARS[name]:g}" if name in BARS else ""
-        table.add_row(name, f"{ratio['wall']:.2f}", f"{ratio['cpu']:.2f}", bar)
+        peak = f"{ratio['peak_bytes']:.2f}" if "peak_bytes" in ratio else ""
+        peak_bar = f"{PEAK_BAR:g}" if name == MEASURE else ""
+        table.add_row(name, f"{ratio['wall']:.2f}", f"{ratio['cpu']:.2f}", bar, peak, peak_bar)
     stdout.print(table)
 
 
 @contextmanager
 def timed(secs: dict[str, dict[str, float]], step: str) -> Iterator[None]:
     """Note what the context takes."""
+    mx.reset_peak_memory()
     wall, cpu = time.perf_counter(), time.process_time()
     yield
     mx.synchronize()
-    secs[step] = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
+    secs[step] = {
+        "wall": time.perf_counter() - wall,
+        "cpu": time.process_time() - cpu,
+        "peak_bytes": mx.get_peak_memory(),
+    }
 
 
 def our_secs(model: Path) -> dict[str, dict[str, float]]:

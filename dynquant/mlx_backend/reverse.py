@@ -86,11 +86,8 @@ def backward(
     blocks.model.train()
     try:
         with weights.holding_outer():
-            side_by_side(
-                list(reversals),
-                lambda index: reversals[index].start(partial(loss, index), gauge),
-                _evaluate,
-            )
+            for index, reversal in reversals.items():  # in turn: logits are large
+                _evaluate(reversal.start(partial(loss, index), gauge))
         weights.release_outer()
         for position in reversed(range(len(tape))):
             path = tape[position].path

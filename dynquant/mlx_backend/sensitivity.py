@@ -36,6 +36,7 @@ __all__ = ["GRADIENT_TOKENS", "Measurement", "draw_labels", "measure_importance"
 
 _UNSEEN_TOKENS = 0.5  # Jeffreys prior: a token that the text lacks still turns up in use
 GRADIENT_TOKENS = 4096  # that the reverse pass takes at least, where the text has as many
+_CHUNK_LOGITS = 1 << 21  # whose gradient is made at a time
 _ORDER_GROUP_SIZE = 32  # the finest group, for the order in which feedback takes columns
 
 
@@ -219,13 +220,16 @@ def _evenly_spaced(batches: Sequence[mx.array], num_tokens: int) -> list[int]:
     return [(2 * i + 1) * len(batches) // (2 * count) for i in range(count)]
 
 
-def draw_labels(probabilities: mx.array, seed: int) -> mx.array:
+def draw_labels(probabilities: mx.array, drawn: mx.array) -> mx.array:
     """One index per distribution (..., n), (...), by where a uniform number falls in its sums.
 
     `mx.random.categorical` takes two logarithms and a random number for every index instead.
+
+    Args:
+        probabilities: (..., n), float32.
+        drawn: Uniform numbers, (..., 1).
     """
     running = mx.cumsum(probabilities, axis=-1)
-    drawn = mx.random.uniform(shape=(*running.shape[:-1], 1), key=mx.random.key(seed))
     labels = mx.sum(running <= drawn * running[..., -1:], axis=-1)
     return mx.minimum(labels, running.shape[-1] - 1)
 
@@ -233,8 +237,9 @@ def draw_labels(probabilities: mx.array, seed: int) -> mx.array:
 def _sampled_log_likelihood(logits: mx.array, seed: int) -> mx.array:
     """A function whose gradient is that of the log-likelihood of labels drawn from the model.
 
-    That is one at the label less the probabilities. Written out, it takes one softmax and the
-    memory of few such arrays; they are the largest of a pass. The value itself is of no use.
+    That is one at the label less the probabilities. Written out, some rows at a time, it takes one
+    softmax and hardly memory beside the logits and itself, the largest arrays of a pass. The value
+    is of no use.
     """
 
     @mx.custom_function
@@ -243,11 +248,17 @@ def _sampled_log_likelihood(logits: mx.array, seed: int) -> mx.array:
 
     @nothing.vjp
     def nothing_vjp(given: mx.array, cotangent: mx.array, _output: mx.array) -> mx.array:
-        probabilities = mx.softmax(given.astype(mx.float32), axis=-1)
-        labels = draw_labels(probabilities, seed)[..., None]
-        at_labels = mx.take_along_axis(probabilities, labels, axis=-1)
-        gradient = mx.put_along_axis(-probabilities, labels, 1.0 - at_labels, axis=-1)
-        return (cotangent * gradient).astype(given.dtype)
+        rows = given.reshape(-1, given.shape[-1])
+        drawn = mx.random.uniform(shape=(rows.shape[0], 1), key=mx.random.key(seed))
+        step, parts = max(1, _CHUNK_LOGITS // rows.shape[-1]), list[mx.array]()
+        for start in range(0, rows.shape[0], step):
+            chunk = slice(start, start + step)
+            probabilities = mx.softmax(rows[chunk].astype(mx.float32), axis=-1)
+            labels = draw_labels(probabilities, drawn[chunk])[..., None]
+            at_labels = mx.take_along_axis(probabilities, labels, axis=-1)
+            gradient = mx.put_along_axis(-probabilities, labels, 1.0 - at_labels, axis=-1)
+            parts.append((cotangent * gradient).astype(given.dtype))
+        return mx.concatenate(parts).reshape(given.shape)
 
     return cast("mx.array", nothing(logits))
 

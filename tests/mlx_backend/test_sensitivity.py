@@ -42,6 +42,11 @@ class Plus(nn.Module):
         return self.note(x, self.layer.as_linear(x))
 
 
+def drawn_labels(probabilities: mx.array, seed: int) -> mx.array:
+    shape = (*probabilities.shape[:-1], 1)
+    return draw_labels(probabilities, mx.random.uniform(shape=shape, key=mx.random.key(seed)))
+
+
 def naive_calls(
     tiny: TinyModel, path: str, batches: list[mx.array], seed: int
 ) -> list[tuple[np.ndarray, np.ndarray, np.ndarray | None]]:
@@ -57,7 +62,7 @@ def naive_calls(
             node = node[int(part)] if isinstance(node, list) else node[part]
         node[name] = plus
         logits = model(batch)
-        labels = draw_labels(mx.softmax(logits, axis=-1), seed + index)
+        labels = drawn_labels(mx.softmax(logits, axis=-1), seed + index)
         calls = list(plus.called)
         plus.called.clear()
 
@@ -87,7 +92,7 @@ def squares(arrays: list[np.ndarray]) -> np.ndarray:
 
 def test_labels_are_drawn_as_often_as_they_are_likely():
     probabilities = mx.softmax(mx.array(np.random.default_rng(0).normal(size=12)), axis=-1)
-    labels = draw_labels(mx.broadcast_to(probabilities, (40_000, 12)), seed=3)
+    labels = drawn_labels(mx.broadcast_to(probabilities, (40_000, 12)), seed=3)
     found = np.bincount(np.asarray(labels), minlength=12)
     expected = 40_000 * np.asarray(probabilities, np.float64)
     assert np.square((found - expected) / np.sqrt(expected)).sum() < 31.3  # chi square, p = 0.001
@@ -95,13 +100,13 @@ def test_labels_are_drawn_as_often_as_they_are_likely():
 
 def test_what_is_impossible_is_never_drawn():
     probabilities = mx.tile(mx.array([0.0, 0.25, 0.0, 0.75, 0.0]), (2000, 1))
-    assert set(np.asarray(draw_labels(probabilities, seed=0))) == {1, 3}
+    assert set(np.asarray(drawn_labels(probabilities, seed=0))) == {1, 3}
 
 
 def test_draws_depend_on_the_seed_alone():
     probabilities = mx.ones((50, 8)) / 8
-    assert mx.array_equal(draw_labels(probabilities, 1), draw_labels(probabilities, 1)).item()
-    assert not mx.array_equal(draw_labels(probabilities, 1), draw_labels(probabilities, 2)).item()
+    assert mx.array_equal(drawn_labels(probabilities, 1), drawn_labels(probabilities, 1)).item()
+    assert not mx.array_equal(drawn_labels(probabilities, 1), drawn_labels(probabilities, 2)).item()
 
 
 @pytest.fixture(scope="module")
