@@ -100,6 +100,6 @@ lock: $(STAMP) ## resolve the newest allowed versions into requirements (needs u
 	$(BIN)/python scripts/space_requirements.py
 
 clean: ## remove .venv, caches and build output
-	rm -rf $(VENV) .bench-full .coverage .coverage.* .hypothesis .import_linter_cache .mypy_cache .pytest_cache \
-		.ruff_cache build dist htmlcov *.egg-info
+	rm -rf $(VENV) .bench-full .coverage .coverage.* .hypothesis .import_linter_cache .mypy_cache \
+		.pytest_cache .ruff_cache build dist htmlcov *.egg-info
 	find dynquant tests benchmarks scripts -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

@@ -52,7 +52,7 @@ SHARED = ROOT.parent / "shared"
 MODELS = (SHARED / "models" / "tiny-qwen3", SHARED / "models" / "tiny-qwen3-moe")
 TARGETS, FEW_TARGETS = (3.0, 3.5, 4.0, 4.5, 5.0, 6.0), (3.0, 4.0, 5.0)
 LIMIT_SECS, SHORT_LIMIT_SECS = 900.0, 240.0  # of one run
-TOKENS = "calibration.npy"
+TOKENS, NO_CHECKOUT = "calibration.npy", "not a checkout"
 EVALUATION_TOKENS, FEW_EVALUATION_TOKENS = 12_288, 6_144
 # Of the mean KL of mlx_lm.dynamic_quant, and of that of the best peer.
 BARS, BEST_PEER_BAR = {3.0: 0.55, 4.0: 0.45, 5.0: 0.40}, 0.9
@@ -230,7 +230,7 @@ def run_once(attempt: Attempt, work: Path, *, venvs: Path, limit_secs: float) ->
         "tokens": hashlib.sha256((work / TOKENS).read_bytes()).hexdigest(),
         "limit_secs": limit_secs,
     }
-    if note.exists() and not software[0].endswith("-dirty"):
+    if note.exists() and not software[0].endswith(("-dirty", NO_CHECKOUT)):
         kept = json.loads(note.read_text())
         before = Outcome(**kept["outcome"])
         if kept["made"] == made and (not before.why_not or before.wall_secs >= limit_secs):
@@ -330,7 +330,7 @@ def revision() -> str:
     """Commit of this checkout, and whether something else than results was changed in it."""
     commit = _git("rev-parse", "--short=12", "HEAD")
     changed = _git("status", "--porcelain", "--", ".", ":(exclude)benchmarks/results")
-    return commit + "-dirty" * bool(changed) if commit else "not a checkout"
+    return commit + "-dirty" * bool(changed) if commit else NO_CHECKOUT
 
 
 def _git(*words: str) -> str:

@@ -19,6 +19,7 @@ from dynquant.errors import InvalidModelError, TextError
 from dynquant.ports import Text
 
 __all__ = [
+    "CHUNK_LOGITS",
     "Windows",
     "batch_tokens",
     "cut_windows",
@@ -33,6 +34,8 @@ MAX_WINDOW_TOKENS = 512
 # Enough to keep a matrix unit busy; on a CPU two batches go at once.
 _BATCH_TOKENS = {mx.cpu: 1024, mx.gpu: 2048}
 _BATCH_LOGITS = {mx.cpu: 1 << 26, mx.gpu: 1 << 27}  # half a GB in float32 at once
+CHUNK_LOGITS = 1 << 21
+"""Worked on at a time: 8 MiB in float32 stay in a processor's cache."""
 _SPREAD = 32  # windows are spread over up to this many times the tokens asked for
 _CHUNK_CHARACTERS = 1 << 20
 _MAX_ID = 2**31 - 1

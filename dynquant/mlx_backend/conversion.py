@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 import mlx.core as mx
 
+from dynquant.core.formats import QuantFormat
 from dynquant.core.plan import QuantPlan
 from dynquant.mlx_backend.encoders import LayerEncoder, formats_by_path
 from dynquant.mlx_backend.importance import Importance
@@ -44,10 +45,11 @@ def encode_plans(
     layers = LayerEncoder(encoder, watcher, importance, num_sweeps)
     weights = BlockWeights(measurement.blocks, measurement.load)
 
+    wanted = formats_by_path(plan.formats for plan in plans.values())
     unwritten = list(measurement.blocks.blocks)
 
     def write(block: str, held: Weights) -> None:
-        _write(weights.as_stored(held), layers, plans, writers)
+        _write(weights.as_stored(held), layers, wanted, plans, writers)
         unwritten.remove(block)
         layers.leave(measurement.paths_in(block))
         on_step()
@@ -64,7 +66,7 @@ def encode_plans(
             write(block, held)
     for path in list(weights.outer):  # an embedding may be larger than any block
         alone = {path: weights.outer.pop(path)}
-        _write(weights.as_stored(alone), layers, plans, writers)
+        _write(weights.as_stored(alone), layers, wanted, plans, writers)
         layers.leave([path.rpartition(".")[0]])
     on_step()
 
@@ -72,10 +74,10 @@ def encode_plans(
 def _write(
     stored: Weights,
     encoder: LayerEncoder,
+    wanted: Mapping[str, Collection[QuantFormat]],
     plans: Mapping[Path, QuantPlan],
     writers: Mapping[Path, FolderWriter],
 ) -> None:
-    wanted = formats_by_path(plan.formats for plan in plans.values())
     encoder.encode_ahead(stored, wanted)
     paths = {f"{path}.weight": path for path in wanted}
     for name, array in stored.items():

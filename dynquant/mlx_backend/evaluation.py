@@ -16,13 +16,13 @@ import numpy as np
 
 from dynquant.core.quality import Quality, summarize
 from dynquant.errors import NonFiniteError
+from dynquant.mlx_backend.calibration import CHUNK_LOGITS
 from dynquant.mlx_backend.loading import scalar
 from dynquant.mlx_backend.streaming import BlockModel, BlockWeights, Forward
 
 __all__ = ["compare", "kl_divergences"]
 
 _ORIGINAL = "original"
-_CHUNK_LOGITS = 1 << 21  # scored at a time: 8 MiB in float32 stay in a processor's cache
 
 
 def compare(
@@ -138,7 +138,7 @@ class _Reference:
     def chunks(cls, logits: mx.array, batch: mx.array) -> list[_Reference]:
         """A batch's logits (batch, seq, vocab) in parts that fit a processor's cache."""
         rows, targets = _scored_rows(logits), batch[:, 1:].reshape(-1, 1)
-        step = max(1, _CHUNK_LOGITS // rows.shape[-1])
+        step = max(1, CHUNK_LOGITS // rows.shape[-1])
         found = []
         for start in range(0, rows.shape[0], step):
             a, following = (x[start : start + step] for x in (rows, targets))

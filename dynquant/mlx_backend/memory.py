@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from math import prod
 
 import mlx.core as mx
@@ -66,25 +67,26 @@ def conversion_bytes(model: ModelFolder, num_tokens: int) -> int:
     blocks = BlockModel(model.skeleton)
     outer, inner = blocks.split(model.lazy_weights())
 
-    def bytes_of(weights: dict[str, mx.array]) -> int:
+    def bytes_of(arrays: Iterable[mx.array]) -> int:
         return sum(
             array.size * (compute_dtype(array.dtype) if is_floating(array) else array.dtype).size
-            for array in weights.values()
+            for array in arrays
         )
 
     matrices = [array.shape for weights in inner.values() for array in weights.values()]
     matrices = [shape for shape in matrices if len(shape) > 1]
-    width = max((array.shape[-1] for array in outer.values() if array.ndim == 2), default=0)
+    outer_matrices = [array.shape for array in outer.values() if array.ndim == 2]
+    width = max((shape[1] for shape in outer_matrices), default=0)
     products = 4 * max((prod(shape[:-2]) * shape[-1] ** 2 for shape in matrices), default=0)
     recorded = min(num_tokens, GRADIENT_TOKENS)
     activations = 4 * width * (recorded * len(inner) + 2 * num_tokens)
-    largest = max((bytes_of(weights) for weights in inner.values()), default=0)
+    largest = max((bytes_of(weights.values()) for weights in inner.values()), default=0)
     waiting = min(
         PART_BYTES, sum(array.nbytes for part in inner.values() for array in part.values())
     )
-    vocab = max((array.shape[0] for array in outer.values() if array.ndim == 2), default=1)
+    vocab = max((shape[0] for shape in outer_matrices), default=1)
     logits = 4 * vocab * min(num_tokens, batch_tokens(vocab))
-    head = max((bytes_of({path: array}) for path, array in outer.items()), default=0)
+    head = max((bytes_of([array]) for array in outer.values()), default=0)
     copies = _HEAD_COPIES[mx.default_device().type]
-    at_head = max(copies * head, bytes_of(outer)) + _LOGITS_COPIES * logits
+    at_head = max(copies * head, bytes_of(outer.values())) + _LOGITS_COPIES * logits
     return max(2 * (largest + products), at_head) + activations + waiting + _PROCESS_BYTES

@@ -24,6 +24,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from dynquant.errors import NonFiniteError
+from dynquant.mlx_backend.calibration import CHUNK_LOGITS
 from dynquant.mlx_backend.feedback import conditional_variances
 from dynquant.mlx_backend.importance import Importance, Term
 from dynquant.mlx_backend.loading import Weights, check_finite, quantizable, scalar
@@ -36,7 +37,6 @@ __all__ = ["GRADIENT_TOKENS", "Measurement", "draw_labels", "measure_importance"
 
 _UNSEEN_TOKENS = 0.5  # Jeffreys prior: a token that the text lacks still turns up in use
 GRADIENT_TOKENS = 4096  # that the reverse pass takes at least, where the text has as many
-_CHUNK_LOGITS = 1 << 21  # whose gradient is made at a time
 _ORDER_GROUP_SIZE = 32  # the finest group, for the order in which feedback takes columns
 
 
@@ -250,7 +250,7 @@ def _sampled_log_likelihood(logits: mx.array, seed: int) -> mx.array:
     def nothing_vjp(given: mx.array, cotangent: mx.array, _output: mx.array) -> mx.array:
         rows = given.reshape(-1, given.shape[-1])
         drawn = mx.random.uniform(shape=(rows.shape[0], 1), key=mx.random.key(seed))
-        step, parts = max(1, _CHUNK_LOGITS // rows.shape[-1]), list[mx.array]()
+        step, parts = max(1, CHUNK_LOGITS // rows.shape[-1]), list[mx.array]()
         for start in range(0, rows.shape[0], step):
             chunk = slice(start, start + step)
             probabilities = mx.softmax(rows[chunk].astype(mx.float32), axis=-1)
