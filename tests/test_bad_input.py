@@ -512,6 +512,7 @@ def test_a_file_size_limit_in_the_middle_leaves_nothing(out):
     limit = 300_000
     finished = run(
         "quantize", MODEL, "--bpw=4", f"--out={out}", "--json", *QUICK,
+        env={"COVERAGE_PROCESS_CONFIG": ""},  # its data would be larger than the limit
         preexec=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
     )  # fmt: skip
     assert finished.code == 3, finished.err
