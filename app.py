@@ -68,13 +68,12 @@ def main() -> None:
     # uvicorn sends itself the signal again when it is done, which must not skip what comes after.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     keep_memory_flat()
-    host = os.environ.get("GRADIO_SERVER_NAME") or ("0.0.0.0" if web.is_space else "127.0.0.1")  # noqa: S104
     port = int(os.environ.get("GRADIO_SERVER_PORT") or 7860)
     if is_whole:
         with embedded_runner(os.environ):
-            _serve(site, host, port)
+            _serve(site, web.host, port)
     else:
-        _serve(site, host, port)
+        _serve(site, web.host, port)
 
 
 def make_app(settings: Settings, web: WebSettings) -> tuple[FastAPI, bool]:

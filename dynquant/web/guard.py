@@ -1,7 +1,8 @@
 """What stands before all routes: whose pages may send something, how much, and what browsers hear.
 
 On a Space Gradio lets every origin in, cookies and all, so that any page that a visitor opens could
-act in their name.
+act in their name. On one's own machine a page whose name leads there (DNS rebinding) is no other
+origin to a browser: what the page is called gives it away.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ _CALL = "/gradio_api/call/"
 _SERVER_ERROR = 500
 _REFUSED = 422
 
+_LOCAL_HOST = re.compile(r"(?:127\.0\.0\.1|localhost|\[::1\])(?::\d+)?", re.IGNORECASE)
+
 # A string without an end goes on to the last byte, so that nothing is looked at twice.
 _STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*+"?', re.DOTALL)
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
@@ -67,6 +70,8 @@ class Guard:
     Args:
         app: What is guarded.
         is_space: Whether the Hub shows the pages in a frame.
+        is_local: Whether only this machine reaches the pages. Elsewhere they may have any name: a
+            Space has several, and what a visitor may do there depends on cookies of its own.
         hub_url: Where pictures of cards come from, besides any address with https.
         endpoints: Number of an endpoint → its name, and how many values a call has.
     """
@@ -76,10 +81,12 @@ class Guard:
         app: ASGIApp,
         *,
         is_space: bool,
+        is_local: bool,
         hub_url: str,
         endpoints: Mapping[int, tuple[str, int]],
     ) -> None:
         self._app = app
+        self._is_local = is_local
         self._endpoints = endpoints
         self._numbers = {name: number for number, (name, _) in endpoints.items()}
         parts = urlsplit(hub_url)
@@ -106,16 +113,27 @@ class Guard:
                     headers.setdefault(name, value)
             await send(message)
 
-        if scope["method"] not in _CHANGING:
-            await self._app(scope, receive, with_headers)
-            return
-        refusal, receive = await self._look_at(scope, receive)
+        refusal = self._misnamed(scope)
+        if refusal is None and scope["method"] in _CHANGING:
+            refusal, receive = await self._look_at(scope, receive)
         if refusal is not None:
             await refusal(scope, receive, with_headers)
-        elif scope["path"].startswith(_CALLS):
+        elif scope["method"] in _CHANGING and scope["path"].startswith(_CALLS):
             await _called(self._app, scope, receive, with_headers)
         else:
             await self._app(scope, receive, with_headers)
+
+    def _misnamed(self, scope: Scope) -> JSONResponse | None:
+        """Refuse what asks for a name of somebody else, also what only reads."""
+        if not self._is_local or scope["path"].startswith(_OWN_LIMITS):
+            return None
+        if _LOCAL_HOST.fullmatch(Headers(scope=scope).get("host", "")):
+            return None
+        return _refusal(
+            403,
+            "These pages are called 127.0.0.1 or localhost here. Set GRADIO_SERVER_NAME to where "
+            "they are to listen if others may come in.",
+        )
 
     async def _look_at(self, scope: Scope, receive: Receive) -> tuple[JSONResponse | None, Receive]:
         """Why a request is refused, if it is, and where its body comes from now."""

@@ -10,6 +10,7 @@ from dynquant.errors import InvalidOptionError
 
 __all__ = ["WebSettings"]
 
+_LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 _ACCOUNT = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9])?")
 
 
@@ -23,6 +24,7 @@ class WebSettings:
         is_space: Whether this is a Space, where everybody is a stranger.
         signs_in: Whether visitors can sign in with Hugging Face.
         address: Where the pages are found from outside; empty where nobody says.
+        host: Where the pages listen.
     """
 
     operators: frozenset[str] = frozenset()
@@ -30,6 +32,12 @@ class WebSettings:
     is_space: bool = False
     signs_in: bool = False
     address: str = ""
+    host: str = "127.0.0.1"
+
+    @property
+    def is_local(self) -> bool:
+        """Whether only this machine reaches the pages."""
+        return not self.is_space and self.host in _LOOPBACK
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> WebSettings:
@@ -52,6 +60,7 @@ class WebSettings:
             # Elsewhere Gradio would sign everybody in as the owner of this machine's token.
             signs_in=is_space and bool(environment.get("OAUTH_CLIENT_ID")),
             address=f"https://{host}" if is_space and host else "",
+            host=environment.get("GRADIO_SERVER_NAME") or ("0.0.0.0" if is_space else "127.0.0.1"),  # noqa: S104
         )
 
 

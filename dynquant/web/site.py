@@ -69,6 +69,7 @@ def make_site(
     app.add_middleware(
         Guard,
         is_space=service.settings.is_space,
+        is_local=service.settings.is_local,
         hub_url=service.search.page_url(""),
         endpoints={
             number: (str(each.api_name), len(each.inputs)) for number, each in blocks.fns.items()

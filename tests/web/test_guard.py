@@ -49,6 +49,33 @@ def test_the_own_page_and_programs_may(space):
     assert post(space, headers={"Origin": space.url}).status_code == 200
 
 
+@pytest.mark.parametrize("path", ["/", "/live/board", "/config"])
+@pytest.mark.parametrize("host", ["evil.example:7860", "localhost.evil.example", "127.0.0.1.x", ""])
+def test_a_name_of_somebody_else_that_leads_to_ones_own_machine_shows_nothing(field, path, host):
+    answer = httpx2.get(f"{field.url}{path}", headers={"Host": host}, timeout=60)
+    assert answer.status_code == 403
+    assert "127.0.0.1 or localhost" in answer.json()["error"]
+
+
+def test_a_page_whose_name_leads_to_ones_own_machine_may_not_act_there(field):
+    job = field.submit(model="team/to-be-kept")
+    theirs = {"Host": "evil.example:7860", "Origin": "http://evil.example:7860"}
+    assert post(field, path="cancel", json={"data": [job]}, headers=theirs).status_code == 403
+    assert not field.board.get(job).is_over
+
+
+def test_ones_own_machine_answers_to_each_of_its_names_and_others_to_any(field, space):
+    for host in ("127.0.0.1", "localhost:7860", "LOCALHOST", "[::1]:8000"):
+        assert httpx2.get(f"{field.url}/config", headers={"Host": host}).status_code == 200, host
+        mine = {"Host": host, "Origin": f"http://{host}"}
+        assert post(field, headers=mine).status_code == 200, host
+    # The Hub comes through a tunnel, and shows a secret.
+    through = httpx2.post(f"{field.url}/webhooks/hub", headers={"Host": "tunnel.example"})
+    assert through.status_code in {404, 405}
+    for host in ("you-dynquant.hf.space", "quant.example.org", "10.0.0.7:7860"):
+        assert httpx2.get(f"{space.url}/config", headers={"Host": host}).status_code == 200, host
+
+
 def test_a_request_that_is_too_large_is_refused_with_and_without_a_length(space):
     large = b'{"data": ["' + b"x" * MAX_BODY_BYTES + b'"]}'
     assert post(space, large).status_code == 413

@@ -130,8 +130,17 @@ def test_settings_come_from_the_environment():
         is_space=True,
         signs_in=True,
         address="https://you-dynquant.hf.space",
+        host="0.0.0.0",
     )
     assert WebSettings.from_environment({"OAUTH_CLIENT_ID": "id"}) == WebSettings()
+
+
+def test_only_this_machine_reaches_the_pages_unless_they_are_to_listen_elsewhere():
+    assert WebSettings().is_local
+    for name, is_local in (("::1", True), ("localhost", True), ("0.0.0.0", False)):
+        web = WebSettings.from_environment({"GRADIO_SERVER_NAME": name})
+        assert (web.host, web.is_local) == (name, is_local)
+    assert not WebSettings.from_environment(SPACE | {"GRADIO_SERVER_NAME": "127.0.0.1"}).is_local
 
 
 @pytest.mark.parametrize(
