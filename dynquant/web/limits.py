@@ -35,8 +35,10 @@ LIMITS: Mapping[str, Limit] = {
     "search": Limit(burst=60, secs=0.5),
     "look at models": Limit(burst=60, secs=1.0),
     "ask for models": Limit(burst=20, secs=6.0),
+    "sign in": Limit(burst=60, secs=1.0),
 }
-"""What is done → how often. A person stays far below: a keystroke is a search, a choice a look."""
+"""What is done → how often. A person stays far below: a keystroke is a search, a choice a look, and
+who has signed in is asked for at the Hub twice a minute."""
 
 
 class Limits:

@@ -118,6 +118,13 @@ class Prospects:
             sentence = _SENTENCES[error.reason].format(name)
             raise type(error)(sentence, reason=error.reason) from error
 
+    def knows(self, text: str) -> bool:
+        """Whether the Hub need not be asked for the model that `text` names."""
+        try:
+            return self._found.is_fresh(model_id(text))
+        except ModelNotFoundError:  # which it says by itself
+            return True
+
     def _look_up(self, name: str) -> Prospect:
         with self._open_hub() as hub:
             listing = hub.look_up(name)

@@ -12,6 +12,7 @@ from dynquant.core.job import Job
 from dynquant.errors import DestinationError, DynquantError, RequestError
 from dynquant.hub.hardware import Mac
 from dynquant.hub.publishing import Account
+from dynquant.web.limits import Limits, address_of_visitor
 from dynquant.web.settings import WebSettings
 from dynquant.web.shared import Shared
 
@@ -67,7 +68,9 @@ class Reception:
         self._account = account
         self._ask_for_macs = macs
         self._user = user
-        self._accounts: Shared[str, Account] = Shared(fresh_secs=_KNOWN_SECS, max_keys=1_000)
+        self._limits = Limits(visitor=address_of_visitor)
+        # None for a token that is none: it is refused without asking again, too.
+        self._accounts: Shared[str, Account | None] = Shared(fresh_secs=_KNOWN_SECS, max_keys=1_000)
         self._macs: Shared[str, tuple[Mac, ...] | None] = Shared(
             fresh_secs=_KNOWN_SECS, max_keys=1_000
         )
@@ -76,15 +79,14 @@ class Reception:
         """Who has this token; None for somebody who has not signed in.
 
         Raises:
-            HubUnavailableError: The Hub cannot be asked.
+            RetryLaterError: The Hub cannot be asked, or was asked too often.
         """
         if not self._settings.is_space:
             return Visitor(name=self._user, is_operator=True)
         if not token or not _TOKEN.fullmatch(token):
             return None
-        try:
-            account = self._asked(token)
-        except DestinationError:  # it has expired, or is none
+        account = self._accounts(_digest(token), lambda: self._asked_for_account(token))
+        if account is None:
             return None
         return Visitor(
             name=account.name,
@@ -118,12 +120,16 @@ class Reception:
             return None
         return self._macs(_digest(token), lambda: self._asked_for_macs(token))
 
-    def _asked(self, token: str) -> Account:
-        """Whose token it is."""
-        return self._accounts(_digest(token), lambda: self._account(token))
+    def _asked_for_account(self, token: str) -> Account | None:
+        self._limits.count("sign in")  # anybody can make tokens up
+        try:
+            return self._account(token)
+        except DestinationError:  # it has expired, or is none
+            return None
 
     def _asked_for_macs(self, token: str) -> tuple[Mac, ...] | None:
         try:
+            self._limits.count("sign in")
             return self._ask_for_macs(token)
         except DynquantError as error:
             _logger.info("Nothing is known of a visitor's hardware: %s", error)

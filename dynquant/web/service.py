@@ -136,6 +136,14 @@ class Service:
         self._count("look at models")
         return self.prospects(model)
 
+    def chosen(self, model: str) -> Prospect:
+        """A model that somebody chose before, as `look_at`: only what is forgotten by now counts.
+
+        Raises:
+            RetryLaterError: Too often.
+        """
+        return self.prospects(model) if self.prospects.knows(model) else self.look_at(model)
+
     def outlooks(
         self,
         prospect: Prospect,

@@ -289,6 +289,25 @@ def test_a_stranger_who_looks_too_often_is_told_so_and_others_are_not(space, mon
     assert post(space, headers={"X-Forwarded-For": "203.0.113.8"}).status_code == 200
 
 
+def test_the_page_foresees_only_what_counted_as_a_look(space, monkeypatch):
+    few = {"look at models": Limit(burst=3, secs=1e6)}
+    monkeypatch.setattr(space.service._limits, "_limits", few)
+    handlers = httpx2.get(f"{space.url}/config", timeout=60).json()["dependencies"]
+    foresee = next(each["id"] for each in handlers if each["api_name"] == "foresee")
+
+    def foreseen(model: str) -> str:
+        values = [model, "Bits per weight", 4.5, 16, 4096, "", ["4", "8"], ["64"], []]
+        answer = post(space, path="predict", json={"fn_index": foresee, "data": values})
+        return answer.json()["data"][0]
+
+    space.service.prospects(SOURCE)
+    for number in range(10):
+        assert foreseen(f"team/unseen-{number}") == ""
+    asked = {request.path for request in space.hub.requests if "unseen" in request.path}
+    assert {path.rpartition("-")[2] for path in asked} == {"0", "1", "2"}
+    assert "4.5" in foreseen(SOURCE)  # the slider of a model that is known costs nothing
+
+
 def test_on_ones_own_machine_there_is_no_limit(field):
     for _ in range(LIMITS["search"].burst + 20):
         assert field.service.find("sample-2m")

@@ -9,9 +9,11 @@ from dynquant.errors import (
     HubUnavailableError,
     InvalidOptionError,
     RequestError,
+    RetryLaterError,
 )
 from dynquant.hub.hardware import Mac
 from dynquant.hub.publishing import Account
+from dynquant.web.limits import LIMITS
 from dynquant.web.reception import Reception, Visitor
 from dynquant.web.settings import WebSettings
 from tests.runner.test_live_board import make_job
@@ -56,6 +58,23 @@ def test_on_a_space_the_hub_says_who_a_visitor_is():
     for _ in range(5):
         assert reception.require(TOKEN) == Visitor(name="ann", namespaces=("ann", "team"))
     assert asked.count(TOKEN) == 1
+
+
+def test_the_hub_is_not_asked_again_at_once_of_a_token_that_is_none():
+    reception, asked = make_reception()
+    assert [reception.visitor("hf_forged") for _ in range(5)] == [None] * 5
+    assert asked == ["hf_forged"]
+
+
+@pytest.mark.harden("web")
+def test_whoever_makes_tokens_up_is_kept_waiting_and_no_longer_looked_up():
+    reception, asked = make_reception()
+    for number in range(LIMITS["sign in"].burst):
+        assert reception.visitor(f"hf_{number}") is None
+    with pytest.raises(RetryLaterError, match="You sign in more often than this page allows"):
+        reception.visitor("hf_one_more")
+    assert reception.macs("hf_one_more") is None
+    assert "hf_one_more" not in asked
 
 
 @pytest.mark.parametrize("token", ["", " ", "hf_a b", "hf_\n", "hf_\0", "hf_\xe9", "x" * 5_000])

@@ -241,7 +241,7 @@ class _ConvertPage:
         if not choice.model:
             return ""
         try:
-            prospect = self._service.prospects(choice.model)
+            prospect = self._service.chosen(choice.model)
         except DynquantError:  # the summary says so
             return ""
         try:
@@ -272,7 +272,7 @@ class _ConvertPage:
             raise RequestError("Choose a model first.")
         return Order(
             model=choice.model,
-            targets_bpw=targets_of(self._service.prospects(choice.model), choice),
+            targets_bpw=targets_of(self._service.chosen(choice.model), choice),
             formats=choice.formats,
             calibration=wishes.calibration,
             private=wishes.private,
