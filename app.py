@@ -22,6 +22,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from dynquant.cli.watchtower import Watchtower
+from dynquant.core.naming import local_name
 from dynquant.core.watch_status import Errands
 from dynquant.errors import DynquantError
 from dynquant.hub.inbox import HubInbox
@@ -102,7 +103,7 @@ def make_app(settings: Settings, web: WebSettings) -> tuple[FastAPI, bool]:
             web,
             account=lambda t: HubVisitor(t).account(),
             macs=lambda t: HubVisitor(t).macs(),
-            user=getpass.getuser(),
+            user=local_name(getpass.getuser()),
         ),
         prospects=Prospects(search, open_hub=lambda: HubModels(token=token)),
         search=search,

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import getpass
+
 import pytest
 
+from dynquant.core.naming import local_name
 from dynquant.jobs.board import DatabaseBoard
 from tests.command_line import MODEL, call, needs_shared
 from tests.local_hub import LocalHub
@@ -36,6 +39,7 @@ def test_a_request_is_queued_once_and_shown(tmp_path):
     again = submit("--json").check().json["job"]
     assert first["id"] == again["id"]
     assert (first["state"], first["position"]) == ("waiting", 1)
+    assert first["request"]["requester"] == local_name(getpass.getuser())
     (listed,) = call("jobs", "list", "--json").check().json["jobs"]
     assert listed["id"] == first["id"]
     shown = call("jobs", "list").check().out

@@ -31,6 +31,7 @@ from dynquant.cli.options import (
 )
 from dynquant.core.job import TERMINAL, Job, JobOption, JobRequest, JobState
 from dynquant.core.job_text import job_to_text
+from dynquant.core.naming import local_name
 from dynquant.core.recipe import RECIPE_VERSION, Recipe
 from dynquant.errors import InvalidOptionError
 from dynquant.ports import JobBoard
@@ -108,7 +109,7 @@ def submit(
                 model=listing.repo,
                 targets_bpw=targets,
                 destination=to,
-                requester=getpass.getuser(),
+                requester=local_name(getpass.getuser()),
                 private=private,
                 options=options,
                 notify_url=notify,

@@ -1,4 +1,4 @@
-"""Names of quantized models."""
+"""Names of quantized models, and of who asks for them."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ from collections.abc import Mapping
 
 from dynquant.errors import InvalidOptionError
 
-__all__ = ["MAX_NAME_LENGTH", "quantized_name", "repo_ids"]
+__all__ = ["MAX_NAME_LENGTH", "WATCHER", "local_name", "quantized_name", "repo_ids"]
 
 MAX_NAME_LENGTH = 96
 """Longest repo name that the Hub takes (`huggingface_hub.utils.validate_repo_id`)."""
+
+WATCHER = "the watcher"
+"""Who asks for what nobody asked for; as `local_name`, no account on the Hub is called so."""
 
 # What `huggingface_hub.utils.validate_repo_id` takes.
 _NAME = re.compile(
@@ -20,6 +23,11 @@ _NAME = re.compile(
 
 _TARGET_DECIMALS = 4
 """Enough for any target that a person would type; what lies beyond is float noise."""
+
+
+def local_name(user: str) -> str:
+    """Who asks on a machine itself: an account of the same name on the Hub is somebody else."""
+    return f"local:{user}"
 
 
 def quantized_name(source: str, target_bpw: float) -> str:

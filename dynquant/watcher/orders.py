@@ -8,6 +8,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from dynquant.core.job import JobRequest, JobState, Priority, job_id
+from dynquant.core.naming import WATCHER
 from dynquant.core.recipe import RECIPE_VERSION
 from dynquant.core.rules import Rule, WatchConfig
 from dynquant.core.serving import num_published_bytes
@@ -18,9 +19,7 @@ from dynquant.ports import JobBoard
 from dynquant.watcher.inspecting import Look
 from dynquant.watcher.ports import WatchState
 
-__all__ = ["REQUESTER", "Orders"]
-
-REQUESTER = "watcher"
+__all__ = ["Orders"]
 
 _DAY_SECS = 24 * 3600.0
 _GB = 10**9
@@ -125,7 +124,7 @@ class Orders:
             revision=candidate.sha,
             targets_bpw=targets,
             destination=rule.destination,
-            requester=REQUESTER,
+            requester=WATCHER,
             priority=Priority.WATCHER,
             private=rule.private,
         )
@@ -175,5 +174,5 @@ class Orders:
         """Do not begin with weights that have been replaced meanwhile."""
         with contextlib.suppress(RequestError):  # nobody knows it any more, or it is over
             job = self._board.get(identity)
-            if job.state is JobState.WAITING and job.request.requester == REQUESTER:
+            if job.state is JobState.WAITING and job.request.priority is Priority.WATCHER:
                 self._board.cancel(identity)

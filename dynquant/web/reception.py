@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from dynquant.core.job import Job
+from dynquant.core.job import Job, Priority
 from dynquant.errors import DestinationError, DynquantError, RequestError
 from dynquant.hub.hardware import Mac
 from dynquant.hub.publishing import Account
@@ -32,7 +32,7 @@ class Visitor:
     """Somebody who may ask for models.
 
     Attributes:
-        name: Account on the Hub, or of this machine.
+        name: Account on the Hub, or as `core.naming.local_name` says.
         namespaces: Where they may have copies put.
         is_operator: Whether every job is theirs to cancel.
     """
@@ -42,8 +42,12 @@ class Visitor:
     is_operator: bool = False
 
     def owns(self, job: Job) -> bool:
-        """Whether they may cancel `job` and try it again."""
-        return self.is_operator or job.request.requester == self.name
+        """Whether they may cancel `job` and try it again.
+
+        What the watcher asked for is no account's, whatever it was called when it did.
+        """
+        asked = job.request.requester == self.name and job.request.priority is Priority.PERSON
+        return asked or self.is_operator
 
 
 class Reception:

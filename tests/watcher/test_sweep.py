@@ -54,7 +54,7 @@ def test_a_new_model_is_queued_once_however_often_it_is_listed(scene):
     (job,) = scene.board.list()
     request = job.request
     assert (request.model, request.targets_bpw) == ("org/M", (3.5, 6.0))
-    assert (request.requester, request.priority) == ("watcher", Priority.WATCHER)
+    assert (request.requester, request.priority) == ("the watcher", Priority.WATCHER)
     assert (request.destination, request.private) == ("you", True)
     assert request.revision == scene.hub.repos["model", "org/M"].branches["main"]
 
@@ -86,10 +86,11 @@ def test_only_new_weights_make_a_model_new_again(scene):
     assert scene.sweep(35).queued == ()
 
 
-def test_a_job_that_a_person_asked_for_is_not_withdrawn(scene):
+@pytest.mark.parametrize("person", ["ann", "watcher"])
+def test_a_job_that_a_person_asked_for_is_not_withdrawn(scene, person):
     add_model(scene.hub, "org/M", scene.at(-5))
     sha = scene.hub.repos["model", "org/M"].branches["main"]
-    request = JobRequest(model="org/M", targets_bpw=(4.5,), destination="you", requester="ann")
+    request = JobRequest(model="org/M", targets_bpw=(4.5,), destination="you", requester=person)
     asked = scene.board.submit(request, revision_sha=sha, recipe_version=RECIPE_VERSION)
     scene.sweep(1)
     assert len(scene.board.list()) == 1

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import gc
+from dataclasses import replace
 
 import pytest
 
+from dynquant.core.job import Priority
+from dynquant.core.naming import WATCHER, local_name
 from dynquant.errors import (
     DestinationError,
     HubUnavailableError,
@@ -15,7 +18,7 @@ from dynquant.hub.hardware import Mac
 from dynquant.hub.publishing import Account
 from dynquant.web.limits import LIMITS
 from dynquant.web.reception import Reception, Visitor
-from dynquant.web.settings import WebSettings
+from dynquant.web.settings import _ACCOUNT, WebSettings
 from tests.runner.test_live_board import make_job
 
 SPACE = {"SPACE_ID": "you/dynquant", "SPACE_HOST": "you-dynquant.hf.space, quant.example.org"}
@@ -132,6 +135,17 @@ def test_a_job_belongs_to_who_asked_for_it_and_to_operators():
     assert Visitor(name="somebody").owns(job)
     assert not Visitor(name="somebody else").owns(job)
     assert Visitor(name="boss", is_operator=True).owns(job)
+
+
+@pytest.mark.harden("web")
+def test_an_account_named_like_a_user_of_the_machine_or_the_watcher_owns_nothing_of_theirs():
+    for requester in (local_name("ann"), WATCHER):
+        job = make_job(request=replace(make_job().request, requester=requester))
+        for name in ("ann", "watcher", "local"):
+            assert not Visitor(name=name).owns(job)
+        assert _ACCOUNT.fullmatch(requester) is None
+    request = replace(make_job().request, requester="watcher", priority=Priority.WATCHER)
+    assert not Visitor(name="watcher").owns(make_job(request=request))  # of an earlier version
 
 
 def test_settings_come_from_the_environment():
