@@ -186,6 +186,10 @@ class HubInbox:
         with ThreadPoolExecutor(_NUM_DOWNLOADS) as pool:
             return tuple(pool.map(partial(self._entry, head), files))
 
+    def gone(self, names: Collection[str]) -> frozenset[str]:
+        """Those of `names` that were no requests any more when `pending` looked last."""
+        return frozenset(names) - {file.name for file in self._listing[1]}
+
     def finish(self, name: str, result: Mapping[str, Any]) -> None:
         """Put `result` in the place of the request; a result that is there already stays.
 

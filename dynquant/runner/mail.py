@@ -7,8 +7,10 @@ submitted, a result is written once under its request's name, and who was told i
 from __future__ import annotations
 
 import logging
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,6 +25,11 @@ from dynquant.ports import JobBoard
 __all__ = ["Announcer", "Inbox", "InboxEntry", "Mailroom"]
 
 _MAX_TOLD = 5_000
+_FIRST_PAUSE_SECS, _LONGEST_PAUSE_SECS = 10.0, 600.0
+"""After which a request that cannot be taken is tried again: each try asks the Hub."""
+_SET_ASIDE = (
+    "The queue's entry of this job could not be read, so it was set aside. Ask for the model again."
+)
 
 _logger = logging.getLogger(__name__)
 
@@ -53,18 +60,31 @@ class Inbox(Protocol):
         """Requests that have no result yet, oldest first."""
         ...
 
+    def gone(self, names: Collection[str]) -> Collection[str]:
+        """Those of `names` that were no requests any more when `pending` looked last."""
+        ...
+
     def finish(self, name: str, result: Mapping[str, Any]) -> None:
         """Put a result in the place of a request."""
+        ...
+
+    def result(self, name: str) -> dict[str, Any] | None:
+        """What came of a request; None while nothing has."""
         ...
 
 
 class Mailroom:
     """Takes requests from an inbox to the board, and results back.
 
+    Who cancels a request puts that result in its place, not knowing whether a runner has its job.
+
     Args:
         inbox: Where requests come from.
         board: Where jobs are.
+        memory: File that remembers which job came of which request, for those that are cancelled
+            while this runner is away.
         look_up: Repo id, revision, whether a quant will do → today's name and commit.
+        clock: Seconds that only go forward.
     """
 
     def __init__(
@@ -72,25 +92,38 @@ class Mailroom:
         inbox: Inbox,
         board: JobBoard,
         *,
+        memory: Path,
         look_up: Callable[[str, str | None, bool], tuple[str, str]],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._inbox = inbox
         self._board = board
+        self._memory = memory
         self._look_up = look_up
-        self._jobs: dict[str, str] = {}
+        self._clock = clock
+        # The request's name → its job; → when to try it again, and the pause before that.
+        self._jobs = _remembered(memory)
+        self._later: dict[str, tuple[float, float]] = {}
 
     def do_round(self) -> None:
         """Queue what is new, and answer what is over; what cannot be done now is left for later."""
-        for entry in self._inbox.pending(skip=self._jobs):
+        before = dict(self._jobs)
+        now = self._clock()
+        waiting = {name for name, (until_secs, _) in self._later.items() if now < until_secs}
+        entries = self._inbox.pending(skip=self._jobs.keys() | waiting)
+        gone = self._inbox.gone(self._jobs.keys() | self._later.keys())
+        for entry in entries:
             try:
                 self._take(entry)
+                self._later.pop(entry.name, None)
             except RetryLaterError as error:
-                _logger.warning("Request %s waits: %s", entry.name, error)
+                self._put_off(entry.name, error)
+        for name in gone:
+            self._let_go(name)
+        if self._jobs != before:
+            write_file(self._memory, "".join(f"{name} {job}\n" for name, job in self._jobs.items()))
         for name, job_id in list(self._jobs.items()):
-            job = self._board.get(job_id)
-            if job.is_over:
-                self._inbox.finish(name, _result(job))
-                del self._jobs[name]
+            self._answer(name, job_id)
 
     def _take(self, entry: InboxEntry) -> None:
         if entry.request is None:
@@ -105,6 +138,44 @@ class Mailroom:
         if job.is_over and job.state != JobState.PUBLISHED and _is_newer(entry, job):
             self._board.retry(job.id)  # who asks again for what had failed asks for an attempt
         self._jobs[entry.name] = job.id
+
+    def _put_off(self, name: str, error: RetryLaterError) -> None:
+        if name not in self._later:
+            _logger.warning("Request %s waits: %s", name, error)
+        _, pause_secs = self._later.get(name, (0.0, _FIRST_PAUSE_SECS / 2))
+        pause_secs = min(2 * pause_secs, _LONGEST_PAUSE_SECS)
+        self._later[name] = self._clock() + pause_secs, pause_secs
+
+    def _let_go(self, name: str) -> None:
+        """Somebody else has put a result in the place of a request."""
+        self._later.pop(name, None)
+        if name not in self._jobs:
+            return
+        try:
+            result = self._inbox.result(name)
+        except RequestError:  # it is damaged
+            result = {}
+        if result is None:
+            return
+        job_id = self._jobs.pop(name)
+        if result.get("state") != JobState.CANCELLED or job_id in self._jobs.values():
+            return  # another runner answered it, or somebody else still wants it
+        with suppress(RequestError):  # it is over, or set aside
+            self._board.cancel(job_id)
+            _logger.info("Job %s was cancelled by who had asked for it", job_id)
+
+    def _answer(self, name: str, job_id: str) -> None:
+        """Put what came of a job in the place of a request for it, if it is over."""
+        try:
+            job = self._board.get(job_id)
+        except RequestError:
+            result = _refusal("unreadable", _SET_ASIDE) | {"state": JobState.FAILED}
+        else:
+            if not job.is_over:
+                return
+            result = _result(job)
+        self._inbox.finish(name, result)
+        del self._jobs[name]
 
     def _submitted(self, request: JobRequest) -> Job:
         name, sha = self._look_up(
@@ -154,6 +225,12 @@ class Announcer:
             while len(self._told) > _MAX_TOLD:
                 self._told.popitem(last=False)
             write_file(self._memory, "\n".join(self._told) + "\n")
+
+
+def _remembered(memory: Path) -> dict[str, str]:
+    """Request → job, as far as a line of the file says it."""
+    lines = (read_text(memory) or "").splitlines()
+    return {name: job_id for name, _, job_id in (line.partition(" ") for line in lines) if job_id}
 
 
 def _attempt(job: Job) -> str:

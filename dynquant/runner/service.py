@@ -123,7 +123,9 @@ def _surroundings(
         rounds.append(watch.do_round)
     if settings.inbox_repo is not None:
         inbox = HubInbox(settings.inbox_repo)
-        rounds.append(Mailroom(inbox, board, look_up=_look_up).do_round)
+        rounds.append(
+            Mailroom(inbox, board, memory=settings.home / "mail.txt", look_up=_look_up).do_round
+        )
     threads = [
         threading.Thread(target=_repeat, args=(each, stopping), daemon=True) for each in rounds
     ]

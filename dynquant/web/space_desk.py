@@ -141,6 +141,7 @@ class SpaceDesk:
                     "A runner has this job already, and nothing reaches a runner from here. Ask "
                     f"its operator to run 'dynquant jobs cancel {job_id}'."
                 )
+            # A runner that had taken it without saying so yet finds this, and cancels the job.
             sentence = f"Cancelled by {job.request.requester}."
             self._inbox.finish(
                 sent.name,

@@ -141,6 +141,15 @@ def test_a_request_that_somebody_deleted_gets_its_result_all_the_same(hub, inbox
     assert inbox.result(name) == DONE
 
 
+def test_what_has_a_result_is_gone_when_it_is_looked_at_next(inbox):
+    first, second = inbox.send(make_request()), inbox.send(make_request())
+    inbox.pending()
+    assert inbox.gone([first, second]) == frozenset()
+    inbox.finish(first, DONE)
+    inbox.pending(skip=[first, second])
+    assert inbox.gone([first, second]) == {first}
+
+
 def test_a_missing_dataset_is_made_private(hub, inbox):
     inbox.send(make_request())
     assert hub.repos[KEY].private

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -20,7 +20,7 @@ from dynquant.core.job import (
     job_id,
     retried,
 )
-from dynquant.errors import ModelNotFoundError, RetryLaterError
+from dynquant.errors import ModelNotFoundError, RequestError, RetryLaterError
 from dynquant.runner.mail import Announcer, Mailroom
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
@@ -48,12 +48,18 @@ class FakeInbox:
         done = {*self.results, *skip}
         return [entry for name, entry in sorted(self.entries.items()) if name not in done]
 
+    def gone(self, names):
+        return {name for name in names if name in self.results or name not in self.entries}
+
     def finish(self, name, result):
         self.results.setdefault(name, result)
 
+    def result(self, name):
+        return self.results.get(name)
+
 
 class FakeBoard:
-    """Jobs in memory; `limit` requests are taken."""
+    """Jobs in memory, which are refused for now while it `is_full`."""
 
     def __init__(self) -> None:
         self.jobs: dict[str, Job] = {}
@@ -68,6 +74,12 @@ class FakeBoard:
         return self.jobs.setdefault(identity, job)
 
     def get(self, identity):
+        if identity not in self.jobs:
+            raise RequestError("There is no such job.")
+        return self.jobs[identity]
+
+    def cancel(self, identity):
+        self.jobs[identity] = cancelled(self.jobs[identity], at=NOW)
         return self.jobs[identity]
 
     def retry(self, identity):
@@ -104,13 +116,35 @@ def inbox() -> FakeInbox:
 
 
 @pytest.fixture
-def room(board, inbox) -> Mailroom:
+def looked_up() -> list[str]:
+    """Models that the Hub was asked for."""
+    return []
+
+
+@pytest.fixture
+def clock() -> list[float]:
+    """Seconds, to be put forward."""
+    return [0.0]
+
+
+@pytest.fixture
+def make_room(board, inbox, tmp_path, looked_up, clock) -> Callable[[], Mailroom]:
+    """A runner's mailroom, as it is after each start."""
+
     def look_up(model, revision, allow_quantized):
+        looked_up.append(model)
         if model == "org/none":
             raise ModelNotFoundError("There is no such model.")
         return model.replace("org/m", "org/M"), "5ha"
 
-    return Mailroom(inbox, board, look_up=look_up)
+    return lambda: Mailroom(
+        inbox, board, memory=tmp_path / "mail.txt", look_up=look_up, clock=lambda: clock[0]
+    )
+
+
+@pytest.fixture
+def room(make_room) -> Mailroom:
+    return make_room()
 
 
 def test_a_request_becomes_one_job_however_often_it_is_looked_at(room, inbox, board):
@@ -146,14 +180,82 @@ def test_what_is_no_request_is_answered_with_its_reason_and_the_rest_goes_on(roo
     assert len(board.jobs) == 1
 
 
-def test_what_cannot_be_taken_now_is_taken_later(room, inbox, board):
+def test_what_cannot_be_taken_now_is_taken_later(room, inbox, board, clock):
     inbox.put(make_request())
     board.is_full = True
     room.do_round()
     assert (board.jobs, inbox.results) == ({}, {})
     board.is_full = False
+    clock[0] = 10.0
     room.do_round()
     assert len(board.jobs) == 1
+
+
+def test_who_waits_for_a_day_costs_the_hub_little_and_the_log_a_line(
+    room, inbox, board, clock, looked_up, caplog
+):
+    inbox.put(make_request())
+    board.is_full = True
+    for clock[0] in range(0, 86_400, 5):
+        room.do_round()
+    assert len(looked_up) < 160  # every ten minutes, and some more at first
+    assert caplog.text.count("waits: Over the limit.") == 1
+    inbox.put(make_request(targets_bpw=(6.0,), requester="bob"))
+    board.is_full = False
+    room.do_round()
+    assert [job.request.requester for job in board.jobs.values()] == ["bob"]
+
+
+@pytest.mark.parametrize("is_restarted", [False, True])
+@pytest.mark.parametrize("has_begun", [False, True])
+def test_a_request_that_is_cancelled_cancels_the_job_that_came_of_it(
+    make_room, inbox, board, has_begun, is_restarted
+):
+    room = make_room()
+    name = inbox.put(make_request())
+    room.do_round()
+    (identity,) = board.jobs
+    if has_begun:
+        board.jobs[identity] = begun(board.jobs[identity], runner="mac", at=NOW)
+    inbox.finish(name, {"state": "cancelled", "sentence": "Cancelled by ann."})
+    (make_room() if is_restarted else room).do_round()
+    assert board.jobs[identity].state is JobState.CANCELLED
+    assert inbox.results[name]["sentence"] == "Cancelled by ann."
+    inbox.put(make_request(), at=NOW + timedelta(minutes=1))
+    room.do_round()
+    assert board.jobs[identity].state is JobState.WAITING
+
+
+@pytest.mark.parametrize("result", [{"state": "published"}, {}])
+def test_a_request_that_another_runner_answered_leaves_the_job_alone(room, inbox, board, result):
+    name = inbox.put(make_request())
+    room.do_round()
+    inbox.finish(name, result)
+    room.do_round()
+    assert [job.state for job in board.jobs.values()] == [JobState.WAITING]
+    assert inbox.results == {name: result}
+
+
+def test_a_job_that_somebody_else_still_wants_is_not_cancelled(room, inbox, board):
+    first = inbox.put(make_request())
+    inbox.put(make_request(requester="bob"))
+    room.do_round()
+    inbox.finish(first, {"state": "cancelled"})
+    room.do_round()
+    assert [job.state for job in board.jobs.values()] == [JobState.WAITING]
+
+
+def test_a_job_that_was_set_aside_is_answered_and_keeps_nobody_waiting(room, inbox, board):
+    lost = inbox.put(make_request())
+    other = inbox.put(make_request(targets_bpw=(6.0,)))
+    room.do_round()
+    identity, kept = board.jobs
+    del board.jobs[identity]
+    board.end(kept, JobState.PUBLISHED)
+    room.do_round()
+    assert inbox.results[lost]["state"] == "failed"
+    assert "Ask for the model again" in inbox.results[lost]["sentence"]
+    assert inbox.results[other]["state"] == "published"
 
 
 @pytest.mark.parametrize("state", [JobState.FAILED, JobState.REFUSED])

@@ -15,9 +15,11 @@ from dynquant.core.job import Job, JobRequest, JobState, StepProgress
 from dynquant.errors import HubUnavailableError, RequestError
 from dynquant.hub.inbox import InboxEntry
 from dynquant.runner.live_board import board_snapshot
+from dynquant.runner.mail import Mailroom
 from dynquant.web.snapshots import Snapshots
 from dynquant.web.space_desk import SpaceDesk
 from tests.runner.test_live_board import make_job, make_runner
+from tests.runner.test_mail import FakeBoard
 
 
 @dataclass
@@ -43,6 +45,9 @@ class FakeInbox:
             if name not in skip
         ]
         return [broken, *found]
+
+    def gone(self, names: Collection[str]) -> set[str]:
+        return set(names) - self.requests.keys()
 
     def finish(self, name: str, result: Mapping[str, Any]) -> None:
         self.requests.pop(name, None)
@@ -179,6 +184,22 @@ def test_a_job_that_a_runner_has_is_cancelled_by_its_operator():
     space.post(running(job))
     with pytest.raises(RequestError, match=f"'dynquant jobs cancel {job.id}'"):
         space.desk.cancel(job.id)
+
+
+def test_what_is_cancelled_before_a_runner_has_posted_is_stopped_by_it(tmp_path):
+    before = Space()
+    board: Any = FakeBoard()
+    mailroom = Mailroom(
+        before.inbox, board, memory=tmp_path / "mail.txt", look_up=lambda model, *_: (model, "5ha")
+    )
+    asked = before.desk.submit(make_request())
+    mailroom.do_round()
+    board.jobs[asked.id] = running(board.jobs[asked.id])
+    after = Space(before.inbox)
+    assert after.desk.list(limit=1)
+    assert after.desk.cancel(asked.id).state is JobState.CANCELLED
+    mailroom.do_round()
+    assert board.get(asked.id).state is JobState.CANCELLED
 
 
 def test_a_mailbox_that_is_down_leaves_what_is_known():
