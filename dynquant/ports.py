@@ -477,6 +477,10 @@ class JobBoard(Protocol):
         """Jobs, the latest submission first; of all states if none is named."""
         ...
 
+    def mark(self, states: Collection[JobState]) -> tuple[int, int]:
+        """Another one whenever other attempts are in `states`; far cheaper than to list them."""
+        ...
+
     def cancel(self, job_id: str) -> Job:
         """Do not do it, or stop doing it.
 

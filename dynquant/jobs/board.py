@@ -76,6 +76,10 @@ class DatabaseBoard:
         """See `JobBoard`."""
         return self._placed(self._store.find(states=states, requester=requester, limit=limit))
 
+    def mark(self, states: Collection[JobState]) -> tuple[int, int]:
+        """See `JobBoard`."""
+        return self._store.mark(states)
+
     def cancel(self, job_id: str) -> Job:
         """See `JobBoard`."""
         try:

@@ -124,6 +124,15 @@ class JobStore:
         jobs = [self._parsed(row.id, row.document) for row in rows]
         return tuple(job for job in jobs if job is not None)
 
+    def mark(self, states: Collection[JobState]) -> tuple[int, int]:
+        """How many attempts are in `states`, and the sum of their numbers, which are all unlike."""
+        number = tables.jobs.c.submission
+        query = sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(number), 0))
+        query = query.where(tables.jobs.c.state.in_([str(state) for state in states]))
+        with self._database.reading() as connection:
+            found = connection.execute(query).one()
+        return int(found[0]), int(found[1])
+
     def line(self) -> tuple[WaitingJob, ...]:
         """The waiting jobs in the order in which they are taken."""
         jobs = tables.jobs.c

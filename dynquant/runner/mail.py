@@ -205,9 +205,13 @@ class Announcer:
         self._memory = memory
         self._tell = tell
         self._told: OrderedDict[str, None] | None = None
+        self._mark: tuple[int, int] | None = None
 
     def do_round(self) -> None:
         """Tell of what has ended since the last round."""
+        mark = self._board.mark(TERMINAL)
+        if mark == self._mark:
+            return
         ended = [
             job
             for job in self._board.list(states=TERMINAL, limit=_MAX_TOLD)
@@ -225,6 +229,7 @@ class Announcer:
             while len(self._told) > _MAX_TOLD:
                 self._told.popitem(last=False)
             write_file(self._memory, "\n".join(self._told) + "\n")
+        self._mark = mark
 
 
 def _remembered(memory: Path) -> dict[str, str]:

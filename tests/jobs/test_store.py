@@ -9,7 +9,7 @@ from contextlib import closing
 import pytest
 import sqlalchemy as sa
 
-from dynquant.core.job import JobState, Outcome, Priority, StepProgress
+from dynquant.core.job import TERMINAL, JobState, Outcome, Priority, StepProgress
 from dynquant.errors import RequestError, RetryLaterError
 from dynquant.jobs import journal, tables
 from dynquant.jobs.board import DatabaseBoard
@@ -124,6 +124,20 @@ def test_what_a_session_writes_that_has_lost_the_job_is_dropped(board, store):
     assert not store.end(job.id, PUBLISHED, session="old", busy_secs=1.0)
     assert store.mourn(job.id, session="old", memory_bytes=1) is None
     assert board.get(job.id) == before
+
+
+def test_the_mark_of_what_is_over_changes_with_every_attempt_that_ends(board):
+    def mark() -> tuple[int, int]:
+        return board.mark(TERMINAL)
+
+    job = submit(board)
+    marks = [mark()]
+    for again in (board.cancel, board.retry, board.cancel):
+        again(job.id)
+        submit(board, f"org/Waits-{len(marks)}")
+        marks.append(mark())
+    assert marks[0] == marks[2] == (0, 0)
+    assert len({*marks}) == 3
 
 
 def test_a_waiting_job_is_cancelled_at_once(board, store):

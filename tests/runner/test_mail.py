@@ -64,6 +64,7 @@ class FakeBoard:
     def __init__(self) -> None:
         self.jobs: dict[str, Job] = {}
         self.is_full = False
+        self.num_lists = 0
 
     def submit(self, request, *, revision_sha, recipe_version, needed_memory_bytes=None):
         if self.is_full:
@@ -87,7 +88,12 @@ class FakeBoard:
         return self.jobs[identity]
 
     def list(self, *, states=(), requester=None, limit=100):
+        self.num_lists += 1
         return tuple(job for job in self.jobs.values() if job.state in (states or TERMINAL))
+
+    def mark(self, states):
+        found = [job.attempt for job in self.jobs.values() if job.state in states]
+        return len(found), sum(found)
 
     def end(self, identity: str, state: JobState, *, at: datetime = NOW, runner: str = "mac"):
         outcome = Outcome(
@@ -318,6 +324,19 @@ def test_another_attempt_is_told_again_and_other_runners_tell_of_theirs(board, t
     board.end(submit(board, targets_bpw=(6.0,)), JobState.PUBLISHED, runner="other")
     mine.do_round()
     assert len(told) == 2
+
+
+def test_where_nothing_ends_the_ended_jobs_are_not_read_again(board, tmp_path):
+    told: list[Job] = []
+    mine = announcer(board, tmp_path, told)
+    identity = submit(board)
+    for _ in range(10):
+        mine.do_round()
+    assert board.num_lists == 1
+    board.end(identity, JobState.PUBLISHED)
+    for _ in range(10):
+        mine.do_round()
+    assert (len(told), board.num_lists) == (1, 2)
 
 
 def test_a_cancelled_job_is_not_told(board, tmp_path):
