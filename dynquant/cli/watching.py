@@ -21,8 +21,9 @@ from dynquant.errors import InvalidOptionError
 from dynquant.settings import Settings
 
 if TYPE_CHECKING:
+    from dynquant.cli.watchtower import Watchtower
     from dynquant.jobs.watch_state import DatabaseWatchState
-    from dynquant.watcher import Look, Watcher
+    from dynquant.watcher import Look
 
 __all__ = ["explain", "pause", "resume", "watch", "watch_app"]
 
@@ -57,12 +58,13 @@ def watch(
         _show_status(as_json=as_json)
         return
     decisions: list[Decision] = []
-    with _watcher(config) as watcher:
-        report = watcher.sweep(
-            datetime.now(UTC),
-            dry_run=dry_run,
-            on_decision=decisions.append if dry_run else lambda _: None,
-        )
+    with _watchtower(config) as tower:
+        if dry_run:
+            report = tower.watcher().sweep(
+                datetime.now(UTC), dry_run=True, on_decision=decisions.append
+            )
+        else:
+            report = tower.sweep_now()
     if as_json:
         explained = {"decisions": list(map(_decision_json, decisions))} if dry_run else {}
         console.print_json({"report": report_to_json(report), **explained})
@@ -79,8 +81,8 @@ def explain(
     as_json: Json = False,
 ) -> None:
     """Which rule takes a model, or why none does."""
-    with _watcher(config) as watcher:
-        look = watcher.explain(model, datetime.now(UTC))
+    with _watchtower(config) as tower:
+        look = tower.watcher().explain(model, datetime.now(UTC))
     if as_json:
         console.print_json(_look_json(look))
         return
@@ -100,7 +102,7 @@ def explain(
 
 @watch_app.command()
 def pause() -> None:
-    """Sweep no more by schedule; a sweep that runs stops."""
+    """Sweep no more, by schedule or by hand; a sweep that runs stops."""
     with _state() as state:
         state.set_paused(True)
     console.stdout.print("The watcher is paused. 'dynquant watch resume' lets it go on.")
@@ -108,14 +110,14 @@ def pause() -> None:
 
 @watch_app.command()
 def resume() -> None:
-    """Sweep by schedule again."""
+    """Sweep again."""
     with _state() as state:
         state.set_paused(False)
     console.stdout.print("The watcher goes on at the next time of its schedule.")
 
 
 @contextmanager
-def _watcher(config: Path | None) -> Iterator[Watcher]:
+def _watchtower(config: Path | None) -> Iterator[Watchtower]:
     from dynquant.cli.watchtower import Watchtower  # the database's libraries take a second
 
     if config is None:
@@ -124,7 +126,7 @@ def _watcher(config: Path | None) -> Iterator[Watcher]:
             "space_config/watch.yaml is an example."
         )
     with Watchtower(Settings.from_environment(os.environ), config) as tower:
-        yield tower.watcher()
+        yield tower
 
 
 @contextmanager

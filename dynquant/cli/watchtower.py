@@ -33,6 +33,7 @@ _NUM_REPORTS = 10
 _NUM_LATEST = 60
 _MAX_WAITING = 1_000
 """Repos that a webhook named and that nobody has looked at yet; a sweep finds the others."""
+_SWEEPS_ALREADY = "A sweep runs already. Wait until it has ended."
 
 _logger = logging.getLogger(__name__)
 
@@ -114,6 +115,22 @@ class Watchtower:
         """Sweep if it is time; see `ScheduledSweeps`."""
         return self._sweeps.do_round()
 
+    def sweep_now(self) -> SweepReport:
+        """Sweep whatever the schedule says.
+
+        Raises:
+            RequestError: Another sweep runs, the watcher is paused, or its rules cannot be read.
+            RetryLaterError: The database does not answer.
+        """
+        self._require_turn()
+        if (report := self._sweeps.do_now()) is None:
+            raise RequestError(_SWEEPS_ALREADY)
+        return report
+
+    def stop(self) -> None:
+        """Have a sweep that runs end soon, and begin no other."""
+        self._sweeps.stop()
+
     # For pages and webhooks, which wait for nothing.
 
     def status(self) -> WatchStatus:
@@ -144,11 +161,7 @@ class Watchtower:
             RequestError: One runs, the watcher is paused, or its rules cannot be read.
             RetryLaterError: The database does not answer.
         """
-        self.rules()
-        if self.state.is_paused:
-            raise RequestError("The watcher is paused. Let it go on first.")
-        if self.state.is_sweeping:
-            raise RequestError("A sweep runs already. Wait until it has ended.")
+        self._require_turn()
         _in_background(self._sweeps.do_now)
         return ""
 
@@ -189,6 +202,13 @@ class Watchtower:
                 WatchAct.PAUSE: self.pause,
                 WatchAct.RESUME: self.resume,
             }[errands.act]()
+
+    def _require_turn(self) -> None:
+        self.rules()
+        if self.state.is_paused:
+            raise RequestError("The watcher is paused. Let it go on first.")
+        if self.state.is_sweeping:
+            raise RequestError(_SWEEPS_ALREADY)
 
     def _shape_of(self, on_try: Callable[[], None], candidate: Candidate) -> Shape:
         """What running a model takes, from its config and the headers of its weights."""

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol
@@ -35,6 +36,8 @@ from dynquant.settings import Settings
 __all__ = ["Watch", "serve"]
 
 _ROUND_SECS = 5.0
+_STOP_SECS = 5.0
+"""For the rounds that are under way when the runner stops."""
 _MAX_SHOWN = 500
 _REPEAT_SECS = 60.0
 _ERRANDS_SECS = 20.0
@@ -48,6 +51,10 @@ class Watch(Protocol):
 
     def do_round(self) -> object:
         """Sweep if it is time."""
+        ...
+
+    def stop(self) -> None:
+        """Have a sweep that runs end soon, and begin no other."""
         ...
 
     def status(self) -> WatchStatus:
@@ -148,8 +155,12 @@ def _surroundings(
             yield
         finally:
             stopping.set()
+            if watch is not None:
+                watch.stop()
+            # Whatever a round does may be done again: one that waits for the Hub is left behind.
+            until_secs = time.monotonic() + _STOP_SECS
             for thread in threads:
-                thread.join()
+                thread.join(max(0.0, until_secs - time.monotonic()))
 
 
 def _say_what_is_confined() -> None:

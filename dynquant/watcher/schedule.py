@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import threading
 import uuid
 from collections.abc import Callable
 from datetime import datetime
@@ -45,6 +46,7 @@ class ScheduledSweeps:
         self._turns = turns
         self._cron = cron
         self._sweep = sweep
+        self._stopping = threading.Event()
         # Another process of the same runner must not take its turn for its own.
         self._holder = f"{socket.gethostname()}/{os.getpid()}/{uuid.uuid4().hex[:8]}"
 
@@ -66,7 +68,13 @@ class ScheduledSweeps:
         """
         return self._sweep_if(lambda _last, _now: True)
 
+    def stop(self) -> None:
+        """Have a sweep that runs end soon, and begin no other: this process ends."""
+        self._stopping.set()
+
     def _sweep_if(self, is_due: Callable[[datetime | None, datetime], bool]) -> SweepReport | None:
+        if self._stopping.is_set():
+            return None
         began_at = self._turns.begin(self._holder, lease_secs=_LEASE_SECS, is_due=is_due)
         if began_at is None:
             return None
@@ -77,7 +85,9 @@ class ScheduledSweeps:
             self._turns.end(self._holder, began_at=began_at)
 
     def _may_go_on(self) -> bool:
-        return self._turns.renew(self._holder, lease_secs=_LEASE_SECS)
+        return not self._stopping.is_set() and self._turns.renew(
+            self._holder, lease_secs=_LEASE_SECS
+        )
 
 
 def is_due(cron: str, last: datetime | None, now: datetime) -> bool:

@@ -129,7 +129,7 @@ class Sweep:
         try:
             self._do(look)
         except _EndedError:
-            self._sentence = "It was paused, or another runner has taken over."
+            self._sentence = "It was paused or stopped, or another runner has taken over."
         report = SweepReport(
             started_at=self._now,
             secs=time.monotonic() - began,

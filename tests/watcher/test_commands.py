@@ -115,6 +115,18 @@ def test_what_is_missing_or_wrong_is_said_in_a_sentence(tmp_path):
         call("explain", "org/Model", "--config", bad)
 
 
+def test_no_sweep_begins_by_hand_while_the_watcher_is_paused_or_another_one_runs(scene, rules):
+    call("pause")
+    with pytest.raises(RequestError, match="is paused"):
+        call("--once", "--config", rules)
+    assert "1 matched" in call("--once", "--dry-run", "--config", rules)
+    call("resume")
+    assert scene.state.begin("another", lease_secs=60, is_due=lambda *_: True) is not None
+    with pytest.raises(RequestError, match="runs already"):
+        call("--once", "--config", rules)
+    assert scene.board.list() == ()
+
+
 def test_a_runner_sweeps_by_schedule_with_the_rules_as_they_are_then(scene, rules, tmp_path):
     environment = {"DYNQUANT_DATABASE_URL": scene.url, "DYNQUANT_HOME": str(tmp_path)}
     yearly = Settings.from_environment(environment | {"DYNQUANT_WATCH_CRON": "0 0 1 1 *"})

@@ -99,6 +99,17 @@ def test_the_sweep_of_a_runner_that_died_goes_to_another_at_once(state, url):
     assert ScheduledSweeps(state, cron="0 3 * * *", sweep=sweeper.sweep).do_round() is not None
 
 
+def test_a_runner_that_stops_stops_its_sweep_and_begins_no_other(state):
+    sweeper = Sweeper()
+    sweeps = ScheduledSweeps(state, cron="* * * * *", sweep=sweeper.sweep)
+    sweeper.meanwhile = sweeps.stop
+    report = sweeps.do_now()
+    assert report is not None
+    assert report.sentence == "Stopped."
+    assert sweeps.do_now() is None
+    assert not state.is_sweeping
+
+
 def test_a_pause_stops_a_sweep_and_keeps_the_next_from_beginning(state):
     sweeper = Sweeper()
     sweeper.meanwhile = lambda: state.set_paused(True)
