@@ -26,7 +26,7 @@ from dynquant.core.naming import local_name
 from dynquant.core.watch_status import Errands
 from dynquant.errors import DynquantError
 from dynquant.hub.inbox import HubInbox
-from dynquant.hub.models import HubModels
+from dynquant.hub.models import opened_briefly
 from dynquant.hub.publishing import HubPublisher
 from dynquant.hub.search import HubSearch
 from dynquant.hub.visitor import HubVisitor
@@ -105,7 +105,7 @@ def make_app(settings: Settings, web: WebSettings) -> tuple[FastAPI, bool]:
             macs=lambda t: HubVisitor(t).macs(),
             user=local_name(getpass.getuser()),
         ),
-        prospects=Prospects(search, open_hub=lambda: HubModels(token=token)),
+        prospects=Prospects(search, open_hub=lambda: opened_briefly(token=token)),
         search=search,
         catalogue=Catalogue(search, namespace=web.publish_to),
         namespace=namespace,

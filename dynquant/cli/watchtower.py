@@ -20,7 +20,7 @@ from dynquant.core.watch_config import parse_watch_config
 from dynquant.core.watch_status import Errands, WatchAct, WatchStatus
 from dynquant.errors import DynquantError, InvalidOptionError, RequestError
 from dynquant.hub.mentions import HubMentions
-from dynquant.hub.models import HubModels
+from dynquant.hub.models import opened_briefly
 from dynquant.hub.new_models import HubNewModels
 from dynquant.jobs.board import DatabaseBoard
 from dynquant.jobs.watch_state import DatabaseWatchState
@@ -212,9 +212,7 @@ class Watchtower:
 
     def _shape_of(self, on_try: Callable[[], None], candidate: Candidate) -> Shape:
         """What running a model takes, from its config and the headers of its weights."""
-        with HubModels(
-            endpoint=self._endpoint, cache_dir=self._settings.cache_dir, on_try=on_try
-        ) as hub:
+        with opened_briefly(endpoint=self._endpoint, on_try=on_try) as hub:
             anatomy = anatomy_of(hub.fetch_headers(candidate.repo_id, revision=candidate.sha))
         return shape_of(anatomy.inventory, cache_bytes_per_token=anatomy.cache_bytes_per_token)
 

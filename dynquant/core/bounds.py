@@ -11,6 +11,7 @@ from dynquant.errors import InvalidModelError
 __all__ = [
     "MAX_DIMENSIONS",
     "MAX_HEADER_BYTES",
+    "MAX_PLANNING_FILE_BYTES",
     "MAX_SHARDS",
     "MAX_SIZE",
     "MAX_SMALL_FILES",
@@ -30,6 +31,9 @@ MAX_SMALL_FILES = 1_000
 MAX_SMALL_FILE_BYTES = 200_000_000
 """Of one such file."""
 
+MAX_PLANNING_FILE_BYTES = 30_000_000
+"""Of one that is read before a model is downloaded, for whoever asks; an index is the largest."""
+
 MAX_DIMENSIONS, MAX_SIZE = 16, 2**48
 """Of a tensor, and along one of its dimensions: so large that their product is still quick."""
 
@@ -42,9 +46,9 @@ def headers_too_large() -> InvalidModelError:
     )
 
 
-def file_too_large(name: str) -> InvalidModelError:
+def file_too_large(name: str, most_bytes: int = MAX_SMALL_FILE_BYTES) -> InvalidModelError:
     """Why a file is not read."""
     return InvalidModelError(
-        f"'{name[:100]}' is larger than {MAX_SMALL_FILE_BYTES // 10**6} MB, which no model needs. "
-        "Ask the model's author."
+        f"'{name[:100]}' is larger than {most_bytes // 10**6} MB, which no model needs. Ask the "
+        "model's author."
     )

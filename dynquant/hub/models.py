@@ -16,7 +16,12 @@ from typing import Any, Self, cast
 
 from huggingface_hub import HfApi, constants
 
-from dynquant.core.bounds import MAX_HEADER_BYTES, headers_too_large
+from dynquant.core.bounds import (
+    MAX_HEADER_BYTES,
+    MAX_PLANNING_FILE_BYTES,
+    file_too_large,
+    headers_too_large,
+)
 from dynquant.core.figures import size
 from dynquant.errors import HubUnavailableError, ModelNotFoundError, StorageFullError
 from dynquant.hub import cache
@@ -27,7 +32,7 @@ from dynquant.hub.local import local_source
 from dynquant.hub.local_files import LocalFile
 from dynquant.ports import ModelSource, OnStep, Progress
 
-__all__ = ["HubModels"]
+__all__ = ["HubModels", "opened_briefly"]
 
 _SMALL_FILES = (
     "config.json",
@@ -173,6 +178,9 @@ class HubModels:
         if (local := local_source(model, revision)) is not None:
             return local
         listing = self.look_up(model, revision=revision, allow_quantized=allow_quantized)
+        for name in _SMALL_FILES:
+            if listing.sizes.get(name, 0) > MAX_PLANNING_FILE_BYTES:
+                raise file_too_large(name, MAX_PLANNING_FILE_BYTES)
         self._download(listing, "config.json")  # where a gated repo says so
         key = (listing.repo, listing.sha)
         if key not in self._ghosts:
@@ -282,21 +290,50 @@ class HubModels:
                 if sum(map(len, headers)) > MAX_HEADER_BYTES:
                     raise headers_too_large()
         small = [self._download(listing, name) for name in _SMALL_FILES if name in listing.sizes]
-        ghost = None
+        ghost = _temporary_folder()
         try:
-            ghost = Path(tempfile.mkdtemp(prefix="dynquant-headers-"))
             for name, content in zip(shards, headers, strict=True):
                 write_ghost(ghost / name, content, listing.sizes[name])
             for path in small:
                 shutil.copyfile(path, ghost / path.name)
         except OSError as error:
-            if ghost is not None:
-                shutil.rmtree(ghost, ignore_errors=True)
-            raise StorageFullError(
-                "The folder for temporary files cannot be written. Free some space there, or set "
-                "TMPDIR to another folder."
-            ) from error
+            shutil.rmtree(ghost, ignore_errors=True)
+            raise _no_temporary_files() from error
         return ghost
+
+
+@contextmanager
+def opened_briefly(
+    *,
+    endpoint: str | None = None,
+    token: str | bool | None = None,
+    on_try: Callable[[], None] = lambda: None,
+) -> Iterator[HubModels]:
+    """The Hub for a look at a model's headers, of which nothing stays on the disk.
+
+    Raises:
+        StorageFullError: The folder for temporary files cannot be written.
+    """
+    folder = _temporary_folder()
+    try:
+        with HubModels(endpoint=endpoint, token=token, cache_dir=folder, on_try=on_try) as hub:
+            yield hub
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _temporary_folder() -> Path:
+    try:
+        return Path(tempfile.mkdtemp(prefix="dynquant-headers-"))
+    except OSError as error:
+        raise _no_temporary_files() from error
+
+
+def _no_temporary_files() -> StorageFullError:
+    return StorageFullError(
+        "The folder for temporary files cannot be written. Free some space there, or set "
+        "TMPDIR to another folder."
+    )
 
 
 def _num_bytes(listing: Listing, names: Iterable[str]) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -17,6 +18,8 @@ from dynquant.hub.search import FoundModel, HubSearch
 from dynquant.web.shared import Shared
 
 __all__ = ["Prospect", "Prospects", "model_id"]
+
+OpenHub = Callable[[], AbstractContextManager[HubModels]]
 
 _FRESH_SECS = 300.0
 _MAX_TEXT = 300
@@ -94,10 +97,10 @@ class Prospects:
 
     Args:
         search: Lists of models.
-        open_hub: Opens the Hub for one model.
+        open_hub: Opens the Hub for a look at one model.
     """
 
-    def __init__(self, search: HubSearch, *, open_hub: Callable[[], HubModels]) -> None:
+    def __init__(self, search: HubSearch, *, open_hub: OpenHub) -> None:
         self._search = search
         self._open_hub = open_hub
         self._found: Shared[str, Prospect] = Shared(fresh_secs=_FRESH_SECS)

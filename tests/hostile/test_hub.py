@@ -110,6 +110,16 @@ def test_a_large_file_that_is_read_whole_is_refused_undownloaded(hub, models, tm
     harden("refused")
 
 
+def test_a_large_file_that_planning_reads_is_refused_undownloaded(hub, models, tmp_path, harden):
+    with (tmp_path / "large").open("wb") as stream:
+        stream.truncate(31_000_000)
+    hub.add(REPO, {**tiny_files(), "README.md": tmp_path / "large"})
+    with pytest.raises(InvalidModelError, match=r"'README.md' is larger than 30 MB"):
+        models.fetch_headers(REPO)
+    assert hub.asked("resolve") == []
+    harden("refused")
+
+
 class _Million(BaseHTTPRequestHandler):
     """A Hub that has one repo, with a million files and no weights of their own."""
 

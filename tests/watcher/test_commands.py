@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import constants
 from typer.testing import CliRunner
 
 from dynquant.cli.watching import watch_app
@@ -182,6 +183,7 @@ def test_memory_sizes_are_served_by_the_shape_in_the_headers(scene, tmp_path):
     assert found["report"]["calls"] <= 2 + 3 * 8
     requests = Counter(request.path.partition("?")[0] for request in scene.hub.requests)
     assert requests["/api/models/org/Wide"] <= 3
+    assert not list(Path(constants.HF_HUB_CACHE).glob("models--*"))
 
 
 def test_what_a_space_asks_for_is_done(scene, rules, tmp_path):

@@ -25,7 +25,7 @@ from dynquant.core.job_text import job_to_text
 from dynquant.core.papers import PLAN, REPORT, papers
 from dynquant.core.recipe import RECIPE_VERSION
 from dynquant.hub.hardware import Mac
-from dynquant.hub.models import HubModels
+from dynquant.hub.models import opened_briefly
 from dynquant.hub.publishing import Account
 from dynquant.hub.search import HubSearch
 from dynquant.hub.visitor import HubVisitor
@@ -182,9 +182,7 @@ def opened(
             reception=Reception(web, account=account, macs=macs, user=user),
             prospects=Prospects(
                 search,
-                open_hub=lambda: HubModels(
-                    endpoint=hub.url, token=token, cache_dir=folder / "cache"
-                ),
+                open_hub=lambda: opened_briefly(endpoint=hub.url, token=token),
             ),
             search=search,
             catalogue=Catalogue(search, namespace=NAMESPACE),

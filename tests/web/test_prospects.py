@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import tempfile
 
 import pytest
+from huggingface_hub import constants
 
 from dynquant.core.facts import Rung
-from dynquant.errors import InfeasibleTargetError, ModelNotFoundError, UnsupportedModelError
-from dynquant.hub.models import HubModels
+from dynquant.errors import (
+    InfeasibleTargetError,
+    ModelNotFoundError,
+    UnsupportedModelError,
+)
+from dynquant.hub.models import HubModels, opened_briefly
 from dynquant.hub.search import HubSearch
 from dynquant.web.outlook import largest_that_fits, outlook
 from dynquant.web.prospects import Prospects, model_id
@@ -28,6 +34,22 @@ def prospects(hub, pauses, tmp_path) -> Prospects:
         )
 
     return Prospects(search, open_hub=open_hub)
+
+
+@pytest.mark.harden("web")
+def test_a_look_leaves_nothing_on_the_disk(hub, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    hub.add(SOURCE, SAMPLE)
+    hub.add("team/broken", tiny_files(**{"config.json": b"{"}))
+    prospects = Prospects(
+        HubSearch(endpoint=hub.url, token=False),
+        open_hub=lambda: opened_briefly(endpoint=hub.url, token=False),
+    )
+    assert prospects(SOURCE).model_type == "qwen3"
+    with pytest.raises(UnsupportedModelError):
+        prospects("team/broken")
+    assert list(tmp_path.iterdir()) == []
 
 
 def with_config(**fields) -> dict[str, bytes]:
