@@ -63,7 +63,9 @@ class Catalogue:
         self._namespace = namespace
         self._asking = threading.Lock()
         self._lists: Shared[str, tuple[FinishedModel, ...]] = Shared(fresh_secs=_FRESH_SECS)
-        self._facts: Shared[tuple[str, str], ModelFacts] = Shared(fresh_secs=math.inf, max_keys=512)
+        self._facts: Shared[tuple[str, str], ModelFacts] = Shared(
+            fresh_secs=math.inf, failed_secs=_RETRY_SECS, max_keys=512
+        )
 
     def finished(self) -> tuple[FinishedModel, ...]:
         """The models, the newest first.

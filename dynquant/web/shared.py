@@ -9,6 +9,8 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+from dynquant.errors import DynquantError
+
 __all__ = ["Shared"]
 
 K = TypeVar("K", bound=Hashable)
@@ -17,20 +19,24 @@ T = TypeVar("T")
 
 @dataclass
 class _Entry(Generic[T]):
-    """What was answered, and until when that is good. Whoever asks first asks for all."""
+    """What was answered, and until when that is good. Whoever asks first asks for all.
+
+    `failure` is why the last ask failed, and `answers` has what came of the one before.
+    """
 
     lock: threading.Lock = field(default_factory=threading.Lock)
     answers: list[T] = field(default_factory=list)
+    failure: DynquantError | None = None
     good_until: float = 0.0
 
 
 class Shared(Generic[K, T]):
     """Asks for something at most once in `fresh_secs`, however many want to know.
 
-    An error is not kept: the next one asks again.
-
     Args:
         fresh_secs: How long an answer is good.
+        failed_secs: How long a failure is: who waited meanwhile would wait anew, one by one. What
+            is no `DynquantError` is a bug, and nobody else's.
         max_keys: Of so many keys answers are kept; the least recently wanted goes.
         clock: Seconds that only go forward.
     """
@@ -39,10 +45,12 @@ class Shared(Generic[K, T]):
         self,
         *,
         fresh_secs: float,
+        failed_secs: float = 2.0,
         max_keys: int = 256,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._fresh_secs = fresh_secs
+        self._failed_secs = failed_secs
         self._max_keys = max_keys
         self._clock = clock
         self._lock = threading.Lock()
@@ -52,9 +60,10 @@ class Shared(Generic[K, T]):
         """The answer for `key`: a fresh one, or what `ask` says. Others wait while it is asked."""
         entry = self._entry(key)
         with entry.lock:
-            if not entry.answers or self._clock() >= entry.good_until:
-                entry.answers = [ask()]
-                entry.good_until = self._clock() + self._fresh_secs
+            if self._clock() >= entry.good_until:
+                self._renew(entry, ask)
+            if entry.failure is not None:
+                raise _again(entry.failure)
             return entry.answers[0]
 
     def known(self, key: K) -> T | None:
@@ -64,7 +73,7 @@ class Shared(Generic[K, T]):
         return entry.answers[0] if entry is not None and entry.answers else None
 
     def is_fresh(self, key: K) -> bool:
-        """Whether the last answer for `key` is still good."""
+        """Whether `key` is answered without asking, be it by a failure."""
         with self._lock:
             entry = self._entries.get(key)
         return entry is not None and self._clock() < entry.good_until
@@ -74,6 +83,15 @@ class Shared(Generic[K, T]):
         with self._lock:
             self._entries.pop(key, None)
 
+    def _renew(self, entry: _Entry[T], ask: Callable[[], T]) -> None:
+        try:
+            entry.answers, entry.failure = [ask()], None
+            entry.good_until = self._clock() + self._fresh_secs
+        except DynquantError as error:
+            entry.failure = _again(error)
+            entry.good_until = self._clock() + self._failed_secs
+            raise
+
     def _entry(self, key: K) -> _Entry[T]:
         with self._lock:
             entry = self._entries.setdefault(key, _Entry())
@@ -81,3 +99,10 @@ class Shared(Generic[K, T]):
             while len(self._entries) > self._max_keys:
                 self._entries.popitem(last=False)
         return entry
+
+
+def _again(error: DynquantError) -> DynquantError:
+    """The same error for somebody else, without what led to it, which may hold a token."""
+    copy = type(error).__new__(type(error), *error.args)
+    vars(copy).update(vars(error))
+    return copy
