@@ -24,7 +24,7 @@ from fastapi import FastAPI
 from dynquant.cli.watchtower import Watchtower
 from dynquant.core.naming import local_name
 from dynquant.core.watch_status import Errands
-from dynquant.errors import DynquantError
+from dynquant.errors import DynquantError, InvalidOptionError
 from dynquant.hub.inbox import HubInbox
 from dynquant.hub.models import opened_briefly
 from dynquant.hub.publishing import HubPublisher
@@ -78,11 +78,21 @@ def main() -> None:
 
 
 def make_app(settings: Settings, web: WebSettings) -> tuple[FastAPI, bool]:
-    """The pages, and whether everything else is to run beside them."""
+    """The pages, and whether everything else is to run beside them.
+
+    Raises:
+        InvalidOptionError: What is set does not go together.
+    """
     desk: JobDesk
     watch: Watchtower | SpaceWatch | None = None
     snapshots = webhook = None
     if web.is_space and settings.inbox_repo is not None:
+        if settings.space_secret is None:
+            raise InvalidOptionError(
+                "DYNQUANT_INBOX_REPO has runners work for this Space, and without "
+                "DYNQUANT_SPACE_SECRET none of them could show it what it does. Set it under "
+                "'Settings', 'Variables and secrets', to what the runners have."
+            )
         snapshots = Snapshots()
         desk = SpaceDesk(HubInbox(settings.inbox_repo), snapshots)
         watch = SpaceWatch(snapshots)

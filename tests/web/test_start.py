@@ -8,6 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+import app
+from dynquant.errors import InvalidOptionError
+from dynquant.settings import Settings
+from dynquant.web.settings import WebSettings
+
 ROOT = Path(__file__).parents[2]
 
 MAX_CPU_SECS = 2.0
@@ -64,3 +71,14 @@ def test_settings_that_make_no_sense_end_it_in_a_sentence(tmp_path):
     )
     assert done.returncode == 1
     assert done.stderr.startswith("Error: DYNQUANT_OPERATORS must be names of accounts")
+
+
+def test_a_space_that_no_runner_could_show_its_board_to_does_not_start(tmp_path):
+    environment = {
+        "SPACE_ID": "you/dynquant",
+        "DYNQUANT_HOME": str(tmp_path),
+        "DYNQUANT_INBOX_REPO": "you/inbox",
+    }
+    settings = Settings.from_environment(environment)
+    with pytest.raises(InvalidOptionError, match="Set it under 'Settings'"):
+        app.make_app(settings, WebSettings.from_environment(environment))
