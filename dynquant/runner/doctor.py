@@ -141,10 +141,17 @@ def _database(settings: Settings) -> str:
     board = DatabaseBoard(settings.database_url)
     try:
         alive = sum(each.is_alive for each in board.runners())
+        aside = board.set_aside()
     finally:
         board.close()
     kind = settings.database_url.partition(":")[0]
-    return f"{kind} answers; {alive} runner{'s' * (alive != 1)} at work."
+    found = f"{kind} answers; {alive} runner{'s' * (alive != 1)} at work."
+    if aside:
+        found += (
+            f" Entries of the queue that could not be read, and were set aside: {len(aside)}; the "
+            f"last one was job '{aside[-1].job_id}': {aside[-1].sentence}"
+        )
+    return found
 
 
 def _token() -> str:

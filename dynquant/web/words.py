@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime
 
 from dynquant.core.job import JobState
 
-__all__ = ["STATES", "STEPS", "ago", "bpw_list", "duration"]
+__all__ = ["STATES", "STEPS", "bpw_list", "duration"]
 
 _MINUTE_SECS = 60
 _HOUR_SECS = 3_600
@@ -46,12 +45,6 @@ def duration(secs: float) -> str:
         hours, rest = divmod(round(secs / _MINUTE_SECS), _MINUTE_SECS)
         return f"{hours} h {rest} min" if rest else f"{hours} h"
     return f"{secs / _DAY_SECS:.0f} days"
-
-
-def ago(then: datetime, now: datetime) -> str:
-    """`just now`, `12 min ago`."""
-    secs = (now - then).total_seconds()
-    return "just now" if secs < _MINUTE_SECS else f"{duration(secs)} ago"
 
 
 def bpw_list(targets: tuple[float, ...]) -> str:

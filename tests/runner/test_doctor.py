@@ -1,8 +1,15 @@
 from __future__ import annotations
 
+from contextlib import closing
+
 import pytest
+import sqlalchemy as sa
 from huggingface_hub import close_session, constants
 
+from dynquant.core.job import JobRequest
+from dynquant.jobs import tables
+from dynquant.jobs.board import DatabaseBoard
+from dynquant.jobs.database import Database
 from dynquant.runner.doctor import examine
 from tests.local_hub import LocalHub
 
@@ -59,6 +66,20 @@ def test_every_line_that_is_not_good_says_what_to_do(hub, tmp_path, monkeypatch)
     assert "DYNQUANT_SPACE_URL" in found["Space"].sentence
     assert "s3cret-pw" not in str(found)
     assert "0123456789abcdef" not in str(found)
+
+
+def test_entries_of_the_queue_that_were_set_aside_are_named(hub, tmp_path):
+    url = f"sqlite:///{tmp_path / 'jobs.sqlite'}"
+    with closing(DatabaseBoard(url)) as board, closing(Database(url)) as database:
+        request = JobRequest(model="org/M", targets_bpw=(4.5,), requester="ann")
+        job = board.submit(request, revision_sha="c0ffee", recipe_version=1)
+        with database.writing() as connection:
+            connection.execute(sa.update(tables.jobs).values(document="{}"))
+        assert board.list() == ()
+    found = findings(tmp_path, DYNQUANT_DATABASE_URL=url)["database"]
+    assert found.good
+    assert f"set aside: 1; the last one was job '{job.id}'" in found.sentence
+    assert "not a job of this version" in found.sentence
 
 
 def test_without_a_token_the_doctor_says_how_to_get_one(hub, tmp_path):
