@@ -169,6 +169,7 @@ class JobEngine:
             self._session = self._join()
         if self._num_beats % _TRIM_BEATS == 0:
             self._store.trim_log()
+            self._workflows.forget_old()
         self._num_beats += 1
         self._bury()
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import sqlalchemy as sa
@@ -31,6 +33,11 @@ _VERSION = str(tables.VERSION)
 
 _PARKED = "parked"
 """A queue that nobody listens to: what is sent there is fenced and stays where it is."""
+
+_ENDED = ["SUCCESS", "ERROR", "CANCELLED"]
+_KEPT_FOR = timedelta(days=30)
+_MAX_FORGOTTEN = 100
+"""At once."""
 
 _POLLING_SECS = 0.25
 _POOL_SIZE = 5
@@ -133,23 +140,42 @@ class Workflows:
         with translated():
             self._client.cancel_workflow(workflow_id(job_id, attempt))
 
+    def forget_old(self) -> None:
+        """Forget the steps of attempts that ended a month ago, among them whole cost tables.
+
+        Who retries such a job does all of it again.
+        """
+        before = (datetime.now(UTC) - _KEPT_FOR).isoformat()
+        with translated():
+            old = self._client.list_workflows(
+                name=_WORKFLOW,
+                status=_ENDED,
+                completed_before=before,
+                limit=_MAX_FORGOTTEN,
+                load_input=False,
+                load_output=False,
+            )
+            if old:
+                self._client.delete_workflows([each.workflow_id for each in old])
+
     def _create(self, held: Held) -> None:
         before = workflow_id(held.job.id, held.job.attempt - 1)
         num_done = self._num_done(before) if held.job.attempt > 1 else 0
-        if not num_done:
-            self._client.enqueue(
-                {
-                    "workflow_name": _WORKFLOW,
-                    "queue_name": self._queue,
-                    "workflow_id": held.workflow_id,
-                    "app_version": _VERSION,
-                }
-            )
-            return
-        with SetWorkflowID(held.workflow_id):
-            self._client.fork_workflow(
-                before, num_done + 1, application_version=_VERSION, queue_name=self._queue
-            )
+        # Another runner may forget it between the two.
+        with suppress(dbos_error.DBOSNonExistentWorkflowError), SetWorkflowID(held.workflow_id):
+            if num_done:
+                self._client.fork_workflow(
+                    before, num_done + 1, application_version=_VERSION, queue_name=self._queue
+                )
+                return
+        self._client.enqueue(
+            {
+                "workflow_name": _WORKFLOW,
+                "queue_name": self._queue,
+                "workflow_id": held.workflow_id,
+                "app_version": _VERSION,
+            }
+        )
 
     def _num_done(self, identity: str) -> int:
         """How many steps of a workflow were done, from the first on."""

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import signal
 import time
+from contextlib import closing
 
 import pytest
+import sqlalchemy as sa
 
 from dynquant.core.job import STEPS, JobState
+from dynquant.jobs.database import Database
 from tests.jobs.arena import kill
 
 
@@ -145,6 +148,37 @@ def test_what_was_published_when_the_runner_died_is_not_published_again(sqlite_a
     arena.start()
     assert arena.over(job).state is JobState.PUBLISHED
     assert arena.marks("published", job) == ["publish"]
+
+
+def test_what_ended_long_ago_is_forgotten_and_can_be_retried_from_the_start(arena):
+    runner = arena.start()
+    arena.command("evaluate", "fail never")
+    old, recent = arena.submit("org/Old"), arena.submit("org/Recent")
+    assert {arena.over(job).state for job in (old, recent)} == {JobState.FAILED}
+    runner.terminate()
+    runner.wait()
+    schema = "" if arena.url.startswith("sqlite") else "dbos."
+    with closing(Database(arena.url)) as database:
+
+        def forgotten() -> list[str]:
+            """Jobs without a step that was written down."""
+            query = sa.text(f"SELECT DISTINCT workflow_uuid FROM {schema}operation_outputs")
+            with database.reading() as connection:
+                kept = set(connection.execute(query).scalars())
+            return [job.id for job in (old, recent) if f"{job.id}-1" not in kept]
+
+        assert forgotten() == []
+        with database.writing() as connection:
+            aging = f"UPDATE {schema}workflow_status SET completed_at = 1 WHERE workflow_uuid = :id"
+            connection.execute(sa.text(aging), {"id": f"{old.id}-1"})
+        arena.command("evaluate", None)
+        arena.start()
+        arena.wait(lambda: bool(forgotten()), "the old attempt to be forgotten")
+        assert forgotten() == [old.id]
+    for job, num_measured in ((old, 2), (recent, 1)):
+        arena.board.retry(job.id)
+        assert arena.over(job).state is JobState.PUBLISHED
+        assert arena.marks("end", job).count("measure") == num_measured
 
 
 def test_a_runner_killed_while_it_waits_for_work_starts_again(sqlite_arena):
