@@ -36,7 +36,7 @@ from dynquant.settings import Settings
 __all__ = ["Watch", "serve"]
 
 _ROUND_SECS = 5.0
-_STOP_SECS = 5.0
+_STOP_SECS = 3.0
 """For the rounds that are under way when the runner stops."""
 _MAX_SHOWN = 500
 _REPEAT_SECS = 60.0
