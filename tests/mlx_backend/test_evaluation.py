@@ -7,10 +7,12 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dynquant.core.quality import Quality
 from dynquant.errors import NonFiniteError
-from dynquant.mlx_backend.evaluation import compare, kl_divergences
+from dynquant.mlx_backend.evaluation import compare, kl_divergences, scored_parts
 from dynquant.mlx_backend.loading import open_model
 from dynquant.mlx_backend.streaming import BlockModel, BlockWeights, Forward
 from tests.mlx_backend.factories import TinyModel, make_batches, save_model
@@ -81,6 +83,14 @@ def test_figures_equal_those_from_whole_model_logits(tied):
     assert found["a bit off"].mean_kl_nats < found["far off"].mean_kl_nats
     assert found["a bit off"].num_windows == 7
     assert found["a bit off"].num_tokens == 7 * 23
+
+
+@given(st.integers(1, 9), st.integers(2, 40), st.integers(1, 60))
+def test_the_parts_of_a_batch_are_all_that_predicts_a_token_in_order(windows, positions, max_rows):
+    where = np.arange(windows * positions).reshape(windows, positions)
+    parts = [where[part].reshape(-1) for part in scored_parts(windows, positions, max_rows)]
+    assert np.concatenate(parts).tolist() == where[:, :-1].reshape(-1).tolist()
+    assert max(map(len, parts)) <= max_rows
 
 
 def test_figures_of_a_trained_model_equal_those_from_its_logits(tiny_qwen3):
