@@ -1,6 +1,6 @@
 """Many open pages of one job: `python -m tests.web.load URL JOB_ID NUM_PAGES SECS`.
 
-Each looks as often as a browser does. Prints of how many pages looks were answered, and how quickly.
+Each looks as often as a browser does. Prints how many pages were answered, and how quickly.
 """
 
 from __future__ import annotations
