@@ -123,20 +123,24 @@ def encode_min_max(weight: mx.array, fmt: QuantFormat) -> Encoded:
 
 
 def decode(encoded: Encoded) -> mx.array:
-    """The weights that MLX will compute with, (..., out, in), float32."""
+    """The weights that MLX will compute with, (..., out, in), float32.
+
+    `encoded` may hold `global_scale` too: one number, or one for each expert of (experts, ...).
+    """
     arrays, fmt = encoded.arrays, encoded.fmt
     if fmt == UNQUANTIZED:
         return arrays["weight"].astype(mx.float32)
-    if fmt.mode != "affine":
-        return mx.dequantize(
-            arrays["weight"], arrays["scales"], None, fmt.group_size, fmt.bits, fmt.mode
-        ).astype(mx.float32)
-    return mx.dequantize(
-        arrays["weight"],
-        arrays["scales"].astype(mx.float32),
-        arrays["biases"].astype(mx.float32),
-        fmt.group_size,
-        fmt.bits,
+    scales, stored = arrays["scales"], (fmt.group_size, fmt.bits, fmt.mode)
+    if fmt.mode == "affine":
+        pair = (scales.astype(mx.float32), arrays["biases"].astype(mx.float32))
+        return mx.dequantize(arrays["weight"], *pair, *stored)
+    own = arrays.get("global_scale")
+    if own is not None and own.ndim:
+        each = zip(arrays["weight"], scales, own, strict=True)
+        found = [mx.dequantize(w, s, None, *stored, global_scale=scale) for w, s, scale in each]
+        return mx.stack(found).astype(mx.float32)
+    return mx.dequantize(arrays["weight"], scales, None, *stored, global_scale=own).astype(
+        mx.float32
     )
 
 
