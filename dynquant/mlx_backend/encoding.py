@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -130,18 +131,17 @@ def decode(encoded: Encoded) -> mx.array:
     arrays, fmt = encoded.arrays, encoded.fmt
     if fmt == UNQUANTIZED:
         return arrays["weight"].astype(mx.float32)
-    scales, stored = arrays["scales"], (fmt.group_size, fmt.bits, fmt.mode)
+    dequantize = partial(mx.dequantize, group_size=fmt.group_size, bits=fmt.bits, mode=fmt.mode)
     if fmt.mode == "affine":
-        pair = (scales.astype(mx.float32), arrays["biases"].astype(mx.float32))
-        return mx.dequantize(arrays["weight"], *pair, *stored)
+        scales, biases = (arrays[name].astype(mx.float32) for name in ("scales", "biases"))
+        return dequantize(arrays["weight"], scales, biases)
     own = arrays.get("global_scale")
-    if own is not None and own.ndim:
-        each = zip(arrays["weight"], scales, own, strict=True)
-        found = [mx.dequantize(w, s, None, *stored, global_scale=scale) for w, s, scale in each]
-        return mx.stack(found).astype(mx.float32)
-    return mx.dequantize(arrays["weight"], scales, None, *stored, global_scale=own).astype(
-        mx.float32
-    )
+    if own is None or own.ndim == 0:
+        found = dequantize(arrays["weight"], arrays["scales"], global_scale=own)
+    else:
+        each = zip(arrays["weight"], arrays["scales"], own, strict=True)
+        found = mx.stack([dequantize(w, s, global_scale=scale) for w, s, scale in each])
+    return found.astype(mx.float32)
 
 
 def pack(codes: mx.array, bits: int) -> mx.array:
