@@ -138,6 +138,7 @@ class CostTable:
         inventory: The model, with `costs_nats` of every layer filled in.
         method: `fisher`, or `block_output` where the model's blocks cannot be differentiated.
         encoder: The encoder that the costs were computed with.
+        effort: A key of `EFFORTS`, what they were measured with.
         calibration: The calibration text.
         seed: Seed of the sampled labels.
         source: Repo id or folder name of the model.
@@ -153,6 +154,7 @@ class CostTable:
     inventory: ModelInventory
     method: str
     encoder: str
+    effort: str
     calibration: TextFacts
     seed: int
     source: str

@@ -188,6 +188,7 @@ class MlxQuantizer:
             ),
             method=costs.method,
             encoder=encoder,
+            effort=effort.name,
             calibration=windows.facts,
             seed=seed,
             source=self._name,

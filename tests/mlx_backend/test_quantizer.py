@@ -14,7 +14,7 @@ from dynquant.mlx_backend.quantizer import MlxQuantizer
 from tests.mlx_backend.factories import make_windows, save_model
 
 WINDOWS = make_windows(np.random.default_rng(0).integers(0, 512, (12, 24)))
-REFINED = Effort(probes=False, num_sweeps=0, num_refine_steps=4)
+REFINED = Effort(name="refining", probes=False, num_sweeps=0, num_refine_steps=4)
 
 
 def silent(_step: str, _amount: int = 1) -> None:
