@@ -22,6 +22,7 @@ from dynquant.mlx_backend.streaming import BlockModel, BlockWeights, Forward
 __all__ = ["compare", "kl_divergences"]
 
 _ORIGINAL = "original"
+_MAX_NATS = 80.0  # what float32 can take the exponential of, with a vocabulary to add up
 
 
 def compare(
@@ -170,7 +171,12 @@ class _Reference:
         if self.is_masked:
             difference = mx.where(a == -math.inf, 0.0, difference)
         centre = (p * difference).sum(-1, keepdims=True)
-        gap = mx.log1p((p * mx.expm1(centre - difference)).sum(-1, keepdims=True))
+        gains = p * mx.expm1(centre - difference)
+        gap = mx.log1p(gains.sum(-1, keepdims=True))
+        if not mx.all(mx.isfinite(gap)).item():  # something all but impossible became likely
+            log_q = a - mx.logsumexp(a, axis=-1, keepdims=True) + centre - difference
+            gains = mx.where(mx.isfinite(gains), gains, mx.exp(mx.minimum(log_q, _MAX_NATS)))
+            gap = mx.log1p(gains.sum(-1, keepdims=True))
         nll = self.nll + (
             mx.take_along_axis(difference, self.targets, axis=-1) - centre + gap
         ).squeeze(-1)

@@ -180,6 +180,34 @@ def test_tokens_that_a_model_masks_out_count_for_nothing(tied):
     assert_same(others["x"], expected_others["x"])
 
 
+def steep(embedding: type[nn.Embedding]) -> type[nn.Embedding]:
+    """Embeddings that give tokens from 100 on logits of a thousand times their first weight."""
+
+    class Steep(embedding):  # type: ignore[valid-type, misc]
+        def as_linear(self, x: mx.array) -> mx.array:
+            unused = mx.broadcast_to(1000 * self.weight[100:, 0], (*x.shape[:-1], 28))
+            return mx.concatenate([super().as_linear(x)[..., :100], unused], axis=-1)
+
+    return Steep
+
+
+@pytest.mark.parametrize(("now", "then"), [(-0.11, -0.01), (-0.11, 0.02)])
+def test_a_token_that_becomes_e_to_the_hundredth_likelier_has_a_finite_divergence(tied, now, then):
+    def with_first(value: float) -> TinyModel:
+        unused = (mx.arange(128) >= 100)[:, None] & (mx.arange(64) == 0)
+        model = tied.with_weights(
+            lambda path, array: mx.where(unused, value, array) if "embed" in path else array
+        )
+        embedding = model.plain.model.embed_tokens
+        embedding.__class__ = steep(type(embedding))
+        return model
+
+    original, other, batches = with_first(now), with_first(then), make_batches(vocab=100)
+    blocks = original.blocks()
+    _, found = compare(blocks, original.streamed(blocks), {"x": other.streamed(blocks)}, batches)
+    assert_same(found["x"], naive(original, other, batches))
+
+
 def peak_bytes(folder: Path, num_models: int) -> int:
     """What comparing a model to so many copies of itself takes at most."""
     model, batches = open_model(folder), make_batches()

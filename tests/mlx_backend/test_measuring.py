@@ -191,8 +191,9 @@ def test_a_damaged_weight_is_an_error_that_names_its_layer(tied, path, value):
 class NoGradient(nn.Module):
     """What a block's norm becomes when an operation of it has no gradient."""
 
-    def __init__(self, inner: nn.Module) -> None:
+    def __init__(self, inner: nn.Module, error: Exception | None = None) -> None:
         super().__init__()
+        self._error = error or ValueError("this operation has no gradient")
         self.weight = inner.weight
         self._inner = type(inner).__call__
         self.eps = inner.eps
@@ -204,7 +205,7 @@ class NoGradient(nn.Module):
 
         @forward_only.vjp
         def refuse(*_args):
-            raise ValueError("this operation has no gradient")
+            raise self._error
 
         result: Any = forward_only(x)
         return cast("mx.array", result)
@@ -247,6 +248,15 @@ def without_gradient(tiny: TinyModel) -> TinyModel:
     for layer in tiny.plain.model.layers:
         layer.input_layernorm = NoGradient(layer.input_layernorm)
     return tiny
+
+
+def test_a_machine_that_fails_is_no_model_without_gradients(tied):
+    model = tied.with_weights(lambda _path, array: array)
+    block = model.plain.model.layers[2]
+    failure = RuntimeError("[METAL] Command buffer execution failed: Insufficient Memory")
+    block.input_layernorm = NoGradient(block.input_layernorm, failure)
+    with pytest.raises(RuntimeError, match="Insufficient Memory"):
+        run(model)
 
 
 def test_a_model_without_gradients_is_judged_by_its_blocks_outputs(tied, caplog):
