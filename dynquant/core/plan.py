@@ -104,7 +104,7 @@ class ModelInventory:
         return (self.fixed_bits + layer_bits) / self.num_parameters
 
     def budget_bits(self, target_bpw: float) -> int:
-        """Most bits that the layers may take for the model to stay at or below `target_bpw`."""
+        """Most bits that the layers may take, such that `bpw(bits) <= target_bpw` as floats."""
         bits = int(target_bpw * self.num_parameters) - self.fixed_bits + 1
         while self.bpw(bits) > target_bpw:  # whatever the product rounded to
             bits -= 1

@@ -264,6 +264,7 @@ def test_a_model_without_gradients_is_judged_by_its_blocks_outputs(tied, caplog)
     with caplog.at_level(logging.WARNING, logger=measuring.__name__):
         costs = run(model)
     assert costs.method == "block_output"
+    assert len(costs.importance["model.embed_tokens"].terms) == 2  # as the head and as the table
     assert "cannot be differentiated (this operation has no gradient)" in caplog.text
     for profile in costs.profiles:
         quantized = [c for f, c in zip(profile.formats, profile.costs_nats, strict=True) if f.bits]
