@@ -200,6 +200,8 @@ def cut_windows(
             num_tokens_needed=min_windows * length,
         )
     stream = np.concatenate(parts)
+    if np.array_equal(stream[: len(first)], first):  # a chat template has put it there
+        stream = stream[len(first) :]
     whole = stream[: len(stream) // length * length].reshape(-1, length)
     kept = min(num_windows, len(whole))
     chosen = whole[np.linspace(0, len(whole) - 1, kept).astype(int)]

@@ -75,6 +75,12 @@ def test_every_window_begins_with_what_the_tokenizer_puts_before_a_text():
     assert windows.facts.num_tokens == 4 * 64
 
 
+def test_a_chat_whose_template_begins_as_the_tokenizer_does_begins_so_once():
+    chats = [[{"role": "user", "content": words(50, start=50 * i)}] for i in range(10)]
+    windows = cut(text_of(*chats), ChatTokenizer(first=[0]))  # the first word's id
+    assert windows.tokens[0, :3].tolist() == [0, 1, 2]
+
+
 def test_what_comes_before_a_text_hides_no_overlap():
     tokenizer = FakeTokenizer(first=[9000])
     calibration = cut(text_of(words(63 * 31)), tokenizer)
