@@ -27,9 +27,9 @@ __all__ = ["cache_bytes", "conversion_bytes"]
 logger = logging.getLogger(__name__)
 
 _PROCESS_BYTES = 400 << 20  # Python, MLX and mlx-lm themselves
-# How often a head is there as logits are compared: of the original and of one other model; a CPU
-# dequantizes in steps, each as large.
-_HEAD_COPIES = {mx.cpu: 5, mx.gpu: 2}
+# How often a head is there as logits are compared: of the original and of one other model, which a
+# CPU dequantizes in steps that are as large.
+_HEAD_COPIES = {mx.cpu: 3, mx.gpu: 2}
 _LOGITS_COPIES = 3  # of a batch, in float32
 
 
