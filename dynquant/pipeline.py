@@ -227,7 +227,7 @@ def publish(
     publisher: ModelPublisher,
     *,
     outputs: OutputStore,
-    private: bool,
+    private: bool | None,
     progress: Progress,
 ) -> list[PublishedModel]:
     """Publish finished folders, each under its repo id, their cards linked with each other.
@@ -240,7 +240,7 @@ def publish(
         repo_ids: Name of a model → repo id.
         publisher: The Hub.
         outputs: Reads and writes the cards.
-        private: Whether new repos are private.
+        private: Whether new repos are private; None is private where the source is.
         progress: Shows the bytes.
 
     Raises:
@@ -262,7 +262,7 @@ def publish(
                 repo_id,
                 source=facts.source,
                 title=f"{facts.name} of {facts.source}@{facts.revision_sha[:12]}",
-                private=private,
+                private=facts.source_is_private if private is None else private,
                 gated=facts.gated,
                 progress=progress,
             )

@@ -68,6 +68,7 @@ class HubVisitor:
     def copy(self, repo_id: str, *, namespace: str, private: bool) -> str:
         """Copy a repo within the Hub, under its own name; returns the id of the copy.
 
+        Who may read it may be fewer than before, and never more: a private repo stays private.
         Nothing is downloaded. Doing it again is harmless, and a repo of that name that was
         there before is left as it is.
 
@@ -87,7 +88,9 @@ class HubVisitor:
                 reason=Reason.DESTINATION_TAKEN,
             )
         self._call(
-            lambda: self._api.duplicate_repo(repo_id, target, private=private, exist_ok=True),
+            lambda: self._api.duplicate_repo(
+                repo_id, target, private=private or None, exist_ok=True
+            ),
             repo=target,
         )
         return target

@@ -221,7 +221,7 @@ class JobSteps:
                 ids,
                 self._publisher,
                 outputs=OutputFolders(call.folder / "models"),
-                private=call.request.private,
+                private=call.request.private or (False if call.request.public else None),
                 progress=_Reported(call),
             )
         )

@@ -48,6 +48,12 @@ def test_a_copy_is_made_by_the_hub_itself(ann, hub, private):
     assert not hub.asked("GET .*/resolve/")
 
 
+def test_a_copy_of_a_private_repo_is_private(ann, hub):
+    hub.add("team/secret", tiny_files(), private=True)
+    copy = ann.copy("team/secret", namespace="ann", private=False)
+    assert hub.repos["model", copy].private
+
+
 def test_what_is_there_already_is_left_alone(ann, hub):
     hub.add("ann/tiny-MLX-4.5bpw", {"README.md": b"mine"})
     words = r"There is a 'ann/tiny-MLX-4\.5bpw' already"
