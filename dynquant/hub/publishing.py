@@ -12,10 +12,10 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Literal
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import (
@@ -36,6 +36,7 @@ from dynquant.errors import (
     Reason,
     VerificationError,
 )
+from dynquant.hub.accounts import Account, account_of
 from dynquant.hub.calls import TIMEOUT_SECS, HubCaller
 from dynquant.hub.local_files import LocalFile, local_files
 from dynquant.ports import OnStep, Progress, PublishedModel
@@ -58,29 +59,6 @@ OnStored = Callable[[Iterable[str]], None]
 """Called with the names of files that the Hub holds now."""
 
 _logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Account:
-    """Whose token is in use.
-
-    Attributes:
-        name: The user.
-        namespaces: The user and the organizations that it belongs to.
-        role: Of the token: `read`, `write` or `fineGrained`.
-        scopes: Of a fine-grained token, account or organization → what it may do there; what it
-            may do everywhere is under the empty name.
-    """
-
-    name: str
-    namespaces: tuple[str, ...]
-    role: str
-    scopes: Mapping[str, frozenset[str]] = field(default_factory=dict)
-
-    @property
-    def may_write(self) -> bool:
-        """Whether the token may write anywhere at all."""
-        return self.role != "read"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -223,19 +201,7 @@ class HubPublisher:
         Raises:
             DestinationError: There is no token, or the Hub does not accept it.
         """
-        found = self._call(self._api.whoami, repo="the account in use")
-        try:
-            token = found.get("auth", {}).get("accessToken", {})
-            return Account(
-                name=found["name"],
-                namespaces=(found["name"], *(org["name"] for org in found.get("orgs", ()))),
-                role=token.get("role", ""),
-                scopes=_scopes(token.get("fineGrained", {})),
-            )
-        except (AttributeError, KeyError, TypeError) as error:
-            raise HubUnavailableError(
-                "The Hub's answer about the account in use makes no sense. Try again."
-            ) from error
+        return account_of(self._call(self._api.whoami, repo="the account in use"))
 
     def _require_permission(self, repo_id: str) -> None:
         account = self.account()
@@ -252,6 +218,13 @@ class HubPublisher:
                 f"'{namespace}'. Publish to one of: {', '.join(account.namespaces)}; or set "
                 "HF_TOKEN to a token of the other account.",
                 reason=Reason.DESTINATION_FORBIDDEN,
+            )
+        if not account.may_write_to(repo_id):
+            raise DestinationError(
+                f"The fine-grained token in use may not write to '{repo_id}'. Give it write access "
+                f"to the contents and settings of all repos of '{namespace}', or set HF_TOKEN to "
+                "one that has it.",
+                reason=Reason.NO_ACCESS,
             )
 
     def _remote(self, repo_id: str) -> _Remote | None:
@@ -392,14 +365,6 @@ class HubPublisher:
             url=f"{self._api.endpoint}/{remote.repo_id}",
             is_new=is_new,
         )
-
-
-def _scopes(fine_grained: Mapping[str, Any]) -> dict[str, frozenset[str]]:
-    scoped = {
-        str(each["entity"].get("name", "")): frozenset(each["permissions"])
-        for each in fine_grained.get("scoped", ())
-    }
-    return scoped | {"": frozenset(fine_grained.get("global", ()))}
 
 
 class _StaleParentError(Exception):

@@ -222,16 +222,42 @@ def test_an_organization_that_the_account_belongs_to_is_fine(hub, publisher, fol
 
 
 def test_another_namespace_is_refused_before_any_work(hub, publisher):
-    with pytest.raises(DestinationError, match=r"belongs to 'you'.*one of: you, team, club"):
+    with pytest.raises(DestinationError, match=r"belongs to 'you'.*one of: you, team;"):
         publisher.check("mallory/Model", source="org/Model")
 
 
 def test_a_role_that_may_only_read_an_organization_is_refused_and_leaves_nothing(
     hub, publisher, folder
 ):
-    with pytest.raises(DestinationError, match="may not write to 'club/Model'"):
+    with pytest.raises(DestinationError, match="cannot publish as 'club'"):
         publish(publisher, folder, repo="club/Model")
     assert ("model", "club/Model") not in hub.repos
+
+
+@pytest.mark.parametrize(
+    ("scopes", "allowed"),
+    [
+        ({"you": ("repo.content.read", "repo.write")}, {"you/Model"}),
+        ({"you": ("repo.content.read",), "team": ("repo.write",)}, {"team/Model"}),
+        ({"you/Model": ("repo.write",), "you": ("repo.content.read",)}, {"you/Model"}),
+        ({"you/Other": ("repo.write",), "team": ()}, set()),
+        ({"": ("repo.write",)}, {"you/Model", "team/Model"}),
+        ({"": ("discussion.write",)}, set()),
+    ],
+)
+def test_a_fine_grained_token_publishes_where_it_may_write_and_is_refused_elsewhere_before_any_work(
+    hub, scopes, allowed
+):
+    hub.add_user("you", token="hf_fine", role="fineGrained")
+    hub.scopes["hf_fine"] = scopes
+    publisher = HubPublisher(endpoint=hub.url, token="hf_fine")
+    for repo in ("you/Model", "team/Model"):
+        if repo in allowed:
+            publisher.check(repo, source="org/Model")
+        else:
+            with pytest.raises(DestinationError, match="fine-grained token in use may not") as no:
+                publisher.check(repo, source="org/Model")
+            assert no.value.reason == Reason.NO_ACCESS
 
 
 def test_a_token_that_may_only_read_is_refused_before_any_work(hub):

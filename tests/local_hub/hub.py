@@ -29,6 +29,8 @@ class LocalHub:
         tokens: Token → user. A token may write, unless `token_roles` says "read".
         token_roles: Token → "read", "write" or "fineGrained".
         permissions: What a fine-grained token says that it may do where its user may write.
+        scopes: Token → user, organization or repo → what it says that it may do there alone;
+            under the empty name what it may do everywhere.
         expired_tokens: Tokens that are refused.
         orgs: User → organization → "read" or "write".
         hardware: User → what they have, as the Hub tells it.
@@ -61,6 +63,7 @@ class LocalHub:
         self.tokens: dict[str, str] = {}
         self.token_roles: dict[str, str] = {}
         self.permissions: tuple[str, ...] = ("repo.write",)
+        self.scopes: dict[str, dict[str, tuple[str, ...]]] = {}
         self.expired_tokens: set[str] = set()
         self.orgs: dict[str, dict[str, str]] = {}
         self.hardware: dict[str, list[Any]] = {}
