@@ -30,6 +30,7 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]
 )
 
 from dynquant.errors import (
+    CardError,
     DestinationError,
     HubUnavailableError,
     InvalidModelError,
@@ -45,6 +46,8 @@ __all__ = ["PLAN", "Account", "HubPublisher"]
 
 PLAN = "dynquant/plan.json"
 """A repo that holds this file was published by dynquant."""
+
+CARD = "README.md"
 
 _HUBS_OWN = ".gitattributes"
 """The Hub writes it into every new repo."""
@@ -148,6 +151,7 @@ class HubPublisher:
 
         Raises:
             DestinationError: See `check`.
+            CardError: The Hub does not take the metadata of the card; nothing was sent.
             VerificationError: The Hub does not hold what was sent.
             HubQuotaError: The account has no storage left.
             HubUnavailableError: Network, rate limit, 5xx. Nothing was published.
@@ -159,7 +163,10 @@ class HubPublisher:
                 "that 'dynquant quantize' wrote."
             )
         self._require_permission(repo_id)
-        remote = self._remote(repo_id) or self._create(repo_id, private=private)
+        there = self._remote(repo_id)
+        if CARD in files and not (there and there.has(CARD, files[CARD])):
+            self._require_valid_card(repo_id, files[CARD].path)
+        remote = there or self._create(repo_id, private=private)
         if remote.is_empty and gated:
             self._gate(remote.repo_id, gated)
         total = sum(file.num_bytes for file in files.values())
@@ -275,6 +282,17 @@ class HubPublisher:
                 "under another name, or delete that repo first.",
                 reason=Reason.DESTINATION_TAKEN,
             )
+
+    def _require_valid_card(self, repo_id: str, card: Path) -> None:
+        """Ask what the client itself asks the Hub only once all weights are there."""
+        try:
+            content = card.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise CardError(
+                f"The card of '{repo_id}' is no text in UTF-8. Save README.md as UTF-8, and "
+                "publish again."
+            ) from error
+        self._call(lambda: self._api._validate_yaml(content), repo=repo_id)  # noqa: SLF001
 
     def _read_plan(self, remote: _Remote) -> str:
         with TemporaryDirectory() as folder:

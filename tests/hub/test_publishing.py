@@ -18,6 +18,7 @@ import pytest
 from huggingface_hub import HfApi, constants
 
 from dynquant.errors import (
+    CardError,
     DestinationError,
     DynquantError,
     HubQuotaError,
@@ -258,6 +259,24 @@ def test_a_fine_grained_token_publishes_where_it_may_write_and_is_refused_elsewh
             with pytest.raises(DestinationError, match="fine-grained token in use may not") as no:
                 publisher.check(repo, source="org/Model")
             assert no.value.reason == Reason.NO_ACCESS
+
+
+@pytest.mark.parametrize(
+    ("card", "words"),
+    [
+        (b"---\nlicense: apache-2.0, mit\n---\n", r'"license" must be one of \[apache-2.0, mit,'),
+        (b"\xff\xfe", "no text in UTF-8"),
+    ],
+)
+def test_a_card_that_the_hub_does_not_take_is_refused_in_its_words_before_anything_is_sent(
+    hub, publisher, folder, pauses, card, words
+):
+    write_model(folder, **{"README.md": card})
+    with pytest.raises(CardError, match=words):
+        publish(publisher, folder)
+    assert ("model", REPO) not in hub.repos
+    assert not hub.asked("PUT|POST .*(lfs|preupload|commit)")
+    assert pauses == []
 
 
 def test_a_token_that_may_only_read_is_refused_before_any_work(hub):
