@@ -14,7 +14,7 @@ from dynquant.core.artefacts import requested, same_request
 from dynquant.core.facts import ModelFacts
 from dynquant.core.formats import DEFAULT_MENU
 from dynquant.core.naming import quantized_name, repo_ids
-from dynquant.core.papers import CARD, card, papers
+from dynquant.core.papers import CARD, card, is_own_card, papers
 from dynquant.core.plan import CostTable
 from dynquant.core.planning import Forecast, fitting_bpw, memory_to_run_bytes
 from dynquant.core.recipe import Alignment, Recipe
@@ -253,7 +253,7 @@ def publish(
     published = []
     for folder, facts in models.items():
         repo_id = repo_ids[facts.name]
-        if outputs.read_text(folder, CARD) == card(facts):
+        if is_own_card(outputs.read_text(folder, CARD) or ""):  # perhaps for another repo
             linked = card(facts, repo_id=repo_id, repo_of=repo_ids)
             outputs.write_text(folder, CARD, linked)
         published.append(

@@ -78,3 +78,24 @@ def test_what_is_made_of_a_private_model_is_private_unless_somebody_says_otherwi
     model = Finished(tmp_path, source_is_private=source_is_private)
     model.publish("me", private=asked)
     assert [*model.hub.private.values()] == [is_private]
+
+
+def test_each_destination_gets_a_card_of_its_own(tmp_path):
+    model = Finished(tmp_path)
+    for namespace in ("alice", "team"):
+        model.publish(namespace)
+    cards = model.hub.cards
+    for namespace, other in (("alice", "team"), ("team", "alice")):
+        card = cards[f"{namespace}/{model.facts.name}"]
+        assert f"{namespace}/{model.facts.name}" in card
+        assert f"{other}/" not in card
+
+
+def test_a_card_that_somebody_edited_stays_as_it_is_wherever_it_goes(tmp_path):
+    model = Finished(tmp_path)
+    model.publish("alice")
+    card = model.folder / CARD
+    edited = card.read_text(encoding="utf-8").replace("# ", "# My own ", 1)
+    card.write_text(edited, encoding="utf-8")
+    model.publish("team")
+    assert model.hub.cards[f"team/{model.facts.name}"] == edited
