@@ -123,6 +123,7 @@ class DynquantError(Exception):
 
     Attributes:
         reason: Code of what went wrong; that of the class unless given.
+        published: Repos, with their commits, that were published before it went wrong.
     """
 
     exit_code: ClassVar = 1
@@ -131,6 +132,7 @@ class DynquantError(Exception):
     def __init__(self, message: str, *, reason: Reason | None = None) -> None:
         super().__init__(_printable(message))
         self.reason = reason or self.default_reason
+        self.published: tuple[tuple[str, str], ...] = ()
 
 
 class RequestError(DynquantError):

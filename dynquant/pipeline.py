@@ -18,6 +18,7 @@ from dynquant.core.papers import CARD, card, is_own_card, papers
 from dynquant.core.plan import CostTable
 from dynquant.core.planning import Forecast, fitting_bpw, memory_to_run_bytes
 from dynquant.core.recipe import Alignment, Recipe
+from dynquant.errors import DynquantError
 from dynquant.ports import (
     ModelPublisher,
     ModelSource,
@@ -246,18 +247,21 @@ def publish(
     Raises:
         DestinationError: A repo is not ours to write.
         VerificationError: The Hub does not hold what was sent.
+        CardError: The Hub does not take the metadata of a card.
         HubUnavailableError, HubQuotaError: The rest was not published.
+
+        Each knows what was `published` before it.
     """
     for facts in models.values():
         publisher.check(repo_ids[facts.name], source=facts.source)
-    published = []
+    published: list[PublishedModel] = []
     for folder, facts in models.items():
         repo_id = repo_ids[facts.name]
         if is_own_card(outputs.read_text(folder, CARD) or ""):  # perhaps for another repo
             linked = card(facts, repo_id=repo_id, repo_of=repo_ids)
             outputs.write_text(folder, CARD, linked)
-        published.append(
-            publisher.publish(
+        try:
+            model = publisher.publish(
                 folder,
                 repo_id,
                 source=facts.source,
@@ -266,5 +270,8 @@ def publish(
                 gated=facts.gated,
                 progress=progress,
             )
-        )
+        except DynquantError as error:
+            error.published = tuple((each.repo_id, each.commit_sha) for each in published)
+            raise
+        published.append(model)
     return published

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from dynquant.core.papers import CARD, papers
+from dynquant.errors import HubQuotaError
 from dynquant.outputs import OutputFolders
 from dynquant.pipeline import publish
 from dynquant.ports import ModelPublisher, PublishedModel
@@ -18,8 +19,9 @@ from tests.fakes import FakeProgress
 
 @dataclass
 class FakePublisher:
-    """Remembers, by repo, the card and whether the repo is private."""
+    """Remembers, by repo, the card and whether the repo is private; some have no room."""
 
+    full: set[str] = field(default_factory=set)
     cards: dict[str, str] = field(default_factory=dict)
     private: dict[str, bool] = field(default_factory=dict)
 
@@ -32,6 +34,8 @@ class FakePublisher:
     def publish(
         self, folder: Path, repo_id: str, *, private: bool, **_others: Any
     ) -> PublishedModel:
+        if repo_id in self.full:
+            raise HubQuotaError("No storage is left.")
         self.cards[repo_id] = (folder / CARD).read_text(encoding="utf-8")
         self.private[repo_id] = private
         return PublishedModel(repo_id=repo_id, commit_sha="c0ffee", url="", is_new=True)
@@ -99,3 +103,19 @@ def test_a_card_that_somebody_edited_stays_as_it_is_wherever_it_goes(tmp_path):
     card.write_text(edited, encoding="utf-8")
     model.publish("team")
     assert model.hub.cards[f"team/{model.facts.name}"] == edited
+
+
+def test_what_was_published_before_it_went_wrong_is_known(tmp_path):
+    first, second = (Finished(tmp_path, name=f"Model-MLX-{bpw}bpw") for bpw in (4, 6))
+    hub = FakePublisher(full={f"me/{second.facts.name}"})
+    publisher: ModelPublisher = hub
+    with pytest.raises(HubQuotaError) as caught:
+        publish(
+            {each.folder: each.facts for each in (first, second)},
+            {each.facts.name: f"me/{each.facts.name}" for each in (first, second)},
+            publisher,
+            outputs=OutputFolders(tmp_path),
+            private=None,
+            progress=FakeProgress(),
+        )
+    assert caught.value.published == ((f"me/{first.facts.name}", "c0ffee"),)

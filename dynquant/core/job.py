@@ -150,7 +150,7 @@ class Outcome:
     Attributes:
         reason_code: Code of why it was refused or failed.
         sentence: Why, and what to do.
-        results: The repos, if it was published.
+        results: The repos that were published, also if it failed over a later one.
     """
 
     state: JobState

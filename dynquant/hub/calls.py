@@ -171,9 +171,9 @@ class HubCaller:
             )
         if _is_quota(error):
             return HubQuotaError(
-                f"The account that owns '{repo}' has no storage left on the Hub, so nothing was "
-                "published. Delete what is not needed there, or get more storage, and run the "
-                "same command again."
+                f"The account that owns '{repo}' has no storage left on the Hub, so this repo was "
+                "not published. Delete what is not needed there, or get more storage, and try "
+                "again."
             )
         if (refusal := self._refusal(error, repo, revision)) is not None:
             reason, sentence = refusal
