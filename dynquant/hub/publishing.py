@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from huggingface_hub.errors import (
     HfHubHTTPError,
     RemoteEntryNotFoundError,
     RepositoryNotFoundError,
+    RevisionNotFoundError,
 )
 from huggingface_hub.utils import (  # type: ignore[attr-defined]
     are_progress_bars_disabled,
@@ -52,8 +54,9 @@ CARD = "README.md"
 _HUBS_OWN = ".gitattributes"
 """The Hub writes it into every new repo."""
 
-_STALE_PARENT = 412
-_NUM_TRIES = 4
+_CONFLICTS = frozenset({409, 412})
+_PAUSES_SECS = (0.25, 0.5, 1.0, 2.0, 4.0)
+"""After each try to commit that somebody else came before."""
 
 _LARGE_BYTES = 10**6
 """Files of this size are sent one by one, so that each is tried again by itself."""
@@ -186,7 +189,7 @@ class HubPublisher:
     ) -> PublishedModel:
         """Commit until the repo holds `files`: once, unless somebody else commits meanwhile."""
         is_new = False
-        for _ in range(_NUM_TRIES):
+        for pause_secs in _PAUSES_SECS:
             self._require_ours(remote, source)
             changed = {name: file for name, file in files.items() if not remote.has(name, file)}
             stale = sorted(set(remote.oids) - set(files) - {_HUBS_OWN})
@@ -195,10 +198,17 @@ class HubPublisher:
                 break
             is_new = True
             try:
-                self._commit(remote, changed, stale, title=title, on_stored=on_stored)
+                made = self._commit(remote, changed, stale, title=title, on_stored=on_stored)
             except _StaleParentError:
                 _logger.info("'%s' changed meanwhile; looking at it again", remote.repo_id)
-            remote = self._require_remote(remote.repo_id)
+                # Spread out, or those who met once would meet again.
+                self._call.sleep(pause_secs * random.uniform(0.5, 1.5))  # noqa: S311
+                remote = self._require_remote(remote.repo_id)
+            else:
+                # Not at the head, of which the Hub may still give the answer of before.
+                remote = self._remote(remote.repo_id, at=made) or self._require_remote(
+                    remote.repo_id
+                )
         _require_whole(remote, files)
         return self._model(remote, is_new=is_new)
 
@@ -234,13 +244,15 @@ class HubPublisher:
                 reason=Reason.NO_ACCESS,
             )
 
-    def _remote(self, repo_id: str) -> _Remote | None:
-        """What the repo holds at its head; None if there is no such repo."""
+    def _remote(self, repo_id: str, *, at: str | None = None) -> _Remote | None:
+        """What the repo holds at its head, or at a commit; None if there is no such thing."""
 
         def ask() -> _Remote | None:
             try:
-                info = self._api.model_info(repo_id, files_metadata=True, timeout=TIMEOUT_SECS)
-            except RepositoryNotFoundError:
+                info = self._api.model_info(
+                    repo_id, revision=at, files_metadata=True, timeout=TIMEOUT_SECS
+                )
+            except (RepositoryNotFoundError, RevisionNotFoundError):
                 return None
             siblings = info.siblings or []
             return _Remote(
@@ -334,8 +346,8 @@ class HubPublisher:
         *,
         title: str,
         on_stored: OnStored,
-    ) -> None:
-        """Store every changed file, then show them all at once.
+    ) -> str:
+        """Store every changed file, then show them all at once; the commit that does.
 
         Raises:
             _StaleParentError: The repo is no longer as it was looked at.
@@ -350,11 +362,12 @@ class HubPublisher:
                 if changed[name].num_bytes >= _LARGE_BYTES:
                     self._store(remote.repo_id, addition)
                     on_stored([name])
-            self._call(
+            made = self._call(
                 lambda: self._send(remote, [*additions.values(), *deletions], title),
                 repo=remote.repo_id,
             )
         on_stored(changed)
+        return made
 
     def _store(self, repo_id: str, addition: CommitOperationAdd) -> None:
         self._call(lambda: self._api.preupload_lfs_files(repo_id, [addition]), repo=repo_id)
@@ -364,17 +377,18 @@ class HubPublisher:
         remote: _Remote,
         operations: Sequence[CommitOperationAdd | CommitOperationDelete],
         title: str,
-    ) -> None:
+    ) -> str:
         try:
-            self._api.create_commit(
+            made = self._api.create_commit(
                 remote.repo_id, operations, commit_message=title, parent_commit=remote.head or None
             )
         except RemoteEntryNotFoundError as error:  # a file to delete is gone
             raise _StaleParentError from error
         except HfHubHTTPError as error:
-            if error.response.status_code == _STALE_PARENT:
+            if error.response.status_code in _CONFLICTS:
                 raise _StaleParentError from error
             raise
+        return made.oid
 
     def _model(self, remote: _Remote, *, is_new: bool) -> PublishedModel:
         return PublishedModel(

@@ -342,6 +342,28 @@ def test_a_commit_of_somebody_else_in_between_is_looked_at_and_kept(hub, publish
     assert at_the_hub(hub) == contents(folder)
 
 
+def test_a_hub_that_still_shows_the_head_of_before_makes_no_second_commit(hub, publisher, folder):
+    publish(publisher, folder)
+    (folder / "config.json").write_text('{"changed": true}')
+    branches = hub.repos["model", REPO].branches
+    before = branches["main"]
+    now: list[str] = []
+
+    def lag(request) -> None:
+        if request.path == f"/api/models/{REPO}" and branches["main"] != before:
+            now.append(branches["main"])
+            branches["main"] = before
+
+    def catch_up(_request) -> None:
+        branches["main"] = now.pop() if now else branches["main"]
+
+    hub.on_request, hub.after_request = lag, catch_up
+    published = publish(publisher, folder, title="Update")
+    assert commits(hub) == ["Update", TITLE]
+    assert published.commit_sha == branches["main"]
+    assert len(hub.asked("POST .*/commit/")) == 2
+
+
 def test_somebody_who_fills_a_new_repo_in_between_is_not_overwritten(hub, publisher, folder):
     def fill(request) -> None:
         if request.method == "PUT":
@@ -353,7 +375,9 @@ def test_somebody_who_fills_a_new_repo_in_between_is_not_overwritten(hub, publis
     assert at_the_hub(hub) == {"README.md": b"# Mine"}
 
 
-def test_a_repo_that_never_stands_still_is_given_up(hub, publisher, folder):
+def test_a_repo_that_never_stands_still_is_given_up_after_some_pauses(
+    hub, publisher, folder, pauses
+):
     publish(publisher, folder)
     (folder / "config.json").write_text('{"changed": true}')
     count = []
@@ -366,6 +390,8 @@ def test_a_repo_that_never_stands_still_is_given_up(hub, publisher, folder):
     hub.on_request = meddle
     with pytest.raises(VerificationError, match="Somebody else may be writing"):
         publish(publisher, folder)
+    assert len(pauses) == len(count) == 5
+    assert all(0 < pause < 8 for pause in pauses)
 
 
 def test_two_that_publish_the_same_at_once_make_one_commit(hub, folder):
