@@ -87,6 +87,11 @@ def test_a_job_is_cancelled_and_tried_again():
         (("submit", "org/none", "--bpw", "4", "--to", "you"), 2, "no model 'org/none'"),
         (("submit", "org/sample-2m", "--bpw", "four", "--to", "you"), 2, "--bpw must be numbers"),
         (("submit", "org/sample-2m", "--bpw", "4", "--to", "you", "--formats", "7g1"), 2, "7g1"),
+        (
+            ("submit", "org/sample-2m", "--bpw", "4", "--to", "you", "--notify", "http://a.b/c"),
+            2,
+            "begin with https://",
+        ),
         (("jobs", "show", "nothing"), 2, "nothing"),
         (("jobs", "cancel", "nothing"), 2, "nothing"),
         (("jobs", "retry", "nothing"), 2, "nothing"),

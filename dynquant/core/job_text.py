@@ -260,5 +260,5 @@ def _url(raw: Mapping[str, Any]) -> str | None:
         or not value.isprintable()
         or not value.startswith(("https://", "http://"))
     ):
-        raise RequestError("A request's notify_url begins with https:// or http://.")
+        raise RequestError("A request's notify_url begins with https://.")
     return value
