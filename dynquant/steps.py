@@ -249,6 +249,7 @@ class Conversion(Generic[W]):
             license_fields=source.license_fields,
             gated=source.gated,
             gated_fields=source.gated_fields,
+            source_is_private=source.is_private,
             layers=inventory.layers,
             plan=plan,
             menu=recipe.menu,

@@ -352,13 +352,14 @@ def test_a_plan_close_to_its_target_has_no_note():
 
 def test_the_facts_carry_what_the_recipe_and_the_source_say():
     job = Job()
-    source = make_source(name="my-model", is_repo=False)
+    source = make_source(name="my-model", is_repo=False, is_private=True)
     (model,) = job.run(make_recipe(context_tokens=1000, encoder="wls"), source=source)
     facts = model.facts
     assert (facts.source, facts.source_is_repo, facts.encoder) == ("my-model", False, "wls")
     assert facts.memory_bytes == math.ceil((facts.rows[-1].num_bytes + 10_000) * 1.05)
     assert facts.versions == {"mlx": "0"}
     assert facts.license_fields == {"license": "mit"}
+    assert facts.source_is_private
 
 
 def test_a_forecast_counts_sizes_from_the_inventory_alone():
