@@ -93,7 +93,7 @@ bench-full: $(STAMP) ## all peers, sizes, models; goes on where it was cut off (
 	$(BIN)/python -m benchmarks.measuring --models $(MODELS)
 	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.reading
-	$(BIN)/python -m benchmarks.larger_than_memory --effort fast --limit-gb 1
+	$(BIN)/python -m benchmarks.larger_than_memory
 
 lock: $(STAMP) ## resolve the newest allowed versions into requirements (needs uv)
 	$(LOCK) $(LOCK_EXTRAS) pyproject.toml --output-file requirements/dev.lock

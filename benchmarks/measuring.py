@@ -78,7 +78,7 @@ def main() -> int:
         (options.out / name).write_text(json.dumps(result, indent=1) + "\n")
         show(model.name, secs, ratios)
         met = met and all(ratios[name]["wall"] <= bar for name, bar in BARS.items())
-        met = met and ratios[MEASURE]["peak_bytes"] <= PEAK_BAR
+        met = met and all(ratios[name]["peak_bytes"] <= PEAK_BAR for name in (MEASURE, PROBES))
     return 0 if met else 1
 
 
@@ -107,7 +107,7 @@ def show(
     for name, ratio in ratios.items():
         bar = f"{BARS[name]:g}" if name in BARS else ""
         peak = f"{ratio['peak_bytes']:.2f}" if "peak_bytes" in ratio else ""
-        peak_bar = f"{PEAK_BAR:g}" if name == MEASURE else ""
+        peak_bar = f"{PEAK_BAR:g}" if "peak_bytes" in ratio else ""
         table.add_row(name, f"{ratio['wall']:.2f}", f"{ratio['cpu']:.2f}", bar, peak, peak_bar)
     stdout.print(table)
 

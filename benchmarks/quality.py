@@ -97,10 +97,11 @@ def main() -> int:
     if options.models:
         models = [Path(model).resolve() for model in options.models.split(",")]
     models = models if options.full or options.models else models[:1]
-    met = True
+    met = bool(models)
     for model in models:
         if not model.is_dir():
             stdout.print(f"There is no model at {model}; pass --models, --calibration and --eval.")
+            met = False
             continue
         with tempfile.TemporaryDirectory() as scratch:
             # In full, as the models: the quantizers run in other folders.
@@ -185,7 +186,7 @@ def benchmarked(model: Path, options: argparse.Namespace, work: Path) -> dict[st
     return {
         "model": model.name,
         "form": "full" if full else "short",
-        "command": f"python -m benchmarks.quality{' --full' * full} --models {model.name}",
+        "command": command(sys.argv[1:]),
         "revision": revision(),
         "versions": tool_versions(),
         "calibration": asdict(windows.facts),
@@ -311,7 +312,7 @@ def bars(rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
         bar = min(BARS.items(), key=lambda pair: abs(pair[0] - _bpw(row)))
         near = abs(bar[0] - _bpw(row)) < 0.25
         for other, limit in (
-            (dynamic[0] if dynamic else None, bar[1] if near else None),
+            (min(dynamic, key=_kl, default=None), bar[1] if near else None),
             (best, BEST_PEER_BAR),
         ):
             if other is None or limit is None:
@@ -324,6 +325,11 @@ def bars(rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
                 "bar": limit,
                 "met": ratio <= limit,
             }
+
+
+def command(words: Sequence[str]) -> str:
+    """How to run this again from the top of a checkout, whoever's machine it was."""
+    return " ".join(["python -m benchmarks.quality", *words]).replace(f"{ROOT.parent}/", "../")
 
 
 def revision() -> str:

@@ -144,7 +144,7 @@ def convert(
     Args:
         folder: The model.
         out: An empty folder for the result.
-        num_windows: Windows to calibrate on, a tenth of them for the probes.
+        num_windows: Windows to calibrate on; some of them are for the probes.
         target_bpw: Stored bits per weight.
         encoder: Name of the encoder.
         effort: A key of `EFFORTS`.

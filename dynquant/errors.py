@@ -10,7 +10,8 @@
     │   ├── TextError                calibration or evaluation text unusable (`num_tokens_needed`)
     │   ├── SensitivitiesError       a sensitivities file or cost table that does not fit the model
     │   ├── OutputFolderError        the output exists and is not ours
-    │   └── DestinationError         the repo to publish to is not ours to write
+    │   ├── DestinationError         the repo to publish to is not ours to write
+    │   └── CardError                the Hub does not take the card's metadata
     ├── RetryLaterError              the same request may work later; exit code 3
     │   ├── StorageFullError         disk full, or not writable any more
     │   ├── NotEnoughMemoryError     this machine has too little (`needed_bytes`)
@@ -34,6 +35,7 @@ from enum import StrEnum
 from typing import ClassVar
 
 __all__ = [
+    "CardError",
     "DestinationError",
     "DynquantError",
     "HubQuotaError",
@@ -97,6 +99,7 @@ class Reason(StrEnum):
     DESTINATION_FORBIDDEN = "destination_forbidden"
     DESTINATION_TAKEN = "destination_taken"
     NOT_SIGNED_IN = "not_signed_in"
+    CARD_REFUSED = "card_refused"
     # The world outside.
     HUB_QUOTA = "hub_quota"
     HUB_UNAVAILABLE = "hub_unavailable"
@@ -120,6 +123,7 @@ class DynquantError(Exception):
 
     Attributes:
         reason: Code of what went wrong; that of the class unless given.
+        published: Repos, with their commits, that were published before it went wrong.
     """
 
     exit_code: ClassVar = 1
@@ -128,6 +132,7 @@ class DynquantError(Exception):
     def __init__(self, message: str, *, reason: Reason | None = None) -> None:
         super().__init__(_printable(message))
         self.reason = reason or self.default_reason
+        self.published: tuple[tuple[str, str], ...] = ()
 
 
 class RequestError(DynquantError):
@@ -204,6 +209,12 @@ class DestinationError(RequestError):
     """The repo to publish to is not ours to write."""
 
     default_reason = Reason.DESTINATION_FORBIDDEN
+
+
+class CardError(RequestError):
+    """The Hub does not take the metadata of the card."""
+
+    default_reason = Reason.CARD_REFUSED
 
 
 class RetryLaterError(DynquantError):

@@ -14,10 +14,11 @@ from dynquant.core.artefacts import requested, same_request
 from dynquant.core.facts import ModelFacts
 from dynquant.core.formats import DEFAULT_MENU
 from dynquant.core.naming import quantized_name, repo_ids
-from dynquant.core.papers import CARD, card, papers
+from dynquant.core.papers import CARD, card, is_own_card, papers
 from dynquant.core.plan import CostTable
 from dynquant.core.planning import Forecast, fitting_bpw, memory_to_run_bytes
 from dynquant.core.recipe import Alignment, Recipe
+from dynquant.errors import DynquantError
 from dynquant.ports import (
     ModelPublisher,
     ModelSource,
@@ -227,7 +228,7 @@ def publish(
     publisher: ModelPublisher,
     *,
     outputs: OutputStore,
-    private: bool,
+    private: bool | None,
     progress: Progress,
 ) -> list[PublishedModel]:
     """Publish finished folders, each under its repo id, their cards linked with each other.
@@ -240,31 +241,37 @@ def publish(
         repo_ids: Name of a model → repo id.
         publisher: The Hub.
         outputs: Reads and writes the cards.
-        private: Whether new repos are private.
+        private: Whether new repos are private; None is private where the source is.
         progress: Shows the bytes.
 
     Raises:
         DestinationError: A repo is not ours to write.
         VerificationError: The Hub does not hold what was sent.
+        CardError: The Hub does not take the metadata of a card.
         HubUnavailableError, HubQuotaError: The rest was not published.
+
+        Each knows what was `published` before it.
     """
     for facts in models.values():
         publisher.check(repo_ids[facts.name], source=facts.source)
-    published = []
+    published: list[PublishedModel] = []
     for folder, facts in models.items():
         repo_id = repo_ids[facts.name]
-        if outputs.read_text(folder, CARD) == card(facts):
+        if is_own_card(outputs.read_text(folder, CARD) or ""):  # perhaps for another repo
             linked = card(facts, repo_id=repo_id, repo_of=repo_ids)
             outputs.write_text(folder, CARD, linked)
-        published.append(
-            publisher.publish(
+        try:
+            model = publisher.publish(
                 folder,
                 repo_id,
                 source=facts.source,
                 title=f"{facts.name} of {facts.source}@{facts.revision_sha[:12]}",
-                private=private,
+                private=facts.source_is_private if private is None else private,
                 gated=facts.gated,
                 progress=progress,
             )
-        )
+        except DynquantError as error:
+            error.published = tuple((each.repo_id, each.commit_sha) for each in published)
+            raise
+        published.append(model)
     return published

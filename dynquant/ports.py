@@ -57,7 +57,6 @@ class ModelSource:
         gated: How a gated repo lets people in: `auto` or `manual`; empty for an open one.
         gated_fields: The `extra_gated_*` fields of the card.
         is_private: Whether only some may read the repo.
-        pipeline_tag: What the Hub says the model is for; empty when it says nothing.
     """
 
     name: str
@@ -68,7 +67,6 @@ class ModelSource:
     gated: str = ""
     gated_fields: Mapping[str, object] = field(default_factory=dict)
     is_private: bool = False
-    pipeline_tag: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -93,7 +93,7 @@ class Conversion(Generic[W]):
         """What this conversion needs of a table that was measured before.
 
         Raises:
-            SensitivitiesError: It belongs to another model, text or encoder.
+            SensitivitiesError: It belongs to another model or text, or was measured otherwise.
         """
         table = matched_table(table, self._inventory, self._quantizer.revision_sha)
         if table.calibration != self._windows.facts:
@@ -102,11 +102,13 @@ class Conversion(Generic[W]):
                 f"('{table.calibration.name}', {table.calibration.num_tokens:,} tokens). Pass the "
                 "same text and number of tokens, or measure again."
             )
-        if table.encoder != self._recipe.encoder:
-            raise SensitivitiesError(
-                f"The cost table was measured for the encoder '{table.encoder}'. Pass "
-                f"--encoder {table.encoder}, or measure again."
-            )
+        for option in ("encoder", "effort", "seed"):
+            measured = getattr(table, option)
+            if measured != getattr(self._recipe, option):
+                raise SensitivitiesError(
+                    f"The cost table was measured with --{option} {measured}. Pass that here too, "
+                    "or measure again."
+                )
         return table
 
     def align(self, progress: Progress) -> Mapping[str, float]:
@@ -247,6 +249,7 @@ class Conversion(Generic[W]):
             license_fields=source.license_fields,
             gated=source.gated,
             gated_fields=source.gated_fields,
+            source_is_private=source.is_private,
             layers=inventory.layers,
             plan=plan,
             menu=recipe.menu,
@@ -270,7 +273,7 @@ class Conversion(Generic[W]):
             context_tokens=recipe.context_tokens,
             calibration=self._windows.facts,
             evaluation=self._held_out.facts,
-            seed=table.seed if table else recipe.seed,
+            seed=recipe.seed,
             command=command_of(
                 recipe,
                 source=source.name,

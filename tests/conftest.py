@@ -48,7 +48,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         (report.passed, report.user_properties)
         for outcome in ("passed", "failed", "error")
         for report in terminalreporter.getreports(outcome)
-        if report.when == "call" or report.failed
+        if isinstance(report, pytest.TestReport) and (report.when == "call" or report.failed)
     )
     if hardened:
         hardening.write_table(hardened, terminalreporter)

@@ -140,6 +140,7 @@ class FakeQuantizer:
             inventory=dataclasses.replace(inventory, layers=layers),
             method="fisher",
             encoder=encoder,
+            effort=effort.name,
             calibration=windows.facts,
             seed=seed,
             source="org/Model",

@@ -49,6 +49,32 @@ def test_a_request_is_queued_once_and_shown(tmp_path):
     assert "Asked for by" in call("jobs", "logs", first["id"]).check().out
 
 
+@pytest.mark.parametrize(
+    ("option", "asked"),
+    [(None, (False, False)), ("--private", (True, False)), ("--public", (False, True))],
+)
+def test_who_may_read_the_result_is_asked_for_or_left_to_the_model(option, asked):
+    options = () if option is None else (option,)
+    request = submit(*options, "--json").check().json["job"]["request"]
+    assert (request["private"], request["public"]) == asked
+
+
+def test_asking_for_it_in_private_is_another_job():
+    first = submit("--json").check().json["job"]["id"]
+    assert submit("--private", "--json").check().json["job"]["id"] != first
+
+
+def test_an_address_to_tell_that_comes_too_late_is_said_to():
+    assert submit("--notify", "https://a.example/x").check().err == ""
+    assert "told to the address" in submit("--notify", "https://b.example/x").check().err
+    call("submit", "org/sample-2m", "--bpw", "6", "--to", "you").check()
+    late = call(
+        *("submit", "org/sample-2m", "--bpw", "6", "--to", "you"),
+        *("--notify", "https://a.example/x"),
+    )
+    assert "nobody is told" in late.check().err
+
+
 def test_a_job_is_cancelled_and_tried_again():
     identity = submit("--json").check().json["job"]["id"]
     assert "cancelled" in call("jobs", "cancel", identity).check().out
@@ -65,6 +91,11 @@ def test_a_job_is_cancelled_and_tried_again():
         (("submit", "org/none", "--bpw", "4", "--to", "you"), 2, "no model 'org/none'"),
         (("submit", "org/sample-2m", "--bpw", "four", "--to", "you"), 2, "--bpw must be numbers"),
         (("submit", "org/sample-2m", "--bpw", "4", "--to", "you", "--formats", "7g1"), 2, "7g1"),
+        (
+            ("submit", "org/sample-2m", "--bpw", "4", "--to", "you", "--notify", "http://a.b/c"),
+            2,
+            "begin with https://",
+        ),
         (("jobs", "show", "nothing"), 2, "nothing"),
         (("jobs", "cancel", "nothing"), 2, "nothing"),
         (("jobs", "retry", "nothing"), 2, "nothing"),

@@ -50,7 +50,7 @@ def test_every_option_of_a_command_is_in_its_section(command):
     options = {
         name
         for parameter in COMMANDS[command].params
-        for name in parameter.opts
+        for name in (*parameter.opts, *parameter.secondary_opts)
         if name.startswith("--") and name != "--help"
     }
     documented = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", text))

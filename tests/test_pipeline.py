@@ -266,12 +266,6 @@ def test_a_cost_table_is_used_again_instead_of_measuring():
     assert again.outputs.finished == fresh.outputs.finished
 
 
-def test_a_used_table_keeps_its_own_seed_on_the_card():
-    job = Job()
-    (model,) = job.run(make_recipe(seed=0), table=job.table(make_recipe(seed=7)))
-    assert model.facts.seed == 7
-
-
 def test_a_smaller_menu_takes_its_costs_from_a_larger_table():
     job = Job()
     menu = parse_menu("3g64,8g64")
@@ -291,6 +285,8 @@ def test_a_table_without_the_formats_of_the_menu_is_refused():
     [
         ({"source_sha": "beef"}, "another model"),
         ({"encoder": "wls"}, "--encoder wls"),
+        ({"effort": "fast"}, "--effort fast"),
+        ({"seed": 7}, "--seed 7"),
         ({"calibration": FakeQuantizer().calibration_windows(make_text("a"), 5).facts}, "text"),
     ],
 )
@@ -356,13 +352,14 @@ def test_a_plan_close_to_its_target_has_no_note():
 
 def test_the_facts_carry_what_the_recipe_and_the_source_say():
     job = Job()
-    source = make_source(name="my-model", is_repo=False)
+    source = make_source(name="my-model", is_repo=False, is_private=True)
     (model,) = job.run(make_recipe(context_tokens=1000, encoder="wls"), source=source)
     facts = model.facts
     assert (facts.source, facts.source_is_repo, facts.encoder) == ("my-model", False, "wls")
     assert facts.memory_bytes == math.ceil((facts.rows[-1].num_bytes + 10_000) * 1.05)
     assert facts.versions == {"mlx": "0"}
     assert facts.license_fields == {"license": "mit"}
+    assert facts.source_is_private
 
 
 def test_a_forecast_counts_sizes_from_the_inventory_alone():

@@ -65,4 +65,7 @@ def main() -> None:
         app()
     except DynquantError as error:
         console.stderr.print(f"[bold red]Error:[/] {console.escaped(str(error))}")
+        if error.published:
+            done = ", ".join(repo_id for repo_id, _ in error.published)
+            console.stderr.print(f"Published before that: {console.escaped(done)}.")
         sys.exit(error.exit_code)

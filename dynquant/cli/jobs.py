@@ -64,7 +64,7 @@ def submit(
     model: Model,
     bpw: Bpw,
     to: Annotated[str, typer.Option(help="Namespace or repo id, as for 'dynquant convert'.")],
-    private: Private = False,
+    private: Private = None,
     revision: Revision = None,
     formats: Formats = None,
     calibration: Annotated[
@@ -110,7 +110,8 @@ def submit(
                 targets_bpw=targets,
                 destination=to,
                 requester=local_name(getpass.getuser()),
-                private=private,
+                private=private is True,
+                public=private is False,
                 options=options,
                 notify_url=notify,
             ),
@@ -121,6 +122,12 @@ def submit(
         console.print_json({"job": _json(job)})
     else:
         console.print_job(job)
+    if notify is not None and job.request.notify_url != notify:
+        console.stderr.print(
+            "This job was asked for before, and its end is told to the address that was given then."
+            if job.request.notify_url
+            else "This job was asked for before, without --notify, so nobody is told of its end."
+        )
 
 
 def list_jobs(

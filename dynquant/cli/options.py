@@ -90,7 +90,14 @@ Dequantize = Annotated[
     bool, typer.Option("--dequantize", help="Take a model that is quantized already.")
 ]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a model on the Hub.")]
-Private = Annotated[bool, typer.Option("--private", help="Make new repos private.")]
+Private = Annotated[
+    bool | None,
+    typer.Option(
+        "--private/--public",
+        help="Make new repos private, or public though the original is private.",
+        show_default="as the original is",
+    ),
+]
 CostTableFile = Annotated[
     Path | None, typer.Option(help="A cost table of 'dynquant measure' to use again.")
 ]

@@ -58,7 +58,7 @@ def convert(
     model: Model,
     bpw: Bpw,
     to: To,
-    private: Private = False,
+    private: Private = None,
     out: Annotated[
         Path, typer.Option(help="Folder for the finished models, which stay there.")
     ] = Path("quants"),
@@ -158,7 +158,7 @@ def publish(
     to: Annotated[
         str, typer.Argument(help="Namespace, such as 'you', or repo id, as for convert --to.")
     ],
-    private: Private = False,
+    private: Private = None,
     as_json: Json = False,
 ) -> None:
     """Publish finished models, each in one commit; what is there already is left alone."""

@@ -69,7 +69,7 @@ def allocate(inventory: ModelInventory, *, target_bpw: float) -> QuantPlan:
         NonFiniteError: A cost is NaN or infinite.
     """
     check_target(inventory, target_bpw)
-    budget = _budget_bits(inventory, target_bpw)
+    budget = inventory.budget_bits(target_bpw)
     menus = [_options(layer) for layer in inventory.layers]
     plan, lower_bound = _solve([_undominated(menu) for menu in menus], budget)
     plan = _fill(plan, menus, budget, _MAX_GAP_BPW * inventory.num_parameters)
@@ -123,7 +123,7 @@ def allocate_by_threshold(
     high_bits = sum(map(LayerProfile.stored_bits, layers, highs))
     _check_range(target_bpw, inventory.bpw(low_bits), inventory.bpw(high_bits))
 
-    budget = _budget_bits(inventory, target_bpw)
+    budget = inventory.budget_bits(target_bpw)
     margin = tolerance * (max(scores, default=0.0) - min(scores, default=0.0))
     threshold, bits = -math.inf, low_bits
     for i in sorted(range(len(layers)), key=lambda i: -scores[i]):
@@ -354,14 +354,6 @@ def _nearest(layer: LayerProfile, asked: QuantFormat) -> QuantFormat:
     by_size = sorted(layer.formats, key=layer.stored_bits)
     asked_bits = layer.stored_bits(asked)
     return next((fmt for fmt in by_size if layer.stored_bits(fmt) >= asked_bits), by_size[-1])
-
-
-def _budget_bits(inventory: ModelInventory, target_bpw: float) -> int:
-    """Most bits that the layers may take, such that `stored_bpw <= target_bpw` holds as floats."""
-    bits = inventory.budget_bits(target_bpw) + 1  # the product may round either way
-    while inventory.bpw(bits) > target_bpw:
-        bits -= 1
-    return bits
 
 
 def _check_range(target_bpw: float, min_bpw: float, max_bpw: float) -> None:

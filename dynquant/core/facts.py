@@ -85,6 +85,7 @@ class ModelFacts:
         ladder: Every model made from the same measurement, this one too, ascending by size.
         gated: How the source's repo lets people in: `auto` or `manual`; empty for an open one.
         gated_fields: The `extra_gated_*` fields of the source's card, as they came.
+        source_is_private: Whether only some may read the source's repo.
         menu: The formats that there were to choose from.
         calibration_tokens: Calibration tokens that were asked for; 0 if that is not known.
         evaluation_tokens: The same of the evaluation text.
@@ -113,6 +114,7 @@ class ModelFacts:
     ladder: tuple[Rung, ...] = ()
     gated: str = ""
     gated_fields: Mapping[str, object] = field(default_factory=dict)
+    source_is_private: bool = False
     menu: tuple[QuantFormat, ...] = ()
     calibration_tokens: int = 0
     evaluation_tokens: int = 0

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 
 import yaml
 
 from dynquant.core.facts import ModelFacts
 from dynquant.core.gating import gate
+from dynquant.core.licenses import on_the_hub
 from dynquant.core.markdown import clean
 
 __all__ = ["LICENSE_KEYS", "REPO_ID", "front_matter"]
@@ -50,10 +52,7 @@ def front_matter(facts: ModelFacts) -> str:
     if facts.source_is_repo and REPO_ID.fullmatch(facts.source):
         header["base_model"] = facts.source
         header["base_model_relation"] = "quantized"
-    for key in LICENSE_KEYS:
-        value = _plain(facts.license_fields.get(key, ""))
-        if value and (key != "license_link" or _LINK.fullmatch(value)):
-            header[key] = value
+    header |= _license(facts.license_fields)
     header |= {key: _verbatim(value) for key, value in gate(facts.gated_fields).items()}
     if results := _results(facts):
         header["model-index"] = [{"name": _plain(facts.name), "results": results}]
@@ -62,6 +61,19 @@ def front_matter(facts: ModelFacts) -> str:
     )
     # Angle brackets stand between quotes only, where YAML knows an escape for them.
     return dumped.replace("<", r"\x3C").replace(">", r"\x3E")
+
+
+def _license(fields: Mapping[str, str]) -> dict[str, object]:
+    """What the Hub takes of the source's license: ids of its list, else `other` and a name."""
+    given = {key: _plain(fields.get(key, "")) for key in LICENSE_KEYS}
+    ids, name = on_the_hub(given["license"])
+    link = given["license_link"]
+    found = {
+        "license": ids[0] if len(ids) == 1 else ids,
+        "license_name": given["license_name"] or name,
+        "license_link": link if _LINK.fullmatch(link) else "",
+    }
+    return {key: value for key, value in found.items() if value}
 
 
 def _verbatim(value: object) -> object:

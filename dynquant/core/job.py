@@ -96,7 +96,9 @@ class JobRequest:
         targets_bpw: Stored bits per weight, one repo each.
         destination: Namespace or name template of the repos to publish.
         requester: Who asked; jobs take turns between requesters.
-        private: Whether the repos are private.
+        private: Whether new repos are private; those of a private model are in any case, unless
+            `public` says otherwise.
+        public: Whether new repos are public though the model is private.
         options: Options of the recipe that differ from its defaults.
         notify_url: Where to tell that the job has ended.
     """
@@ -108,6 +110,7 @@ class JobRequest:
     requester: str
     priority: Priority = Priority.PERSON
     private: bool = False
+    public: bool = False
     options: Mapping[str, JobOption] = field(default_factory=dict)
     notify_url: str | None = None
 
@@ -147,7 +150,7 @@ class Outcome:
     Attributes:
         reason_code: Code of why it was refused or failed.
         sentence: Why, and what to do.
-        results: The repos, if it was published.
+        results: The repos that were published, also if it failed over a later one.
     """
 
     state: JobState
@@ -216,9 +219,9 @@ class Job:
 def job_id(request: JobRequest, *, revision_sha: str, recipe_version: int) -> str:
     """Id of the job that makes what `request` asks for: the same for the same results.
 
-    Who asks, how urgently and whom to tell make no difference.
+    Who asks, how urgently and whom to tell make no difference; who may read it does.
     """
-    identity = {
+    identity: dict[str, object] = {
         "model": request.model,
         "revision_sha": revision_sha,
         "targets_bpw": sorted({float(target) for target in request.targets_bpw}),
@@ -226,6 +229,8 @@ def job_id(request: JobRequest, *, revision_sha: str, recipe_version: int) -> st
         "options": dict(request.options),
         "destination": request.destination,
     }
+    # Named only where they were asked for, so that all other ids stay as they were.
+    identity |= {name: True for name in ("private", "public") if getattr(request, name)}
     text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:_ID_DIGITS]
 

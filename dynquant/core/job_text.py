@@ -76,6 +76,8 @@ def request_from_json(raw: object) -> JobRequest:
     unknown = sorted(str(name) for name in raw if name not in _REQUEST_FIELDS)
     if unknown:
         raise RequestError(f"A request has no field '{unknown[0][:_MAX_TEXT]}'. Leave it out.")
+    if _flag(raw, "private") and _flag(raw, "public"):
+        raise RequestError("A request is private or public, not both. Leave one of them out.")
     return JobRequest(
         model=_text(raw, "model"),
         revision=_text(raw, "revision") if raw.get("revision") is not None else None,
@@ -84,6 +86,7 @@ def request_from_json(raw: object) -> JobRequest:
         requester=_text(raw, "requester"),
         priority=_priority(raw.get("priority", "person")),
         private=_flag(raw, "private"),
+        public=_flag(raw, "public"),
         options=_options(raw.get("options", {})),
         notify_url=_url(raw),
     )
@@ -257,5 +260,5 @@ def _url(raw: Mapping[str, Any]) -> str | None:
         or not value.isprintable()
         or not value.startswith(("https://", "http://"))
     ):
-        raise RequestError("A request's notify_url begins with https:// or http://.")
+        raise RequestError("A request's notify_url begins with https://.")
     return value

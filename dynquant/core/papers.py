@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 
 from dynquant.core.artefacts import cost_table_to_json, plan_to_json, report_to_json
@@ -11,7 +12,7 @@ from dynquant.core.ladder import ladder_svg
 from dynquant.core.picture import layer_bits_svg
 from dynquant.core.plan import CostTable
 
-__all__ = ["CARD", "PLAN", "REPORT", "card", "papers"]
+__all__ = ["CARD", "PLAN", "REPORT", "card", "is_own_card", "papers"]
 
 CARD = "README.md"
 PLAN = "dynquant/plan.json"
@@ -19,6 +20,10 @@ REPORT = "dynquant/report.json"
 COST_TABLE = "dynquant/cost_table.json"
 BITS = ("dynquant/bits-light.svg", "dynquant/bits-dark.svg")
 LADDER = ("dynquant/ladder-light.svg", "dynquant/ladder-dark.svg")
+
+_MARK = "\n<!-- written by dynquant, sha256 "
+"""Begins the card's last line, which no page shows."""
+_DIGITS = 16
 
 
 def papers(facts: ModelFacts, table: CostTable | None) -> dict[str, str]:
@@ -38,7 +43,7 @@ def papers(facts: ModelFacts, table: CostTable | None) -> dict[str, str]:
 def card(
     facts: ModelFacts, *, repo_id: str | None = None, repo_of: Mapping[str, str] | None = None
 ) -> str:
-    """The card, with links to the pictures beside it.
+    """The card, with links to the pictures beside it, and a mark of who wrote it.
 
     Args:
         facts: The model.
@@ -46,7 +51,7 @@ def card(
         repo_of: Name of a model of the same ladder → repo that it is published as.
     """
     ladder = LADDER if _has_ladder(facts) else ("", "")
-    return render_card(
+    text = render_card(
         facts,
         picture_light=BITS[0],
         picture_dark=BITS[1],
@@ -55,6 +60,18 @@ def card(
         repo_id=repo_id,
         repo_of=repo_of or {},
     )
+    return text + _mark_of(text)
+
+
+def is_own_card(text: str) -> bool:
+    """Whether dynquant wrote this card, for whatever repo, and nobody has edited it since."""
+    body, _, _ = text.rpartition(_MARK)
+    return text == body + _mark_of(body)
+
+
+def _mark_of(text: str) -> str:
+    digest = hashlib.sha256(text.encode()).hexdigest()[:_DIGITS]
+    return f"{_MARK}{digest}; edit it, and it stays as you left it -->\n"
 
 
 def _has_ladder(facts: ModelFacts) -> bool:

@@ -104,7 +104,7 @@ class ModelInventory:
         return (self.fixed_bits + layer_bits) / self.num_parameters
 
     def budget_bits(self, target_bpw: float) -> int:
-        """Most bits that the layers may take for the model to stay at or below `target_bpw`."""
+        """Most bits that the layers may take, such that `bpw(bits) <= target_bpw` as floats."""
         bits = int(target_bpw * self.num_parameters) - self.fixed_bits + 1
         while self.bpw(bits) > target_bpw:  # whatever the product rounded to
             bits -= 1
@@ -138,6 +138,7 @@ class CostTable:
         inventory: The model, with `costs_nats` of every layer filled in.
         method: `fisher`, or `block_output` where the model's blocks cannot be differentiated.
         encoder: The encoder that the costs were computed with.
+        effort: A key of `EFFORTS`, what they were measured with.
         calibration: The calibration text.
         seed: Seed of the sampled labels.
         source: Repo id or folder name of the model.
@@ -153,6 +154,7 @@ class CostTable:
     inventory: ModelInventory
     method: str
     encoder: str
+    effort: str
     calibration: TextFacts
     seed: int
     source: str

@@ -12,7 +12,7 @@ from dynquant.errors import InvalidOptionError
 
 __all__ = ["EFFORTS", "RECIPE_VERSION", "Alignment", "Effort", "Recipe", "command_of"]
 
-RECIPE_VERSION = 5
+RECIPE_VERSION = 6
 """Goes up with every change after which the same recipe makes another model."""
 
 
@@ -38,12 +38,14 @@ class Effort:
     """How much work goes into a model, in counts, so that it is the same on every machine.
 
     Attributes:
+        name: What `--effort` calls it.
         probes: Whether whole-model measurements correct the costs.
         num_sweeps: How often the encoder goes over a layer again.
         num_polish_rounds: How often plans near the chosen one are tried on the whole model.
         num_refine_steps: Steps of gradient descent on scales and biases.
     """
 
+    name: str
     probes: bool
     num_sweeps: int
     num_polish_rounds: int = 0
@@ -51,9 +53,12 @@ class Effort:
 
 
 EFFORTS: Mapping[str, Effort] = {
-    "fast": Effort(probes=False, num_sweeps=0),
-    "normal": Effort(probes=True, num_sweeps=2),
-    "max": Effort(probes=True, num_sweeps=6, num_polish_rounds=4, num_refine_steps=32),
+    effort.name: effort
+    for effort in (
+        Effort(name="fast", probes=False, num_sweeps=0),
+        Effort(name="normal", probes=True, num_sweeps=2),
+        Effort(name="max", probes=True, num_sweeps=6, num_polish_rounds=4, num_refine_steps=32),
+    )
 }
 
 

@@ -33,6 +33,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import parse_ratelimit_headers  # type: ignore[attr-defined]
 
 from dynquant.errors import (
+    CardError,
     DestinationError,
     DynquantError,
     HubQuotaError,
@@ -68,6 +69,9 @@ _TOO_MANY_REQUESTS = 429
 _TRANSIENT_STATUS = frozenset({408, _TOO_MANY_REQUESTS, 500, 502, 503, 504})
 _DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _NOT_WRITABLE = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
+
+# So the client begins a ValueError that holds the Hub's own words about a card.
+_BAD_CARD = "Invalid metadata in README.md.\n"
 
 # What the client stumbles over when an answer is not what the Hub would say.
 _GARBLED = (AttributeError, LookupError, NameError, TypeError, ValueError)
@@ -131,6 +135,7 @@ class HubCaller:
         Raises:
             RequestError: `refusal`: no such repo, revision or file, or no access to it.
             InvalidModelError: The header of a safetensors file is no header.
+            CardError: The Hub does not take the metadata of the card.
             HubUnavailableError: Network, rate limit, 5xx, or the client is set offline.
             StorageFullError: The cache cannot take more.
             HubQuotaError: The account on the Hub cannot take more.
@@ -159,11 +164,16 @@ class HubCaller:
                 f"A safetensors file of '{repo}' has no valid header: it is truncated or corrupt. "
                 "Ask its author to upload it again, or take another model."
             )
+        if (words := _words_about_card(error)) is not None:
+            return CardError(
+                f"The Hub does not take the metadata of the card of '{repo}': {words}. Correct "
+                "the lines between the two '---' at the top of README.md, and publish again."
+            )
         if _is_quota(error):
             return HubQuotaError(
-                f"The account that owns '{repo}' has no storage left on the Hub, so nothing was "
-                "published. Delete what is not needed there, or get more storage, and run the "
-                "same command again."
+                f"The account that owns '{repo}' has no storage left on the Hub, so this repo was "
+                "not published. Delete what is not needed there, or get more storage, and try "
+                "again."
             )
         if (refusal := self._refusal(error, repo, revision)) is not None:
             reason, sentence = refusal
@@ -312,6 +322,15 @@ def _cause(error: Exception) -> Exception | None:
         type(error) is RuntimeError
     )
     return cause if wraps and isinstance(cause, _LIBRARY_ERRORS) else None
+
+
+def _words_about_card(error: Exception) -> str | None:
+    """What the Hub finds wrong with a card, on one line; None if that is not the trouble."""
+    said = str(error)
+    if not isinstance(error, ValueError) or not said.startswith(_BAD_CARD):
+        return None
+    lines = said.removeprefix(_BAD_CARD).splitlines()
+    return "; ".join(line.removeprefix("- ").rstrip(".") for line in lines) or None
 
 
 def _is_quota(error: Exception) -> bool:

@@ -52,7 +52,6 @@ class Listing:
         etags: File name → name of its blob in the cache; empty when unknown.
         tags: The Hub's own words on the repo.
         card: The front matter of its card.
-        pipeline_tag: What the Hub says that it is for; empty when it says nothing.
         gated: `auto` or `manual`; empty for an open repo.
         is_private: Whether only some may read it.
     """
@@ -63,7 +62,6 @@ class Listing:
     etags: Mapping[str, str]
     tags: tuple[str, ...]
     card: Mapping[str, Any]
-    pipeline_tag: str
     gated: str
     is_private: bool
 
@@ -89,7 +87,6 @@ class Listing:
             },
             tags=tuple(info.tags or ()),
             card=info.card_data.to_dict() if info.card_data is not None else {},
-            pipeline_tag=info.pipeline_tag or "",
             gated=info.gated or "",
             is_private=bool(info.private),
         )
@@ -115,7 +112,6 @@ class Listing:
             gated=self.gated,
             gated_fields=gated_fields(self.card),
             is_private=self.is_private,
-            pipeline_tag=self.pipeline_tag,
         )
 
 

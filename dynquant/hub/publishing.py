@@ -9,19 +9,21 @@ from __future__ import annotations
 
 import json
 import logging
+import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Literal
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import (
     HfHubHTTPError,
     RemoteEntryNotFoundError,
     RepositoryNotFoundError,
+    RevisionNotFoundError,
 )
 from huggingface_hub.utils import (  # type: ignore[attr-defined]
     are_progress_bars_disabled,
@@ -30,12 +32,14 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]
 )
 
 from dynquant.errors import (
+    CardError,
     DestinationError,
     HubUnavailableError,
     InvalidModelError,
     Reason,
     VerificationError,
 )
+from dynquant.hub.accounts import Account, account_of
 from dynquant.hub.calls import TIMEOUT_SECS, HubCaller
 from dynquant.hub.local_files import LocalFile, local_files
 from dynquant.ports import OnStep, Progress, PublishedModel
@@ -45,11 +49,14 @@ __all__ = ["PLAN", "Account", "HubPublisher"]
 PLAN = "dynquant/plan.json"
 """A repo that holds this file was published by dynquant."""
 
+CARD = "README.md"
+
 _HUBS_OWN = ".gitattributes"
 """The Hub writes it into every new repo."""
 
-_STALE_PARENT = 412
-_NUM_TRIES = 4
+_CONFLICTS = frozenset({409, 412})
+_PAUSES_SECS = (0.25, 0.5, 1.0, 2.0, 4.0)
+"""After each try to commit that somebody else came before."""
 
 _LARGE_BYTES = 10**6
 """Files of this size are sent one by one, so that each is tried again by itself."""
@@ -58,29 +65,6 @@ OnStored = Callable[[Iterable[str]], None]
 """Called with the names of files that the Hub holds now."""
 
 _logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Account:
-    """Whose token is in use.
-
-    Attributes:
-        name: The user.
-        namespaces: The user and the organizations that it belongs to.
-        role: Of the token: `read`, `write` or `fineGrained`.
-        scopes: Of a fine-grained token, account or organization → what it may do there; what it
-            may do everywhere is under the empty name.
-    """
-
-    name: str
-    namespaces: tuple[str, ...]
-    role: str
-    scopes: Mapping[str, frozenset[str]] = field(default_factory=dict)
-
-    @property
-    def may_write(self) -> bool:
-        """Whether the token may write anywhere at all."""
-        return self.role != "read"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,6 +154,7 @@ class HubPublisher:
 
         Raises:
             DestinationError: See `check`.
+            CardError: The Hub does not take the metadata of the card; nothing was sent.
             VerificationError: The Hub does not hold what was sent.
             HubQuotaError: The account has no storage left.
             HubUnavailableError: Network, rate limit, 5xx. Nothing was published.
@@ -181,7 +166,10 @@ class HubPublisher:
                 "that 'dynquant quantize' wrote."
             )
         self._require_permission(repo_id)
-        remote = self._remote(repo_id) or self._create(repo_id, private=private)
+        there = self._remote(repo_id)
+        if CARD in files and not (there and there.has(CARD, files[CARD])):
+            self._require_valid_card(repo_id, files[CARD].path)
+        remote = there or self._create(repo_id, private=private)
         if remote.is_empty and gated:
             self._gate(remote.repo_id, gated)
         total = sum(file.num_bytes for file in files.values())
@@ -201,7 +189,7 @@ class HubPublisher:
     ) -> PublishedModel:
         """Commit until the repo holds `files`: once, unless somebody else commits meanwhile."""
         is_new = False
-        for _ in range(_NUM_TRIES):
+        for pause_secs in _PAUSES_SECS:
             self._require_ours(remote, source)
             changed = {name: file for name, file in files.items() if not remote.has(name, file)}
             stale = sorted(set(remote.oids) - set(files) - {_HUBS_OWN})
@@ -210,10 +198,17 @@ class HubPublisher:
                 break
             is_new = True
             try:
-                self._commit(remote, changed, stale, title=title, on_stored=on_stored)
+                made = self._commit(remote, changed, stale, title=title, on_stored=on_stored)
             except _StaleParentError:
                 _logger.info("'%s' changed meanwhile; looking at it again", remote.repo_id)
-            remote = self._require_remote(remote.repo_id)
+                # Spread out, or those who met once would meet again.
+                self._call.sleep(pause_secs * random.uniform(0.5, 1.5))  # noqa: S311
+                remote = self._require_remote(remote.repo_id)
+            else:
+                # Not at the head, of which the Hub may still give the answer of before.
+                remote = self._remote(remote.repo_id, at=made) or self._require_remote(
+                    remote.repo_id
+                )
         _require_whole(remote, files)
         return self._model(remote, is_new=is_new)
 
@@ -223,19 +218,7 @@ class HubPublisher:
         Raises:
             DestinationError: There is no token, or the Hub does not accept it.
         """
-        found = self._call(self._api.whoami, repo="the account in use")
-        try:
-            token = found.get("auth", {}).get("accessToken", {})
-            return Account(
-                name=found["name"],
-                namespaces=(found["name"], *(org["name"] for org in found.get("orgs", ()))),
-                role=token.get("role", ""),
-                scopes=_scopes(token.get("fineGrained", {})),
-            )
-        except (AttributeError, KeyError, TypeError) as error:
-            raise HubUnavailableError(
-                "The Hub's answer about the account in use makes no sense. Try again."
-            ) from error
+        return account_of(self._call(self._api.whoami, repo="the account in use"))
 
     def _require_permission(self, repo_id: str) -> None:
         account = self.account()
@@ -253,14 +236,23 @@ class HubPublisher:
                 "HF_TOKEN to a token of the other account.",
                 reason=Reason.DESTINATION_FORBIDDEN,
             )
+        if not account.may_write_to(repo_id):
+            raise DestinationError(
+                f"The fine-grained token in use may not write to '{repo_id}'. Give it write access "
+                f"to the contents and settings of all repos of '{namespace}', or set HF_TOKEN to "
+                "one that has it.",
+                reason=Reason.NO_ACCESS,
+            )
 
-    def _remote(self, repo_id: str) -> _Remote | None:
-        """What the repo holds at its head; None if there is no such repo."""
+    def _remote(self, repo_id: str, *, at: str | None = None) -> _Remote | None:
+        """What the repo holds at its head, or at a commit; None if there is no such thing."""
 
         def ask() -> _Remote | None:
             try:
-                info = self._api.model_info(repo_id, files_metadata=True, timeout=TIMEOUT_SECS)
-            except RepositoryNotFoundError:
+                info = self._api.model_info(
+                    repo_id, revision=at, files_metadata=True, timeout=TIMEOUT_SECS
+                )
+            except (RepositoryNotFoundError, RevisionNotFoundError):
                 return None
             siblings = info.siblings or []
             return _Remote(
@@ -303,6 +295,17 @@ class HubPublisher:
                 reason=Reason.DESTINATION_TAKEN,
             )
 
+    def _require_valid_card(self, repo_id: str, card: Path) -> None:
+        """Ask what the client itself asks the Hub only once all weights are there."""
+        try:
+            content = card.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise CardError(
+                f"The card of '{repo_id}' is no text in UTF-8. Save README.md as UTF-8, and "
+                "publish again."
+            ) from error
+        self._call(lambda: self._api._validate_yaml(content), repo=repo_id)  # noqa: SLF001
+
     def _read_plan(self, remote: _Remote) -> str:
         with TemporaryDirectory() as folder:
             path = Path(
@@ -343,8 +346,8 @@ class HubPublisher:
         *,
         title: str,
         on_stored: OnStored,
-    ) -> None:
-        """Store every changed file, then show them all at once.
+    ) -> str:
+        """Store every changed file, then show them all at once; the commit that does.
 
         Raises:
             _StaleParentError: The repo is no longer as it was looked at.
@@ -359,11 +362,12 @@ class HubPublisher:
                 if changed[name].num_bytes >= _LARGE_BYTES:
                     self._store(remote.repo_id, addition)
                     on_stored([name])
-            self._call(
+            made = self._call(
                 lambda: self._send(remote, [*additions.values(), *deletions], title),
                 repo=remote.repo_id,
             )
         on_stored(changed)
+        return made
 
     def _store(self, repo_id: str, addition: CommitOperationAdd) -> None:
         self._call(lambda: self._api.preupload_lfs_files(repo_id, [addition]), repo=repo_id)
@@ -373,17 +377,18 @@ class HubPublisher:
         remote: _Remote,
         operations: Sequence[CommitOperationAdd | CommitOperationDelete],
         title: str,
-    ) -> None:
+    ) -> str:
         try:
-            self._api.create_commit(
+            made = self._api.create_commit(
                 remote.repo_id, operations, commit_message=title, parent_commit=remote.head or None
             )
         except RemoteEntryNotFoundError as error:  # a file to delete is gone
             raise _StaleParentError from error
         except HfHubHTTPError as error:
-            if error.response.status_code == _STALE_PARENT:
+            if error.response.status_code in _CONFLICTS:
                 raise _StaleParentError from error
             raise
+        return made.oid
 
     def _model(self, remote: _Remote, *, is_new: bool) -> PublishedModel:
         return PublishedModel(
@@ -392,14 +397,6 @@ class HubPublisher:
             url=f"{self._api.endpoint}/{remote.repo_id}",
             is_new=is_new,
         )
-
-
-def _scopes(fine_grained: Mapping[str, Any]) -> dict[str, frozenset[str]]:
-    scoped = {
-        str(each["entity"].get("name", "")): frozenset(each["permissions"])
-        for each in fine_grained.get("scoped", ())
-    }
-    return scoped | {"": frozenset(fine_grained.get("global", ()))}
 
 
 class _StaleParentError(Exception):

@@ -54,6 +54,12 @@ class DatabaseBoard:
         pinned = replace(request, revision=revision_sha)
         # What cannot be read back must not get into the queue.
         checked = request_from_json(request_to_json(pinned))
+        if checked.notify_url is not None and not checked.notify_url.startswith("https://"):
+            # Only here: jobs that were taken with such an address have to stay readable.
+            raise RequestError(
+                "The address to notify has to begin with https://: no other is ever told. Give "
+                "such an address, or none."
+            )
         job = self._store.submit(
             checked,
             recipe_version=recipe_version,

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from dynquant.core.job import JobState, Outcome, StepProgress
+from dynquant.core.job import JobState, Outcome, PublishedRepo, StepProgress
 from dynquant.core.job_text import outcome_from_text, outcome_to_text
 from dynquant.errors import (
     DynquantError,
@@ -106,7 +106,13 @@ def _outcome(error: Exception, step: str, job_id: str) -> Outcome:
     sentence = str(error)
     if isinstance(error, RetryLaterError):
         sentence += " This did not change for a long time. Retry the job once it has."
-    elif isinstance(error, NeverPublishError):
+    elif isinstance(error, NeverPublishError) and step != "publish":
         sentence += " Nothing was published."
-    state = JobState.REFUSED if isinstance(error, RequestError) else JobState.FAILED
-    return Outcome(state=state, reason_code=str(error.reason), sentence=sentence)
+    if error.published:
+        sentence += f" Published before that: {', '.join(repo for repo, _ in error.published)}."
+    return Outcome(
+        state=JobState.REFUSED if isinstance(error, RequestError) else JobState.FAILED,
+        reason_code=str(error.reason),
+        sentence=sentence,
+        results=tuple(PublishedRepo(repo_id=repo, commit_sha=sha) for repo, sha in error.published),
+    )

@@ -306,11 +306,6 @@ class JobStore:
             durations = connection.execute(query).scalars().all()
         return median(durations) if durations else None
 
-    def note(self, identity: str, kind: str, sentence: str) -> None:
-        """Write a line into the log of a job."""
-        with self._database.writing() as connection:
-            self._note(connection, identity, kind, sentence)
-
     def trim_log(self) -> None:
         """Forget the oldest lines of all logs."""
         with self._database.writing() as connection:

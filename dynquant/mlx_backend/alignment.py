@@ -21,7 +21,7 @@ from dynquant.core.plan import LayerProfile
 from dynquant.errors import NonFiniteError, UnsupportedModelError
 from dynquant.mlx_backend.encoding import decode, encode_min_max
 from dynquant.mlx_backend.loading import Weights, scalar
-from dynquant.mlx_backend.reverse import backward
+from dynquant.mlx_backend.reverse import NoGradientError, backward
 from dynquant.mlx_backend.sensitivity import Measurement
 from dynquant.mlx_backend.streaming import BlockModel, BlockWeights, Forward
 
@@ -135,7 +135,7 @@ def measure_alignment(
             gauge=gauge,
             on_block=finish,
         )
-    except (ValueError, RuntimeError) as error:
+    except NoGradientError as error:
         raise UnsupportedModelError(
             "This model has an operation without a gradient, which the alignment method needs. "
             "Use --method fisher: it falls back to a method that needs none."

@@ -31,6 +31,8 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 MAX_WINDOW_TOKENS = 512
+# Where configs say it; behind it learned positions are memory of something else.
+_CONTEXTS = ("max_position_embeddings", "n_positions", "n_ctx")
 # Enough to keep a matrix unit busy; on a CPU two batches go at once.
 _BATCH_TOKENS = {mx.cpu: 1024, mx.gpu: 2048}
 _BATCH_LOGITS = {mx.cpu: 1 << 26, mx.gpu: 1 << 27}  # half a GB in float32 at once
@@ -40,6 +42,7 @@ _SPREAD = 32  # windows are spread over up to this many times the tokens asked f
 _CHUNK_CHARACTERS = 1 << 20
 _MAX_ID = 2**31 - 1
 _SHINGLE_TOKENS = 32
+_SAMPLE, _MAX_FIRST = "a", 4  # of what a tokenizer may put before a text
 _MAX_OVERLAP = 0.05
 
 
@@ -51,11 +54,13 @@ class Windows:
         tokens: (windows, seq), int32.
         shingles: Hashes of every run of 32 tokens in the text that was read, uint64.
         facts: What the card says about the text.
+        num_first: Tokens at the start of each that the tokenizer puts before every text.
     """
 
     tokens: np.ndarray
     shingles: np.ndarray
     facts: TextFacts
+    num_first: int = 0
 
     def batches(self, start: int = 0, stop: int | None = None, *, vocab: int = 1) -> list[mx.array]:
         """Windows from `start` to `stop` in batches, each (batch, seq), int32.
@@ -76,7 +81,7 @@ class Windows:
             TextError: The texts are the same, or more than 5 % of these windows begin
                 with 32 tokens that the calibration text has too.
         """
-        starts = _shingles(self.tokens[:, :_SHINGLE_TOKENS])
+        starts = _shingles(self.tokens[:, self.num_first : self.num_first + _SHINGLE_TOKENS])
         share = float(np.isin(starts, calibration.shingles).mean()) if len(starts) else 0.0
         if self.facts.sha256 == calibration.facts.sha256:
             share = 1.0
@@ -120,14 +125,18 @@ def window_length(config: Mapping[str, Any]) -> int:
         InvalidModelError: The config's context makes no sense.
     """
     text_config = config.get("text_config")
-    nested = text_config.get("max_position_embeddings") if isinstance(text_config, dict) else None
-    context = config.get("max_position_embeddings") or nested or MAX_WINDOW_TOKENS
-    if not isinstance(context, int | float) or context < _SHINGLE_TOKENS:
-        raise InvalidModelError(
-            f"max_position_embeddings in config.json must be a number of at least "
-            f"{_SHINGLE_TOKENS}. Download the model again."
-        )
-    return int(min(MAX_WINDOW_TOKENS, context))
+    configs = [config, *([text_config] if isinstance(text_config, dict) else [])]
+    contexts = [MAX_WINDOW_TOKENS]
+    for each in configs:
+        for name in _CONTEXTS:
+            context = each.get(name) or MAX_WINDOW_TOKENS
+            if not isinstance(context, int | float) or not context >= _SHINGLE_TOKENS:
+                raise InvalidModelError(
+                    f"{name} in config.json must be a number of at least {_SHINGLE_TOKENS}. "
+                    "Download the model again."
+                )
+            contexts.append(int(min(MAX_WINDOW_TOKENS, context)))
+    return min(contexts)
 
 
 def vocabulary_size(config: Mapping[str, Any]) -> int:
@@ -155,6 +164,9 @@ def cut_windows(
 ) -> Windows:
     """Windows spread evenly over the beginning of `text`; chats go through the chat template.
 
+    Each begins with what the tokenizer puts before every text, such as `<bos>`: some models are
+    lost without it.
+
     Args:
         text: Documents; plain ones are joined by an empty line.
         tokenizer: The model's own.
@@ -167,9 +179,10 @@ def cut_windows(
         InvalidModelError: The tokenizer fails, or makes tokens that the model does not know.
         TextError: The text is empty or too short; carries `num_tokens_needed`.
     """
-    digest = hashlib.sha256()
+    digest, first = hashlib.sha256(), _first_tokens(tokenizer, num_tokens=num_tokens)
     parts: list[np.ndarray] = []
-    count, wanted, chat = 0, _SPREAD * num_windows * window_tokens, False
+    length = window_tokens - len(first)  # of a window's own text
+    count, wanted, chat = 0, _SPREAD * num_windows * length, False
     for piece in _pieces(text.documents()):
         rendered = None if isinstance(piece, str) else _rendered(piece, tokenizer)
         chat = chat or rendered is not None
@@ -180,16 +193,19 @@ def cut_windows(
         count += len(parts[-1])
         if count >= wanted:
             break
-    if count < min_windows * window_tokens:
+    if count < min_windows * length:
         raise TextError(
             f"The text '{text.name}' has {count:,} tokens, and at least "
-            f"{min_windows * window_tokens:,} are needed. Pass a longer text.",
-            num_tokens_needed=min_windows * window_tokens,
+            f"{min_windows * length:,} are needed. Pass a longer text.",
+            num_tokens_needed=min_windows * length,
         )
     stream = np.concatenate(parts)
-    whole = stream[: len(stream) // window_tokens * window_tokens].reshape(-1, window_tokens)
+    if np.array_equal(stream[: len(first)], first):  # a chat template has put it there
+        stream = stream[len(first) :]
+    whole = stream[: len(stream) // length * length].reshape(-1, length)
     kept = min(num_windows, len(whole))
     chosen = whole[np.linspace(0, len(whole) - 1, kept).astype(int)]
+    chosen = np.concatenate([np.tile(first, (kept, 1)), chosen], axis=1)
     return Windows(
         tokens=chosen,
         shingles=_shingles(stream),
@@ -200,6 +216,7 @@ def cut_windows(
             window_tokens=window_tokens,
             chat_formatted=chat,
         ),
+        num_first=len(first),
     )
 
 
@@ -236,10 +253,22 @@ def _plain(piece: str | Sequence[Mapping[str, str]], *, first: bool) -> str:
     return "\n\n".join(chain([""], (message["content"] for message in piece)))
 
 
-def _encoded(text: str, tokenizer: Any, *, num_tokens: int | None) -> np.ndarray:
+def _first_tokens(tokenizer: Any, *, num_tokens: int | None) -> np.ndarray:
+    """What the tokenizer puts before every text, (n,), int32; mostly one token or none."""
+    plain = _encoded(_SAMPLE, tokenizer, num_tokens=num_tokens).tolist()
+    whole = _encoded(_SAMPLE, tokenizer, num_tokens=num_tokens, add_special_tokens=True)
+    starts = range(min(_MAX_FIRST, len(whole)))
+    found = (n for n in starts if plain and whole[n : n + len(plain)].tolist() == plain)
+    return whole[: next(found, 0)]
+
+
+def _encoded(
+    text: str, tokenizer: Any, *, num_tokens: int | None, add_special_tokens: bool = False
+) -> np.ndarray:
     """Token ids, int32; an id without a row would make MLX read memory that is not the model's."""
     try:
-        ids = np.asarray(tokenizer.encode(text, add_special_tokens=False), dtype=np.int64)
+        ids = tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        ids = np.asarray(ids, dtype=np.int64)
     except BaseException as error:  # what Rust raises when it panics is no Exception
         if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
             raise

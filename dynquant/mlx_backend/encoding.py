@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -123,21 +124,24 @@ def encode_min_max(weight: mx.array, fmt: QuantFormat) -> Encoded:
 
 
 def decode(encoded: Encoded) -> mx.array:
-    """The weights that MLX will compute with, (..., out, in), float32."""
+    """The weights that MLX will compute with, (..., out, in), float32.
+
+    `encoded` may hold `global_scale` too: one number, or one for each expert of (experts, ...).
+    """
     arrays, fmt = encoded.arrays, encoded.fmt
     if fmt == UNQUANTIZED:
         return arrays["weight"].astype(mx.float32)
-    if fmt.mode != "affine":
-        return mx.dequantize(
-            arrays["weight"], arrays["scales"], None, fmt.group_size, fmt.bits, fmt.mode
-        ).astype(mx.float32)
-    return mx.dequantize(
-        arrays["weight"],
-        arrays["scales"].astype(mx.float32),
-        arrays["biases"].astype(mx.float32),
-        fmt.group_size,
-        fmt.bits,
-    )
+    dequantize = partial(mx.dequantize, group_size=fmt.group_size, bits=fmt.bits, mode=fmt.mode)
+    if fmt.mode == "affine":
+        scales, biases = (arrays[name].astype(mx.float32) for name in ("scales", "biases"))
+        return dequantize(arrays["weight"], scales, biases)
+    own = arrays.get("global_scale")
+    if own is None or own.ndim == 0:
+        found = dequantize(arrays["weight"], arrays["scales"], global_scale=own)
+    else:
+        each = zip(arrays["weight"], arrays["scales"], own, strict=True)
+        found = mx.stack([dequantize(w, s, global_scale=scale) for w, s, scale in each])
+    return found.astype(mx.float32)
 
 
 def pack(codes: mx.array, bits: int) -> mx.array:

@@ -7,9 +7,8 @@ block; the logits of one batch are compared and dropped, so none touch the disk.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 
 import mlx.core as mx
 import numpy as np
@@ -23,6 +22,7 @@ from dynquant.mlx_backend.streaming import BlockModel, BlockWeights, Forward
 __all__ = ["compare", "kl_divergences"]
 
 _ORIGINAL = "original"
+_MAX_NATS = 80.0  # what float32 can take the exponential of, with a vocabulary to add up
 
 
 def compare(
@@ -72,11 +72,9 @@ def _scored(original: Forward, others: Mapping[str, Forward]) -> dict[str, _Scor
         reference = _Reference.chunks(next(own), batch)
         scores[_ORIGINAL].add([part.own_scores() for part in reference], len(batch))
         for name, stream in streams.items():
-            rows = _scored_rows(next(stream))
-            starts = accumulate((part.num_rows for part in reference[:-1]), initial=0)
-            parts = []
-            for start, part in zip(starts, reference, strict=True):
-                parts.append(part.scores_of(rows[start : start + part.num_rows]))
+            logits, parts = next(stream), list[mx.array]()
+            for part in reference:
+                parts.append(part.scores_of(logits))
                 mx.eval(parts[-1])
             scores[name].add(parts, len(batch))
         mx.clear_cache()
@@ -119,6 +117,7 @@ class _Reference:
     """Some rows of the original's logits, with what the scores of all other models share.
 
     Attributes:
+        where: Windows and positions of a batch that the rows are of.
         logits: (rows, vocab), float32.
         probabilities: Their softmax, (rows, vocab), float32.
         targets: The tokens that came next, (rows, 1).
@@ -127,6 +126,7 @@ class _Reference:
         is_masked: Whether some logits are -inf; choosing takes as long as all the rest.
     """
 
+    where: tuple[slice, slice]
     logits: mx.array
     probabilities: mx.array
     targets: mx.array
@@ -137,30 +137,23 @@ class _Reference:
     @classmethod
     def chunks(cls, logits: mx.array, batch: mx.array) -> list[_Reference]:
         """A batch's logits (batch, seq, vocab) in parts that fit a processor's cache."""
-        rows, targets = _scored_rows(logits), batch[:, 1:].reshape(-1, 1)
-        step = max(1, CHUNK_LOGITS // rows.shape[-1])
+        num_windows, num_positions, vocab = logits.shape
         found = []
-        for start in range(0, rows.shape[0], step):
-            a, following = (x[start : start + step] for x in (rows, targets))
-            a = a.astype(mx.float32)
+        for where in scored_parts(num_windows, num_positions, max(1, CHUNK_LOGITS // vocab)):
+            a, following = _rows(logits, where), batch[:, 1:][where].reshape(-1, 1)
             highest = a.max(-1, keepdims=True)
             exponentials = mx.exp(a - highest)
             total = exponentials.sum(-1, keepdims=True)
             nll = mx.log(total) + highest - mx.take_along_axis(a, following, axis=-1)
             top, is_masked = mx.argmax(a, axis=-1), scalar(a.min()) == -math.inf
-            part = cls(a, exponentials / total, following, nll.squeeze(-1), top, is_masked)
+            part = cls(where, a, exponentials / total, following, nll.squeeze(-1), top, is_masked)
             mx.eval(part.logits, part.probabilities, part.nll, part.top)
             found.append(part)
         return found
 
-    @property
-    def num_rows(self) -> int:
-        """How many rows these are."""
-        return self.logits.shape[0]
-
     def own_scores(self) -> mx.array:
         """Scores of the original itself."""
-        return mx.stack([self.nll, mx.zeros(self.num_rows), mx.ones(self.num_rows)])
+        return mx.stack([self.nll, mx.zeros_like(self.nll), mx.ones_like(self.nll)])
 
     def scores_of(self, logits: mx.array) -> mx.array:
         """Negative log-likelihood, KL(original ‖ model) and agreement, (3, rows), float32.
@@ -171,14 +164,19 @@ class _Reference:
         one exponential. Tokens masked out (-inf) count for nothing.
 
         Args:
-            logits: Of the model, (rows, vocab).
+            logits: Of the model for the whole batch, (batch, seq, vocab).
         """
-        a, b, p = self.logits, logits.astype(mx.float32), self.probabilities
+        a, b, p = self.logits, _rows(logits, self.where), self.probabilities
         difference = a - b
         if self.is_masked:
             difference = mx.where(a == -math.inf, 0.0, difference)
         centre = (p * difference).sum(-1, keepdims=True)
-        gap = mx.log1p((p * mx.expm1(centre - difference)).sum(-1, keepdims=True))
+        gains = p * mx.expm1(centre - difference)
+        gap = mx.log1p(gains.sum(-1, keepdims=True))
+        if not mx.all(mx.isfinite(gap)).item():  # something all but impossible became likely
+            log_q = a - mx.logsumexp(a, axis=-1, keepdims=True) + centre - difference
+            gains = mx.where(mx.isfinite(gains), gains, mx.exp(mx.minimum(log_q, _MAX_NATS)))
+            gap = mx.log1p(gains.sum(-1, keepdims=True))
         nll = self.nll + (
             mx.take_along_axis(difference, self.targets, axis=-1) - centre + gap
         ).squeeze(-1)
@@ -186,6 +184,20 @@ class _Reference:
         return mx.stack([nll, mx.maximum(gap.squeeze(-1), 0.0), agree.astype(mx.float32)])
 
 
-def _scored_rows(logits: mx.array) -> mx.array:
-    """Logits that predict a token of their window, (rows, vocab)."""
-    return logits[:, :-1].reshape(-1, logits.shape[-1])
+def scored_parts(
+    num_windows: int, num_positions: int, max_rows: int
+) -> Iterator[tuple[slice, slice]]:
+    """Windows and positions that are scored together: some windows, or a part of one.
+
+    Of each window all positions but the last, which predicts no token of it.
+    """
+    scored = num_positions - 1
+    together = max(1, max_rows // scored)
+    for first in range(0, num_windows, together):
+        for start in range(0, scored, max_rows):
+            yield slice(first, first + together), slice(start, min(start + max_rows, scored))
+
+
+def _rows(logits: mx.array, where: tuple[slice, slice]) -> mx.array:
+    """Some of a batch's logits, (rows, vocab), float32; of a single window no copy is made."""
+    return logits[where].reshape(-1, logits.shape[-1]).astype(mx.float32)

@@ -99,19 +99,16 @@ def _outside(
 ) -> Importance:
     """Importance of a layer outside all blocks by the relative error at its own output."""
     weight = outer[f"{path}.weight"].astype(mx.float32)
+    terms = list[Term]()
+    inputs = _inputs(measurement, path, watcher)
+    if inputs is not None:  # first, as of layers with gradients
+        size = scalar((inputs[..., None, :] * mx.square(weight)).sum())
+        terms += _uniform_rows(inputs, weight.shape, 1 / size if size else 0.0).terms
     if moments := watcher.of(path, Role.LOOKUP):
         seen = (moments.inputs + 0.5) / (moments.num_vectors + 0.5 * moments.inputs.size)
-        size = (seen[:, None] * mx.square(weight)).sum().item()
-        return (
-            Importance((Term(2 / size * seen, mx.ones(weight.shape[-1])),))
-            if size
-            else Importance(())
-        )
-    inputs = _inputs(measurement, path, watcher)
-    if inputs is None:
-        return Importance(())
-    size = scalar((inputs[..., None, :] * mx.square(weight)).sum())
-    return _uniform_rows(inputs, weight.shape, 1 / size if size else 0.0)
+        size = scalar((seen[:, None] * mx.square(weight)).sum())
+        terms += [Term(2 / size * seen, mx.ones(weight.shape[-1]))] if size else []
+    return Importance(tuple(terms))
 
 
 def _inputs(measurement: Measurement, path: str, watcher: MomentsObserver) -> mx.array | None:

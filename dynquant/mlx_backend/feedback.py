@@ -123,7 +123,7 @@ def _cholesky(covariance: mx.array, order: mx.array) -> tuple[list[_Panel], mx.a
     mean = mx.where(mean > 0, mean, 1.0)
     damping = _DAMPING
     while damping <= _MAX_DAMPING:
-        ridge = mx.where(diagonal > 0, damping * mean, mean)
+        ridge = mx.broadcast_to(damping * mean, diagonal.shape)
         panels = list[_Panel]()
         while len(panels) * _PANEL_ROWS < order.shape[-1]:
             panel = _next_panel(covariance, order[..., ::-1], ridge[..., ::-1], panels)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,6 +24,7 @@ from mlx_lm import utils as mlx_lm_utils
 from dynquant.core.formats import UNQUANTIZED, QuantFormat
 from dynquant.core.plan import LayerProfile, ModelInventory
 from dynquant.errors import InvalidModelError, NonFiniteError, Reason, UnsupportedModelError
+from dynquant.mlx_backend.encoding import Encoded, decode
 from dynquant.mlx_backend.folder import check_folder, stamps
 
 __all__ = [
@@ -49,6 +50,7 @@ _MODEL_CODE_ERRORS = (
     TypeError,
     ValueError,
 )
+_QUANTIZED_PARAMETERS = ("weight", "scales", "biases", "global_scale")
 _ADDED_UP = 1 << 26  # numbers of a weight at a time
 _DTYPES = {"float16": mx.float16, "bfloat16": mx.bfloat16, "float32": mx.float32}
 
@@ -212,19 +214,29 @@ class ModelFolder:
             ) from error
         return model
 
-    def lazy_weights(self) -> Weights:
-        """Parameter path → array in its stored dtype, not yet read from disk."""
+    def lazy_weights(self, *, exact: bool = False) -> Weights:
+        """Parameter path → array in its stored dtype, not yet read from disk.
+
+        Args:
+            exact: Do not round dequantized weights to the dtype of the model where this machine
+                computes in a wider one.
+        """
         model = self._load()
-        weights = dict(tree_flatten(model.parameters()))
-        if self.quantized:
-            weights = _dequantized(model, weights)
-        if (dtype := self._conversion_dtype) is None:
-            return weights
+        weights, dequantized = dict(tree_flatten(model.parameters())), _dequantized(model)
+        for path in dequantized:
+            for name in _QUANTIZED_PARAMETERS:
+                weights.pop(f"{path}.{name}", None)
+        weights |= {f"{path}.weight": array for path, (array, _) in dequantized.items()}
+        stored = {f"{path}.weight": dtype for path, (_, dtype) in dequantized.items()}
         may_cast = getattr(model, "cast_predicate", lambda _: True)
-        return {
-            path: array.astype(dtype) if is_floating(array) and may_cast(path) else array
-            for path, array in weights.items()
-        }
+        for path, array in weights.items():
+            if is_floating(array):
+                dtype = stored.get(path, array.dtype)
+                if self._conversion_dtype is not None and may_cast(path):
+                    dtype = self._conversion_dtype
+                is_exact = exact and path in stored
+                weights[path] = array.astype(compute_dtype(dtype) if is_exact else dtype)
+        return weights
 
     def stored_weights(self) -> Weights:
         """Parameter path → array as it is stored, packed where quantized, not yet read."""
@@ -325,7 +337,9 @@ def open_model(folder: Path, *, dequantize: bool = False) -> ModelFolder:
         )
     own = {k: v for k, v in config.items() if k not in ("quantization", "quantization_config")}
     opened = ModelFolder(folder=folder, config=own, quantized=quantized, stamps=before)
-    _ = opened.skeleton  # a model that does not build is refused here
+    skeleton = opened.skeleton  # a model that does not build is refused here
+    if quantized:
+        _require_dequantized(opened.lazy_weights(), quantizable(skeleton))
     return opened
 
 
@@ -358,22 +372,29 @@ def _is_quantized(folder: Path, config: dict[str, Any]) -> bool:
     )
 
 
-def _dequantized(model: nn.Module, weights: Weights) -> Weights:
-    result = dict(weights)
-    for path, module in tree_flatten(model.leaf_modules(), is_leaf=nn.Module.is_module):
-        if "scales" not in module:
-            continue
-        for name in ("scales", "biases", "global_scale"):
-            result.pop(f"{path}.{name}", None)
-        result[f"{path}.weight"] = mx.dequantize(
-            module["weight"],
-            module["scales"],
-            module.get("biases"),
-            module.group_size,
-            module.bits,
-            module.mode,
-        )
-    return result
+def _require_dequantized(weights: Weights, layers: Collection[str]) -> None:
+    """Refuse what only layers of its own kind can read, such as BitNet's packed weights."""
+    for path in layers:
+        if not is_floating(weights[f"{path}.weight"]):
+            raise UnsupportedModelError(
+                f"This model is quantized in a form of its own (layer '{path}'), and cannot be "
+                "dequantized. Use the original.",
+                reason=Reason.ALREADY_QUANTIZED,
+            )
+
+
+def _dequantized(model: nn.Module) -> dict[str, tuple[mx.array, mx.Dtype]]:
+    """Path of each quantized layer → its weight, float32, and the dtype that mlx-lm gives it."""
+    found = {}
+    for path, layer in tree_flatten(model.leaf_modules(), is_leaf=nn.Module.is_module):
+        if "scales" in layer:
+            arrays = {name: layer[name] for name in _QUANTIZED_PARAMETERS if name in layer}
+            arrays = {name: array for name, array in arrays.items() if array is not None}
+            fmt = QuantFormat(layer.bits, layer.group_size, layer.mode)
+            scales = arrays["scales"].dtype
+            dtype = scales if fmt.mode == "affine" else mx.bfloat16
+            found[path] = decode(Encoded(arrays, fmt)), dtype
+    return found
 
 
 def _allowed(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from math import prod
 
 import mlx.core as mx
 from mlx.utils import tree_flatten
@@ -18,6 +17,7 @@ from dynquant.mlx_backend.loading import (
     is_floating,
     set_parameter,
 )
+from dynquant.mlx_backend.moments import covariance_bytes
 from dynquant.mlx_backend.sensitivity import GRADIENT_TOKENS
 from dynquant.mlx_backend.streaming import BlockModel
 from dynquant.mlx_backend.writing import PART_BYTES
@@ -27,9 +27,9 @@ __all__ = ["cache_bytes", "conversion_bytes"]
 logger = logging.getLogger(__name__)
 
 _PROCESS_BYTES = 400 << 20  # Python, MLX and mlx-lm themselves
-# How often a head is there as logits are compared: of the original and of one other model; a CPU
-# dequantizes in steps, each as large.
-_HEAD_COPIES = {mx.cpu: 5, mx.gpu: 2}
+# How often a head is there as logits are compared: of the original and of one other model, which a
+# CPU dequantizes in steps that are as large.
+_HEAD_COPIES = {mx.cpu: 3, mx.gpu: 2}
 _LOGITS_COPIES = 3  # of a batch, in float32
 
 
@@ -77,7 +77,7 @@ def conversion_bytes(model: ModelFolder, num_tokens: int) -> int:
     matrices = [shape for shape in matrices if len(shape) > 1]
     outer_matrices = [array.shape for array in outer.values() if array.ndim == 2]
     width = max((shape[1] for shape in outer_matrices), default=0)
-    products = 4 * max((prod(shape[:-2]) * shape[-1] ** 2 for shape in matrices), default=0)
+    products = max((covariance_bytes((*s[:-2], s[-1])) for s in matrices), default=0)
     recorded = min(num_tokens, GRADIENT_TOKENS)
     activations = 4 * width * (recorded * len(inner) + 2 * num_tokens)
     largest = max((bytes_of(weights.values()) for weights in inner.values()), default=0)

@@ -14,7 +14,13 @@ from dynquant.core.formats import AFFINE_GROUP_SIZES
 from dynquant.mlx_backend.observing import Observation, Role, squares
 from dynquant.mlx_backend.products import Products
 
-__all__ = ["Moments", "MomentsObserver", "takes_feedback", "towards_mean_expert"]
+__all__ = [
+    "Moments",
+    "MomentsObserver",
+    "covariance_bytes",
+    "takes_feedback",
+    "towards_mean_expert",
+]
 
 _PRIOR_TOKENS = 16.0  # how many tokens the mean expert stands for, beside an expert's own
 _MIN_GROUP_SIZE = min(AFFINE_GROUP_SIZES)
@@ -154,12 +160,10 @@ class MomentsObserver:
         shape = self._shapes[seen.path]
         lead = tuple(shape[:-2])
         width = seen.x.shape[-1]
-        # Feedback goes by whole groups; a width without them has no format to feed back in.
         products = (
             seen.path in self._with_products
             and seen.role not in (Role.TRANSPOSED, Role.LOOKUP)
-            and width % _MIN_GROUP_SIZE == 0
-            and 4 * prod(lead) * width**2 <= _MAX_COVARIANCE_BYTES
+            and covariance_bytes((*lead, width)) > 0
         )
         num_rows = shape[0] if seen.role is Role.LOOKUP else 0
         key = (id(seen.x), id(seen.experts), seen.role, lead, products, num_rows)
@@ -178,6 +182,16 @@ class MomentsObserver:
                 new = Moments(inputs, _num_vectors(seen, lead), found)
             self._fresh[key] = seen, new  # `seen` keeps the ids taken
         return self._fresh[key][1]
+
+
+def covariance_bytes(inputs: Sequence[int]) -> int:
+    """What the products of inputs (*lead, in) take, float32; 0 where they are not kept.
+
+    Feedback goes by whole groups; a width without them has no format to feed back in.
+    """
+    *lead, width = inputs
+    size = 4 * prod(lead) * width**2
+    return size if width % _MIN_GROUP_SIZE == 0 and size <= _MAX_COVARIANCE_BYTES else 0
 
 
 def towards_mean_expert(means: mx.array, counts: mx.array) -> mx.array:

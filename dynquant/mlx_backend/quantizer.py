@@ -6,14 +6,14 @@ import dataclasses
 import importlib.metadata
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property, wraps
+from functools import cached_property, partial, wraps
 from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
 
 import mlx.core as mx
 
 from dynquant import __version__
-from dynquant.core.formats import QuantFormat
+from dynquant.core.formats import UNQUANTIZED, QuantFormat
 from dynquant.core.plan import CostTable, ModelInventory, QuantPlan
 from dynquant.core.quality import Quality
 from dynquant.core.recipe import EFFORTS, Effort
@@ -188,6 +188,7 @@ class MlxQuantizer:
             ),
             method=costs.method,
             encoder=encoder,
+            effort=effort.name,
             calibration=windows.facts,
             seed=seed,
             source=self._name,
@@ -258,14 +259,14 @@ class MlxQuantizer:
         """
         num_probes = _num_probe_windows(windows)
         for folder, plan in plans.items():
-            affine = {path: fmt for path, fmt in plan.formats.items() if fmt.mode == "affine"}
-            if not affine:
+            formats = {path: fmt for path, fmt in plan.formats.items() if fmt != UNQUANTIZED}
+            if all(fmt.mode != "affine" for fmt in formats.values()):
                 continue
             better = refined(
                 self._blocks,
                 self._model.lazy_weights,
                 open_model(folder, dequantize=True).stored_weights,
-                affine,
+                formats,
                 batches=self._batches(windows, 0, -num_probes),
                 held_out=self._batches(windows, -num_probes),
                 num_steps=effort.num_refine_steps,
@@ -379,7 +380,9 @@ class MlxQuantizer:
         """
         blocks, load = self._blocks, self._model.lazy_weights
         candidates = {
-            name: BlockWeights(blocks, open_model(folder, dequantize=True).lazy_weights)
+            name: BlockWeights(
+                blocks, partial(open_model(folder, dequantize=True).lazy_weights, exact=True)
+            )
             for name, folder in folders.items()
         }
         stock = LayerEncoder("minmax", MomentsObserver({}, covariance=False))

@@ -19,6 +19,7 @@ from contextlib import contextmanager
 import mlx.core as mx
 
 from dynquant.core.formats import QuantFormat
+from dynquant.mlx_backend.encoding import Encoded, decode
 from dynquant.mlx_backend.evaluation import kl_divergences
 from dynquant.mlx_backend.loading import Weights, compute_dtype, set_parameter
 from dynquant.mlx_backend.reverse import Loss, NoGradientError, backward
@@ -163,7 +164,7 @@ def refined(
         blocks: The model.
         original: Gives the original's weights lazily.
         stored: Gives the stored arrays of the quantized model lazily.
-        formats: Path → format of every layer with scales and biases.
+        formats: Path → format of every quantized layer; those without biases stay as they are.
         batches: Calibration windows, each (batch, seq), int32; one step takes one.
         held_out: Other windows, for the choice.
         num_steps: Steps of Adam.
@@ -171,9 +172,10 @@ def refined(
         on_step: Called after each step.
 
     Returns:
-        Name → array, scales and biases of every layer.
+        Name → array, scales and biases of every layer that has both.
     """
-    pairs = Pairs(blocks, stored, formats)
+    affine = {path: fmt for path, fmt in formats.items() if fmt.mode == "affine"}
+    pairs = Pairs(blocks, stored, affine)
 
     def quantized() -> BlockWeights:
         return BlockWeights(blocks, lambda: _codes(stored(), formats), pairs.decode)
@@ -216,7 +218,7 @@ def refined(
         return {}
     return {
         f"{path}.{name}": array
-        for path in formats
+        for path in affine
         for name, array in zip(("scales", "biases"), pairs.stored_pair(path), strict=True)
     }
 
@@ -241,14 +243,19 @@ def _advance(*forwards: Forward) -> None:
 
 
 def _codes(stored: Weights, formats: Mapping[str, QuantFormat]) -> Weights:
-    """`stored` with codes, as numbers, in the place of quantized weights."""
+    """`stored` with codes, as numbers, in the place of weights with scales and biases."""
     weights = dict(stored)
     for path, fmt in formats.items():
-        scales = weights.pop(f"{path}.scales")
-        weights.pop(f"{path}.biases")
-        ones, zeros = mx.ones(scales.shape), mx.zeros(scales.shape)
-        packed = weights[f"{path}.weight"]
-        weights[f"{path}.weight"] = mx.dequantize(packed, ones, zeros, fmt.group_size, fmt.bits)
+        names = {name: f"{path}.{name}" for name in ("weight", "scales", "biases")}
+        arrays = {name: weights.pop(full) for name, full in names.items() if full in weights}
+        if fmt.mode == "affine":
+            one = mx.ones(arrays["scales"].shape)
+            weights[names["weight"]] = decode(
+                Encoded(arrays | {"scales": one, "biases": mx.zeros_like(one)}, fmt)
+            )
+        else:
+            weight = decode(Encoded(arrays, fmt))
+            weights[names["weight"]] = weight.astype(compute_dtype(mx.bfloat16))
     return weights
 
 

@@ -12,6 +12,7 @@ square is not the sum of its parts' squares.
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
@@ -24,6 +25,9 @@ from dynquant.mlx_backend.loading import Weights
 from dynquant.mlx_backend.streaming import BlockModel, BlockWeights, Forward, side_by_side
 
 __all__ = ["Gauge", "NoGradientError", "backward"]
+
+
+_SPEAKS_OF_GRADIENTS = re.compile("vjp|gradient|differentia|implement", re.IGNORECASE)
 
 
 class NoGradientError(RuntimeError):
@@ -293,5 +297,9 @@ def _no_gradient() -> Iterator[None]:
     """Some operations tell when they are traced that they have no VJP, some when they run."""
     try:
         yield
-    except (ValueError, RuntimeError) as error:
+    except ValueError as error:
+        raise NoGradientError(str(error)) from error
+    except RuntimeError as error:
+        if not _SPEAKS_OF_GRADIENTS.search(str(error)):  # but of memory, or a file
+            raise
         raise NoGradientError(str(error)) from error

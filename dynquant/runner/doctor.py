@@ -17,6 +17,7 @@ import requests
 from dynquant.confine import clean_environment
 from dynquant.core.figures import size
 from dynquant.errors import DynquantError
+from dynquant.hub.accounts import WRITE
 from dynquant.hub.publishing import HubPublisher
 from dynquant.jobs.board import DatabaseBoard
 from dynquant.runner.machine import usable_memory_bytes
@@ -29,8 +30,7 @@ _MIN_PYTHON = (3, 11)
 _MIN_FREE_BYTES = 20 * 10**9
 """Source and result of an 8 B model."""
 
-_WRITE = "repo.write"
-_NEEDED = frozenset({"repo.content.read", _WRITE})
+_NEEDED = frozenset({"repo.content.read", WRITE})
 """Permissions of a token, as the Hub calls them, that a runner needs in one namespace."""
 
 _TIMEOUT_SECS = 20.0
@@ -164,7 +164,7 @@ def _token() -> str:
     if account.role != "fineGrained":
         wide = "; a fine-grained one for one namespace would be safer" * (account.role == "write")
         return f"'{account.name}' may publish to: {', '.join(account.namespaces)}{wide}."
-    writable = [name for name in account.namespaces if _WRITE in account.scopes.get(name, ())]
+    writable = [name for name in account.namespaces if account.may_write_to(name)]
     if not writable:
         raise _MissingError(
             f"The fine-grained token of '{account.name}' may write to no namespace. Give it read "

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from dynquant.errors import (
     disk_errors_translated,
 )
 from dynquant.hub.models import HubModels
+from dynquant.hub.transfers import go_by_plain_http
 from dynquant.log_lines import job_context
 from dynquant.outputs import OutputFolders, read_text, write_file
 from dynquant.pipeline import already_published, destinations, publish
@@ -103,6 +104,7 @@ class JobSteps:
         )
         self._free_bytes = free_bytes
         self._open: dict[str, tuple[HubModels, ModelSource]] = {}
+        go_by_plain_http()  # or a cancelled job would go on downloading
 
     def run(
         self,
@@ -221,7 +223,7 @@ class JobSteps:
                 ids,
                 self._publisher,
                 outputs=OutputFolders(call.folder / "models"),
-                private=call.request.private,
+                private=call.request.private or (False if call.request.public else None),
                 progress=_Reported(call),
             )
         )
@@ -229,14 +231,16 @@ class JobSteps:
     def _require_model(self, call: _Call) -> ModelSource:
         """The model in the cache, the texts and the spec in the job's folder."""
         if call.job_id not in self._open:
-            hub = self._open_hub()
             repo, sha = (call.resolved["source"][key] for key in ("name", "revision_sha"))
             dequantize = call.recipe.dequantize
-            # A file that an answer forgets would not be missed: two must agree on them.
-            hub.look_up(repo, revision=sha, allow_quantized=dequantize)
-            source = hub.fetch(
-                repo, revision=sha, allow_quantized=dequantize, progress=_Reported(call)
-            )
+            with ExitStack() as on_failure:
+                hub = on_failure.enter_context(self._open_hub())
+                # A file that an answer forgets would not be missed: two must agree on them.
+                hub.look_up(repo, revision=sha, allow_quantized=dequantize)
+                source = hub.fetch(
+                    repo, revision=sha, allow_quantized=dequantize, progress=_Reported(call)
+                )
+                on_failure.pop_all()
             self._open[call.job_id] = hub, source
         source = self._open[call.job_id][1]
         for role in _TEXTS:

@@ -280,9 +280,8 @@ class Service:
         job, _ = self.job(job_id)
         if not job.results:
             raise RequestError("This job has published nothing yet, so there is nothing to copy.")
-        mine = HubVisitor(token)
-        return tuple(
-            mine.copy(each.repo_id, namespace=visitor.name, private=private) for each in job.results
+        return HubVisitor(token).copy_all(
+            [each.repo_id for each in job.results], namespace=visitor.name, private=private
         )
 
     def _count(self, what: str) -> None:

@@ -19,6 +19,7 @@ from dynquant.core.artefacts import (
 )
 from dynquant.core.formats import UNQUANTIZED, QuantFormat
 from dynquant.core.plan import CostTable, TextFacts
+from dynquant.core.recipe import RECIPE_VERSION
 from dynquant.core.together import Together
 from dynquant.errors import SensitivitiesError
 from tests.core.factories import make_inventory, make_layer, make_layers
@@ -32,6 +33,7 @@ def make_table(**overrides: Any) -> CostTable:
         "inventory": make_inventory(layers, together=Together(((0.1, 0.2), (0.3, 1 / 3)))),
         "method": "fisher",
         "encoder": "gptq",
+        "effort": "normal",
         "calibration": TextFacts(
             name="größe.txt", sha256="ab" * 32, num_tokens=512, window_tokens=256
         ),
@@ -80,7 +82,9 @@ def damaged_layer(**changes: Any) -> dict[str, Any]:
         {},
         table_json(kind="plan"),
         table_json(version=1),
-        table_json(version=3),
+        table_json(version=99),
+        table_json(recipe_version=RECIPE_VERSION - 1),
+        table_json(effort=None),
         table_json(layers=None),
         table_json(layers=[[]]),
         table_json(scales=[]),

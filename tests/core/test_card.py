@@ -119,6 +119,28 @@ def test_a_local_source_is_not_called_a_base_model():
     assert not [href for href in Outline(render(facts)).hrefs if "huggingface.co" in href]
 
 
+@pytest.mark.parametrize(
+    ("fields", "header"),
+    [
+        ({"license": "apache-2.0, mit"}, {"license": ["apache-2.0", "mit"]}),
+        ({"license": "Apache-2.0"}, {"license": "apache-2.0"}),
+        ({"license": "GPL-2.0-or-later"}, {"license": "other", "license_name": "gpl-2.0-or-later"}),
+        (
+            {"license": "mit, LFM Open <v1.0>"},
+            {"license": ["mit", "other"], "license_name": "lfm-open-v1.0"},
+        ),
+        (
+            {"license": "nice-1", "license_name": "Nice", "license_link": "LICENSE"},
+            {"license": "other", "license_name": "Nice", "license_link": "LICENSE"},
+        ),
+        ({"license": ""}, {}),
+    ],
+)
+def test_a_license_is_said_in_the_ids_that_the_hub_takes(fields, header):
+    written = header_of(make_facts(1, license_fields=fields))
+    assert {key: value for key, value in written.items() if key.startswith("license")} == header
+
+
 def test_license_fields_are_carried_over_as_far_as_known():
     fields = {
         "license": "other",

@@ -61,6 +61,7 @@ def restored(facts, name="model"):
 def full_facts(**overrides):
     values = {
         "ladder": make_ladder(),
+        "source_is_private": True,
         "gated": "manual",
         "gated_fields": {"extra_gated_prompt": "Agree\n---", "extra_gated_fields": {"a": "text"}},
         "menu": DEFAULT_MENU,
@@ -139,6 +140,7 @@ def facts(draw):
         name=TEXT,
         source=TEXT | st.just("org/Model"),
         source_is_repo=st.booleans(),
+        source_is_private=st.booleans(),
         revision_sha=TEXT,
         model_type=TEXT,
         license_fields=st.dictionaries(TEXT | st.sampled_from(["license", "license_link"]), TEXT),

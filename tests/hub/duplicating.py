@@ -28,8 +28,8 @@ async def post_duplicate(call: Here, repo: Readable, body: _Target) -> Answer:
     require_namespace(call.hub, call.request, repo.kind, namespace)
     if (repo.kind, body.repository) in call.hub.repos:
         raise refusal(409, f"There is a {body.repository} already.")
-    is_private = body.visibility == "private" or bool(body.private)
-    copy = Repo(body.repository, repo.kind, private=is_private)
+    asked = {None: body.private, "private": True, "public": False}[body.visibility]
+    copy = Repo(body.repository, repo.kind, private=repo.private if asked is None else asked)
     head = repo.at("main")
     assert head is not None
     copy.commit(head.files)

@@ -89,7 +89,6 @@ def test_a_source_carries_what_its_repo_asks_of_people(hub, models):
         "extra_gated_fields": {"Name": "text"},
     }
     assert (source.gated, source.is_private) == ("", False)
-    assert source.pipeline_tag == "text-generation"
 
 
 def test_a_gated_source_that_is_open_to_this_person_says_how_it_is_gated(hub, tmp_path):

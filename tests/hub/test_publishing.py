@@ -18,6 +18,7 @@ import pytest
 from huggingface_hub import HfApi, constants
 
 from dynquant.errors import (
+    CardError,
     DestinationError,
     DynquantError,
     HubQuotaError,
@@ -222,16 +223,60 @@ def test_an_organization_that_the_account_belongs_to_is_fine(hub, publisher, fol
 
 
 def test_another_namespace_is_refused_before_any_work(hub, publisher):
-    with pytest.raises(DestinationError, match=r"belongs to 'you'.*one of: you, team, club"):
+    with pytest.raises(DestinationError, match=r"belongs to 'you'.*one of: you, team;"):
         publisher.check("mallory/Model", source="org/Model")
 
 
 def test_a_role_that_may_only_read_an_organization_is_refused_and_leaves_nothing(
     hub, publisher, folder
 ):
-    with pytest.raises(DestinationError, match="may not write to 'club/Model'"):
+    with pytest.raises(DestinationError, match="cannot publish as 'club'"):
         publish(publisher, folder, repo="club/Model")
     assert ("model", "club/Model") not in hub.repos
+
+
+@pytest.mark.parametrize(
+    ("scopes", "allowed"),
+    [
+        ({"you": ("repo.content.read", "repo.write")}, {"you/Model"}),
+        ({"you": ("repo.content.read",), "team": ("repo.write",)}, {"team/Model"}),
+        ({"you/Model": ("repo.write",), "you": ("repo.content.read",)}, {"you/Model"}),
+        ({"you/Other": ("repo.write",), "team": ()}, set()),
+        ({"": ("repo.write",)}, {"you/Model", "team/Model"}),
+        ({"": ("discussion.write",)}, set()),
+    ],
+)
+def test_a_fine_grained_token_publishes_where_it_may_write_and_is_refused_elsewhere_before_any_work(
+    hub, scopes, allowed
+):
+    hub.add_user("you", token="hf_fine", role="fineGrained")
+    hub.scopes["hf_fine"] = scopes
+    publisher = HubPublisher(endpoint=hub.url, token="hf_fine")
+    for repo in ("you/Model", "team/Model"):
+        if repo in allowed:
+            publisher.check(repo, source="org/Model")
+        else:
+            with pytest.raises(DestinationError, match="fine-grained token in use may not") as no:
+                publisher.check(repo, source="org/Model")
+            assert no.value.reason == Reason.NO_ACCESS
+
+
+@pytest.mark.parametrize(
+    ("card", "words"),
+    [
+        (b"---\nlicense: apache-2.0, mit\n---\n", r'"license" must be one of \[apache-2.0, mit,'),
+        (b"\xff\xfe", "no text in UTF-8"),
+    ],
+)
+def test_a_card_that_the_hub_does_not_take_is_refused_in_its_words_before_anything_is_sent(
+    hub, publisher, folder, pauses, card, words
+):
+    write_model(folder, **{"README.md": card})
+    with pytest.raises(CardError, match=words):
+        publish(publisher, folder)
+    assert ("model", REPO) not in hub.repos
+    assert not hub.asked("PUT|POST .*(lfs|preupload|commit)")
+    assert pauses == []
 
 
 def test_a_token_that_may_only_read_is_refused_before_any_work(hub):
@@ -297,6 +342,28 @@ def test_a_commit_of_somebody_else_in_between_is_looked_at_and_kept(hub, publish
     assert at_the_hub(hub) == contents(folder)
 
 
+def test_a_hub_that_still_shows_the_head_of_before_makes_no_second_commit(hub, publisher, folder):
+    publish(publisher, folder)
+    (folder / "config.json").write_text('{"changed": true}')
+    branches = hub.repos["model", REPO].branches
+    before = branches["main"]
+    now: list[str] = []
+
+    def lag(request) -> None:
+        if request.path == f"/api/models/{REPO}" and branches["main"] != before:
+            now.append(branches["main"])
+            branches["main"] = before
+
+    def catch_up(_request) -> None:
+        branches["main"] = now.pop() if now else branches["main"]
+
+    hub.on_request, hub.after_request = lag, catch_up
+    published = publish(publisher, folder, title="Update")
+    assert commits(hub) == ["Update", TITLE]
+    assert published.commit_sha == branches["main"]
+    assert len(hub.asked("POST .*/commit/")) == 2
+
+
 def test_somebody_who_fills_a_new_repo_in_between_is_not_overwritten(hub, publisher, folder):
     def fill(request) -> None:
         if request.method == "PUT":
@@ -308,7 +375,9 @@ def test_somebody_who_fills_a_new_repo_in_between_is_not_overwritten(hub, publis
     assert at_the_hub(hub) == {"README.md": b"# Mine"}
 
 
-def test_a_repo_that_never_stands_still_is_given_up(hub, publisher, folder):
+def test_a_repo_that_never_stands_still_is_given_up_after_some_pauses(
+    hub, publisher, folder, pauses
+):
     publish(publisher, folder)
     (folder / "config.json").write_text('{"changed": true}')
     count = []
@@ -321,6 +390,8 @@ def test_a_repo_that_never_stands_still_is_given_up(hub, publisher, folder):
     hub.on_request = meddle
     with pytest.raises(VerificationError, match="Somebody else may be writing"):
         publish(publisher, folder)
+    assert len(pauses) == len(count) == 5
+    assert all(0 < pause < 8 for pause in pauses)
 
 
 def test_two_that_publish_the_same_at_once_make_one_commit(hub, folder):

@@ -7,14 +7,16 @@ from datetime import UTC, datetime
 
 import pytest
 
-from dynquant.core.job import Job, JobState, StepProgress
+from dynquant.core.job import Job, JobState, PublishedRepo, StepProgress
 from dynquant.errors import (
+    HubQuotaError,
     HubUnavailableError,
     NonFiniteError,
     NotEnoughMemoryError,
     Reason,
     StorageFullError,
     UnsupportedModelError,
+    VerificationError,
 )
 from dynquant.jobs.held import Held, Stop, StoppedError
 from dynquant.jobs.steps import StepResult, do_step
@@ -59,9 +61,9 @@ def make_held() -> Held:
     return Held(job=job, nonce="s")
 
 
-def do(steps: ScriptedSteps, held: Held | None = None) -> StepResult:
+def do(steps: ScriptedSteps, held: Held | None = None, *, step: str = "download") -> StepResult:
     steps.held = held or make_held()
-    return do_step(steps, "download", steps.held, {}, timing=IMPATIENT)
+    return do_step(steps, step, steps.held, {}, timing=IMPATIENT)
 
 
 def test_what_a_step_returns_is_kept_as_it_is():
@@ -96,6 +98,23 @@ def test_ten_minutes_without_network_are_survived_with_the_real_timing():
     while waited + delay <= timing.retry_for_secs:
         waited, delay = waited + delay, min(2 * delay, timing.longest_delay_secs)
     assert waited > 1_700
+
+
+def test_a_job_that_fails_over_one_of_several_repos_says_what_was_published():
+    error = HubQuotaError("No storage is left for 'me/b'.")
+    error.published = (("me/a", "c0ffee"),)
+    outcome = do(ScriptedSteps(raising(error)), step="publish").outcome
+    assert outcome is not None
+    assert outcome.state == JobState.FAILED
+    assert outcome.results == (PublishedRepo(repo_id="me/a", commit_sha="c0ffee"),)
+    assert outcome.sentence.endswith("Published before that: me/a.")
+
+
+@pytest.mark.parametrize(("step", "is_sure"), [("verify", True), ("publish", False)])
+def test_nothing_was_published_is_said_only_where_that_is_sure(step, is_sure):
+    outcome = do(ScriptedSteps(raising(VerificationError("It differs."))), step=step).outcome
+    assert outcome is not None
+    assert ("Nothing was published." in outcome.sentence) is is_sure
 
 
 @pytest.mark.parametrize(

@@ -210,8 +210,9 @@ def test_a_log_is_read_on_from_where_it_was_left_and_forgets_its_beginning(
     board, store, database, monkeypatch
 ):
     job = submit(board)
-    for number in range(5):
-        store.note(job.id, "note", f"line {number}")
+    with database.writing() as connection:
+        for number in range(5):
+            journal.note(database, connection, job.id, "note", f"line {number}")
     events = board.log(job.id)
     assert [event.sentence for event in board.log(job.id, after=events[3].number)] == [
         "line 3",

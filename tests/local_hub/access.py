@@ -73,12 +73,18 @@ def whoami(hub: LocalHub, request: Request) -> dict[str, Any]:
     role = hub.token_roles.get(token, "write")
     access_token: dict[str, Any] = {"displayName": f"token of {user}", "role": role}
     if role == "fineGrained":
-        writable = [(user, "user")] + [(n, "org") for n, r in orgs.items() if r == "write"]
+        writable = [user, *(name for name, org_role in orgs.items() if org_role == "write")]
+        scopes = hub.scopes.get(token, dict.fromkeys(writable, hub.permissions))
         access_token["fineGrained"] = {
-            "global": [],
+            "canReadGatedRepos": True,
+            "global": [*scopes.get("", ())],
             "scoped": [
-                {"entity": {"type": type_, "name": name}, "permissions": [*hub.permissions]}
-                for name, type_ in writable
+                {
+                    "entity": {"_id": name, "type": _entity_type(name, user), "name": name},
+                    "permissions": [*permissions],
+                }
+                for name, permissions in scopes.items()
+                if name
             ],
         }
     return {
@@ -93,6 +99,12 @@ def whoami(hub: LocalHub, request: Request) -> dict[str, Any]:
         ],
         "auth": {"type": "access_token", "accessToken": access_token},
     }
+
+
+def _entity_type(name: str, user: str) -> str:
+    if "/" in name:
+        return "model"
+    return "user" if name == user else "org"
 
 
 def overview(hub: LocalHub, name: str) -> dict[str, Any]:

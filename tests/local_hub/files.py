@@ -36,9 +36,18 @@ async def get_file(call: Here, repo: Readable, commit: At, path: str) -> Respons
     headers |= {
         "X-Linked-ETag": f'"{blob.sha256}"',
         "X-Linked-Size": str(blob.size),
+        **(_xet_headers(call, blob) if call.hub.announces_xet else {}),
         "Location": f"{call.hub.cdn_url}/cdn/{repo.kind}/{repo.id}/{commit.sha}/{quote(path)}",
     }
     return Answer(302, b"Found. Redirecting", headers)
+
+
+def _xet_headers(call: Call, blob: Blob) -> dict[str, str]:
+    """What sends a client that has Xet there instead; here nobody would answer."""
+    return {
+        "X-Xet-Hash": blob.sha256,
+        "X-Xet-Refresh-Route": f"{call.hub.url}/api/no-xet-here",
+    }
 
 
 @router.api_route("/cdn/{kind:part}/{repo_id:repo_id}/{revision:part}/{path:rest}", methods=GET)

@@ -29,6 +29,8 @@ class LocalHub:
         tokens: Token → user. A token may write, unless `token_roles` says "read".
         token_roles: Token → "read", "write" or "fineGrained".
         permissions: What a fine-grained token says that it may do where its user may write.
+        scopes: Token → user, organization or repo → what it says that it may do there alone;
+            under the empty name what it may do everywhere.
         expired_tokens: Tokens that are refused.
         orgs: User → organization → "read" or "write".
         hardware: User → what they have, as the Hub tells it.
@@ -40,6 +42,7 @@ class LocalHub:
             for this very request.
         after_request: Called there once a request was answered, or failed.
         ignore_ranges: Whether whole files are sent to who asks for a part.
+        announces_xet: Whether files are said to be on Xet too, as nearly all are on the Hub.
         part_bytes: Uploads that are larger go in parts of this size.
         quota_bytes: What the files in LFS of a namespace may take together.
     """
@@ -61,6 +64,7 @@ class LocalHub:
         self.tokens: dict[str, str] = {}
         self.token_roles: dict[str, str] = {}
         self.permissions: tuple[str, ...] = ("repo.write",)
+        self.scopes: dict[str, dict[str, tuple[str, ...]]] = {}
         self.expired_tokens: set[str] = set()
         self.orgs: dict[str, dict[str, str]] = {}
         self.hardware: dict[str, list[Any]] = {}
@@ -71,6 +75,7 @@ class LocalHub:
         self.on_request: Callable[[Request], None] | None = None
         self.after_request: Callable[[Request], None] | None = None
         self.ignore_ranges = False
+        self.announces_xet = False
         self.part_bytes = DEFAULT_PART_BYTES
         self.quota_bytes: int | None = None
         self.uploads: dict[str, Upload] = {}

@@ -29,6 +29,8 @@ def test_the_cards_that_dynquant_writes_pass(name):
         ("library_name: 4", '"library_name" must be a string'),
         ("tags: [mlx, 4]", '"tags" must be a string or an array of strings'),
         ("base_model: not a repo", '"base_model" with value "not a repo" is not valid'),
+        ("license: apache-2.0, mit", '"license" must be one of [apache-2.0, mit, '),
+        ("license: [mit, MIT]", '"license" must be one of'),
         ("base_model_relation: cousin", '"base_model_relation" must be one of'),
         ("model-index: x", '"model-index" must be an array'),
         ("model-index: [{name: x}]", '"model-index[0].results" must be an array'),
@@ -37,6 +39,11 @@ def test_the_cards_that_dynquant_writes_pass(name):
 )
 def test_yaml_that_the_hub_refuses(front_matter, words):
     assert any(words in error for error in errors(front_matter))
+
+
+@pytest.mark.parametrize("value", ["mit", "[apache-2.0, mit]", "other"])
+def test_a_license_is_one_of_the_list_or_several(value):
+    assert errors(f"license: {value}") == []
 
 
 def test_front_matter_without_an_end_is_refused():

@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from tests.local_hub.answers import Answer, json_answer
 from tests.local_hub.calls import Here
 from tests.local_hub.cards import FrontMatterError, read_front_matter, split_front_matter
+from tests.local_hub.licenses import LICENSES
 
 # An opening line without a closing one would be shown as text, not read.
 OPENED = re.compile(r"\A\s*---\s*$", re.MULTILINE)
@@ -64,6 +65,8 @@ def _field_errors(card: Mapping[str, Any]) -> Iterator[str]:
             for item in values:
                 if not REPO_ID.fullmatch(item):
                     yield f'"base_model" with value "{item}" is not valid. Use a model id from https://hf.co/models.'
+        elif name == "license" and not {*values} <= {*LICENSES}:
+            yield f'"license" must be one of [{", ".join(LICENSES)}, array]'
     if card.get("base_model_relation", RELATIONS[0]) not in RELATIONS:
         yield f'"base_model_relation" must be one of [{", ".join(RELATIONS)}]'
 

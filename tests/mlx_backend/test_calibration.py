@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
 
 from dynquant.errors import InvalidModelError, TextError
 from dynquant.mlx_backend.calibration import cut_windows, open_tokenizer, window_length
@@ -21,11 +23,14 @@ class FakeTokenizer:
 
     has_chat_template = False
 
-    def __init__(self) -> None:
+    def __init__(self, first: Sequence[int] = (), last: Sequence[int] = ()) -> None:
+        self.first, self.last = first, last
         self.ids: dict[str, int] = {}
         self.encoded: list[str] = []
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        if text == "a":  # asked to see what comes before a text
+            return [*self.first, 0, *self.last] if add_special_tokens else [0]
         assert not add_special_tokens  # a window is cut out of running text
         self.encoded.append(text)
         return [self.ids.setdefault(word, len(self.ids)) for word in text.split()]
@@ -59,6 +64,30 @@ def test_windows_are_spread_evenly_over_the_text():
     assert windows.tokens[:, 0].tolist() == [0, 640, 1280, 1920]
     assert windows.tokens.dtype == np.int32
     assert (np.diff(windows.tokens) == 1).all()  # each is running text
+
+
+def test_every_window_begins_with_what_the_tokenizer_puts_before_a_text():
+    windows = cut(text_of(words(63 * 31)), FakeTokenizer(first=[9000], last=[9001]))
+    assert windows.tokens.shape == (4, 64)
+    assert windows.tokens[:, 0].tolist() == [9000] * 4
+    assert windows.tokens[:, 1].tolist() == [0, 630, 1260, 1890]
+    assert (np.diff(windows.tokens[:, 1:]) == 1).all()
+    assert windows.facts.num_tokens == 4 * 64
+
+
+def test_a_chat_whose_template_begins_as_the_tokenizer_does_begins_so_once():
+    chats = [[{"role": "user", "content": words(50, start=50 * i)}] for i in range(10)]
+    windows = cut(text_of(*chats), ChatTokenizer(first=[0]))  # the first word's id
+    assert windows.tokens[0, :3].tolist() == [0, 1, 2]
+
+
+def test_what_comes_before_a_text_hides_no_overlap():
+    tokenizer = FakeTokenizer(first=[9000])
+    calibration = cut(text_of(words(63 * 31)), tokenizer)
+    held_out = cut(text_of(words(700, start=100)), tokenizer)
+    with pytest.raises(TextError, match="shares 100%"):
+        held_out.check_disjoint(calibration)
+    cut(text_of(words(700, start=5000)), tokenizer).check_disjoint(calibration)
 
 
 def test_a_short_text_gives_fewer_windows_and_none_twice():
@@ -204,6 +233,8 @@ def test_batches_hold_each_chosen_window_once_in_order(length, count, start, sto
         ({"max_position_embeddings": 256}, 256),
         ({"max_position_embeddings": None}, 512),
         ({"text_config": {"max_position_embeddings": 128}}, 128),
+        ({"n_positions": 64, "n_ctx": 1024}, 64),
+        ({"max_position_embeddings": 2048, "n_positions": 100}, 100),
         ({"text_config": {}}, 512),
         ({"text_config": None}, 512),
     ],
@@ -217,6 +248,17 @@ def test_a_tokenizer_is_opened_from_the_models_folder(tmp_path):
     ids = tokenizer.encode("a b", add_special_tokens=False)
     assert tokenizer.decode(ids) == "a b"
     assert not tokenizer.has_chat_template
+
+
+def test_a_begin_token_that_a_real_tokenizer_adds_is_at_the_front_of_every_window(tmp_path):
+    folder = save_model(tmp_path / "model")
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    begin = tokenizer.token_to_id("<s>")
+    tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", begin)])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    windows = cut(text_of(words(400)), open_tokenizer(folder))
+    assert windows.tokens[:, 0].tolist() == [begin] * len(windows.tokens)
+    assert begin not in windows.tokens[:, 1:]
 
 
 @pytest.mark.parametrize("content", [None, "", "{", '{"model": 5}'])

@@ -7,10 +7,12 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dynquant.core.quality import Quality
 from dynquant.errors import NonFiniteError
-from dynquant.mlx_backend.evaluation import compare, kl_divergences
+from dynquant.mlx_backend.evaluation import compare, kl_divergences, scored_parts
 from dynquant.mlx_backend.loading import open_model
 from dynquant.mlx_backend.streaming import BlockModel, BlockWeights, Forward
 from tests.mlx_backend.factories import TinyModel, make_batches, save_model
@@ -81,6 +83,14 @@ def test_figures_equal_those_from_whole_model_logits(tied):
     assert found["a bit off"].mean_kl_nats < found["far off"].mean_kl_nats
     assert found["a bit off"].num_windows == 7
     assert found["a bit off"].num_tokens == 7 * 23
+
+
+@given(st.integers(1, 9), st.integers(2, 40), st.integers(1, 60))
+def test_the_parts_of_a_batch_are_all_that_predicts_a_token_in_order(windows, positions, max_rows):
+    where = np.arange(windows * positions).reshape(windows, positions)
+    parts = [where[part].reshape(-1) for part in scored_parts(windows, positions, max_rows)]
+    assert np.concatenate(parts).tolist() == where[:, :-1].reshape(-1).tolist()
+    assert max(map(len, parts)) <= max_rows
 
 
 def test_figures_of_a_trained_model_equal_those_from_its_logits(tiny_qwen3):
@@ -168,6 +178,34 @@ def test_tokens_that_a_model_masks_out_count_for_nothing(tied):
     (original, others), (expected, expected_others) = found
     assert_same(original, expected)
     assert_same(others["x"], expected_others["x"])
+
+
+def steep(embedding: type[nn.Embedding]) -> type[nn.Embedding]:
+    """Embeddings that give tokens from 100 on logits of a thousand times their first weight."""
+
+    class Steep(embedding):  # type: ignore[valid-type, misc]
+        def as_linear(self, x: mx.array) -> mx.array:
+            unused = mx.broadcast_to(1000 * self.weight[100:, 0], (*x.shape[:-1], 28))
+            return mx.concatenate([super().as_linear(x)[..., :100], unused], axis=-1)
+
+    return Steep
+
+
+@pytest.mark.parametrize(("now", "then"), [(-0.11, -0.01), (-0.11, 0.02)])
+def test_a_token_that_becomes_e_to_the_hundredth_likelier_has_a_finite_divergence(tied, now, then):
+    def with_first(value: float) -> TinyModel:
+        unused = (mx.arange(128) >= 100)[:, None] & (mx.arange(64) == 0)
+        model = tied.with_weights(
+            lambda path, array: mx.where(unused, value, array) if "embed" in path else array
+        )
+        embedding = model.plain.model.embed_tokens
+        embedding.__class__ = steep(type(embedding))
+        return model
+
+    original, other, batches = with_first(now), with_first(then), make_batches(vocab=100)
+    blocks = original.blocks()
+    _, found = compare(blocks, original.streamed(blocks), {"x": other.streamed(blocks)}, batches)
+    assert_same(found["x"], naive(original, other, batches))
 
 
 def peak_bytes(folder: Path, num_models: int) -> int:

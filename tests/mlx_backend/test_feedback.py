@@ -120,6 +120,12 @@ def test_conditional_variances_of_independent_inputs_are_their_second_moments():
     assert mx.allclose(found, sizes + DAMPING * sizes.mean(), rtol=1e-5).item()
 
 
+def test_an_input_that_is_always_zero_counts_for_no_more_than_the_damping():
+    sizes = mx.array(np.where(np.arange(WIDTH) % 3, 1.0, 0.0).astype(np.float32))
+    found = conditional_variances(mx.diag(sizes), 32)
+    assert mx.allclose(found, sizes + DAMPING * sizes.mean(), rtol=1e-5).item()
+
+
 def test_conditional_variances_of_experts_have_one_row_each():
     covariances = mx.stack([covariance_of(correlated_inputs(seed=seed)) for seed in range(2)])
     found = conditional_variances(covariances, 32)

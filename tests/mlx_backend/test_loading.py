@@ -6,6 +6,7 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
+from mlx_lm.models.bitlinear_layers import bitnet_quantize
 from mlx_lm.utils import (
     compute_bits_per_weight,
     get_total_parameters,
@@ -25,6 +26,7 @@ from dynquant.mlx_backend.loading import (
     for_compute,
     open_model,
     quantizable,
+    scalar,
     set_parameter,
 )
 from tests.mlx_backend.factories import build_model, save_model
@@ -164,6 +166,51 @@ def test_a_quantized_model_comes_back_dequantized(tmp_path, family, mode):
     layers = opened.inventory(MENU).layers
     assert [layer.path for layer in layers] == list(quantizable(original))
     assert not [p for p in quantizable(opened.skeleton) if p not in {x.path for x in layers}]
+
+
+def test_a_scale_of_each_expert_is_part_of_its_weights(tmp_path):
+    original, config = build_model("qwen3_moe", hidden_size=64, moe_intermediate_size=64)
+    path = "model.layers.1.mlp.switch_mlp.down_proj.weight"
+    expected = mx.array(original.model.layers[1].mlp.switch_mlp.down_proj.weight)
+    model, config = quantize_model(original, config, 16, 4, mode="nvfp4", global_scale=True)
+    folder = tmp_path / "model"
+    folder.mkdir()
+    save_weights(folder, model)
+    save_config(config, folder / "config.json")
+    weights = open_model(folder, dequantize=True).lazy_weights()
+    error = weights[path].astype(mx.float32) - expected
+    assert 0 < scalar(mx.linalg.norm(error)) < 0.15 * scalar(mx.linalg.norm(expected))
+    assert not [name for name in weights if name.endswith("global_scale")]
+
+
+def test_weights_packed_in_a_form_of_their_own_are_refused(tmp_path):
+    model, config = build_model("llama")
+    settings = {"quant_method": "bitnet", "linear_class": "autobitlinear"}
+    folder = tmp_path / "model"
+    folder.mkdir()
+    save_weights(folder, bitnet_quantize(model, settings))
+    save_config(config | {"quantization_config": settings}, folder / "config.json")
+    with pytest.raises(UnsupportedModelError, match=r"a form of its own .* Use the original"):
+        open_model(folder, dequantize=True)
+
+
+def test_dequantized_weights_are_as_wide_as_this_machine_computes_if_asked_to_be_exact(tmp_path):
+    folder = save_model(tmp_path / "model")
+    model, config = quantize_model(*load_model(folder), 32, 4)
+    (tmp_path / "quantized").mkdir()
+    save_weights(tmp_path / "quantized", model)
+    save_config(config, tmp_path / "quantized" / "config.json")
+    layer = model.model.layers[1].mlp.up_proj
+    scales, biases = (each.astype(mx.float32) for each in (layer.scales, layer.biases))
+    expected = mx.dequantize(layer.weight, scales, biases, 32, 4)
+    opened, path = open_model(tmp_path / "quantized", dequantize=True), "model.layers.1.mlp.up_proj"
+    rounded = opened.lazy_weights()[f"{path}.weight"]
+    exact = opened.lazy_weights(exact=True)
+    assert rounded.dtype == mx.bfloat16
+    assert mx.array_equal(rounded, expected.astype(mx.bfloat16)).item()
+    assert exact[f"{path}.weight"].dtype == compute_dtype(mx.bfloat16)
+    assert mx.array_equal(exact[f"{path}.weight"], expected.astype(exact[f"{path}.weight"].dtype))
+    assert exact["model.norm.weight"].dtype == mx.bfloat16
 
 
 @pytest.mark.parametrize(

@@ -191,8 +191,9 @@ def test_a_damaged_weight_is_an_error_that_names_its_layer(tied, path, value):
 class NoGradient(nn.Module):
     """What a block's norm becomes when an operation of it has no gradient."""
 
-    def __init__(self, inner: nn.Module) -> None:
+    def __init__(self, inner: nn.Module, error: Exception | None = None) -> None:
         super().__init__()
+        self._error = error or ValueError("this operation has no gradient")
         self.weight = inner.weight
         self._inner = type(inner).__call__
         self.eps = inner.eps
@@ -204,7 +205,7 @@ class NoGradient(nn.Module):
 
         @forward_only.vjp
         def refuse(*_args):
-            raise ValueError("this operation has no gradient")
+            raise self._error
 
         result: Any = forward_only(x)
         return cast("mx.array", result)
@@ -249,11 +250,21 @@ def without_gradient(tiny: TinyModel) -> TinyModel:
     return tiny
 
 
+def test_a_machine_that_fails_is_no_model_without_gradients(tied):
+    model = tied.with_weights(lambda _path, array: array)
+    block = model.plain.model.layers[2]
+    failure = RuntimeError("[METAL] Command buffer execution failed: Insufficient Memory")
+    block.input_layernorm = NoGradient(block.input_layernorm, failure)
+    with pytest.raises(RuntimeError, match="Insufficient Memory"):
+        run(model)
+
+
 def test_a_model_without_gradients_is_judged_by_its_blocks_outputs(tied, caplog):
     model = without_gradient(tied.with_weights(lambda _path, array: array))
     with caplog.at_level(logging.WARNING, logger=measuring.__name__):
         costs = run(model)
     assert costs.method == "block_output"
+    assert len(costs.importance["model.embed_tokens"].terms) == 2  # as the head and as the table
     assert "cannot be differentiated (this operation has no gradient)" in caplog.text
     for profile in costs.profiles:
         quantized = [c for f, c in zip(profile.formats, profile.costs_nats, strict=True) if f.bits]

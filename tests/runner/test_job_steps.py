@@ -139,6 +139,30 @@ def test_every_step_may_be_done_on_another_machine_and_one_ladder_is_published(h
     assert time.monotonic() - started < 60
 
 
+def test_what_is_made_of_a_private_model_is_private_unless_public_was_asked_for(
+    hub, tmp_path, monkeypatch
+):
+    hub.add("you/secret", MODEL, private=True)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    private = {}
+    for name in ("kept", "shown"):
+        machine = steps(hub, tmp_path / "machine")
+        asked = request(
+            hub,
+            model="you/secret",
+            revision=hub.repos["model", "you/secret"].at("main").sha,
+            targets_bpw=(4.0,),
+            destination=f"you/{name}",
+            public=name == "shown",
+        )
+        results: dict[str, str] = {}
+        for step in STEPS:
+            results[step] = run(machine, step, asked, results)
+        machine.release("job-1")
+        private[name] = hub.repos["model", f"you/{name}"].private
+    assert private == {"kept": True, "shown": False}
+
+
 def test_a_cancelled_step_ends_within_two_seconds_and_leaves_no_process(hub, tmp_path):
     import psutil
 

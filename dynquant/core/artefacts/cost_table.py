@@ -11,13 +11,14 @@ from dynquant.core.artefacts.fields import real, string, strings, text_facts, wh
 from dynquant.core.artefacts.json_text import MALFORMED, dumped, parsed
 from dynquant.core.formats import UNQUANTIZED, QuantFormat
 from dynquant.core.plan import CostTable, LayerProfile, ModelInventory
+from dynquant.core.recipe import RECIPE_VERSION
 from dynquant.core.together import Together
 from dynquant.errors import DynquantError, SensitivitiesError
 
 __all__ = ["cost_table_from_json", "cost_table_to_json", "is_cost_table", "matched_table"]
 
 _KIND = "dynquant-cost-table"
-_VERSION = 2
+_VERSION = 3
 
 
 def cost_table_to_json(table: CostTable) -> str:
@@ -35,6 +36,8 @@ def cost_table_to_json(table: CostTable) -> str:
             "dtype": inventory.dtype,
             "method": table.method,
             "encoder": table.encoder,
+            "effort": table.effort,
+            "recipe_version": RECIPE_VERSION,
             "seed": table.seed,
             "calibration": asdict(table.calibration),
             "scales": dict(table.scales),
@@ -73,6 +76,8 @@ def cost_table_from_json(text: str, *, name: str) -> CostTable:
     """
     try:
         raw = parsed(text, kind=_KIND, version=_VERSION)
+        if raw["recipe_version"] != RECIPE_VERSION:
+            raise ValueError(raw["recipe_version"])
         layers = tuple(map(_layer, raw["layers"]))
         return CostTable(
             inventory=ModelInventory(
@@ -85,6 +90,7 @@ def cost_table_from_json(text: str, *, name: str) -> CostTable:
             ),
             method=string(raw["method"]),
             encoder=string(raw["encoder"]),
+            effort=string(raw["effort"]),
             calibration=text_facts(raw["calibration"]),
             seed=whole(raw["seed"]),
             source=string(raw["source"]),

@@ -26,6 +26,7 @@ def plan_to_json(facts: ModelFacts) -> str:
             "version": PLAN_VERSION,
             "source": facts.source,
             "source_is_repo": facts.source_is_repo,
+            "source_is_private": facts.source_is_private,
             "revision_sha": facts.revision_sha,
             "model_type": facts.model_type,
             "num_parameters": facts.num_parameters,
