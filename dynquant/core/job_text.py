@@ -57,12 +57,15 @@ _MALFORMED = (ValueError, KeyError, TypeError, AttributeError, OverflowError, Re
 
 def request_to_json(request: JobRequest) -> dict[str, Any]:
     """`request` as JSON types."""
-    return {
+    raw = {
         **asdict(request),
         "targets_bpw": list(request.targets_bpw),
         "priority": request.priority.name.lower(),
         "options": {name: _listed(value) for name, value in request.options.items()},
     }
+    if not request.public:  # runners of before do not know it, and refuse what they do not know
+        del raw["public"]
+    return raw
 
 
 def request_from_json(raw: object) -> JobRequest:

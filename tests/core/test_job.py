@@ -329,3 +329,9 @@ def test_any_json_is_either_a_request_or_refused(raw):
         except RequestError:
             continue
         assert request_from_json(json.loads(json.dumps(request_to_json(request)))) == request
+
+
+def test_only_a_request_for_something_public_says_a_word_that_older_runners_refuse():
+    assert "public" not in GOOD
+    asked = make_request(public=True)
+    assert request_from_json(request_to_json(asked)) == asked
