@@ -77,6 +77,7 @@ def _scored(original: Forward, others: Mapping[str, Forward]) -> dict[str, _Scor
                 parts.append(part.scores_of(logits))
                 mx.eval(parts[-1])
             scores[name].add(parts, len(batch))
+        reference.clear()  # or it would be there beside that of the next batch
         mx.clear_cache()
     return scores
 
