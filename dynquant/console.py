@@ -25,8 +25,9 @@ from dynquant.core.figures import percent, size, with_error
 from dynquant.core.job import Job, JobState
 from dynquant.core.planning import Forecast
 from dynquant.core.quality import Quality
+from dynquant.job_ports import RunnerStatus
 from dynquant.pipeline import QuantizedModel
-from dynquant.ports import ModelSource, OnStep, PublishedModel, RunnerStatus
+from dynquant.ports import ModelSource, OnStep, PublishedModel
 
 if TYPE_CHECKING:
     from dynquant.runner.doctor import Finding

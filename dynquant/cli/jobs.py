@@ -34,7 +34,7 @@ from dynquant.core.job_text import job_to_text
 from dynquant.core.naming import local_name
 from dynquant.core.recipe import RECIPE_VERSION, Recipe
 from dynquant.errors import InvalidOptionError
-from dynquant.ports import JobBoard
+from dynquant.job_ports import JobBoard
 from dynquant.settings import Settings
 
 __all__ = ["cancel", "doctor", "list_jobs", "logs", "retry", "runner", "show", "submit"]

@@ -9,11 +9,11 @@ from dynquant.core.job import Job, JobRequest, JobState, TransitionError
 from dynquant.core.job_text import request_from_json, request_to_json
 from dynquant.core.turns import expected_wait_secs
 from dynquant.errors import RequestError
+from dynquant.job_ports import JobEvent, RunnerStatus, SetAside
 from dynquant.jobs.database import Database
 from dynquant.jobs.registry import Registry
 from dynquant.jobs.store import JobStore
 from dynquant.jobs.timing import Timing
-from dynquant.ports import JobEvent, RunnerStatus, SetAside
 
 __all__ = ["DatabaseBoard"]
 

@@ -19,6 +19,7 @@ from dynquant.errors import (
     RequestError,
     RetryLaterError,
 )
+from dynquant.job_ports import StepRunner
 from dynquant.jobs.database import Database
 from dynquant.jobs.held import Held, Stop, StoppedError
 from dynquant.jobs.registry import Registry, Watch
@@ -26,7 +27,6 @@ from dynquant.jobs.steps import UNFORESEEN, StepResult, do_step
 from dynquant.jobs.store import JobStore
 from dynquant.jobs.timing import Timing
 from dynquant.jobs.workflows import Workflows
-from dynquant.ports import StepRunner
 from dynquant.settings import Settings
 
 __all__ = ["JobEngine"]

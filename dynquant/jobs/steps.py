@@ -16,9 +16,9 @@ from dynquant.errors import (
     RequestError,
     RetryLaterError,
 )
+from dynquant.job_ports import StepRunner
 from dynquant.jobs.held import Held, StoppedError
 from dynquant.jobs.timing import Timing
-from dynquant.ports import StepRunner
 
 __all__ = ["UNFORESEEN", "StepResult", "do_step"]
 

@@ -28,9 +28,9 @@ from dynquant.core.job import (
 from dynquant.core.job_text import job_from_text, job_to_text
 from dynquant.core.turns import WaitingJob, in_turn
 from dynquant.errors import RequestError
+from dynquant.job_ports import JobEvent, SetAside
 from dynquant.jobs import journal, submissions, tables
 from dynquant.jobs.database import Database
-from dynquant.ports import JobEvent, SetAside
 
 __all__ = ["JobStore"]
 

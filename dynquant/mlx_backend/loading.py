@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import traceback
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,7 +24,12 @@ from mlx_lm import utils as mlx_lm_utils
 from dynquant.core.formats import UNQUANTIZED, QuantFormat
 from dynquant.core.plan import LayerProfile, ModelInventory
 from dynquant.errors import InvalidModelError, NonFiniteError, Reason, UnsupportedModelError
-from dynquant.mlx_backend.encoding import Encoded, decode
+from dynquant.mlx_backend.dequantizing import (
+    QUANTIZED_PARAMETERS,
+    dequantized_in,
+    is_quantized,
+    require_dequantized,
+)
 from dynquant.mlx_backend.folder import check_folder, stamps
 
 __all__ = [
@@ -50,7 +55,6 @@ _MODEL_CODE_ERRORS = (
     TypeError,
     ValueError,
 )
-_QUANTIZED_PARAMETERS = ("weight", "scales", "biases", "global_scale")
 _ADDED_UP = 1 << 26  # numbers of a weight at a time
 _DTYPES = {"float16": mx.float16, "bfloat16": mx.bfloat16, "float32": mx.float32}
 
@@ -222,9 +226,9 @@ class ModelFolder:
                 computes in a wider one.
         """
         model = self._load()
-        weights, dequantized = dict(tree_flatten(model.parameters())), _dequantized(model)
+        weights, dequantized = dict(tree_flatten(model.parameters())), dequantized_in(model)
         for path in dequantized:
-            for name in _QUANTIZED_PARAMETERS:
+            for name in QUANTIZED_PARAMETERS:
                 weights.pop(f"{path}.{name}", None)
         weights |= {f"{path}.weight": array for path, (array, _) in dequantized.items()}
         stored = {f"{path}.weight": dtype for path, (_, dtype) in dequantized.items()}
@@ -328,7 +332,7 @@ def open_model(folder: Path, *, dequantize: bool = False) -> ModelFolder:
     """
     before = stamps(folder)
     config = check_folder(folder)
-    quantized = _is_quantized(folder, config)
+    quantized = is_quantized(folder, config)
     if quantized and not dequantize:
         raise UnsupportedModelError(
             "This model is quantized already, and quantizing it again would add its error to ours. "
@@ -339,7 +343,7 @@ def open_model(folder: Path, *, dequantize: bool = False) -> ModelFolder:
     opened = ModelFolder(folder=folder, config=own, quantized=quantized, stamps=before)
     skeleton = opened.skeleton  # a model that does not build is refused here
     if quantized:
-        _require_dequantized(opened.lazy_weights(), quantizable(skeleton))
+        require_dequantized(opened.lazy_weights(), quantizable(skeleton))
     return opened
 
 
@@ -359,42 +363,6 @@ def set_parameter(module: nn.Module, path: str, array: mx.array) -> None:
         node[int(name)] = array
     else:
         node[name] = array
-
-
-def _is_quantized(folder: Path, config: dict[str, Any]) -> bool:
-    text_config = config.get("text_config")
-    nested = isinstance(text_config, dict) and "quantization_config" in text_config
-    return (
-        bool(config.get("quantization"))
-        or bool(config.get("quantization_config"))
-        or nested
-        or (folder / "hf_quant_config.json").exists()
-    )
-
-
-def _require_dequantized(weights: Weights, layers: Collection[str]) -> None:
-    """Refuse what only layers of its own kind can read, such as BitNet's packed weights."""
-    for path in layers:
-        if not is_floating(weights[f"{path}.weight"]):
-            raise UnsupportedModelError(
-                f"This model is quantized in a form of its own (layer '{path}'), and cannot be "
-                "dequantized. Use the original.",
-                reason=Reason.ALREADY_QUANTIZED,
-            )
-
-
-def _dequantized(model: nn.Module) -> dict[str, tuple[mx.array, mx.Dtype]]:
-    """Path of each quantized layer → its weight, float32, and the dtype that mlx-lm gives it."""
-    found = {}
-    for path, layer in tree_flatten(model.leaf_modules(), is_leaf=nn.Module.is_module):
-        if "scales" in layer:
-            arrays = {name: layer[name] for name in _QUANTIZED_PARAMETERS if name in layer}
-            arrays = {name: array for name, array in arrays.items() if array is not None}
-            fmt = QuantFormat(layer.bits, layer.group_size, layer.mode)
-            scales = arrays["scales"].dtype
-            dtype = scales if fmt.mode == "affine" else mx.bfloat16
-            found[path] = decode(Encoded(arrays, fmt)), dtype
-    return found
 
 
 def _allowed(

@@ -21,7 +21,7 @@ from dynquant.core.job import Job
 from dynquant.core.job_text import job_to_text
 from dynquant.core.watch_status import Errands, errands_from_json
 from dynquant.errors import DynquantError
-from dynquant.ports import RunnerStatus
+from dynquant.job_ports import RunnerStatus
 
 __all__ = ["LiveBoard", "board_snapshot"]
 

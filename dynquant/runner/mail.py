@@ -19,8 +19,8 @@ from typing import Any, Protocol
 from dynquant.core.job import TERMINAL, Job, JobRequest, JobState
 from dynquant.core.recipe import RECIPE_VERSION
 from dynquant.errors import RequestError, RetryLaterError
+from dynquant.job_ports import JobBoard
 from dynquant.outputs import read_text, write_file
-from dynquant.ports import JobBoard
 
 __all__ = ["Announcer", "Inbox", "InboxEntry", "Mailroom"]
 

@@ -10,7 +10,7 @@ from dynquant.core.mention import MENTION_TITLE, mention_text
 from dynquant.core.rules import WatchConfig
 from dynquant.core.sweeps import Mention
 from dynquant.errors import HubUnavailableError, RequestError
-from dynquant.ports import JobBoard
+from dynquant.job_ports import JobBoard
 from dynquant.watcher.ports import Mentioner, WatchState
 
 __all__ = ["Mentions"]

@@ -15,7 +15,7 @@ from dynquant.core.serving import num_published_bytes
 from dynquant.core.skips import Skip
 from dynquant.core.sweeps import Known, Order
 from dynquant.errors import RequestError
-from dynquant.ports import JobBoard
+from dynquant.job_ports import JobBoard
 from dynquant.watcher.inspecting import Look
 from dynquant.watcher.ports import WatchState
 

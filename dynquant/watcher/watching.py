@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from dynquant.core.rules import Candidate, Decision, WatchConfig, may_cover
 from dynquant.core.serving import Shape
 from dynquant.core.sweeps import SweepReport
-from dynquant.ports import JobBoard
+from dynquant.job_ports import JobBoard
 from dynquant.watcher.inspecting import Inspector, Look
 from dynquant.watcher.mentions import Mentions
 from dynquant.watcher.orders import Orders

@@ -8,7 +8,7 @@ from typing import Protocol
 from dynquant.core.job import Job, JobRequest, JobState
 from dynquant.core.recipe import RECIPE_VERSION
 from dynquant.errors import RequestError
-from dynquant.ports import JobBoard, JobEvent, RunnerStatus
+from dynquant.job_ports import JobBoard, JobEvent, RunnerStatus
 
 __all__ = ["BoardDesk", "JobDesk"]
 

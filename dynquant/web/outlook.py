@@ -12,7 +12,7 @@ from dynquant.core.job import Job, JobState
 from dynquant.core.planning import fitting_bpw, memory_to_run_bytes
 from dynquant.core.verdict import fitting_macs
 from dynquant.errors import InfeasibleTargetError
-from dynquant.ports import RunnerStatus
+from dynquant.job_ports import RunnerStatus
 from dynquant.web.prospects import Prospect
 
 __all__ = ["LARGEST_BPW", "Line", "Outlook", "largest_that_fits", "line_of", "outlook"]

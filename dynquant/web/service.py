@@ -13,7 +13,7 @@ from dynquant.corpus import DEFAULT_CALIBRATION
 from dynquant.errors import InvalidOptionError, RequestError
 from dynquant.hub.search import FoundModel, HubSearch
 from dynquant.hub.visitor import HubVisitor
-from dynquant.ports import JobEvent, RunnerStatus
+from dynquant.job_ports import JobEvent, RunnerStatus
 from dynquant.web.catalogue import Catalogue
 from dynquant.web.desk import JobDesk
 from dynquant.web.limits import Limits, address_of_visitor

@@ -17,7 +17,7 @@ from dynquant.core.job_text import job_from_text
 from dynquant.core.typed import require_types
 from dynquant.core.watch_status import WatchStatus, status_from_json
 from dynquant.errors import RequestError
-from dynquant.ports import JobEvent, RunnerStatus
+from dynquant.job_ports import JobEvent, RunnerStatus
 
 __all__ = ["Snapshots"]
 

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from dynquant.core.job import Job, JobRequest, JobState, PublishedRepo, job_id
 from dynquant.core.recipe import RECIPE_VERSION
 from dynquant.errors import DynquantError, RequestError
-from dynquant.ports import JobEvent, RunnerStatus
+from dynquant.job_ports import JobEvent, RunnerStatus
 from dynquant.web.snapshots import Snapshots
 
 __all__ = ["Inbox", "InboxEntry", "SpaceDesk"]

@@ -21,7 +21,7 @@ from dynquant.errors import (
     StorageFullError,
 )
 from dynquant.hub import HubDatasets, HubModels, HubPublisher
-from dynquant.ports import StepRunner
+from dynquant.job_ports import StepRunner
 from dynquant.runner.child import ChildCancelledError
 from dynquant.runner.job_steps import JobSteps
 from tests.command_line import CALIBRATION, HELD_OUT, MODEL, needs_shared

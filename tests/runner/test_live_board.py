@@ -15,7 +15,7 @@ import pytest
 
 from dynquant.core.job import Job, JobRequest, JobState, StepProgress
 from dynquant.errors import RetryLaterError
-from dynquant.ports import RunnerStatus
+from dynquant.job_ports import RunnerStatus
 from dynquant.runner.live_board import LiveBoard, board_snapshot
 from tests.post_server import Post, taking_posts
 

@@ -11,7 +11,7 @@ import pytest
 
 from dynquant.core.formats import QuantFormat
 from dynquant.hub.search import HubSearch
-from dynquant.ports import JobEvent
+from dynquant.job_ports import JobEvent
 from dynquant.web import markup
 from dynquant.web.bits_chart import bits_chart
 from dynquant.web.catalogue import Catalogue

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 from dynquant.core.figures import size
 from dynquant.core.job import Job, JobState
-from dynquant.ports import RunnerStatus
+from dynquant.job_ports import RunnerStatus
 from dynquant.web import markup, words
 from dynquant.web.catalogue import FinishedModel
 from dynquant.web.service import Board

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 from dynquant.core.job import STEPS as ORDER
 from dynquant.core.job import Job, JobState
-from dynquant.ports import JobEvent
+from dynquant.job_ports import JobEvent
 from dynquant.web import markup, words
 
 __all__ = ["job_view"]

@@ -1,0 +1,56 @@
+"""Models that are quantized already: noticed, and their weights brought back."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+
+from dynquant.core.formats import QuantFormat
+from dynquant.errors import Reason, UnsupportedModelError
+from dynquant.mlx_backend.encoding import Encoded, decode
+
+__all__ = ["QUANTIZED_PARAMETERS", "dequantized_in", "is_quantized", "require_dequantized"]
+
+QUANTIZED_PARAMETERS = ("weight", "scales", "biases", "global_scale")
+
+
+def is_quantized(folder: Path, config: Mapping[str, Any]) -> bool:
+    """Whether the config, or a file beside it, says that the weights are quantized."""
+    text_config = config.get("text_config")
+    nested = isinstance(text_config, dict) and "quantization_config" in text_config
+    return (
+        bool(config.get("quantization"))
+        or bool(config.get("quantization_config"))
+        or nested
+        or (folder / "hf_quant_config.json").exists()
+    )
+
+
+def dequantized_in(model: nn.Module) -> dict[str, tuple[mx.array, mx.Dtype]]:
+    """Path of each quantized layer → its weight, float32, and the dtype that mlx-lm gives it."""
+    found = {}
+    for path, layer in tree_flatten(model.leaf_modules(), is_leaf=nn.Module.is_module):
+        if "scales" in layer:
+            arrays = {name: layer[name] for name in QUANTIZED_PARAMETERS if name in layer}
+            arrays = {name: array for name, array in arrays.items() if array is not None}
+            fmt = QuantFormat(layer.bits, layer.group_size, layer.mode)
+            scales = arrays["scales"].dtype
+            dtype = scales if fmt.mode == "affine" else mx.bfloat16
+            found[path] = decode(Encoded(arrays, fmt)), dtype
+    return found
+
+
+def require_dequantized(weights: Mapping[str, mx.array], layers: Collection[str]) -> None:
+    """Refuse what only layers of its own kind can read, such as BitNet's packed weights."""
+    for path in layers:
+        if not mx.issubdtype(weights[f"{path}.weight"].dtype, mx.floating):
+            raise UnsupportedModelError(
+                f"This model is quantized in a form of its own (layer '{path}'), and cannot be "
+                "dequantized. Use the original.",
+                reason=Reason.ALREADY_QUANTIZED,
+            )
