@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,15 @@ def is_quantized(folder: Path, config: Mapping[str, Any]) -> bool:
     )
 
 
-def dequantized_in(model: nn.Module) -> dict[str, tuple[mx.array, mx.Dtype]]:
-    """Path of each quantized layer → its weight, float32, and the dtype that mlx-lm gives it."""
+def dequantized_in(
+    model: nn.Module, compute_dtype: Callable[[mx.Dtype], mx.Dtype]
+) -> dict[str, tuple[mx.array, mx.Dtype]]:
+    """Path of each quantized layer → its weight, and the dtype that mlx-lm gives it.
+
+    Args:
+        model: As mlx-lm loads it.
+        compute_dtype: A dtype → what this machine computes in, and the weights come in.
+    """
     found = {}
     for path, layer in tree_flatten(model.leaf_modules(), is_leaf=nn.Module.is_module):
         if "scales" in layer:
@@ -41,7 +48,7 @@ def dequantized_in(model: nn.Module) -> dict[str, tuple[mx.array, mx.Dtype]]:
             fmt = QuantFormat(layer.bits, layer.group_size, layer.mode)
             scales = arrays["scales"].dtype
             dtype = scales if fmt.mode == "affine" else mx.bfloat16
-            found[path] = decode(Encoded(arrays, fmt)), dtype
+            found[path] = decode(Encoded(arrays, fmt), compute_dtype(dtype)), dtype
     return found
 
 

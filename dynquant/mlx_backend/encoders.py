@@ -201,7 +201,7 @@ def stored_by(
             name = f"{path}.weight"
             if name in weights:
                 encoded = encoder.encode(path, weights[name].astype(dtypes[name]), fmt)
-                amended[name] = decode(encoded).astype(weights[name].dtype)
+                amended[name] = decode(encoded, weights[name].dtype)
         return amended
 
     return amend

@@ -123,25 +123,24 @@ def encode_min_max(weight: mx.array, fmt: QuantFormat) -> Encoded:
     return Encoded(dict(zip(names, parts, strict=False)), fmt)
 
 
-def decode(encoded: Encoded) -> mx.array:
-    """The weights that MLX will compute with, (..., out, in), float32.
+def decode(encoded: Encoded, dtype: mx.Dtype = mx.float32) -> mx.array:
+    """The weights that MLX will compute with in `dtype`, (..., out, in).
 
     `encoded` may hold `global_scale` too: one number, or one for each expert of (experts, ...).
     """
     arrays, fmt = encoded.arrays, encoded.fmt
     if fmt == UNQUANTIZED:
-        return arrays["weight"].astype(mx.float32)
+        return arrays["weight"].astype(dtype)
     dequantize = partial(mx.dequantize, group_size=fmt.group_size, bits=fmt.bits, mode=fmt.mode)
     if fmt.mode == "affine":
-        scales, biases = (arrays[name].astype(mx.float32) for name in ("scales", "biases"))
+        scales, biases = (arrays[name].astype(dtype) for name in ("scales", "biases"))
         return dequantize(arrays["weight"], scales, biases)
+    dequantize = partial(dequantize, dtype=dtype)
     own = arrays.get("global_scale")
     if own is None or own.ndim == 0:
-        found = dequantize(arrays["weight"], arrays["scales"], global_scale=own)
-    else:
-        each = zip(arrays["weight"], arrays["scales"], own, strict=True)
-        found = mx.stack([dequantize(w, s, global_scale=scale) for w, s, scale in each])
-    return found.astype(mx.float32)
+        return dequantize(arrays["weight"], arrays["scales"], global_scale=own)
+    each = zip(arrays["weight"], arrays["scales"], own, strict=True)
+    return mx.stack([dequantize(w, s, global_scale=scale) for w, s, scale in each])
 
 
 def pack(codes: mx.array, bits: int) -> mx.array:

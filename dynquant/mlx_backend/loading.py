@@ -226,7 +226,8 @@ class ModelFolder:
                 computes in a wider one.
         """
         model = self._load()
-        weights, dequantized = dict(tree_flatten(model.parameters())), dequantized_in(model)
+        weights = dict(tree_flatten(model.parameters()))
+        dequantized = dequantized_in(model, compute_dtype)
         for path in dequantized:
             for name in QUANTIZED_PARAMETERS:
                 weights.pop(f"{path}.{name}", None)

@@ -254,8 +254,7 @@ def _codes(stored: Weights, formats: Mapping[str, QuantFormat]) -> Weights:
                 Encoded(arrays | {"scales": one, "biases": mx.zeros_like(one)}, fmt)
             )
         else:
-            weight = decode(Encoded(arrays, fmt))
-            weights[names["weight"]] = weight.astype(compute_dtype(mx.bfloat16))
+            weights[names["weight"]] = decode(Encoded(arrays, fmt), compute_dtype(mx.bfloat16))
     return weights
 
 
