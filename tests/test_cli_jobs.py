@@ -56,7 +56,7 @@ def test_a_request_is_queued_once_and_shown(tmp_path):
 def test_who_may_read_the_result_is_asked_for_or_left_to_the_model(option, asked):
     options = () if option is None else (option,)
     request = submit(*options, "--json").check().json["job"]["request"]
-    assert (request["private"], request["public"]) == asked
+    assert (request["private"], request.get("public", False)) == asked
 
 
 def test_asking_for_it_in_private_is_another_job():

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import IntEnum, StrEnum
 
-from dynquant.errors import Reason
+from dynquant.errors import Reason, RequestError
 
 __all__ = [
     "MAX_DEATHS",
@@ -38,6 +38,7 @@ __all__ = [
     "TransitionError",
     "begun",
     "cancelled",
+    "check_notify_url",
     "ended",
     "job_id",
     "lost_its_runner",
@@ -214,6 +215,19 @@ class Job:
     def is_over(self) -> bool:
         """Whether nothing more happens to it by itself."""
         return self.state in TERMINAL
+
+
+def check_notify_url(request: JobRequest) -> None:
+    """Refuse an address that nobody would be told at; jobs that were taken with one stay readable.
+
+    Raises:
+        RequestError: It does not begin with https.
+    """
+    if request.notify_url is not None and not request.notify_url.startswith("https://"):
+        raise RequestError(
+            "The address to notify has to begin with https://: no other is ever told. Give such "
+            "an address, or none."
+        )
 
 
 def job_id(request: JobRequest, *, revision_sha: str, recipe_version: int) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import replace
 
-from dynquant.core.job import Job, JobRequest, JobState, TransitionError
+from dynquant.core.job import Job, JobRequest, JobState, TransitionError, check_notify_url
 from dynquant.core.job_text import request_from_json, request_to_json
 from dynquant.core.turns import expected_wait_secs
 from dynquant.errors import RequestError
@@ -54,12 +54,7 @@ class DatabaseBoard:
         pinned = replace(request, revision=revision_sha)
         # What cannot be read back must not get into the queue.
         checked = request_from_json(request_to_json(pinned))
-        if checked.notify_url is not None and not checked.notify_url.startswith("https://"):
-            # Only here: jobs that were taken with such an address have to stay readable.
-            raise RequestError(
-                "The address to notify has to begin with https://: no other is ever told. Give "
-                "such an address, or none."
-            )
+        check_notify_url(checked)
         job = self._store.submit(
             checked,
             recipe_version=recipe_version,

@@ -11,7 +11,14 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
-from dynquant.core.job import Job, JobRequest, JobState, PublishedRepo, job_id
+from dynquant.core.job import (
+    Job,
+    JobRequest,
+    JobState,
+    PublishedRepo,
+    check_notify_url,
+    job_id,
+)
 from dynquant.core.recipe import RECIPE_VERSION
 from dynquant.errors import DynquantError, RequestError
 from dynquant.job_ports import JobEvent, RunnerStatus
@@ -105,6 +112,7 @@ class SpaceDesk:
 
     def submit(self, request: JobRequest) -> Job:
         """See `JobDesk`."""
+        check_notify_url(request)
         identity = _identity(request)
         with self._lock:  # so that two clicks are one request
             job = self._known().get(identity)

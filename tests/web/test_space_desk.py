@@ -119,6 +119,13 @@ def test_a_request_is_a_job_at_once_and_then_what_a_runner_says_of_it():
     assert space.desk.get(job.id).state is JobState.PUBLISHED
 
 
+def test_an_address_that_no_runner_would_tell_is_refused_before_it_is_sent():
+    space = Space()
+    with pytest.raises(RequestError, match="begin with https://"):
+        space.desk.submit(make_request(notify_url="http://example.com/hook"))
+    assert not space.desk.list(limit=10)
+
+
 def test_the_same_request_is_sent_once():
     space = Space()
     with ThreadPoolExecutor(8) as pool:

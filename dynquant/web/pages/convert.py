@@ -129,7 +129,7 @@ def add_convert_page(blocks: gr.Blocks, service: Service) -> None:
             notify_url = gr.Textbox(
                 "",
                 label="Tell this address when it is done",
-                info="A web address that takes JSON, or a webhook of Slack or Discord.",
+                info="An address with https that takes JSON, or a webhook of Slack or Discord.",
             )
         convert = gr.Button("Convert", variant="primary", size="lg", elem_id="dq-convert")
         outcome = html(elem_classes="dq-maybe")
