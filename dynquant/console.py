@@ -137,14 +137,15 @@ def print_outlook(source: ModelSource, secs: float | None) -> None:
 
 
 def print_quality(rows: Sequence[tuple[str, float | None, int | None, Quality]]) -> None:
-    """The quality table: label, stored BPW, bytes of weights, figures."""
-    figures = ("BPW", "size", "perplexity", "mean KL (nats)", "99 % KL", "top-1")
-    table = Table(Column(overflow="fold"), *figures)
+    """The quality table: label, stored BPW and bytes of weights where known, figures."""
+    sizes = ("BPW", "size") if any(bpw is not None for _, bpw, _, _ in rows) else ()
+    figures = ("perplexity", "mean KL (nats)", "99 % KL", "top-1")
+    table = Table(Column(overflow="fold"), *sizes, *figures)
     for label, bpw, num_bytes, quality in rows:
+        known = ("" if bpw is None else f"{bpw:.3f}", "" if num_bytes is None else size(num_bytes))
         table.add_row(
             label,
-            "" if bpw is None else f"{bpw:.3f}",
-            "" if num_bytes is None else size(num_bytes),
+            *(known if sizes else ()),
             with_error(quality.perplexity, quality.perplexity_se, digits=4),
             with_error(quality.mean_kl_nats, quality.mean_kl_se_nats, digits=3),
             f"{quality.p99_kl_nats:.3g}",
@@ -200,11 +201,13 @@ def print_job(job: Job) -> None:
     """Everything that a person wants to know of one job."""
     targets = ", ".join(f"{target:g}" for target in job.request.targets_bpw)
     stdout.print(f"[bold]{job.id}[/] {escaped(job.request.model)} at {targets} BPW")
-    stdout.print(f"  {job.state}: {escaped(_state(job))}")
+    stdout.print(f"  {escaped(': '.join(filter(None, (job.state, _state(job)))))}")
     for each in job.results:
         stdout.print(f"  {escaped(each.repo_id)} (commit {each.commit_sha[:12]})")
     for attempt in job.history:
-        stdout.print(f"  attempt {attempt.number}: {attempt.state}. {escaped(attempt.sentence)}")
+        stdout.print(
+            f"  attempt {attempt.number}: {attempt.state}. {escaped(attempt.sentence)}".rstrip()
+        )
 
 
 def print_findings(findings: Sequence[Finding]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -43,11 +44,16 @@ class OutputFolders:
     def __init__(self, root: Path) -> None:
         self._root = root
 
-    def check(self, names: Sequence[str]) -> None:
+    def check(self, names: Sequence[str], *, source: str = "") -> None:
         """Refuse before any work when one of the folders could not be made.
 
+        Args:
+            names: Of the folders.
+            source: What they will be made of; empty while nobody knows.
+
         Raises:
-            OutputFolderError: Something that is not ours is in the way.
+            OutputFolderError: Something that is not ours, or is made of another model, is in the
+                way.
         """
         with _translated():
             _check_place(self._root)
@@ -61,6 +67,12 @@ class OutputFolders:
             for name in names:
                 if _is_locked(self._staged(name)):
                     raise _busy(name)
+                other = _source_of(self.final(name))
+                if source and other and other != source:
+                    raise OutputFolderError(
+                        f"'{self._root}' holds '{name}', which was made of '{other}' and not of "
+                        f"'{source}'. Pass another --out, or move it away."
+                    )
 
     @contextmanager
     def staged(self, names: Sequence[str]) -> Iterator[Mapping[str, Path]]:
@@ -214,6 +226,15 @@ def _is_ours(entry: Path) -> bool:
     if entry.name.startswith(".") and (entry.name.endswith(_STAGED) or entry.is_file()):
         return True
     return (entry / MARKER).is_file()
+
+
+def _source_of(folder: Path) -> str | None:
+    """What a finished folder was made of; None where nobody can tell."""
+    try:
+        found = json.loads(read_text(folder / PLAN) or "")["source"]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return None
+    return found if isinstance(found, str) else None
 
 
 def _busy(name: str) -> OutputFolderError:

@@ -144,7 +144,7 @@ def quantize(
         NeverPublishError: A figure is not finite or the result is not what was planned.
     """
     job = Conversion(source, quantizer, recipe)
-    outputs.check(list(job.targets))
+    outputs.check(list(job.targets), source=source.name)
     job.read(calibration=calibration, evaluation=evaluation)
     if recipe.alignment is None:
         table = job.polish(job.reuse(table) if table else job.measure(progress), progress)

@@ -311,11 +311,16 @@ class Quantizer(Protocol[W]):
 class OutputStore(Protocol):
     """Where finished folders go; a folder is there whole or not at all."""
 
-    def check(self, names: Sequence[str]) -> None:
+    def check(self, names: Sequence[str], *, source: str = "") -> None:
         """Refuse before any work when one of the folders could not be made.
 
+        Args:
+            names: Of the folders.
+            source: What they will be made of; empty while nobody knows.
+
         Raises:
-            OutputFolderError: Something that is not ours is in the way.
+            OutputFolderError: Something that is not ours, or is made of another model, is in the
+                way.
         """
         ...
 

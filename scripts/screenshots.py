@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
 
-from playwright.sync_api import Browser, Page, ViewportSize, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, ViewportSize, sync_playwright
+from playwright.sync_api import TimeoutError as PlaywrightTimeout
 
 from dynquant.core.job import Job, JobState
 from tests.runner.test_live_board import make_job
@@ -84,8 +86,7 @@ def _shown(page: Page, url: str, jobs: dict[str, str]) -> Iterator[str]:
     page.locator(".dq-tiles").first.wait_for()
     yield "convert"
     page.get_by_text("Advanced").click()
-    page.get_by_label("Several sizes at once").fill("3.5, 4.5")
-    page.locator(".dq-tiles").nth(1).wait_for()
+    _fill(page.get_by_label("Several sizes at once"), "3.5, 4.5", page.locator(".dq-tiles").nth(1))
     yield "convert-advanced"
     settled(page, url)
     model.fill("team/no-such-model")
@@ -116,6 +117,17 @@ def _shown(page: Page, url: str, jobs: dict[str, str]) -> Iterator[str]:
     page.locator(".dq-reasons").wait_for()
     page.get_by_role("button", name="Sweep now").wait_for()
     yield "watcher"
+
+
+def _fill(field: Locator, text: str, shown: Locator) -> None:
+    """Fill `field` until `shown` is there: what is typed as it appears, Gradio may take back."""
+    for _ in range(5):
+        field.fill("")
+        field.fill(text)
+        with suppress(PlaywrightTimeout):
+            shown.wait_for(timeout=6_000)
+            return
+    shown.wait_for()
 
 
 def _shown_of_space(page: Page, space: Space) -> Iterator[str]:

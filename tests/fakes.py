@@ -268,7 +268,7 @@ class FakeOutputs:
     finished: dict[str, dict[str, str]] = field(default_factory=dict)
     _open: dict[Path, dict[str, str]] = field(default_factory=dict)
 
-    def check(self, names: Sequence[str]) -> None:
+    def check(self, names: Sequence[str], *, source: str = "") -> None:
         self.log.append("check")
         if taken := self.foreign & set(names):
             raise OutputFolderError(f"'{taken.pop()}' is not ours.")

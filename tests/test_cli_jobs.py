@@ -77,7 +77,8 @@ def test_an_address_to_tell_that_comes_too_late_is_said_to():
 
 def test_a_job_is_cancelled_and_tried_again():
     identity = submit("--json").check().json["job"]["id"]
-    assert "cancelled" in call("jobs", "cancel", identity).check().out
+    told = call("jobs", "cancel", identity).check().out
+    assert "  cancelled\n" in told
     assert call("jobs", "list", "--state", "waiting", "--json").check().json["jobs"] == []
     assert "waiting" in call("jobs", "retry", identity).check().out
     job = call("jobs", "show", identity, "--json").check().json["job"]

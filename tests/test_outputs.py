@@ -69,6 +69,17 @@ def test_folders_of_ours_are_replaced_and_their_neighbours_kept(root):
     assert sorted(path.name for path in root.iterdir()) == NAMES
 
 
+def test_what_was_made_of_another_model_is_not_replaced(root):
+    finish(OutputFolders(root))
+    (root / NAMES[0] / MARKER).write_text('{"source": "ann/Model"}')
+    before = tree(root)
+    outputs = OutputFolders(root)
+    with pytest.raises(OutputFolderError, match=r"made of 'ann/Model' and not of 'bob/Model'"):
+        outputs.check(NAMES, source="bob/Model")
+    assert tree(root) == before
+    outputs.check(NAMES, source="ann/Model")
+
+
 def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path):
     (tmp_path / "out").write_text("mine")
     with pytest.raises(OutputFolderError, match="is a file"):

@@ -140,5 +140,9 @@ def read(path: Path) -> str:
     """Contents of a file that the person named."""
     try:
         return path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise SensitivitiesError(
+            f"There is no file '{path}'. Check its name, or make it with 'dynquant measure'."
+        ) from error
     except (OSError, UnicodeDecodeError) as error:
         raise SensitivitiesError(f"'{path}' cannot be read as text. Pass another file.") from error

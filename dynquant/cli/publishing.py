@@ -36,7 +36,7 @@ from dynquant.cli.options import (
     menu_in,
     targets_in,
 )
-from dynquant.core.naming import repo_ids
+from dynquant.core.naming import check_repo_id, repo_ids
 from dynquant.core.papers import CARD
 from dynquant.core.papers import card as render
 from dynquant.corpus import DEFAULT_CALIBRATION, DEFAULT_EVALUATION
@@ -115,7 +115,7 @@ def convert(
         _show(there, as_json=as_json)
         return
     outputs, table = OutputFolders(out), cost_table_in(cost_table)
-    outputs.check(list(ids))
+    outputs.check(list(ids), source=source.name)
     with (
         open_model(
             source.name if source.is_repo else model,
@@ -190,6 +190,8 @@ def card(
     ] = None,
 ) -> None:
     """Write the card of a finished model again, from its plan and its report."""
+    if repo is not None:
+        check_repo_id(repo)
     for each in finished_folders(folder):
         write_file(each / CARD, render(read_facts(each), repo_id=repo))
         console.stdout.print(f"Wrote {each / CARD}")

@@ -217,8 +217,8 @@ def _targets(raw: object) -> tuple[float, ...]:
     )
     if not (are_bpw and 1 <= len(numbers) <= _MAX_TARGETS):
         raise RequestError(
-            f"A request's targets_bpw are 1 to {_MAX_TARGETS} numbers above 0 and at most "
-            f"{_MAX_BPW:g}."
+            f"Ask for 1 to {_MAX_TARGETS} sizes in bits per weight (targets_bpw), each above 0 and "
+            f"at most {_MAX_BPW:g}."
         )
     return tuple(map(float, numbers))
 
@@ -263,5 +263,8 @@ def _url(raw: Mapping[str, Any]) -> str | None:
         or not value.isprintable()
         or not value.startswith(("https://", "http://"))
     ):
-        raise RequestError("A request's notify_url begins with https://.")
+        raise RequestError(
+            "The address to notify (notify_url) has to begin with https://. Give such an address, "
+            "or none."
+        )
     return value

@@ -8,7 +8,14 @@ from collections.abc import Mapping
 
 from dynquant.errors import InvalidOptionError
 
-__all__ = ["MAX_NAME_LENGTH", "WATCHER", "local_name", "quantized_name", "repo_ids"]
+__all__ = [
+    "MAX_NAME_LENGTH",
+    "WATCHER",
+    "check_repo_id",
+    "local_name",
+    "quantized_name",
+    "repo_ids",
+]
 
 MAX_NAME_LENGTH = 96
 """Longest repo name that the Hub takes (`huggingface_hub.utils.validate_repo_id`)."""
@@ -62,13 +69,9 @@ def repo_ids(destination: str, targets: Mapping[str, tuple[str, float]]) -> dict
             model = _repo_characters(re.split(r"[/\\]", source)[-1])
             repo_id = destination.replace("{model}", model)
             repo_id = repo_id.replace("{bpw}", _plain_decimal(target_bpw))
-        namespace, _, repo_name = repo_id.partition("/")
-        if not (_NAME.fullmatch(namespace) and _NAME.fullmatch(repo_name)):
-            raise InvalidOptionError(
-                f"'{repo_id[:200]}' cannot be the id of a repo. Pass a namespace, such as 'you', "
-                "or a repo id, such as 'you/{model}-{bpw}bpw'; names have letters, digits, '-', "
-                f"'_' and '.', and at most {MAX_NAME_LENGTH} characters."
-            )
+        check_repo_id(
+            repo_id, "Pass a namespace, such as 'you', or a repo id, such as 'you/{model}-{bpw}bpw'"
+        )
         ids[name] = repo_id
     if len(set(ids.values())) < len(ids):
         raise InvalidOptionError(
@@ -76,6 +79,20 @@ def repo_ids(destination: str, targets: Mapping[str, tuple[str, float]]) -> dict
             "{bpw} into its name, or pass a namespace alone."
         )
     return ids
+
+
+def check_repo_id(repo_id: str, hint: str = "Pass one such as 'you/model'") -> None:
+    """Refuse what the Hub would not take.
+
+    Raises:
+        InvalidOptionError: It cannot be the id of a repo; `hint` says what to do.
+    """
+    namespace, _, name = repo_id.partition("/")
+    if not (_NAME.fullmatch(namespace) and _NAME.fullmatch(name)):
+        raise InvalidOptionError(
+            f"'{repo_id[:200]}' cannot be the id of a repo. {hint}; names have letters, digits, "
+            f"'-', '_' and '.', and at most {MAX_NAME_LENGTH} characters."
+        )
 
 
 def _plain_decimal(value: float) -> str:

@@ -36,6 +36,8 @@ def main() -> None:
         # Nobody reads what was asked, and it would grow for days.
         hub.after_request = lambda _: hub.requests.clear()
         _say(hub.url)
+        _say("To use it from another shell, where it speaks no Xet:")
+        _say(f"export HF_ENDPOINT={hub.url} HF_TOKEN={TOKEN} HF_HUB_DISABLE_XET=1")
         _say(f"To see private repos in a browser, open {hub.url}/login?token={TOKEN}")
         signal.sigwait(ends)
 

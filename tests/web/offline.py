@@ -7,6 +7,7 @@ Python's own help. The pages run as a person starts them, with a runner beside t
 from __future__ import annotations
 
 import os
+import signal
 import sqlite3
 import sys
 from collections.abc import Iterator
@@ -34,7 +35,9 @@ pipeline_tag: text-generation
 
 
 def main() -> int:
-    """Serve until Ctrl-C."""
+    """Serve until Ctrl-C, or until somebody ends this process."""
+    for ending in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ending, signal.default_int_handler)
     FOLDER.mkdir(parents=True, exist_ok=True)
     try:
         with (

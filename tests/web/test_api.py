@@ -124,7 +124,7 @@ def test_what_was_cancelled_and_is_asked_for_again_gets_a_new_attempt(client, fi
         ({"notify_url": "https://x.org/" + "a" * 100_000}, "notify_url"),
         ({"formats": "9g64"}, "no format '9g64'"),
         ({"destination": "a/b/c"}, "cannot be the id of a repo"),
-        ({"notify_url": "file:///etc/passwd"}, "notify_url begins with https://"),
+        ({"notify_url": "file:///etc/passwd"}, "has to begin with https://"),
     ],
 )
 def test_what_makes_no_sense_is_refused_in_a_sentence(client, field, overrides, words):
