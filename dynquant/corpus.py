@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dynquant.errors import TextError
+from dynquant.errors import HubUnavailableError, TextError
 from dynquant.ports import Text
 
 __all__ = ["DEFAULT_CALIBRATION", "DEFAULT_EVALUATION", "Corpus", "DatasetFiles"]
@@ -78,18 +78,30 @@ class Corpus:
             HubUnavailableError: The dataset cannot be reached.
         """
         path, column = _local_file(source) if self._allow_files else (None, None)
-        if path is not None:
-            text = Text(name=path.name, documents=_documents_of_file(path, column))
-        else:
-            dataset = self._open_dataset(source)
-            column = dataset.column or _default_column(dataset.files[0], dataset.name)
-            text = Text(
-                name=f"{dataset.name}:{column}",
-                documents=partial(_table_documents, dataset.files, column, dataset.name),
-            )
-        if next(text.documents(), None) is None:
+        try:
+            if path is not None:
+                text = Text(name=path.name, documents=_documents_of_file(path, column))
+            else:
+                text = self._text_of_dataset(source)
+            is_empty = next(text.documents(), None) is None
+        except HubUnavailableError as error:
+            if not self._allow_files:
+                raise
+            raise HubUnavailableError(
+                f"{error} The text '{source}' is a dataset on the Hub; a file of your own, passed "
+                "to --calibration or --eval, needs none."
+            ) from error
+        if is_empty:
             raise TextError(f"There is no text in '{text.name}'. Pass another one.")
         return text
+
+    def _text_of_dataset(self, source: str) -> Text:
+        dataset = self._open_dataset(source)
+        column = dataset.column or _default_column(dataset.files[0], dataset.name)
+        return Text(
+            name=f"{dataset.name}:{column}",
+            documents=partial(_table_documents, dataset.files, column, dataset.name),
+        )
 
 
 def _local_file(source: str) -> tuple[Path | None, str | None]:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from dynquant import corpus as corpus_module
 from dynquant.corpus import DEFAULT_CALIBRATION, DEFAULT_EVALUATION, Corpus
-from dynquant.errors import TextError
+from dynquant.errors import HubUnavailableError, TextError
 
 CHAT = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
 
@@ -208,3 +208,14 @@ def test_a_file_that_goes_away(corpus, tmp_path):
 def test_the_defaults_are_two_different_datasets():
     assert DEFAULT_CALIBRATION.split(":")[0] != DEFAULT_EVALUATION.split(":")[0]
     assert DEFAULT_CALIBRATION.count(":") == DEFAULT_EVALUATION.count(":") == 3
+
+
+@pytest.mark.parametrize("allow_files", [True, False])
+def test_without_the_hub_a_person_hears_of_files_of_their_own(allow_files):
+    def away(_source: str) -> FakeDataset:
+        raise HubUnavailableError("The Hub cannot be reached.")
+
+    corpus = Corpus(open_dataset=away, allow_files=allow_files)
+    with pytest.raises(HubUnavailableError) as raised:
+        corpus.open("org/name")
+    assert ("--calibration or --eval" in str(raised.value)) == allow_files

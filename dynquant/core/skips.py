@@ -92,7 +92,7 @@ EXPLANATIONS: dict[Skip, str] = {
     Skip.UNSUPPORTED: "It has an architecture that mlx-lm does not know.",
     Skip.DOES_NOT_FIT: "It fits none of the memory sizes of the rule.",
     Skip.ALREADY_PUBLISHED: "It is on the Hub already, made by dynquant at these bits per weight.",
-    Skip.GONE: "It was deleted, renamed or closed after the Hub had listed it.",
+    Skip.GONE: "There is no such model, or it was renamed or closed after the Hub had listed it.",
     Skip.REFUSED: "The queue refused it.",
     Skip.SWEEP_LIMIT: "The rule has queued enough in this sweep; it is next in line.",
     Skip.DAY_LIMIT: "The rule has queued enough for 24 hours; its turn comes later.",
