@@ -43,8 +43,8 @@ def dequantized_in(
     found = {}
     for path, layer in tree_flatten(model.leaf_modules(), is_leaf=nn.Module.is_module):
         if "scales" in layer:
-            arrays = {name: layer[name] for name in QUANTIZED_PARAMETERS if name in layer}
-            arrays = {name: array for name, array in arrays.items() if array is not None}
+            given = ((name, layer.get(name)) for name in QUANTIZED_PARAMETERS)
+            arrays = {name: array for name, array in given if array is not None}
             fmt = QuantFormat(layer.bits, layer.group_size, layer.mode)
             scales = arrays["scales"].dtype
             dtype = scales if fmt.mode == "affine" else mx.bfloat16

@@ -227,18 +227,18 @@ class ModelFolder:
         """
         model = self._load()
         weights = dict(tree_flatten(model.parameters()))
-        dequantized = dequantized_in(model, compute_dtype)
+        dequantized = dequantized_in(model, compute_dtype) if self.quantized else {}
         for path in dequantized:
             for name in QUANTIZED_PARAMETERS:
                 weights.pop(f"{path}.{name}", None)
         weights |= {f"{path}.weight": array for path, (array, _) in dequantized.items()}
         stored = {f"{path}.weight": dtype for path, (_, dtype) in dequantized.items()}
-        may_cast = getattr(model, "cast_predicate", lambda _: True)
+        wanted, may_cast = self._conversion_dtype, getattr(model, "cast_predicate", lambda _: True)
         for path, array in weights.items():
             if is_floating(array):
                 dtype = stored.get(path, array.dtype)
-                if self._conversion_dtype is not None and may_cast(path):
-                    dtype = self._conversion_dtype
+                if wanted is not None and may_cast(path):
+                    dtype = wanted
                 is_exact = exact and path in stored
                 weights[path] = array.astype(compute_dtype(dtype) if is_exact else dtype)
         return weights
