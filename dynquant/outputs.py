@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from dynquant.core.artefacts import facts_from_json
+from dynquant.core.artefacts import facts_from_json, source_in
 from dynquant.core.facts import ModelFacts
 from dynquant.core.papers import PLAN, REPORT
 from dynquant.errors import OutputFolderError, disk_errors_translated
@@ -67,7 +66,7 @@ class OutputFolders:
             for name in names:
                 if _is_locked(self._staged(name)):
                     raise _busy(name)
-                other = _source_of(self.final(name))
+                other = source_in(read_text(self.final(name) / PLAN) or "")
                 if source and other and other != source:
                     raise OutputFolderError(
                         f"'{self._root}' holds '{name}', which was made of '{other}' and not of "
@@ -226,15 +225,6 @@ def _is_ours(entry: Path) -> bool:
     if entry.name.startswith(".") and (entry.name.endswith(_STAGED) or entry.is_file()):
         return True
     return (entry / MARKER).is_file()
-
-
-def _source_of(folder: Path) -> str | None:
-    """What a finished folder was made of; None where nobody can tell."""
-    try:
-        found = json.loads(read_text(folder / PLAN) or "")["source"]
-    except (ValueError, LookupError, TypeError, RecursionError):
-        return None
-    return found if isinstance(found, str) else None
 
 
 def _busy(name: str) -> OutputFolderError:

@@ -7,7 +7,6 @@ leaves at most an empty repo, and whoever comes again goes on from what is store
 
 from __future__ import annotations
 
-import json
 import logging
 import random
 import time
@@ -31,6 +30,7 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]
     enable_progress_bars,
 )
 
+from dynquant.core.artefacts import source_in
 from dynquant.errors import (
     CardError,
     DestinationError,
@@ -284,10 +284,7 @@ class HubPublisher:
                 "nothing of others. Publish under another name, or delete that repo first.",
                 reason=Reason.DESTINATION_TAKEN,
             )
-        try:
-            theirs = json.loads(self._read_plan(remote))["source"]
-        except (ValueError, KeyError, TypeError, RecursionError):
-            theirs = "a model that its plan does not name"
+        theirs = source_in(self._read_plan(remote)) or "a model that its plan does not name"
         if theirs != source:
             raise DestinationError(
                 f"'{remote.repo_id}' holds a quant of {theirs!r:.200}, not of '{source}'. Publish "

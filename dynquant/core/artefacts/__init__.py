@@ -6,7 +6,7 @@ from dynquant.core.artefacts.cost_table import (
     is_cost_table,
     matched_table,
 )
-from dynquant.core.artefacts.plan import formats_to_json, plan_to_json, same_request
+from dynquant.core.artefacts.plan import formats_to_json, plan_to_json, same_request, source_in
 from dynquant.core.artefacts.report import report, report_to_json
 from dynquant.core.artefacts.request import requested
 from dynquant.core.artefacts.restoring import facts_from_json
@@ -29,4 +29,5 @@ __all__ = [
     "same_request",
     "sensitivities_from_json",
     "sensitivities_to_json",
+    "source_in",
 ]

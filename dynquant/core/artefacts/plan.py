@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict
 
@@ -11,10 +12,26 @@ from dynquant.core.facts import ModelFacts
 from dynquant.core.gating import gate
 from dynquant.core.plan import QuantPlan
 
-__all__ = ["PLAN_KIND", "PLAN_VERSION", "formats_to_json", "plan_to_json", "same_request"]
+__all__ = [
+    "PLAN_KIND",
+    "PLAN_VERSION",
+    "formats_to_json",
+    "plan_to_json",
+    "same_request",
+    "source_in",
+]
 
 PLAN_KIND = "dynquant-plan"
 PLAN_VERSION = 1
+
+
+def source_in(text: str) -> str | None:
+    """What a `plan.json` says that it was made of; None where nobody can tell."""
+    try:
+        found = json.loads(text)["source"]
+    except MALFORMED:
+        return None
+    return found if isinstance(found, str) else None
 
 
 def plan_to_json(facts: ModelFacts) -> str:
