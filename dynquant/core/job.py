@@ -40,6 +40,7 @@ __all__ = [
     "cancelled",
     "check_notify_url",
     "ended",
+    "in_step",
     "job_id",
     "lost_its_runner",
     "progressed",
@@ -262,9 +263,17 @@ def begun(job: Job, *, runner: str, at: datetime) -> Job:
     )
 
 
-def progressed(job: Job, progress: StepProgress) -> Job:
-    """The runner says how far it is."""
+def in_step(job: Job, step: str) -> Job:
+    """The runner begins `step`."""
     _require(job, JobState.RUNNING)
+    return replace(job, progress=StepProgress(step=step))
+
+
+def progressed(job: Job, progress: StepProgress) -> Job:
+    """The runner says how far it is; what comes late about another step says nothing."""
+    _require(job, JobState.RUNNING)
+    if job.progress is None or progress.step != job.progress.step:
+        return job
     return replace(job, progress=progress)
 
 

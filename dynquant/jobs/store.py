@@ -19,6 +19,7 @@ from dynquant.core.job import (
     begun,
     cancelled,
     ended,
+    in_step,
     job_id,
     lost_its_runner,
     progressed,
@@ -187,15 +188,14 @@ class JobStore:
         )
 
     def report(self, identity: str, progress: StepProgress, *, session: str) -> None:
-        """Show how far a job is."""
+        """Show how far a job is in the step that it is in."""
         self._change(identity, lambda job, _: progressed(job, progress), held_by=session)
 
     def begin_step(self, identity: str, step: str, *, session: str) -> bool:
         """Show that a step begins; False if the session has lost the job."""
-        progress = StepProgress(step=step)
         job = self._change(
             identity,
-            lambda job, _: progressed(job, progress),
+            lambda job, _: in_step(job, step),
             held_by=session,
             event=("step", f"Step {step} begins."),
         )

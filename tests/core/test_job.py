@@ -23,6 +23,7 @@ from dynquant.core.job import (
     begun,
     cancelled,
     ended,
+    in_step,
     job_id,
     lost_its_runner,
     progressed,
@@ -67,7 +68,7 @@ def make_job(**overrides: Any) -> Job:
 
 def make_running(**overrides: Any) -> Job:
     job = begun(make_job(**overrides), runner="mac", at=NOON)
-    return progressed(job, StepProgress(step="measure", fraction=0.25))
+    return progressed(in_step(job, "measure"), StepProgress(step="measure", fraction=0.25))
 
 
 def identity(request: JobRequest, *, sha: str = "5ha", version: int = 1) -> str:
@@ -116,6 +117,7 @@ def test_the_id_stays_the_same_between_releases():
 
 TRANSITIONS = {
     "begun": lambda job: begun(job, runner="mac", at=NOON),
+    "in_step": lambda job: in_step(job, "encode"),
     "progressed": lambda job: progressed(job, StepProgress(step="encode")),
     "put_back": lambda job: put_back(job, sentence="Later."),
     "lost": lambda job: lost_its_runner(job, at=NOON, memory_bytes=16 * 10**9),
@@ -179,6 +181,13 @@ def test_a_state_is_left_only_in_the_ways_that_the_picture_shows(state, allowed)
             continue
         possible.add(name)
     assert possible == allowed
+
+
+def test_progress_of_a_step_that_is_over_says_nothing():
+    job = in_step(make_running(), "encode")
+    assert progressed(job, StepProgress(step="measure", fraction=0.9)) == job
+    later = progressed(job, StepProgress(step="encode", fraction=0.1))
+    assert later.progress == StepProgress(step="encode", fraction=0.1)
 
 
 def test_a_job_that_is_put_back_remembers_when_it_began_and_what_it_needs():
