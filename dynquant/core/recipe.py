@@ -12,7 +12,7 @@ from dynquant.errors import InvalidOptionError
 
 __all__ = ["EFFORTS", "RECIPE_VERSION", "Alignment", "Effort", "Recipe", "command_of"]
 
-RECIPE_VERSION = 6
+RECIPE_VERSION = 7
 """Goes up with every change after which the same recipe makes another model."""
 
 

@@ -59,8 +59,6 @@ def encode_plans(
         with observed(measurement.layers, watcher):
             while forward.next_block is not None:
                 forward.step(watcher.pending, write)
-            with weights.holding_outer():
-                mx.eval(watcher.pending())
     for block in list(unwritten):
         with weights.holding(block) as held:
             write(block, held)
@@ -78,13 +76,15 @@ def _write(
     plans: Mapping[Path, QuantPlan],
     writers: Mapping[Path, FolderWriter],
 ) -> None:
-    encoder.encode_ahead(stored, wanted)
+    def write(path: str, weight: mx.array) -> None:
+        for folder, plan in plans.items():
+            writers[folder].add_layer(path, encoder.encode(path, weight, plan.formats[path]))
+
+    encoder.encode_ahead(stored, wanted, write)
     paths = {f"{path}.weight": path for path in wanted}
     for name, array in stored.items():
-        if name not in paths:
-            for writer in writers.values():
-                writer.add(name, array)
+        if name in paths:
+            write(paths[name], array)
             continue
-        path = paths[name]
-        for folder, plan in plans.items():
-            writers[folder].add_layer(path, encoder.encode(path, array, plan.formats[path]))
+        for writer in writers.values():
+            writer.add(name, array)

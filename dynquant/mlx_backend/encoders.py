@@ -75,14 +75,21 @@ class LayerEncoder:
             mx.eval(list(self._encoded[path, fmt].arrays.values()))
         return self._encoded[path, fmt]
 
-    def encode_ahead(self, weights: Weights, wanted: Mapping[str, Collection[QuantFormat]]) -> None:
+    def encode_ahead(
+        self,
+        weights: Weights,
+        wanted: Mapping[str, Collection[QuantFormat]],
+        on_layer: Callable[[str, mx.array], None] = lambda _path, _weight: None,
+    ) -> None:
         """Encode together what shares inputs and a group size, for `encode` to find.
 
-        Covariances go as soon as nothing here needs them, so the widest come last.
+        Covariances and weights go as soon as nothing here needs them, so the widest come last.
 
         Args:
             weights: Parameter path → weight as stored; others than layers' may be among them.
+                The layers that are encoded in all their formats are taken out.
             wanted: Path → all formats that `encode` will be asked for.
+            on_layer: Called with the path and the weight of each layer that is taken out.
 
         Raises:
             NonFiniteError: A weight holds NaN or infinity.
@@ -98,6 +105,7 @@ class LayerEncoder:
                 if fmt.mode == "affine":
                     key = (id(self._moments(path)), fmt.group_size, weight.dtype)
                     sharing[key].append((path, fmt))
+        left = {path: set(formats) for path, formats in wanted.items()}
         coming = sorted(sharing, key=lambda key: weights[f"{sharing[key][0][0]}.weight"].shape[-1])
         while coming:
             inputs, group_size, _ = key = coming.pop(0)
@@ -110,6 +118,10 @@ class LayerEncoder:
                 self._factored.clear()
             encoded = encode_together(parts, feedback, num_sweeps=self.num_sweeps)
             self._encoded.update(zip(members, encoded, strict=True))
+            for path, fmt in members:
+                left[path].discard(fmt)
+                if not left[path]:
+                    on_layer(path, weights.pop(f"{path}.weight"))
 
     def _encode(self, path: str, weight: mx.array, fmt: QuantFormat) -> Encoded:
         check_finite({f"{path}.weight": weight})

@@ -32,7 +32,7 @@ _CLIPPED = {
 }
 # Rows are encoded in chunks of about this many weights: few enough to stay in a CPU's cache,
 # enough to keep a GPU busy.
-_CHUNK_WEIGHTS = {mx.cpu: 1 << 17, mx.gpu: 1 << 23}
+_CHUNK_WEIGHTS = {mx.cpu: 1 << 17, mx.gpu: 1 << 21}
 _TINY = 1e-12
 
 

@@ -58,15 +58,13 @@ def measure_block_outputs(
             if blocks.block_of(path) == block:
                 found[path] = _inside(measurement, path, held, call, watcher)
         on_layers(found, held)
-        watcher.drop_covariances()
+        watcher.drop_covariances(measurement.paths_in(block))
         on_step()
 
     check_finite(weights.outer)
     with observed(measurement.layers, watcher):
         while forward.next_block is not None:
             forward.step(watcher.pending, judge)
-        with weights.holding_outer():
-            mx.eval(watcher.pending())
     outside = [path for path in measurement.shapes if blocks.block_of(path) is None]
     on_layers({p: _outside(measurement, p, weights.outer, watcher) for p in outside}, weights.outer)
     return watcher

@@ -32,19 +32,34 @@ class Moments:
     """Sums over everything that one layer was given in one role.
 
     Attributes:
-        inputs: Squares of the inputs, (*lead, in), float32; token counts for a lookup, (rows,).
+        squares: Of the inputs, (*lead, in), float32; token counts for a lookup, (rows,). None
+            where the products tell them: sums of their own would keep each batch's products.
         num_vectors: How many vectors went in, (); per expert for a switch layer, (experts, 1).
         products: Of the inputs, (*lead, in, in), float32, where asked for.
     """
 
-    inputs: mx.array
+    squares: mx.array | None
     num_vectors: mx.array
     products: Products | None = None
 
     def arrays(self) -> list[mx.array]:
         """All sums, to be evaluated."""
+        squares = [] if self.squares is None else [self.squares]
         products = [] if self.products is None else self.products.arrays()
-        return [self.inputs, self.num_vectors, *products]
+        return [*squares, self.num_vectors, *products]
+
+    @property
+    def inputs(self) -> mx.array:
+        """Squares of the inputs, (*lead, in), float32; token counts for a lookup, (rows,)."""
+        if self.squares is not None:
+            return self.squares
+        assert self.products is not None
+        return self.products.diagonal
+
+    def drop_products(self) -> None:
+        """Let all but the squares go."""
+        self.squares, self.products = self.inputs, None
+        mx.eval(self.squares)
 
     @property
     def covariance(self) -> mx.array | None:
@@ -65,10 +80,10 @@ class Moments:
 
     def __add__(self, other: Moments) -> Moments:
         """Sums over both."""
-        products = None
+        num_vectors = self.num_vectors + other.num_vectors
         if self.products is not None and other.products is not None:
-            products = self.products + other.products
-        return Moments(self.inputs + other.inputs, self.num_vectors + other.num_vectors, products)
+            return Moments(None, num_vectors, self.products + other.products)
+        return Moments(self.inputs + other.inputs, num_vectors)
 
 
 class MomentsObserver:
@@ -147,8 +162,8 @@ class MomentsObserver:
     def drop_covariances(self, paths: Collection[str] | None = None) -> None:
         """Let products of inputs go: of the layers at `paths`, or all."""
         for (path, _), moments in self._sums.items():
-            if paths is None or path in paths:
-                moments.products = None
+            if moments.products is not None and (paths is None or path in paths):
+                moments.drop_products()
 
     def forget(self, paths: Collection[str]) -> None:
         """Let everything about `paths` go, so that another pass can gather it anew."""
@@ -174,12 +189,8 @@ class MomentsObserver:
                 new = Moments(counts, mx.array(float(ids.size)))
             else:
                 found = _products(seen, lead) if products else None
-                inputs = (
-                    squares(seen.x, seen.role, seen.experts, lead)
-                    if found is None
-                    else found.diagonal
-                )
-                new = Moments(inputs, _num_vectors(seen, lead), found)
+                alone = squares(seen.x, seen.role, seen.experts, lead) if found is None else None
+                new = Moments(alone, _num_vectors(seen, lead), found)
             self._fresh[key] = seen, new  # `seen` keeps the ids taken
         return self._fresh[key][1]
 

@@ -168,7 +168,7 @@ def measure_importance(
     record = _evenly_spaced(measurement.batches, GRADIENT_TOKENS)
     forward = Forward(blocks, weights, measurement.batches, record=record)
 
-    def settle(block: str | None, *, keep: bool) -> None:
+    def settle(block: str | None) -> None:
         """Take from the covariances what the costs need, once for layers that share one."""
         settled: dict[int, mx.array] = {}
         for path, role in watcher.roles():
@@ -182,18 +182,16 @@ def measure_importance(
                     settled[shared] = conditional_variances(covariance, _ORDER_GROUP_SIZE)
                     mx.eval(settled[shared])
                 columns[path] = settled[shared]
-        if not keep:
-            watcher.drop_covariances()
+        if block is not None:  # not of the head: it was reached with the last block
+            watcher.drop_covariances(measurement.paths_in(block))
 
     check_finite(weights.outer)
     with observed(measurement.layers, watcher):
         while (path := forward.next_block) is not None:
             forward.step(watcher.pending, lambda _path, held: check_finite(held))
-            settle(path, keep=False)
+            settle(path)
             on_step()
-        with weights.holding_outer():  # the head's inputs are needed, its logits are not
-            mx.eval(watcher.pending())
-        settle(None, keep=True)
+    settle(None)
     gauge = FisherGauge(blocks, measurement.layers, measurement.shapes, watcher.roles())
 
     def finish(block: str | None, held: Weights) -> None:

@@ -313,8 +313,8 @@ class Forward:
         """Take every batch through the next block.
 
         Args:
-            observe: Called when the block was run on some batches; returns more arrays to
-                evaluate.
+            observe: Called when the block was run on some batches, and behind the last block
+                when a batch has come to its logits; returns more arrays to evaluate.
             while_held: Called with the block's path and weights once all batches are
                 through its last call, before the weights are let go.
         """
@@ -346,6 +346,7 @@ class Forward:
                 self._resume(index, result)
             if through:  # the head is read for each batch of logits, and let go with them
                 self.weights.release_outer()
+                _large_in_turn(observe())  # its inputs; logits wait until somebody wants them
 
     @property
     def last_calls(self) -> list[Call]:

@@ -110,6 +110,16 @@ def test_what_was_encoded_ahead_is_found_and_as_good(monkeypatch, limit):
             assert np.isclose(found, expected, atol=1e-4).mean() > 0.98
 
 
+def test_a_layer_is_let_go_once_it_is_encoded_in_all_its_formats():
+    ahead, weights = shared_input("a", "b")
+    kept, encoded = dict(weights), dict[str, mx.array]()
+    formats = {"a": [FMT, QuantFormat(3, 64)], "b": [FMT, UNQUANTIZED], "elsewhere": [FMT]}
+    ahead.encode_ahead(weights, formats, encoded.__setitem__)
+    assert list(weights) == ["b.weight"]  # it is written as it is too
+    assert list(encoded) == ["a"]
+    assert encoded["a"] is kept["a.weight"]
+
+
 def test_ahead_too_a_damaged_weight_is_refused_by_name():
     ahead, weights = shared_input("a", "b")
     weights["b.weight"] = weights["b.weight"] * mx.nan

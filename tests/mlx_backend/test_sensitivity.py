@@ -14,6 +14,7 @@ from dynquant.errors import NonFiniteError
 from dynquant.mlx_backend.feedback import conditional_variances
 from dynquant.mlx_backend.importance import Importance
 from dynquant.mlx_backend.loading import Weights, quantizable
+from dynquant.mlx_backend.observing import Role
 from dynquant.mlx_backend.sensitivity import Measurement, draw_labels, measure_importance
 from tests.mlx_backend.factories import TinyModel, make_batches, make_measurement, make_model
 
@@ -76,6 +77,14 @@ def naive_calls(
             experts = np.asarray(call[2]) if len(call) > 2 else None
             found.append((np.asarray(call[0]), np.asarray(gradient), experts))
     return found
+
+
+def inputs_of(tiny: TinyModel, path: str, batches: list[mx.array], *, start: int = 0) -> np.ndarray:
+    """All inputs of a layer, (vectors, in); of the calls of each batch, from `start` on."""
+    inputs = [
+        call[0] for batch in batches for call in naive_calls(tiny, path, [batch], seed=0)[start:]
+    ]
+    return np.concatenate([x.reshape(-1, x.shape[-1]) for x in inputs])
 
 
 def measured(measurement: Measurement) -> dict[str, Importance]:
@@ -209,14 +218,28 @@ def test_a_looped_model_adds_both_passes_up():
     np.testing.assert_allclose(term.rows, rows / (2 * num_tokens), rtol=2e-3, atol=1e-9)
 
 
-def test_with_feedback_columns_are_what_the_later_inputs_cannot_mend(tied, batches):
-    path = "model.layers.1.mlp.down_proj"
-    (term,) = measured(make_measurement(tied, batches, feedback=True))[path].terms
-    inputs = np.concatenate(
-        [c[0].reshape(-1, c[0].shape[-1]) for c in naive_calls(tied, path, batches, seed=0)]
-    )
+@pytest.mark.parametrize("path", ["model.layers.1.mlp.down_proj", "lm_head"])
+def test_with_feedback_columns_are_what_the_later_inputs_cannot_mend(batches, path):
+    tiny = make_model(tie_word_embeddings=False)
+    (term,) = measured(make_measurement(tiny, batches, feedback=True))[path].terms
+    inputs = inputs_of(tiny, path, batches)
     expected = conditional_variances(mx.array(inputs.T @ inputs), 32) / len(inputs)
     np.testing.assert_allclose(term.cols, expected, rtol=1e-2)
+
+
+def test_only_the_covariances_of_what_lies_outside_the_blocks_are_left(tied, batches):
+    """A tied embedding is encoded with that of its head's inputs, in the probes too."""
+    measurement = make_measurement(tied, batches, feedback=True)
+    watcher = measure_importance(measurement, on_layers=lambda _part, _held: None)
+    head = watcher.of("model.embed_tokens", Role.LINEAR)
+    seen = [watcher.of(*key) for key in watcher.roles()]
+    kept = [moments for moments in seen if moments and moments.products]
+    assert head is not None
+    assert kept == [head]
+    assert head.covariance is not None
+    inputs = inputs_of(tied, "model.embed_tokens", batches, start=1)
+    np.testing.assert_allclose(head.covariance, inputs.T @ inputs, rtol=1e-3, atol=1e-3)
+    assert head.num_vectors.item() == len(inputs)
 
 
 def test_measuring_twice_gives_the_same_numbers(tied, batches):
