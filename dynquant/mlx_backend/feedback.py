@@ -80,6 +80,7 @@ class Feedback:
         assert self.covariance is not None
         back = mx.argsort(self.order, axis=-1)
         product = self.covariance @ _rows_taken(columns, back)
+        mx.eval(product)  # else all steps' copies of many rows are there at once
         return _rows_taken(product, self.order) + self.ridge[..., None] * columns
 
 

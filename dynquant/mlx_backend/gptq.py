@@ -171,15 +171,22 @@ class _Widths:
 
 
 class _Group(NamedTuple):
-    """A group as it is stored: codes (..., group_size, out), scale and bias (..., out), float32."""
+    """A group as it is stored: codes (..., group_size, out), scale and bias (..., out), float32.
+
+    The codes are bytes, as those of all groups are there at once.
+    """
 
     codes: mx.array
     scale: mx.array
     bias: mx.array
 
     @property
+    def levels(self) -> mx.array:
+        return self.codes.astype(mx.float32)
+
+    @property
     def weights(self) -> mx.array:
-        return self.codes * self.scale[..., None, :] + self.bias[..., None, :]
+        return self.levels * self.scale[..., None, :] + self.bias[..., None, :]
 
 
 def _fed_back(
@@ -200,8 +207,9 @@ def _fed_back(
         if columns.shape[-2]:
             moved = moves * scale[..., None, :]
             columns = columns + onwards[..., group_size:].swapaxes(-1, -2) @ moved
-        mx.eval(columns, codes, scale, bias)
-        groups.append(_Group(codes, scale, bias))
+        found = _Group(codes.astype(mx.uint8), scale, bias)
+        mx.eval(columns, *found)
+        groups.append(found)
     return groups
 
 
@@ -213,11 +221,12 @@ def _swept(
     dtype: mx.Dtype,
 ) -> list[_Group]:
     """The groups with less E[(error · input)²] in every row, each improved in its turn."""
-    stored = mx.concatenate([group.weights for group in groups], axis=-2)
-    slope = feedback.times(stored - wanted)  # half the gradient of the loss
     size, found = groups[0].codes.shape[-2], []
-    for index, old in enumerate(groups):
-        span = slice(index * size, (index + 1) * size)
+    spans = [slice(index * size, (index + 1) * size) for index in range(len(groups))]
+    errors = [old.weights - wanted[..., span, :] for old, span in zip(groups, spans, strict=True)]
+    slope = feedback.times(mx.concatenate(errors, axis=-2))  # half the gradient of the loss
+    del errors
+    for old, span in zip(groups, spans, strict=True):
         rows, mine = feedback.rows(span.start, span.stop), slope[..., span, :]
         block = rows[..., span]
         fitted = _refitted(old, mine, block, dtype)
@@ -237,7 +246,7 @@ def _refitted(group: _Group, slope: mx.array, block: mx.array, dtype: mx.Dtype) 
         block: Its part of the covariance, (..., group_size, group_size).
         dtype: What scales and biases will be rounded to.
     """
-    codes, scale, bias = group
+    codes, scale, bias = group.levels, group.scale, group.bias
     by_codes = block @ codes
     cc, c1 = (by_codes * codes).sum(-2), by_codes.sum(-2)
     oo = block.sum((-2, -1))[..., None]
@@ -252,15 +261,15 @@ def _refitted(group: _Group, slope: mx.array, block: mx.array, dtype: mx.Dtype) 
     shift = new_bias - bias
     change = 2 * (step * c_slope + shift * o_slope + step * shift * c1)
     better = change + step * step * cc + shift * shift * oo < 0
-    return _Group(codes, mx.where(better, new_scale, scale), mx.where(better, new_bias, bias))
+    return _Group(group.codes, mx.where(better, new_scale, scale), mx.where(better, new_bias, bias))
 
 
 def _recoded(group: _Group, slope: mx.array, block: mx.array, top: mx.array) -> _Group:
     """Each code in its turn the one of least loss, given all others; arguments as `_refitted`."""
     diagonal = mx.diagonal(block, axis1=-2, axis2=-1)
-    targets = group.codes - slope / (diagonal[..., None] * group.scale[..., None, :])
-    codes, _ = _in_turn(targets, -block / diagonal[..., None, :], top, group.codes)
-    return _Group(codes, group.scale, group.bias)
+    targets = group.levels - slope / (diagonal[..., None] * group.scale[..., None, :])
+    codes, _ = _in_turn(targets, -block / diagonal[..., None, :], top, group.levels)
+    return _Group(codes.astype(mx.uint8), group.scale, group.bias)
 
 
 def _in_turn(
