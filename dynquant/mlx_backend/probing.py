@@ -38,8 +38,10 @@ logger = logging.getLogger(__name__)
 _PROBED_BITS = (2, 4)
 _PROBED_BITS_OF_EXPERTS = (2, 4, 6)  # there the factor goes on changing; else by 6 % at most
 _PROBED_GROUP_SIZE = 64
-# Plans of models with experts are probed at so many times the smallest size.
-_PLANNED = (1.5, 2.0, 2.5)
+# Plans of models with experts are probed at so many times the smallest size. Up to the first their
+# costs come to about one fraction; at the last hardly more is lost than by a few tokens that go to
+# other experts.
+_PLANNED = (2.5, 3.0)
 
 
 def role_of(profile: LayerProfile) -> str:
@@ -58,8 +60,9 @@ def measure_scales(
 ) -> tuple[dict[str, float], Together]:
     """Measured over predicted KL of each role at each probed width, and of whole plans.
 
-    Models with experts take a second pass, for plans that the costs of the first chose; elsewhere
-    all layers at each probed width tell as much, and are probed with the roles.
+    Models with experts take a second pass, for plans that the costs of the first chose, on the
+    calibration windows; elsewhere all layers at each probed width tell as much, and are probed with
+    the roles.
 
     Args:
         measurement: The model, and the calibration windows that the encoder learns from.
@@ -84,6 +87,8 @@ def measure_scales(
     alone = [corrected(profile, scales) for profile in profiles]
     if has_experts:
         whole = _chosen_plans(alone)
+        # Such tokens are rare and count for much: a few windows do not tell how much.
+        windows = measurement.batches
         measured = kl_of_formats(measurement, windows, whole, encoder, on_step=on_step)
     return scales, Together(tuple(_predicted_and_measured(whole, alone, measured).values()))
 
@@ -116,7 +121,8 @@ def kl_of_formats(
 
     Args:
         measurement: The model, and the calibration windows that the encoder learns from.
-        windows: Windows for the KL divergences, each (batch, seq), int32.
+        windows: Windows for the KL divergences, each (batch, seq), int32; where they are the
+            `batches` of the measurement, the original goes over them once.
         plans: Name → path → format; layers without one stay as they are.
         encoder: It holds the moments of the layers outside all blocks; those of each
             block are gathered as the model advances.
@@ -134,11 +140,14 @@ def kl_of_formats(
     def learned(_block: str, held: Weights) -> None:
         encoder.encode_ahead(learning.weights.as_stored(held), wanted)
 
-    original = Forward(blocks, BlockWeights(blocks, load), windows)
+    others, original = list(quantized.values()), learning
+    if windows is not measurement.batches:
+        original = Forward(blocks, BlockWeights(blocks, load), windows)
+        others.append(original)
     while (block := learning.next_block) is not None:
         with observed(inside, encoder.moments):
             learning.step(encoder.moments.pending, learned)
-        for forward in (original, *quantized.values()):
+        for forward in others:
             forward.step()
         encoder.leave(measurement.paths_in(block))
         on_step()

@@ -1,18 +1,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import pairwise
 from statistics import median
 from typing import Any
 
+import mlx.core as mx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dynquant.core.formats import QuantFormat
 from dynquant.core.together import Together
 from dynquant.mlx_backend.encoders import LayerEncoder
 from dynquant.mlx_backend.moments import MomentsObserver
-from dynquant.mlx_backend.probing import corrected, measure_scales, role_of
+from dynquant.mlx_backend.probing import corrected, kl_of_formats, measure_scales, role_of
 from tests.core.factories import make_layer
 from tests.mlx_backend.factories import TinyModel, make_batches, make_measurement, make_profiles
 
@@ -147,9 +150,22 @@ def test_all_layers_at_each_width_tell_what_corrected_costs_come_to(tied, cost):
 
 def test_with_experts_plans_tell_what_costs_come_to(experts):
     _, together = probed(experts, formats="2g32,3g32,4g32,6g32,8g32")
-    assert len(together.probes) == 3
-    assert len({summed for summed, _ in together.probes}) == 3
+    assert len(together.probes) == 2
+    assert len({summed for summed, _ in together.probes}) == 2
     assert all(0 < kl < math.inf for _, kl in together.probes)
+
+
+def test_the_windows_that_are_learned_from_may_be_those_to_judge_by(experts):
+    measurement = make_measurement(experts)
+    plan = dict.fromkeys(measurement.shapes, QuantFormat(3, 32))
+
+    def kl(windows: Sequence[mx.array]) -> dict[str, float]:
+        encoder = LayerEncoder("wls", measurement.observer())
+        return kl_of_formats(measurement, windows, {"plan": plan}, encoder)
+
+    once, twice = kl(measurement.batches), kl(list(measurement.batches))
+    assert once["plan"] > 0
+    assert once == pytest.approx(twice, rel=1e-5)
 
 
 def test_a_menu_that_leaves_one_plan_is_probed_by_that(experts):
