@@ -232,8 +232,8 @@ class HubCaller:
         status = _status(error)
         if isinstance(error, LocalTokenNotFoundError):
             return Reason.NOT_SIGNED_IN, (
-                f"Nobody is signed in, and '{repo}' needs that. Set HF_TOKEN to a token that may "
-                f"{self.access} it, or run 'hf auth login'."
+                "This needs somebody who is signed in at the Hub. Set HF_TOKEN to a token that may "
+                f"{self.access.removesuffix(' to')} there, or run 'hf auth login'."
             )
         if status == _UNAUTHORIZED:
             return Reason.TOKEN_REFUSED, (

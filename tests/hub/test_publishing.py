@@ -290,6 +290,7 @@ def test_without_a_token_the_error_says_how_to_get_one(hub, tmp_path):
     with pytest.raises(DestinationError, match="HF_TOKEN") as caught:
         HubPublisher(endpoint=hub.url).check(REPO, source="org/Model")
     assert caught.value.reason == Reason.NOT_SIGNED_IN
+    assert "HF_TOKEN to a token that may write there" in str(caught.value)
 
 
 def test_a_token_that_expires_in_the_middle_is_named_and_a_new_one_goes_on(
