@@ -205,8 +205,9 @@ class ModelFolder:
 
     def _built(self) -> nn.Module:
         """The model's modules with lazily made parameters."""
+        stock = self._load()  # what it refuses is damaged, quantized or not
         if not self.quantized:
-            return self._load()
+            return stock
         model_class, args_class = mlx_lm_utils._get_classes(self.config)
         try:
             model: nn.Module = model_class(args_class.from_dict(self.config))

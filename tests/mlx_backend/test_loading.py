@@ -168,6 +168,15 @@ def test_a_quantized_model_comes_back_dequantized(tmp_path, family, mode):
     assert not [p for p in quantizable(opened.skeleton) if p not in {x.path for x in layers}]
 
 
+def test_a_quantized_model_that_mlx_lm_cannot_load_is_called_damaged(tmp_path):
+    folder = save_quantized(tmp_path / "model", "qwen3_moe")
+    config = json.loads((folder / "config.json").read_text())
+    del config["num_experts"]  # as auto-round writes it
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InvalidModelError, match=r"do not fit together: .*'num_experts'"):
+        open_model(folder, dequantize=True)
+
+
 def test_a_scale_of_each_expert_is_part_of_its_weights(tmp_path):
     original, config = build_model("qwen3_moe", hidden_size=64, moe_intermediate_size=64)
     path = "model.layers.1.mlp.switch_mlp.down_proj.weight"
