@@ -9,7 +9,12 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable
 
+import hypothesis
 import pytest
+
+# How long an example takes says nothing on cores that others use too.
+hypothesis.settings.register_profile("any machine", deadline=None)
+hypothesis.settings.load_profile("any machine")
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Workers share few cores, where threads of OpenBLAS mostly wait for each other.

@@ -145,7 +145,7 @@ def relaxation_bound(inventory: ModelInventory, budget_bits: int) -> float:
 # --- the best plan ---
 
 
-@settings(deadline=None, max_examples=400)
+@settings(max_examples=400)
 @given(inventory=inventories(REAL_COSTS), fraction=st.floats(0, 1))
 def test_a_plan_costs_as_little_as_brute_force_finds(
     inventory: ModelInventory, fraction: float
@@ -159,7 +159,7 @@ def test_a_plan_costs_as_little_as_brute_force_finds(
     assert plan.lower_bound_nats == plan.predicted_kl_nats
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(inventory=inventories(WHOLE_COSTS, num_parameters=LARGE), fraction=st.floats(0, 1))
 def test_among_plans_of_equal_cost_the_one_with_the_fewest_bits_is_chosen(
     inventory: ModelInventory, fraction: float
@@ -173,7 +173,7 @@ def test_among_plans_of_equal_cost_the_one_with_the_fewest_bits_is_chosen(
     )
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(inventory=inventories(REAL_COSTS), fraction=st.floats(0, 1))
 def test_a_plan_names_an_allowed_format_per_layer_and_its_own_exact_size_and_cost(
     inventory: ModelInventory, fraction: float
@@ -189,7 +189,7 @@ def test_a_plan_names_an_allowed_format_per_layer_and_its_own_exact_size_and_cos
     assert plan.predicted_kl_nats == summed_cost(inventory, plan)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(inventory=inventories(REAL_COSTS), fraction=st.floats(0, 1))
 def test_the_same_request_gives_the_same_plan(inventory: ModelInventory, fraction: float) -> None:
     target = spread_target(inventory, fraction)
@@ -197,7 +197,7 @@ def test_the_same_request_gives_the_same_plan(inventory: ModelInventory, fractio
     assert allocate(inventory, target_bpw=target) == allocate(inventory, target_bpw=target)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(inventory=inventories(REAL_COSTS), fractions=st.tuples(st.floats(0, 1), st.floats(0, 1)))
 def test_a_higher_target_never_costs_more(
     inventory: ModelInventory, fractions: tuple[float, float]
@@ -373,7 +373,7 @@ def test_an_inventory_that_was_not_measured_cannot_be_allocated() -> None:
 # --- the feasible range ---
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(inventory=inventories(WHOLE_COSTS), num_parameters=st.integers(1000, 10**12))
 def test_both_ends_of_the_range_and_the_numbers_of_the_message_are_feasible(
     inventory: ModelInventory, num_parameters: int
@@ -463,7 +463,7 @@ def test_the_most_sensitive_layers_that_fit_are_promoted() -> None:
     assert plan.target_bpw == 6.6
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(
     scores=st.lists(st.integers(-3, 3).map(float), min_size=1, max_size=7),
     fraction=st.floats(0, 1),

@@ -389,7 +389,7 @@ def test_a_license_leads_to_a_page_or_a_file_and_nowhere_else():
         assert "license_link" not in header_of(make_facts(license_fields=fields))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.data())
 @pytest.mark.harden("hostile models")
 def test_no_text_from_outside_changes_the_structure(data):

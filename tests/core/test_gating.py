@@ -140,7 +140,7 @@ TREES = st.recursive(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.fixed_dictionaries({}, optional=dict.fromkeys(LLAMA, HOSTILE | TREES)))
 def test_no_gate_breaks_the_metadata_or_gets_out_of_them(fields):
     facts = make_facts(1, gated_fields=fields)

@@ -229,7 +229,7 @@ RUNGS = st.builds(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(rungs=st.lists(RUNGS, max_size=12), kl=MEASURED, se=MEASURED, text=st.text())
 def test_no_figure_and_no_name_breaks_the_picture(rungs, kl, se, text):
     text += "<script>&\"'"

@@ -181,7 +181,7 @@ def test_the_card_and_the_pictures_come_back_from_the_folder_alone():
     assert (again.rows, again.ladder, again.notes) == (there.rows, there.ladder, there.notes)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(facts())
 def test_any_facts_come_back_to_the_character(there):
     again = restored(there)
@@ -323,7 +323,7 @@ JUNK: st.SearchStrategy[Any] = st.sampled_from(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(st.data())
 def test_a_damaged_file_is_refused_or_makes_a_whole_card(data):
     files = [json.loads(json.dumps(tree)) for tree in (PLAN, REPORT)]

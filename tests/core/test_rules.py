@@ -215,14 +215,14 @@ def as_listed(candidate: Candidate) -> Candidate:
     return replace(candidate, **unlisted)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(candidate=candidates, config=configs)
 def test_what_a_list_rules_out_is_ruled_out_with_everything_known_too(candidate, config):
     if decide(as_listed(candidate), config, now=NOW).skip is not None:
         assert decide(candidate, config, now=NOW).skip is not None
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(candidate=candidates, config=configs)
 def test_the_first_rule_that_takes_a_model_alone_takes_it_among_others(candidate, config):
     alone = [
@@ -236,7 +236,7 @@ def test_the_first_rule_that_takes_a_model_alone_takes_it_among_others(candidate
         assert decision.rule == alone[0]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(candidate=candidates, config=configs)
 def test_nothing_that_is_covered_only_by_name_is_ever_taken(candidate, config):
     if not may_cover(candidate.repo_id, config):

@@ -59,14 +59,14 @@ def test_dequantizing_packed_codes_with_scale_one_gives_the_codes_back(fmt):
     assert np.array_equal(np.asarray(back), codes)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.sampled_from(AFFINE_BITS), st.integers(1, 3), st.integers(1, 6), seeds)
 def test_unpack_undoes_pack(bits, rows, blocks, seed):
     codes = random_codes(bits, (rows, 32 * blocks), seed)
     assert np.array_equal(unpack(np.asarray(pack(mx.array(codes), bits)), bits), codes)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(formats, seeds)
 def test_pack_writes_the_words_that_mx_quantize_writes(fmt, seed):
     words, *_ = mx.quantize(random_weight((2, 256), seed=seed), fmt.group_size, fmt.bits)
@@ -75,7 +75,7 @@ def test_pack_writes_the_words_that_mx_quantize_writes(fmt, seed):
     assert equal(pack(mx.array(codes), fmt.bits), words)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(formats, st.sampled_from(DTYPES), seeds)
 def test_the_weighted_error_is_never_above_that_of_mx_quantize(fmt, dtype, seed):
     weight = random_weight((6, 256), dtype, seed)
@@ -151,7 +151,7 @@ def test_importance_of_zero_everywhere_encodes_as_if_all_mattered_the_same(bits)
     assert zero == pytest.approx(one, rel=1e-3)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     formats,
     st.sampled_from(DTYPES),
@@ -171,7 +171,7 @@ def test_huge_and_tiny_magnitudes_stay_finite_and_close(fmt, dtype, weight_power
     assert scalar(mx.abs(back - expected).max()) <= scalar(spread)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(formats, seeds)
 def test_encoding_twice_gives_the_same_bits(fmt, seed):
     weight, importance = random_weight((3, 128), mx.bfloat16, seed), random_importance((3, 128))

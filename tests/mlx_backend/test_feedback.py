@@ -40,7 +40,7 @@ def whole_factor(feedback: Feedback, group_size: int) -> np.ndarray:
     return np.concatenate(rows).astype(np.float64)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(groups=st.integers(1, 44), group_size=st.sampled_from([32, 64]), seed=st.integers(0, 99))
 def test_the_factor_is_upper_and_that_of_the_inverse_however_many_panels_it_takes(
     groups, group_size, seed

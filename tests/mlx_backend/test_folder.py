@@ -225,9 +225,7 @@ odd_entries = st.fixed_dictionaries(
 )
 
 
-@settings(
-    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.dictionaries(st.text(max_size=5), odd_entries | json_values, max_size=3))
 def test_a_header_of_anything_is_either_true_or_refused(tmp_path, entries):
     file = write_safetensors(tmp_path / "model.safetensors", entries, bytes(48))
@@ -240,9 +238,7 @@ def test_a_header_of_anything_is_either_true_or_refused(tmp_path, entries):
         assert 0 <= start <= end <= 48
 
 
-@settings(
-    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.binary(max_size=64))
 def test_a_file_of_anything_is_either_true_or_refused(tmp_path, content):
     file = tmp_path / "model.safetensors"

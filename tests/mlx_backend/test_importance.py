@@ -36,7 +36,7 @@ def test_where_nothing_is_known_every_weight_counts_the_same():
     assert Importance(()).of_rows(mx.arange(3)).tolist() == [[1.0]]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(vectors, vectors)
 def test_terms_survive_being_stored_as_text(rows, cols):
     importance = Importance((Term(mx.array(rows), mx.array(cols)),))

@@ -44,6 +44,7 @@ def test_a_model_is_asked_for_watched_and_cancelled(field, page):
 
     session = field.run(job.id, StepProgress(step="download", fraction=0.25))
     expect(page.get_by_role("progressbar")).to_have_attribute("aria-valuenow", "25")
+    assert field.store.begin_step(job.id, "measure", session=session)
     field.store.report(job.id, StepProgress(step="measure", fraction=0.5), session=session)
     expect(page.locator(".dq-now")).to_contain_text("Measure every layer")
     page.reload()

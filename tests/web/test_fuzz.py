@@ -149,7 +149,6 @@ def attack(space: Field, *, num_examples: int, number: int) -> Counter[int]:
         def decorate(test: Any) -> None:
             run = settings(
                 max_examples=num_examples,
-                deadline=None,
                 database=None,
                 phases=[Phase.generate],
                 suppress_health_check=list(HealthCheck),
