@@ -85,6 +85,6 @@ def _write(
     for name, array in stored.items():
         if name in paths:
             write(paths[name], array)
-            continue
-        for writer in writers.values():
-            writer.add(name, array)
+        else:
+            for writer in writers.values():
+                writer.add(name, array)
