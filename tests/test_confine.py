@@ -46,6 +46,17 @@ def refused(code: str, home: Path, *arguments: object, error: str = "PermissionE
     return done.stderr
 
 
+def as_with_cuda(command: list[str]) -> list[str]:
+    """The command that `confined` gives, as it acts on a machine with an NVIDIA GPU."""
+    start = (
+        "from pathlib import Path; from dynquant.confine import linux; import runpy\n"
+        "linux._CUDA = Path('/dev/null')\n"
+        "runpy.run_module('dynquant.confine', run_name='__main__', alter_sys=True)"
+    )
+    python, _, _, *rest = command
+    return [python, "-c", start, *rest]
+
+
 @pytest.fixture
 def home(tmp_path) -> Path:
     (tmp_path / "home").mkdir()
@@ -97,18 +108,12 @@ def test_no_service_that_listens_on_a_file_can_be_reached(home, tmp_path, harden
 )
 def test_where_cuda_must_work_all_else_is_refused_as_well(home, tmp_path, code, works, harden):
     """As on a machine with an NVIDIA GPU, where this was found; here there may be none."""
-    terms = {"parent": os.getpid(), "writable": [str(home)], "hidden": [], "max_data_bytes": None}
-    confine = (
-        "import json, sys; from pathlib import Path; import dynquant.confine as confine\n"
-        "confine._CUDA = Path('/dev/null')\n"
-        "confine.main(json.loads(sys.argv[1]), sys.argv[2:])"
-    )
     inner = f"import socket, sys; place, runner = sys.argv[1:]\n{code}"
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(tmp_path / "agent"))
         listener.listen()
         command = [sys.executable, "-c", inner, str(tmp_path / "agent"), str(os.getpid())]
-        done = started([sys.executable, "-c", confine, json.dumps(terms), *command], home)
+        done = started(as_with_cuda(confined(command, writable=[home])), home)
     assert (done.returncode == 0) is works, done.stderr
     assert works or "PermissionError" in done.stderr
     harden("handled" if works else "refused")
