@@ -119,20 +119,26 @@ class HeldFolder:
                     raise UnexpectedEntryError(f"more than {at_most} entries")
         return sorted(found)
 
-    def file(self, name: str, *, max_bytes: int) -> BinaryIO:
-        """A plain file that has no other name, opened to read.
+    def file(
+        self, name: str, *, max_bytes: int, may_have_other_names: bool = False
+    ) -> BinaryIO:
+        """A plain file, opened to read.
+
+        Args:
+            name: Its name in this folder.
+            max_bytes: Its largest size.
+            may_have_other_names: Whether a hard link will do, which may stand for any file.
 
         Raises:
             FileNotFoundError: There is none.
-            UnexpectedEntryError: It is something else, has a second name, or is larger than
-                `max_bytes`.
+            UnexpectedEntryError: It is something else, or larger.
         """
         stream = os.fdopen(self._opened(name, _FILE), "rb")
         about = os.fstat(stream.fileno())
         why = None
         if not stat.S_ISREG(about.st_mode):
             why = "no plain file"
-        elif about.st_nlink != 1:
+        elif about.st_nlink != 1 and not may_have_other_names:
             why = "a file of several names"
         elif about.st_size > max_bytes:
             why = f"larger than {max_bytes:,} bytes"

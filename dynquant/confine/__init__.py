@@ -18,12 +18,17 @@ from pathlib import Path
 
 from dynquant.confine.macos import sandbox_exec
 
-__all__ = ["clean_environment", "confined"]
+__all__ = ["clean_environment", "confined", "is_confined"]
 
 MARK = "DYNQUANT_CONFINED"
 """Environment variable of a process that is confined already."""
 
 _INHERITED = (MARK, "PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "LD_PRELOAD", "DYLD_LIBRARY_PATH")
+
+
+def is_confined() -> bool:
+    """Whether this process is confined, and with it all that it starts."""
+    return MARK in os.environ
 
 
 def clean_environment(home: Path, extra: Mapping[str, str]) -> dict[str, str]:
@@ -59,7 +64,7 @@ def confined(
             the system's libraries are made of.
         max_data_bytes: Memory that it may ask for; macOS knows no such limit.
     """
-    if MARK in os.environ:
+    if is_confined():
         return [*command]  # what we may not do, our children may not do either
     terms = {
         "parent": os.getpid(),

@@ -13,7 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from dynquant.confine import clean_environment, confined
+from dynquant.confine import clean_environment, confined, is_confined
 from dynquant.errors import VerificationError
 
 __all__ = ["verify_folder"]
@@ -33,12 +33,13 @@ def verify_folder(folder: Path, *, stored_bpw: float) -> str:
         VerificationError: It does not load, or its stored bits per weight differ.
     """
     command = [sys.executable, "-m", "dynquant.mlx_backend.verify", str(folder.absolute())]
-    shared = tempfile.gettempdir()  # MLX keeps there what it has compiled
     try:
         with tempfile.TemporaryDirectory(prefix="dynquant-verify-") as home:
+            # MLX loads from there what it has compiled. Who is not confined shares that with nobody.
+            scratch = tempfile.gettempdir() if is_confined() else home
             child = subprocess.run(
-                confined(command, writable=[Path(shared)]),
-                env=clean_environment(Path(home), {"HF_HUB_OFFLINE": "1", "TMPDIR": shared}),
+                confined(command, writable=[Path(home)], readable=[folder]),
+                env=clean_environment(Path(home), {"HF_HUB_OFFLINE": "1", "TMPDIR": scratch}),
                 cwd=home,
                 capture_output=True,
                 text=True,

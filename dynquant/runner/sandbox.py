@@ -16,14 +16,18 @@ __all__ = ["reach", "statement"]
 _TIMEOUT_SECS = 60.0
 _TRIES = """
 import os, socket, sys
-port, file, pid = sys.argv[1:]
+port, file, secret, pid = sys.argv[1:]
 def connect():
     socket.create_connection(("127.0.0.1", int(port)), 5).close()
 def write():
     open(file, "w").close()
+def read():
+    open(secret).close()
+def open_to_others():
+    os.chmod(secret, 0o600)
 def signal():
     os.kill(int(pid), 0)
-for each in (connect, write, signal):
+for each in (connect, write, read, open_to_others, signal):
     try:
         each()
     except OSError:
@@ -33,12 +37,14 @@ for each in (connect, write, signal):
 _WORDS = {
     "connect": "reach the network",
     "write": "write outside of its folder",
+    "read": "read the files of this account",
+    "open_to_others": "change who may read them",
     "signal": "signal other processes",
 }
 
 
 def reach() -> list[str]:
-    """What of `connect`, `write` and `signal` works from inside.
+    """What works from inside, by the names in `_WORDS`.
 
     Raises:
         OSError, subprocess.SubprocessError: No such process runs at all.
@@ -49,7 +55,10 @@ def reach() -> list[str]:
     ):
         home = Path(folder) / "home"
         home.mkdir()
-        tries = (str(listener.getsockname()[1]), f"{folder}/outside", str(os.getpid()))
+        secret = Path(folder) / "secret"
+        secret.touch(mode=0o600)
+        port = listener.getsockname()[1]
+        tries = map(str, (port, f"{folder}/outside", secret, os.getpid()))
         done = subprocess.run(
             confined([sys.executable, "-c", _TRIES, *tries], writable=[home]),
             env=clean_environment(home, {}),
@@ -65,7 +74,7 @@ def reach() -> list[str]:
 def statement(reached: list[str]) -> str:
     """A sentence on what `reach` found."""
     if not reached:
-        return "What converts a model has no network and no file to write but its own."
+        return "What converts a model has no network, and no file to read or write but its own."
     can = " and ".join(_WORDS[each] for each in reached)
     return (
         f"What converts a model can {can}: this system does not let us take that away "
