@@ -133,8 +133,8 @@ class HeldFolder:
             FileNotFoundError: There is none.
             UnexpectedEntryError: It is something else, or larger.
         """
-        stream = os.fdopen(self._opened(name, _FILE), "rb")
-        about = os.fstat(stream.fileno())
+        descriptor = self._opened(name, _FILE)
+        about = os.fstat(descriptor)
         why = None
         if not stat.S_ISREG(about.st_mode):
             why = "no plain file"
@@ -143,9 +143,9 @@ class HeldFolder:
         elif about.st_size > max_bytes:
             why = f"larger than {max_bytes:,} bytes"
         if why is not None:
-            stream.close()
+            os.close(descriptor)
             raise UnexpectedEntryError(f"{name!r:.100} is {why}")
-        return stream
+        return os.fdopen(descriptor, "rb")
 
     def read_text(self, name: str, *, max_bytes: int) -> str | None:
         """Contents of a plain file; None if there is none.

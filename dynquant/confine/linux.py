@@ -29,16 +29,21 @@ _CLONE_NEWPID, _CLONE_NEWNET = 1 << 29, 1 << 30
 _MS_NOSUID_NODEV_NOEXEC, _MS_REC_PRIVATE = 0b1110, 1 << 14 | 1 << 18
 _SECCOMP_MODE_FILTER = 2
 _LOAD, _JUMP_EQUAL, _JUMP_GREATER_EQUAL, _RETURN = 0x20, 0x15, 0x35, 0x06
-_ALLOW, _KILL, _REFUSE = 0x7FFF0000, 0x80000000, 0x00050001  # the last with errno 1, EPERM
+_ALLOW, _KILL = 0x7FFF0000, 0x80000000
+_REFUSE, _IGNORE = 0x00050001, 0x00050000  # with errno 1, EPERM, and with none
 _NUMBER_AT, _ARCHITECTURE_AT, _FIRST_ARGUMENT_AT = 0, 4, 16
 _X32_CALLS = 1 << 30
 _AF_UNIX, _NO_FAMILY = 1, 0xFFFF
 
-_CALLS = (
-    # Name, and its number on x86_64 and on aarch64.
-    ("connect", 42, 203), ("io_uring_setup", 425, 425),  # which could make sockets too
-    # Landlock knows nothing of permissions, and one can give away what one cannot read.
+_IGNORED_CALLS = (
+    # Name, and its number on x86_64 and on aarch64. Landlock knows nothing of permissions, and one
+    # can give away what one cannot read. Compilers and Python's shutil call them on their own files
+    # as well, and what they make is of use without.
     ("chmod", 90, -1), ("fchmod", 91, 52), ("fchmodat", 268, 53), ("fchmodat2", 452, 452),
+)  # fmt: skip
+_REFUSED_CALLS = (
+    ("connect", 42, 203), ("io_uring_setup", 425, 425),  # which could make sockets too
+    # Permissions again.
     ("chown", 92, -1), ("fchown", 93, 55), ("lchown", 94, -1), ("fchownat", 260, 54),
     ("setxattr", 188, 5), ("lsetxattr", 189, 6), ("fsetxattr", 190, 7), ("setxattrat", 463, 463),
     ("removexattr", 197, 14), ("lremovexattr", 198, 15), ("fremovexattr", 199, 16),
@@ -51,7 +56,7 @@ _CALLS = (
     ("perf_event_open", 298, 241), ("bpf", 321, 280), ("userfaultfd", 323, 282),
 )  # fmt: skip
 _MACHINES = {
-    # How the kernel calls it, `socket`, `prlimit64`, and which column of `_CALLS`.
+    # How the kernel calls it, `socket`, `prlimit64`, and which column of the calls above.
     "x86_64": (0xC000003E, 41, 302, 1),
     "aarch64": (0xC00000B7, 198, 261, 2),
 }
@@ -275,12 +280,15 @@ class _Kernel:
         if (machine := platform.machine()) not in _MACHINES:
             return
         architecture, socket, prlimit, column = _MACHINES[machine]
-        refused = [call[column] for call in _CALLS if call[column] >= 0]
+        numbers = {
+            "refuse": [call[column] for call in _REFUSED_CALLS if call[column] >= 0],
+            "ignore": [call[column] for call in _IGNORED_CALLS if call[column] >= 0],
+        }
         family = _AF_UNIX if allow_unix_sockets else _NO_FAMILY
-        # The last three steps are: refuse, allow, kill. A jump counts the steps that it leaves out.
+        # A jump counts the steps that it leaves out, or names one of the last four.
         body = [
             (_LOAD, 0, 0, _NUMBER_AT),
-            *((_JUMP_EQUAL, "refuse", 0, number) for number in refused),
+            *((_JUMP_EQUAL, end, 0, number) for end, calls in numbers.items() for number in calls),
             (_JUMP_GREATER_EQUAL, "refuse", 0, _X32_CALLS),
             (_JUMP_EQUAL, 0, 2, socket),
             (_LOAD, 0, 0, _FIRST_ARGUMENT_AT),
@@ -289,17 +297,17 @@ class _Kernel:
             (_LOAD, 0, 0, _FIRST_ARGUMENT_AT),
             (_JUMP_EQUAL, "allow", "refuse", 0),  # its own limits, and not its runner's
         ]
-        ends = {"refuse": 0, "allow": 1, "kill": 2}
+        ends = {"refuse": _REFUSE, "ignore": _IGNORE, "allow": _ALLOW, "kill": _KILL}
         steps = [
             (_LOAD, 0, 0, _ARCHITECTURE_AT),
             (_JUMP_EQUAL, 0, "kill", architecture),
             *body,
-            *((_RETURN, 0, 0, value) for value in (_REFUSE, _ALLOW, _KILL)),
+            *((_RETURN, 0, 0, value) for value in ends.values()),
         ]
-        num_steps = len(steps) - len(ends)
+        places = {end: len(steps) - len(ends) + number for number, end in enumerate(ends)}
 
         def distance(at: int, target: int | str) -> int:
-            return target if isinstance(target, int) else num_steps + ends[target] - at - 1
+            return target if isinstance(target, int) else places[target] - at - 1
 
         program = ctypes.create_string_buffer(
             b"".join(

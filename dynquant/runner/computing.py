@@ -85,20 +85,16 @@ class ComputeChild:
                 "by itself."
             )
         answer = Answer(report)
-        home, scratch = folder.work / "home", folder.work / "tmp"
-        folder.make_in_work(home.name, scratch.name)
+        folder.renew_work()
         try:
             code, errors = run_child(
                 confined(
                     [sys.executable, "-m", "dynquant.runner.compute", step, str(folder.path)],
-                    writable=[folder.work],
+                    writable=[folder.work, folder.scratch],
                     readable=[folder.path, *_places(model)],
                     max_data_bytes=_BASE_DATA_BYTES + _DATA_SHARE * self.max_memory_bytes,
                 ),
-                # MLX keeps in the latter what it has compiled: for this job, and no other one.
-                environment=clean_environment(
-                    home, {"HF_HUB_OFFLINE": "1", "TMPDIR": str(scratch)}
-                ),
+                environment=clean_environment(folder.scratch, {"HF_HUB_OFFLINE": "1"}),
                 folder=folder.work,
                 on_line=answer.take,
                 is_cancelled=is_cancelled,

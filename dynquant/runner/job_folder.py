@@ -1,4 +1,4 @@
-"""A job's folder: what the runner keeps there, and `work`, the only part that its child may write.
+"""A job's folder: what the runner keeps there, and `work` and `scratch`, where its child may write.
 
 The child is not trusted once it has read a stranger's file. The runner never follows a link there,
 reads no more than it expects, and copies what it goes on with to where no child may write.
@@ -16,9 +16,14 @@ from dynquant.core.bounds import MAX_SHARDS, MAX_SMALL_FILE_BYTES, MAX_SMALL_FIL
 from dynquant.held_folder import HeldFolder, UnexpectedEntryError
 from dynquant.runner.answers import distrusted
 
-__all__ = ["MODELS", "PAPERS", "WORK", "JobFolder", "remove_folder"]
+__all__ = ["MODELS", "PAPERS", "SCRATCH", "WORK", "JobFolder", "remove_folder"]
 
 WORK = "work"
+"""Empty before every step; what the step leaves there is its result."""
+
+SCRATCH = "scratch"
+"""The child's home and its temporary files. MLX keeps there what it has compiled for this job."""
+
 MODELS = "models"
 """Of the child in `work`; of the runner beside it, once they were copied."""
 
@@ -43,8 +48,13 @@ class JobFolder:
 
     @property
     def work(self) -> Path:
-        """Where the child may write."""
+        """Where the child leaves its results."""
         return self.path / WORK
+
+    @property
+    def scratch(self) -> Path:
+        """The child's home and temporary files."""
+        return self.path / SCRATCH
 
     @property
     def models(self) -> Path:
@@ -54,13 +64,12 @@ class JobFolder:
     def make(self) -> None:
         """Make the folder where it is not there."""
         self.path.mkdir(parents=True, exist_ok=True)
-        with _distrusting(), HeldFolder.open(self.path) as held:
-            held.folder(WORK, make=True).close()
 
-    def make_in_work(self, *names: str) -> None:
-        """Make folders that the child finds in `work`."""
-        with _distrusting(), HeldFolder.open(self.path, WORK) as held:
-            for name in names:
+    def renew_work(self) -> None:
+        """An empty `work` for a step, whatever the last one has left there."""
+        with HeldFolder.open(self.path) as held:
+            held.remove(WORK)
+            for name in (WORK, SCRATCH):
                 held.folder(name, make=True).close()
 
     def has(self, *names: str) -> bool:
@@ -142,8 +151,6 @@ class JobFolder:
                                 )
                             there.remove(file)
             held.move(_COPIED, held, MODELS)
-            with held.folder(WORK) as work:
-                work.remove(MODELS)
 
 
 def remove_folder(path: Path) -> None:

@@ -24,7 +24,9 @@ def write():
 def read():
     open(secret).close()
 def open_to_others():
-    os.chmod(secret, 0o600)
+    os.chmod(secret, 0o640)
+    if os.stat(secret).st_mode & 0o777 != 0o640:
+        raise PermissionError
 def signal():
     os.kill(int(pid), 0)
 for each in (connect, write, read, open_to_others, signal):
@@ -75,7 +77,8 @@ def statement(reached: list[str]) -> str:
     """A sentence on what `reach` found."""
     if not reached:
         return "What converts a model has no network, and no file to read or write but its own."
-    can = " and ".join(_WORDS[each] for each in reached)
+    *rest, last = (_WORDS[each] for each in reached)
+    can = f"{', '.join(rest)} and {last}" if rest else last
     return (
         f"What converts a model can {can}: this system does not let us take that away "
         "(docs/security.md). It has no token; let this account hold nothing else that matters."

@@ -37,7 +37,7 @@ from dynquant.jobs.steps import do_step
 from dynquant.jobs.timing import Timing
 from dynquant.outputs import write_file
 from dynquant.ports import ModelSource
-from dynquant.runner.job_folder import WORK
+from dynquant.runner.job_folder import SCRATCH, WORK
 from dynquant.runner.job_steps import JobSteps
 from tests.faults.proxy import FaultyProxy, Schedule, nothing, schedule
 from tests.local_hub import Commit, LocalHub
@@ -71,8 +71,6 @@ license_link: https://example.org/tiny
 # A model of nothing
 """
 _HUBS_OWN = {".gitattributes"}
-_LOOSE = {"home", "tmp"}
-"""Of what a child may write, what no runner reads."""
 
 
 @dataclass(frozen=True)
@@ -133,13 +131,13 @@ class Remembered(JobSteps):
 
     def _compute(self, call: Any, step: str, source: ModelSource) -> Any:
         job = call.folder
+        job.renew_work()
         kept = self._store / _key(step, job.path, source.folder)
         if not (kept / "answer.json").exists():
             answer = self._compute_afresh(call, step, source)
             for name in _contents(job.work):
-                if name.split("/")[0] not in _LOOSE:
-                    (kept / "files" / name).parent.mkdir(parents=True, exist_ok=True)
-                    shutil.copyfile(job.work / name, kept / "files" / name)
+                (kept / "files" / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(job.work / name, kept / "files" / name)
             kept.mkdir(parents=True, exist_ok=True)
             write_file(kept / "answer.json", json.dumps(answer))
             return answer
@@ -179,7 +177,8 @@ def _contents(folder: Path) -> dict[str, str]:
 
 def _key(step: str, job: Path, model: Path) -> str:
     """Names all that a step reads."""
-    own = {name: each for name, each in _contents(job).items() if name.split("/")[0] != WORK}
+    childs = {WORK, SCRATCH}
+    own = {name: each for name, each in _contents(job).items() if name.split("/")[0] not in childs}
     files = {
         path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(model.iterdir())
     }
