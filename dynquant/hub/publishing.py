@@ -406,9 +406,10 @@ def _addition(name: str, file: LocalFile) -> CommitOperationAdd:
     Raises:
         InvalidModelError: It is not what it was when it was found.
     """
+    sha256 = file.sha256  # of the plain file that was found, whatever `path` leads to by now
     content = file.read() if file.num_bytes < _LARGE_BYTES else file.path
     addition = CommitOperationAdd(path_in_repo=name, path_or_fileobj=content)
-    if addition.upload_info.sha256.hex() != file.sha256:
+    if addition.upload_info.sha256.hex() != sha256:
         raise changed_meanwhile(name)
     return addition
 

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import json
+import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 from mlx_lm.utils import compute_bits_per_weight, load_model
 
 from dynquant.errors import VerificationError
+from dynquant.mlx_backend import verify
 from dynquant.mlx_backend.verify import verify_folder
 from tests.mlx_backend.factories import save_model
 
@@ -77,3 +80,26 @@ def test_a_folder_whose_settings_do_not_match_its_arrays_is_refused(tmp_path):
     config["num_hidden_layers"] = 4
     (folder / "config.json").write_text(json.dumps(config))
     assert "cannot load or run" in refused(folder)
+
+
+@pytest.mark.harden("child and runner")
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel is Linux's")
+def test_what_verifies_shares_no_compiled_code_with_whoever_asks(
+    sound, tmp_path, monkeypatch, harden
+):
+    """MLX loads libraries from the folder for temporary files, and it could put some there."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    plant = (
+        "import json, os, sys\n"
+        "try:\n"
+        "    open(sys.argv[1] + '/planted.so', 'w')\n"
+        "except OSError: pass\n"
+        "print(json.dumps({'stored_bpw': 16.0, 'text': os.environ['TMPDIR']}))"
+    )
+    confined = verify.confined
+    command = [sys.executable, "-c", plant, str(tmp_path)]
+    monkeypatch.setattr(verify, "confined", lambda _, **terms: confined(command, **terms))
+    temporary = Path(verify_folder(sound, stored_bpw=16.0))
+    assert temporary.parent == tmp_path
+    assert list(tmp_path.iterdir()) == []
+    harden("refused")
