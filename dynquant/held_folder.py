@@ -24,13 +24,13 @@ STAGED = ".dynquant-partial"
 
 _MAX_STAGED_NAME_CHARS = 100
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-# Without O_NONBLOCK a pipe that nobody writes to would hold the reader for ever.
+# Without O_NONBLOCK opening a pipe waits until another process writes to it.
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _OWN_MODE = 0o700
 _BATCH = 1_000
 _MAX_BATCHES = 100_000
-"""To remove; a folder that is not empty by then is being filled by somebody."""
+"""To remove. A folder that has entries even then is being filled by another process."""
 
 _NOT_PLAIN = frozenset(
     {
@@ -119,9 +119,7 @@ class HeldFolder:
                     raise UnexpectedEntryError(f"more than {at_most} entries")
         return sorted(found)
 
-    def file(
-        self, name: str, *, max_bytes: int, may_have_other_names: bool = False
-    ) -> BinaryIO:
+    def file(self, name: str, *, max_bytes: int, may_have_other_names: bool = False) -> BinaryIO:
         """A plain file, opened to read.
 
         Args:
@@ -213,10 +211,10 @@ class HeldFolder:
             return
         except (IsADirectoryError, PermissionError):  # macOS answers the latter for a folder
             with self._unlocked(name) as folder:
-                folder._clear()
+                folder.clear()
             os.rmdir(name, dir_fd=self._descriptor)
 
-    def _clear(self) -> None:
+    def clear(self) -> None:
         """Remove all that lies in this folder.
 
         Folders within folders are moved up to this one first: recursion, or a descriptor for each
@@ -227,16 +225,17 @@ class HeldFolder:
                 os.unlink(name, dir_fd=self._descriptor)
                 continue
             with self._unlocked(name) as inner:
-                inner._empty_into(self)
+                self._take_all_of(inner)
             os.rmdir(name, dir_fd=self._descriptor)
 
-    def _empty_into(self, target: HeldFolder) -> None:
-        for name, is_folder in self._entries_until_empty():
+    def _take_all_of(self, inner: HeldFolder) -> None:
+        """Remove the files of a folder in this one, and move its folders here."""
+        for name, is_folder in inner._entries_until_empty():
             if is_folder:
-                self._unlocked(name).close()  # only whoever may write in a folder may move it
-                self.move(name, target, secrets.token_hex(16))
+                inner._unlocked(name).close()
+                inner.move(name, self, secrets.token_hex(16))
             else:
-                os.unlink(name, dir_fd=self._descriptor)
+                inner.remove(name)
 
     def _entries_until_empty(self) -> Iterator[tuple[str, bool]]:
         """Name of each entry, which is then removed, and whether it is a folder."""

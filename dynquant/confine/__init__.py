@@ -66,11 +66,10 @@ def confined(
     """
     if is_confined():
         return [*command]  # what we may not do, our children may not do either
-    terms = {
-        "parent": os.getpid(),
-        "writable": [os.path.realpath(each) for each in writable],
+    places = {
         "readable": [os.path.realpath(each) for each in readable],
-        "max_data_bytes": max_data_bytes,
+        "writable": [os.path.realpath(each) for each in writable],
     }
+    terms = {"parent": os.getpid(), "max_data_bytes": max_data_bytes, **places}
     inner = [sys.executable, "-m", "dynquant.confine", json.dumps(terms), *command]
-    return [*sandbox_exec(readable=terms["readable"], writable=terms["writable"]), *inner]
+    return [*sandbox_exec(**places), *inner]

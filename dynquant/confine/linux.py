@@ -1,4 +1,4 @@
-"""What Linux can take from a process: files, sockets, permissions, other processes, its own life."""
+"""What Linux can take from a process: files, sockets, permissions, and other processes."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import struct
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Literal, NoReturn
 
 from dynquant.confine.places import code_places, listed_places, system_files
 
@@ -35,13 +36,17 @@ _NUMBER_AT, _ARCHITECTURE_AT, _FIRST_ARGUMENT_AT = 0, 4, 16
 _X32_CALLS = 1 << 30
 _AF_UNIX, _NO_FAMILY = 1, 0xFFFF
 
-_IGNORED_CALLS = (
+_Call = tuple[str, int, int]
+_Step = tuple[int, int | str, int | str, int]
+"""Code, where to go if it is so and if not, and a value."""
+
+_IGNORED_CALLS: tuple[_Call, ...] = (
     # Name, and its number on x86_64 and on aarch64. Landlock knows nothing of permissions, and one
     # can give away what one cannot read. Compilers and Python's shutil call them on their own files
     # as well, and what they make is of use without.
     ("chmod", 90, -1), ("fchmod", 91, 52), ("fchmodat", 268, 53), ("fchmodat2", 452, 452),
 )  # fmt: skip
-_REFUSED_CALLS = (
+_REFUSED_CALLS: tuple[_Call, ...] = (
     ("connect", 42, 203), ("io_uring_setup", 425, 425),  # which could make sockets too
     # Permissions again.
     ("chown", 92, -1), ("fchown", 93, 55), ("lchown", 94, -1), ("fchownat", 260, 54),
@@ -52,10 +57,10 @@ _REFUSED_CALLS = (
     ("ptrace", 101, 117), ("process_vm_readv", 310, 270), ("process_vm_writev", 311, 271),
     ("shmget", 29, 194), ("semget", 64, 190), ("msgget", 68, 186), ("mq_open", 240, 180),
     ("add_key", 248, 217), ("request_key", 249, 218), ("keyctl", 250, 219),
-    # Of use to nobody here but whoever looks for holes in the kernel.
+    # Of no use here, and where the kernel has had holes.
     ("perf_event_open", 298, 241), ("bpf", 321, 280), ("userfaultfd", 323, 282),
 )  # fmt: skip
-_MACHINES = {
+_MACHINES: dict[str, tuple[int, int, int, Literal[1, 2]]] = {
     # How the kernel calls it, `socket`, `prlimit64`, and which column of the calls above.
     "x86_64": (0xC000003E, 41, 302, 1),
     "aarch64": (0xC00000B7, 198, 261, 2),
@@ -107,38 +112,23 @@ def give_up(
     owns_pids = is_apart and not has_cuda
     _stay_behind(kernel, owns_pids=owns_pids)
     has_own_proc = owns_pids and kernel.mount_proc()
-    kernel.allow_files(
-        writable, readable, has_own_proc=has_own_proc, may_write_to_itself=has_cuda
-    )
+    kernel.allow_files(writable, readable, has_own_proc=has_own_proc, may_write_to_itself=has_cuda)
     kernel.refuse_calls(allow_unix_sockets=has_cuda)
 
 
 def _stay_behind(kernel: _Kernel, *, owns_pids: bool) -> None:
-    """Return in a new process. This one waits for it, ends all that it has started, and ends.
+    """Return in a new process, while this one waits for it, ends all that it started, and ends.
 
-    In a PID namespace there is one more process between them, which is the namespace's first: all
-    others end with that one, and signals such as SIGXCPU do not reach it, so it is not the command.
+    In a PID namespace there is one more process between them, the first of the namespace: all
+    others end with it, and signals such as SIGXCPU do not reach it, so it cannot be the command.
     """
-    started: list[int] = []
-
-    def end(*_: object) -> None:
-        for each in started:
-            os.kill(each, signal.SIGKILL)
-        if not started:
-            os._exit(1)
-
-    signal.signal(signal.SIGTERM, end)
     if not owns_pids:
-        # What runs away from its parent becomes a child of this process.
+        # A process whose parent has ended becomes a child of this one.
         kernel.prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     if child := os.fork():
-        started.append(child)
-        code = _exit_code(os.waitpid(child, 0)[1])
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        if not owns_pids:
-            _end_all_children()
-        os._exit(code)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        _wait_for(child, and_all_others=not owns_pids)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     kernel.signal_when_parent_ends(signal.SIGKILL)
     os.setsid()  # or it could signal the process that waits, which is of the same group
     if not owns_pids:
@@ -149,6 +139,17 @@ def _stay_behind(kernel: _Kernel, *, owns_pids: bool) -> None:
             if pid == worker:
                 os._exit(_exit_code(status))
     kernel.signal_when_parent_ends(signal.SIGKILL)
+
+
+def _wait_for(child: int, *, and_all_others: bool) -> NoReturn:
+    """End as `child` does, once all processes below this one have ended. SIGTERM kills them."""
+    signal.signal(signal.SIGTERM, lambda *_: os.kill(child, signal.SIGKILL))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    code = _exit_code(os.waitpid(child, 0)[1])
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if and_all_others:
+        _end_all_children()
+    os._exit(code)
 
 
 def _end_all_children() -> None:
@@ -186,7 +187,7 @@ class _Kernel:
     def may_leave_namespaces(self, *, and_pids: bool) -> bool:
         """Whether it works, tried in another process: half of it cannot be taken back.
 
-        Ubuntu 24.04 lets nobody but root say who one is in a new namespace.
+        Ubuntu 24.04 lets only root map its account into a new namespace.
         """
         if tried := os.fork():
             return os.waitpid(tried, 0)[1] == 0
@@ -197,7 +198,7 @@ class _Kernel:
         os._exit(0)
 
     def leave_namespaces(self, *, and_pids: bool) -> None:
-        """Go where there is no network and no other process; the same person, and nobody else.
+        """Go where there is no network and no other process, under the same account.
 
         Raises:
             OSError: The system does not let us.
@@ -259,8 +260,8 @@ class _Kernel:
             rules: Descriptor of the ruleset.
             paths: Files and folders.
             rights: What is allowed there, and below.
-            is_kept: Whether the descriptors stay open: the kernel forgets entries of `/proc` that
-                nobody holds, and what it makes anew is under no rule.
+            is_kept: Whether the descriptors stay open. The kernel drops entries of `/proc` that no
+                process holds, and the ones that it makes anew are under no rule.
         """
         for path in paths:
             try:
@@ -276,7 +277,7 @@ class _Kernel:
                 os.close(descriptor)
 
     def refuse_calls(self, *, allow_unix_sockets: bool) -> None:
-        """Have the calls refused that none of the above knows of, every new socket included."""
+        """Have the calls refused that Landlock and namespaces let pass, new sockets included."""
         if (machine := platform.machine()) not in _MACHINES:
             return
         architecture, socket, prlimit, column = _MACHINES[machine]
@@ -286,7 +287,7 @@ class _Kernel:
         }
         family = _AF_UNIX if allow_unix_sockets else _NO_FAMILY
         # A jump counts the steps that it leaves out, or names one of the last four.
-        body = [
+        body: list[_Step] = [
             (_LOAD, 0, 0, _NUMBER_AT),
             *((_JUMP_EQUAL, end, 0, number) for end, calls in numbers.items() for number in calls),
             (_JUMP_GREATER_EQUAL, "refuse", 0, _X32_CALLS),
@@ -298,7 +299,7 @@ class _Kernel:
             (_JUMP_EQUAL, "allow", "refuse", 0),  # its own limits, and not its runner's
         ]
         ends = {"refuse": _REFUSE, "ignore": _IGNORE, "allow": _ALLOW, "kill": _KILL}
-        steps = [
+        steps: list[_Step] = [
             (_LOAD, 0, 0, _ARCHITECTURE_AT),
             (_JUMP_EQUAL, 0, "kill", architecture),
             *body,

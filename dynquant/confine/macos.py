@@ -1,7 +1,7 @@
 """A profile for `sandbox-exec`: no network, files by list, none of the services that hold secrets.
 
-There was no Mac to run it on. It is written after the profiles that Chromium and others publish;
-so each Mac tries it with MLX first, and where that fails takes less away.
+The profile was not run: there was no Mac. It follows profiles that Chromium and others publish.
+Each Mac tries it with MLX first; where that fails, only the network is taken away.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from dynquant.confine.places import code_places, listed_places, system_files
 
 __all__ = ["profile", "sandbox_exec"]
 
+_IS_MAC = sys.platform == "darwin"
 _PROGRAM = "/usr/bin/sandbox-exec"
 _TIMEOUT_SECS = 60.0
 _NETWORK_ONLY = "(version 1)(allow default)(deny network*)"
@@ -30,9 +31,10 @@ _TRY_MLX = (
 _READABLE_DEVICES = ("null", "zero", "random", "urandom", "dtracehelper", "autofs_nowait")
 _WRITABLE_DEVICES = ("null", "zero", "dtracehelper")
 
-# Of the system itself. The last is where Metal keeps what it has compiled.
 _READABLE = ("/private/var/db/timezone", "/private/var/db/dyld", "/private/var/select")
-_METAL_CACHE = r'(regex #"^/private/var/folders/[^/]+/[^/]+/C/([^/]+/)?com\.apple\.metal(fe)?(/|$)")'
+_CACHES = "/private/var/folders/[^/]+/[^/]+/C"
+_METAL_CACHE = rf'(regex #"^{_CACHES}/([^/]+/)?com\.apple\.metal(fe)?(/|$)")'
+"""Where Metal keeps what it has compiled, by program; without it the GPU's compiler waits."""
 
 _SERVICES = (
     "com.apple.SecurityServer", "com.apple.securityd*", "com.apple.secd*", "com.apple.ctkd*",
@@ -65,12 +67,11 @@ def profile(*, readable: Iterable[str], writable: Iterable[str]) -> str:
         "(version 1)",
         "(allow default)",
         "(deny network*)",
-        "(deny appleevent-send)",
-        "(deny job-creation)",
+        "(deny appleevent-send)(deny lsopen)(deny job-creation)(deny user-preference-write)",
         "(deny mach-lookup", *map(_service, _SERVICES), ")",
         "(deny signal)(allow signal (target same-sandbox))",
         "(deny process-info*)(allow process-info* (target same-sandbox))",
-        # Of whether a file is there, and how large, nothing is taken: every program asks.
+        # Whether a file is there, and how large it is, stays open: every program asks.
         "(deny file-read-data)", "(allow file-read-data", *may_read, ")",
         "(deny file-write*)", "(allow file-write*", *may_write, ")",
         "(deny file-write-setugid)", "(deny file-write-flags)",
@@ -79,8 +80,8 @@ def profile(*, readable: Iterable[str], writable: Iterable[str]) -> str:
 
 
 def sandbox_exec(*, readable: Sequence[str], writable: Sequence[str]) -> list[str]:
-    """What to put before a command; nothing but on a Mac, or where nothing works."""
-    if sys.platform != "darwin":
+    """What to put before a command; empty except on a Mac, and there where no profile works."""
+    if not _IS_MAC:
         return []
     if _takes_all_away():
         return [_PROGRAM, "-p", profile(readable=readable, writable=writable)]

@@ -1,6 +1,6 @@
 """What every confined process may read: Python, compilers, libraries, and what the system says.
 
-A list of what may be read, so that nothing has to be known of where people keep their keys.
+A list of what may be read needs no knowledge of where people keep their keys.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _IN_A_PREFIX = (
     "*-linux-gnu*",  # a compiler's libraries and headers, as of conda
     "Python*", "Resources", "Frameworks",  # of a Python on a Mac
 )  # fmt: skip
-"""Of an installation; `etc`, `var` and `src` may hold what is nobody's business."""
+"""Of an installation; `etc`, `var` and `src` may hold settings and secrets of services."""
 
 _MORE_CODE = (
     "/usr/local/cuda*", "/usr/local/nvidia", "/opt/cuda*", "/opt/nvidia", "/opt/rh",
@@ -45,7 +45,7 @@ def code_places() -> Iterator[str]:
     found = {str(each) for pattern in (*patterns, *_MORE_CODE) for each in _matches(pattern)}
     for variable in ("LD_LIBRARY_PATH", "LD_PRELOAD", "DYLD_LIBRARY_PATH"):
         found.update(filter(os.path.exists, os.environ.get(variable, "").split(os.pathsep)))
-    # Where packages were installed to: not each folder of `sys.path`, of which one may be a home.
+    # Folders that packages were installed to. Others on `sys.path` may be a person's home.
     found.update(each for each in sys.path if each and any(Path(each).glob("*.dist-info")))
     found.add(str(_package()))
     yield from sorted(found)
@@ -57,7 +57,7 @@ def listed_places() -> Iterator[str]:
 
 
 def system_files() -> Iterator[str]:
-    """What the system says about itself and its users, without what it keeps from them."""
+    """Settings of the system that programs read when they start."""
     for root in ("/etc", "/private/etc"):
         yield from filter(os.path.exists, (f"{root}/{name}" for name in _SYSTEM_FILES))
 

@@ -35,7 +35,7 @@ def verify_folder(folder: Path, *, stored_bpw: float) -> str:
     command = [sys.executable, "-m", "dynquant.mlx_backend.verify", str(folder.absolute())]
     try:
         with tempfile.TemporaryDirectory(prefix="dynquant-verify-") as home:
-            # MLX loads from there what it has compiled. Who is not confined shares that with nobody.
+            # MLX loads compiled code from there, so only confined processes share it.
             scratch = tempfile.gettempdir() if is_confined() else home
             child = subprocess.run(
                 confined(command, writable=[Path(home)], readable=[folder]),

@@ -2,7 +2,7 @@
 
 It reads `spec.json` and what the runner put beside it in FOLDER, and leaves what it makes in
 `FOLDER/work`. On standard output it writes one JSON object a line: progress, and at the end
-`result`, or `reason` and `sentence`. It ends when its standard input ends, since then whoever started it is gone.
+`result`, or `reason` and `sentence`. It ends when its standard input ends: then the runner has.
 """
 
 from __future__ import annotations

@@ -314,7 +314,9 @@ class JobSteps:
         self._compute(call, "card", source)
         table = cost_table_from_json(call.results["measure"], name=_TABLE)
         for name in asked.targets:
-            said = [folder.left_by_child(PAPERS, name, each) for each in ("plan.json", "report.json")]
+            said = [
+                folder.left_by_child(PAPERS, name, each) for each in ("plan.json", "report.json")
+            ]
             for paper, content in papers(asked.facts(name, *said), table).items():
                 write_file(folder.models / name / paper, content)
 

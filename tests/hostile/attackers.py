@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from dynquant import confine
 from dynquant.runner import computing
 
 __all__ = ["PRELUDE", "take_over"]
@@ -51,7 +52,7 @@ def take_over(
         scripts: Step → Python code after `PRELUDE`.
         arguments: What the code finds in `evil`.
     """
-    confined = computing.confined
+    confined = confine.confined
 
     def other(command: Sequence[str], **terms: Any) -> list[str]:
         *_, step, folder = command

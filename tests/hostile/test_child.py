@@ -10,14 +10,13 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pytest
 from huggingface_hub import close_session, constants
 
 from dynquant.core.job import STEPS, JobRequest
 from dynquant.corpus import Corpus
-from dynquant.errors import DynquantError, NeverPublishError
+from dynquant.errors import NeverPublishError
 from dynquant.hub import HubDatasets, HubModels, HubPublisher
 from dynquant.runner.job_steps import JobSteps
 from tests.command_line import once
@@ -254,9 +253,7 @@ def test_a_link_in_the_place_of_the_cost_table_is_not_read(
 def test_a_pipe_in_the_place_of_the_cost_table_holds_nobody(before, monkeypatch, harden):
     """It held the runner for ever, a cancelled job too."""
     runner = before("measure")
-    take_over(
-        monkeypatch, {"measure": "os.mkfifo('cost_table.json'); say({'result': None})"}
-    )
+    take_over(monkeypatch, {"measure": "os.mkfifo('cost_table.json'); say({'result': None})"})
     try:
         assert_refused(runner, "measure")
     finally:
@@ -403,9 +400,7 @@ for plan in here.rglob('plan.json'):
         "{'ladder': ()}",
     ],
 )
-def test_papers_that_say_other_than_the_runner_knows_are_refused(
-    before, monkeypatch, lie, harden
-):
+def test_papers_that_say_other_than_the_runner_knows_are_refused(before, monkeypatch, lie, harden):
     """A private model's weights went to everybody, since its plan said that it was public."""
     runner = before("card")
     take_over(monkeypatch, {"card": LIE}, lie)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from mlx_lm.utils import compute_bits_per_weight, load_model
 
+from dynquant.confine import confined
 from dynquant.errors import VerificationError
 from dynquant.mlx_backend import verify
 from dynquant.mlx_backend.verify import verify_folder
@@ -96,7 +97,6 @@ def test_what_verifies_shares_no_compiled_code_with_whoever_asks(
         "except OSError: pass\n"
         "print(json.dumps({'stored_bpw': 16.0, 'text': os.environ['TMPDIR']}))"
     )
-    confined = verify.confined
     command = [sys.executable, "-c", plant, str(tmp_path)]
     monkeypatch.setattr(verify, "confined", lambda _, **terms: confined(command, **terms))
     temporary = Path(verify_folder(sound, stored_bpw=16.0))

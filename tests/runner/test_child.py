@@ -113,7 +113,8 @@ def test_a_child_that_never_ends_its_line_is_killed_before_it_fills_our_memory(t
 @pytest.mark.harden("child and runner")
 def test_a_child_that_floods_its_output_waits_until_it_is_read(tmp_path, harden):
     """Its lines filled the memory of its runner, which keeps none that it has not looked at."""
-    num_lines, read = 20_000, []
+    num_lines = 20_000
+    read: list[int] = []
     code = (
         "count = open('written', 'wb', buffering=0)\n"
         f"for _ in range({num_lines}):\n"
@@ -163,7 +164,7 @@ def test_a_child_that_closes_its_output_is_still_watched(tmp_path, ends, harden)
 
 @pytest.mark.harden("child and runner")
 def test_who_keeps_the_output_of_a_child_that_has_ended_holds_nobody(tmp_path, harden):
-    """Where no system ends what ran away, as on a Mac: it kept the runner for as long as it liked."""
+    """Where the system ends no process that ran away, as on a Mac, it kept the runner waiting."""
     away = (
         "import os, sys, time\n"
         "os.setsid(); open('pid', 'w').write(str(os.getpid())); os.rename('pid', 'ran')\n"

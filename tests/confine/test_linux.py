@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import resource
 import signal
@@ -187,7 +186,7 @@ for place in sys.argv[1:]:
 @on_linux
 @pytest.mark.parametrize("has_cuda", [False, True])
 def test_nothing_of_its_runners_account_is_read(home, tmp_path, monkeypatch, has_cuda, harden):
-    """What is named here and what is not: there is a list of what may be read, and of nothing else."""
+    """Not only where keys are known to be: there is a list of what may be read."""
     for name in SECRETS:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("canary")
