@@ -107,9 +107,11 @@ def measure(
 
     Raises:
         TextError: The calibration text is too short.
+        InvalidModelError, UnsupportedModelError: See `Quantizer.check_tokenizer`.
         NonFiniteError: NaN or infinity; names the layer.
     """
     windows = quantizer.calibration_windows(text, recipe.calibration_tokens)
+    quantizer.check_tokenizer()
     return measure_costs(quantizer, windows, recipe, progress)
 
 

@@ -215,6 +215,19 @@ class Quantizer(Protocol[W]):
         """Versions of the tools that a result depends on."""
         ...
 
+    @property
+    def notes(self) -> Sequence[str]:
+        """Sentences for the card on what of the model is not in use."""
+        ...
+
+    def check_tokenizer(self) -> None:
+        """Refuse a tokenizer that would be another one beside the quantized weights.
+
+        Raises:
+            InvalidModelError, UnsupportedModelError: It does not open, or would differ.
+        """
+        ...
+
     def inventory(self, menu: Sequence[QuantFormat]) -> ModelInventory:
         """What the model weighs, and which formats of `menu` each layer may take."""
         ...

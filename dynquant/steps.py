@@ -71,7 +71,7 @@ class Conversion(Generic[W]):
             raise InvalidOptionError("Two of the targets are the same. Name each BPW once.")
 
     def read(self, *, calibration: Text, evaluation: Text) -> None:
-        """Read the texts; every later step rests on them.
+        """Read the texts, on which every later step rests, and check the tokenizer.
 
         Args:
             calibration: Text to measure and encode with.
@@ -79,11 +79,14 @@ class Conversion(Generic[W]):
 
         Raises:
             TextError: A text is too short, or they overlap.
+            InvalidModelError, UnsupportedModelError: The tokenizer does not open, or would be
+                another one in the quantized model.
         """
         quantizer, recipe = self._quantizer, self._recipe
         self._windows = quantizer.calibration_windows(calibration, recipe.calibration_tokens)
         self._held_out = quantizer.evaluation_windows(evaluation, recipe.evaluation_tokens)
         self._held_out.check_disjoint(self._windows)
+        quantizer.check_tokenizer()
 
     def measure(self, progress: Progress) -> CostTable:
         """What every format of every layer costs; serves every target."""
@@ -282,7 +285,10 @@ class Conversion(Generic[W]):
                 evaluation=self._held_out.facts.name,
             ),
             versions=quantizer.versions,
-            notes=(_GAP_NOTE.format(gap=gap),) if gap >= MAX_GAP_BPW else (),
+            notes=(
+                *quantizer.notes,
+                *((_GAP_NOTE.format(gap=gap),) if gap >= MAX_GAP_BPW else ()),
+            ),
         )
 
     def _plan(self, table: CostTable, target_bpw: float) -> QuantPlan:

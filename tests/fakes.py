@@ -90,6 +90,7 @@ class FakeQuantizer:
     revision_sha: str = "c0ffee"
     num_blocks: int = 6
     versions: Mapping[str, str] = field(default_factory=lambda: {"mlx": "0"})
+    notes: Sequence[str] = ()
     encoded: dict[Path, QuantPlan] = field(default_factory=dict)
     importance: Mapping[str, Any] | None = None
     uniform: Mapping[str, QuantPlan] = field(default_factory=dict)
@@ -100,6 +101,9 @@ class FakeQuantizer:
             formats = tuple(fmt for fmt in menu if fmt.fits(layer.shape))
             layers.append(dataclasses.replace(layer, formats=formats or (UNQUANTIZED,)))
         return make_inventory(layers)
+
+    def check_tokenizer(self) -> None:
+        self._step("check_tokenizer")
 
     def cache_bytes(self, context_tokens: int) -> int:
         return 10 * context_tokens

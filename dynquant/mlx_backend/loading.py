@@ -30,7 +30,7 @@ from dynquant.mlx_backend.dequantizing import (
     is_quantized,
     require_dequantized,
 )
-from dynquant.mlx_backend.folder import check_folder, stamps
+from dynquant.mlx_backend.folder import as_loaded, check_folder, stamps
 
 __all__ = [
     "ModelFolder",
@@ -303,7 +303,8 @@ class ModelFolder:
         family = self.config.get("model_type")
         self._require_same_weights()
         try:
-            model, _ = mlx_lm_utils.load_model(self.folder, lazy=True, strict=True)
+            with as_loaded(self.folder) as folder:
+                model, _ = mlx_lm_utils.load_model(folder, lazy=True, strict=True)
         except _MODEL_CODE_ERRORS as error:
             reason, name = str(error), str(family)[:100]
             if reason.startswith("Model type") and "not supported" in reason:

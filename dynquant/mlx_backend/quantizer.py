@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import platform
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial, wraps
 from pathlib import Path
@@ -22,14 +23,13 @@ from dynquant.mlx_backend.alignment import measure_alignment
 from dynquant.mlx_backend.calibration import (
     Windows,
     cut_windows,
-    open_tokenizer,
     vocabulary_size,
     window_length,
 )
 from dynquant.mlx_backend.conversion import encode_plans
 from dynquant.mlx_backend.encoders import LayerEncoder, stored_by
 from dynquant.mlx_backend.evaluation import compare
-from dynquant.mlx_backend.folder import fingerprint
+from dynquant.mlx_backend.folder import fingerprint, weights_of
 from dynquant.mlx_backend.importance import Importance
 from dynquant.mlx_backend.loading import open_model, takes_mode
 from dynquant.mlx_backend.measuring import measure_costs
@@ -40,12 +40,15 @@ from dynquant.mlx_backend.readahead import ReadAhead
 from dynquant.mlx_backend.refining import refined
 from dynquant.mlx_backend.sensitivity import Measurement
 from dynquant.mlx_backend.streaming import BlockModel, BlockWeights
+from dynquant.mlx_backend.tokenizing import open_tokenizer, require_same_tokenizer
 from dynquant.mlx_backend.verify import verify_folder
 from dynquant.mlx_backend.writing import (
     PART_BYTES,
     FolderWriter,
     quantization_config,
     replace_arrays,
+    translated_storage_errors,
+    write_companions,
 )
 from dynquant.ports import OnStep, Text
 
@@ -104,6 +107,11 @@ class MlxQuantizer:
         """How many blocks a pass goes through."""
         return len(self._blocks.blocks)
 
+    @cached_property
+    def notes(self) -> tuple[str, ...]:
+        """Sentences for the card on what of the model's folder is not in use."""
+        return weights_of(self._model.folder).notes
+
     @property
     def versions(self) -> dict[str, str]:
         """Versions of the tools that a result depends on."""
@@ -152,6 +160,25 @@ class MlxQuantizer:
             min_windows=2,
             num_tokens=self._model.num_tokens,
         )
+
+    def check_tokenizer(self) -> None:
+        """Refuse a model whose tokenizer would be another one beside the quantized weights.
+
+        Raises:
+            InvalidModelError, UnsupportedModelError: Its tokenizer does not open, or not so.
+            StorageFullError: The folder for temporary files cannot be written.
+        """
+        with (
+            translated_storage_errors(),
+            tempfile.TemporaryDirectory(prefix="dynquant-tokenizer-") as copy,
+        ):
+            write_companions(
+                Path(copy),
+                self._model.folder,
+                self._model.config,
+                keep_vision_config=self._keeps_vision,
+            )
+            require_same_tokenizer(self._tokenizer, Path(copy))
 
     @_in_our_words
     def measure(
@@ -342,14 +369,13 @@ class MlxQuantizer:
         )
         layers = measurement.layers
         affine_only = {path for path, layer in layers.items() if not takes_mode(layer)}
-        keep_vision = "vision_tower" in getattr(self._model.skeleton, "model", {})
         sizes = {}
         for folder, writer in writers.items():
             config = dict(self._model.config)
             if entry := quantization_config(plans[folder], named=affine_only):
                 config["quantization"] = entry
             sizes[folder] = writer.finish(
-                self._model.folder, config, keep_vision_config=keep_vision
+                self._model.folder, config, keep_vision_config=self._keeps_vision
             )
         return sizes
 
@@ -406,6 +432,11 @@ class MlxQuantizer:
     @cached_property
     def _dtypes(self) -> dict[str, mx.Dtype]:
         return {path: array.dtype for path, array in self._model.lazy_weights().items()}
+
+    @cached_property
+    def _keeps_vision(self) -> bool:
+        """Whether the model has a vision tower that its config must describe."""
+        return "vision_tower" in getattr(self._model.skeleton, "model", {})
 
     @cached_property
     def _tokenizer(self) -> object:
