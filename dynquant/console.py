@@ -57,6 +57,7 @@ stderr = Console(stderr=True, soft_wrap=True)
 
 _STEPS = {
     "download": "Downloading",
+    "check": "Comparing with stock mlx-lm",
     "align": "Measuring sensitivities",
     "measure": "Measuring costs",
     "probe": "Probing the whole model",
@@ -122,6 +123,8 @@ def print_forecasts(forecasts: Sequence[Forecast]) -> None:
             size(each.conversion_disk_bytes),
         )
     stdout.print(table)
+    for note in first.notes:
+        stdout.print(f"Note: {escaped(note)}")
 
 
 def print_outlook(source: ModelSource, secs: float | None) -> None:
@@ -170,6 +173,8 @@ def print_finished(finished: Sequence[QuantizedModel]) -> None:
     for each in finished:
         stdout.print(f"[bold]{each.facts.name}[/] writes: {escaped(repr(each.sample))}")
         stdout.print(f"  card: {each.folder / 'README.md'}")
+    for note in dict.fromkeys(note for each in finished for note in each.facts.notes):
+        stdout.print(f"Note: {escaped(note)}")
 
 
 def print_published(published: Sequence[PublishedModel]) -> None:

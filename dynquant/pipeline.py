@@ -29,7 +29,7 @@ from dynquant.ports import (
     Text,
     W,
 )
-from dynquant.steps import Conversion, measure_costs
+from dynquant.steps import Conversion, check_source, measure_costs
 
 __all__ = [
     "Alignment",
@@ -95,6 +95,7 @@ def forecast(
             memory_bytes=memory_to_run_bytes(size_bytes, cache_bytes),
             conversion_memory_bytes=quantizer.conversion_bytes(recipe.calibration_tokens),
             conversion_disk_bytes=source_bytes + size_bytes,
+            notes=tuple(quantizer.notes),
         )
         for target, size_bytes in sizes.items()
     ]
@@ -112,6 +113,7 @@ def measure(
     """
     windows = quantizer.calibration_windows(text, recipe.calibration_tokens)
     quantizer.check_tokenizer()
+    check_source(quantizer, windows, progress)
     return measure_costs(quantizer, windows, recipe, progress)
 
 
@@ -148,6 +150,7 @@ def quantize(
     job = Conversion(source, quantizer, recipe)
     outputs.check(list(job.targets), source=source.name)
     job.read(calibration=calibration, evaluation=evaluation)
+    job.check(progress)
     if recipe.alignment is None:
         table = job.polish(job.reuse(table) if table else job.measure(progress), progress)
         plans = job.allocate(table)

@@ -22,7 +22,7 @@ from dynquant.core.uniform import nearest_uniform
 from dynquant.errors import InvalidOptionError, SensitivitiesError
 from dynquant.ports import ModelSource, Progress, Quantizer, Text, W
 
-__all__ = ["ORIGINAL", "Conversion", "measure_costs"]
+__all__ = ["ORIGINAL", "Conversion", "check_source", "measure_costs"]
 
 ORIGINAL = "original"
 """Under this name the figures of the original stand among those of its quants."""
@@ -88,6 +88,14 @@ class Conversion(Generic[W]):
         self._held_out.check_disjoint(self._windows)
         quantizer.check_tokenizer()
 
+    def check(self, progress: Progress) -> None:
+        """Compare the source with what stock mlx-lm makes of it, before any work.
+
+        Raises:
+            InvalidModelError, UnsupportedModelError, NonFiniteError: See `Quantizer.check_source`.
+        """
+        check_source(self._quantizer, self._windows, progress)
+
     def measure(self, progress: Progress) -> CostTable:
         """What every format of every layer costs; serves every target."""
         return measure_costs(self._quantizer, self._windows, self._recipe, progress)
@@ -112,6 +120,7 @@ class Conversion(Generic[W]):
                     f"The cost table was measured with --{option} {measured}. Pass that here too, "
                     "or measure again."
                 )
+        self._quantizer.store_as(table.inventory.dtype)
         return table
 
     def align(self, progress: Progress) -> Mapping[str, float]:
@@ -197,7 +206,7 @@ class Conversion(Generic[W]):
         samples = {}
         with progress.track({"verify": len(plans)}) as on_step:
             for name, plan in plans.items():
-                samples[name] = self._quantizer.verify(folders[name], plan)
+                samples[name] = self._quantizer.verify(folders[name], plan, self._held_out)
                 on_step("verify")
         return samples
 
@@ -265,7 +274,7 @@ class Conversion(Generic[W]):
             time_budget_mins=recipe.time_budget_mins,
             num_parameters=inventory.num_parameters,
             rows=(
-                self._row(f"Original ({inventory.dtype})", self._full.max_bpw, figures[ORIGINAL]),
+                self._row(f"Original ({self._full.dtype})", self._full.max_bpw, figures[ORIGINAL]),
                 self._row(_label(fmt), uniform.stored_bpw, figures[_UNIFORM + fmt.name]),
                 self._row("This model", plan.stored_bpw, figures[name]),
             ),
@@ -344,6 +353,13 @@ class Conversion(Generic[W]):
             )
             for target in self._recipe.targets_bpw
         }
+
+
+def check_source(quantizer: Quantizer[W], windows: W, progress: Progress) -> None:
+    """See `Conversion.check`."""
+    with progress.track({"check": 1}) as on_step:
+        quantizer.check_source(windows)
+        on_step("check")
 
 
 def measure_costs(

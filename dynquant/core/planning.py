@@ -34,6 +34,7 @@ class Forecast:
         memory_bytes: Memory to run.
         conversion_memory_bytes: Peak memory of the conversion, estimated.
         conversion_disk_bytes: Disk for source and result together.
+        notes: Sentences on what of the source the result will not hold.
     """
 
     model: str
@@ -48,6 +49,7 @@ class Forecast:
     memory_bytes: int
     conversion_memory_bytes: int
     conversion_disk_bytes: int
+    notes: tuple[str, ...] = ()
 
 
 def memory_to_run_bytes(weight_bytes: int, cache_bytes: int) -> int:

@@ -93,9 +93,7 @@ def chosen_files(
     is_true = all(tensor in tensors.get(file, ()) for tensor, file in indexed.items())
     used = set(indexed.values()) if is_true else set()
     of_used = {tensor for file in used for tensor in tensors[file]}
-    copies = {
-        file for file in tensors.keys() - used if not of_used.isdisjoint(tensors[file])
-    }
+    copies = {file for file in tensors.keys() - used if not of_used.isdisjoint(tensors[file])}
     read = sorted(tensors.keys() - copies)
     placed = _placed(tensors, read)
     _require_all(indexed, tensors, placed)

@@ -39,6 +39,7 @@ from dynquant.core.model_files import (
     is_weights,
     lfs_pointer_found,
 )
+from dynquant.core.quantized_sources import Tensor
 from dynquant.core.weight_files import WeightFiles, chosen_files, weight_map_in
 from dynquant.errors import InvalidModelError, ModelNotFoundError, Reason, UnsupportedModelError
 
@@ -49,6 +50,7 @@ __all__ = [
     "read_header",
     "stamps",
     "taken_over",
+    "tensors_of",
     "weight_files",
     "weights_of",
 ]
@@ -86,6 +88,16 @@ def weight_files(folder: Path) -> list[Path]:
     if {file.name for file in files} != set(_weight_map(folder).values()) and len(files) > 1:
         return [folder / name for name in weights_of(folder).read]
     return files  # as nearly every folder has them; no header needs to be read
+
+
+def tensors_of(folder: Path) -> dict[str, Tensor]:
+    """Name → dtype and shape of every tensor in the weight files that count."""
+    headers = map(read_header, weight_files(folder))
+    return {
+        name: Tensor(entry["dtype"], tuple(entry["shape"]))
+        for header in headers
+        for name, entry in header.items()
+    }
 
 
 @contextmanager

@@ -15,6 +15,8 @@ import mlx.core as mx
 
 from dynquant import __version__
 from dynquant.core.formats import UNQUANTIZED, QuantFormat
+from dynquant.core.leftovers import notes_on
+from dynquant.core.model_config import dtype_names, with_dtype
 from dynquant.core.plan import CostTable, ModelInventory, QuantPlan
 from dynquant.core.quality import Quality
 from dynquant.core.recipe import EFFORTS, Effort
@@ -26,17 +28,20 @@ from dynquant.mlx_backend.calibration import (
     vocabulary_size,
     window_length,
 )
+from dynquant.mlx_backend.comparing import streamed_logits
 from dynquant.mlx_backend.conversion import encode_plans
 from dynquant.mlx_backend.encoders import LayerEncoder, stored_by
 from dynquant.mlx_backend.evaluation import compare
 from dynquant.mlx_backend.folder import fingerprint, weights_of
 from dynquant.mlx_backend.importance import Importance
-from dynquant.mlx_backend.loading import open_model, takes_mode
+from dynquant.mlx_backend.loading import open_model
 from dynquant.mlx_backend.measuring import measure_costs
 from dynquant.mlx_backend.memory import cache_bytes, conversion_bytes
 from dynquant.mlx_backend.moments import MomentsObserver
+from dynquant.mlx_backend.parameters import quantizable, takes_mode
 from dynquant.mlx_backend.polishing import polished
 from dynquant.mlx_backend.readahead import ReadAhead
+from dynquant.mlx_backend.reference import check_reference, leaves_float16, sample_windows
 from dynquant.mlx_backend.refining import refined
 from dynquant.mlx_backend.sensitivity import Measurement
 from dynquant.mlx_backend.streaming import BlockModel, BlockWeights
@@ -58,6 +63,12 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _PROBE_TOKENS = 2048
+_HALF, _WIDER = "float16", "bfloat16"
+_NUM_RANGE_WINDOWS = 8
+_STORED_AS = (
+    "Activations of the original leave the range of float16, in which it is stored, so this model "
+    "stores scales and what is not quantized in {}."
+)
 _MIN_WINDOWS = 10  # of a calibration text: eight to calibrate on, two to probe
 
 
@@ -107,10 +118,16 @@ class MlxQuantizer:
         """How many blocks a pass goes through."""
         return len(self._blocks.blocks)
 
-    @cached_property
+    @property
     def notes(self) -> tuple[str, ...]:
         """Sentences for the card on what of the model's folder is not in use."""
-        return weights_of(self._model.folder).notes
+        left_out = notes_on(self._model.left_out)
+        stored_as = self._model.stored_as
+        return (
+            *left_out,
+            *weights_of(self._model.folder).notes,
+            *((_STORED_AS.format(stored_as),) if stored_as else ()),
+        )
 
     @property
     def versions(self) -> dict[str, str]:
@@ -179,6 +196,40 @@ class MlxQuantizer:
                 keep_vision_config=self._keeps_vision,
             )
             require_same_tokenizer(self._tokenizer, Path(copy))
+
+    @_in_our_words
+    def check_source(self, windows: Windows) -> None:
+        """Refuse a source that would be another model in mlx-lm, and settle the stored dtype.
+
+        A float16 source whose activations leave float16's range is stored in bfloat16.
+
+        Args:
+            windows: The calibration windows.
+
+        Raises:
+            UnsupportedModelError: The loader drops a tensor whose values nothing else holds.
+            InvalidModelError: Stock mlx-lm does not run the source, or computes something else.
+            NonFiniteError: The source computes NaN or infinity.
+        """
+        model = self._model
+        model.require_nothing_lost()
+        sample = sample_windows(windows.tokens)
+        logits = streamed_logits(self._blocks, model.lazy_weights, sample)
+        is_sound = check_reference(model, logits, sample)
+        inventory = self.inventory(())
+        if self._is_half:
+            layers = {layer.path for layer in inventory.layers}
+            watched = {p: m for p, m in quantizable(model.skeleton).items() if p in layers}
+            batches = self._batches(windows, 0, _NUM_RANGE_WINDOWS)
+            if not is_sound or leaves_float16(self._blocks, model.lazy_weights, watched, batches):
+                self.store_as(_WIDER)
+
+    def store_as(self, dtype: str) -> None:
+        """Store the results of a float16 source in `dtype`; the source's own changes nothing."""
+        if dtype == _WIDER and self._model.stored_as is None and self._is_half:
+            self._model = dataclasses.replace(self._model, stored_as=dtype)
+            for name in ("_dtypes", "_blocks"):
+                self.__dict__.pop(name, None)
 
     @_in_our_words
     def measure(
@@ -372,6 +423,8 @@ class MlxQuantizer:
         sizes = {}
         for folder, writer in writers.items():
             config = dict(self._model.config)
+            if dtype_names(config)[:1] != [inventory.dtype]:
+                config = with_dtype(config, inventory.dtype)
             if entry := quantization_config(plans[folder], named=affine_only):
                 config["quantization"] = entry
             sizes[folder] = writer.finish(
@@ -379,13 +432,27 @@ class MlxQuantizer:
             )
         return sizes
 
-    def verify(self, folder: Path, plan: QuantPlan) -> str:
+    @_in_our_words
+    def verify(self, folder: Path, plan: QuantPlan, windows: Windows) -> str:
         """Load `folder` with stock mlx-lm in a fresh process; returns what it generated.
 
+        Args:
+            folder: A written folder.
+            plan: What it stores.
+            windows: Held-out windows; a few tokens of them are compared.
+
         Raises:
-            VerificationError: It does not load, or stores something else than planned.
+            VerificationError: It does not load, stores or computes something else than planned,
+                computes NaN or infinity, or repeats one token.
         """
-        return verify_folder(folder, stored_bpw=plan.stored_bpw)
+        written = partial(open_model(folder, dequantize=True).lazy_weights, exact=True)
+        return verify_folder(
+            folder,
+            stored_bpw=plan.stored_bpw,
+            windows=sample_windows(windows.tokens),
+            planned=partial(streamed_logits, self._blocks, written),
+            original=partial(streamed_logits, self._blocks, self._model.lazy_weights),
+        )
 
     @_in_our_words
     def evaluate(
@@ -428,6 +495,10 @@ class MlxQuantizer:
         blocks = BlockModel(self._model.skeleton, ReadAhead(self._model.folder))
         by_blocks = blocks.survey(self._model.lazy_weights())
         return blocks if by_blocks else blocks.treat_as_whole()
+
+    @property
+    def _is_half(self) -> bool:
+        return self.inventory(()).dtype == _HALF
 
     @cached_property
     def _dtypes(self) -> dict[str, mx.Dtype]:

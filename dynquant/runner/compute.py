@@ -100,6 +100,7 @@ class _Work:
     def measure(self) -> object:
         """`cost_table.json`."""
         job = self._conversion()
+        job.check(self.progress)
         table = job.polish(job.measure(self.progress), self.progress)
         write_file(self.folder / "cost_table.json", cost_table_to_json(table))
         return None

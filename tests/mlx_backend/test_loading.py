@@ -21,14 +21,12 @@ from dynquant.errors import InvalidModelError, NonFiniteError, UnsupportedModelE
 from dynquant.mlx_backend import loading
 from dynquant.mlx_backend.loading import (
     check_finite,
-    clear_parameters,
     compute_dtype,
     for_compute,
     open_model,
-    quantizable,
     scalar,
-    set_parameter,
 )
+from dynquant.mlx_backend.parameters import clear_parameters, quantizable, set_parameter
 from tests.mlx_backend.factories import build_model, save_model
 
 MENU = (QuantFormat(4, 32), QuantFormat(8, 64), QuantFormat(4, 32, "mxfp4"), UNQUANTIZED)

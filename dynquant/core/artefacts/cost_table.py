@@ -142,7 +142,8 @@ def matched_table(table: CostTable, inventory: ModelInventory, source_sha: str) 
         if all(formats[layer.path] in layer.formats for layer in layers)
     }
     together = table.inventory.together
-    known = replace(inventory, layers=layers, together=together)
+    dtype = table.inventory.dtype  # settled when the source was checked
+    known = replace(inventory, layers=layers, together=together, dtype=dtype)
     return replace(table, inventory=known, polished=polished)
 
 
