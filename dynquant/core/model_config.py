@@ -20,8 +20,8 @@ __all__ = [
     "changed_settings",
     "dtype_names",
     "rope_values",
+    "tied_as_stored",
     "with_dtype",
-    "with_own_head",
 ]
 
 _TAG = "__float__"
@@ -125,27 +125,31 @@ def with_dtype(config: Mapping[str, Any], name: str) -> dict[str, Any]:
     return {**config, **parts, **dict.fromkeys(keys, name)}
 
 
-def with_own_head(config: Mapping[str, Any], tensors: Collection[str]) -> dict[str, Any] | None:
-    """The config with `tie_word_embeddings` off, where it is silent and the head is stored.
+def tied_as_stored(config: Mapping[str, Any], tensors: Collection[str]) -> dict[str, Any] | None:
+    """A config that is silent about `tie_word_embeddings`, with what the stored tensors say.
 
-    transformers 5 leaves out what is the default of a family, and mlx-lm may take another one.
+    transformers 5 leaves out what is the default of a family, and mlx-lm may take another one, or
+    insist on an answer.
 
     Args:
         config: As its author wrote it.
         tensors: Names of all tensors.
 
     Returns:
-        None where the config says it, or no head is stored.
+        None where the config is not silent.
     """
-    is_said = any(part.get(_TIED) is not None for _, part in _language_parts(config))
-    return None if is_said or not any(_HEAD.search(name) for name in tensors) else _untied(config)
+    if any(part.get(_TIED) is not None for _, part in _language_parts(config)):
+        return None
+    return _tied(config, is_tied=not any(_HEAD.search(name) for name in tensors))
 
 
-def _untied(config: Mapping[str, Any]) -> dict[str, Any]:
+def _tied(config: Mapping[str, Any], *, is_tied: bool) -> dict[str, Any]:
     parts = {
-        key: _untied(config[key]) for key in _LANGUAGE_PARTS if isinstance(config.get(key), Mapping)
+        key: _tied(config[key], is_tied=is_tied)
+        for key in _LANGUAGE_PARTS
+        if isinstance(config.get(key), Mapping)
     }
-    return {**config, **parts, _TIED: False}
+    return {**config, **parts, _TIED: is_tied}
 
 
 def _untagged(value: Any) -> Any:

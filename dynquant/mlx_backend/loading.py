@@ -21,7 +21,12 @@ from mlx.utils import tree_flatten, tree_reduce
 
 from dynquant.core.formats import UNQUANTIZED, QuantFormat
 from dynquant.core.leftovers import Part, parts_of
-from dynquant.core.model_config import as_mlx_lm_reads, changed_settings, dtype_names, with_own_head
+from dynquant.core.model_config import (
+    as_mlx_lm_reads,
+    changed_settings,
+    dtype_names,
+    tied_as_stored,
+)
 from dynquant.core.plan import LayerProfile, ModelInventory
 from dynquant.core.quantized_sources import Tensor, quantized_form
 from dynquant.errors import InvalidModelError, NonFiniteError, Reason, UnsupportedModelError
@@ -388,17 +393,23 @@ def open_model(folder: Path, *, dequantize: bool = False) -> ModelFolder:
         codes=codes if codes and codes.scales else None,
         stamps=before,
     )
-    opened = _with_config(blank, said)
+    opened, config = _with_config(blank, said)
     with load_errors_in_our_words(str(said.get("model_type")), form):
-        require_ropes_read(_without_quantization(said))
+        require_ropes_read(_without_quantization(config))
     skeleton = opened.skeleton  # a model that does not build is refused here
     if opened.quantized:
         require_dequantized(opened.lazy_weights(), quantizable(skeleton))
     return opened
 
 
-def _with_config(folder: ModelFolder, said: Mapping[str, Any]) -> ModelFolder:
-    """The folder with a config that keeps an output head of its own, where it has such a head."""
+def _with_config(
+    folder: ModelFolder, said: Mapping[str, Any]
+) -> tuple[ModelFolder, Mapping[str, Any]]:
+    """The folder with a config that keeps an output head of its own, where it has such a head.
+
+    Returns:
+        The folder, and the config that it was given, in its author's spelling.
+    """
 
     def opened(config: Mapping[str, Any]) -> ModelFolder:
         read = as_mlx_lm_reads(config)
@@ -406,11 +417,16 @@ def _with_config(folder: ModelFolder, said: Mapping[str, Any]) -> ModelFolder:
         settings = changed_settings(said, read if folder.codes is None else own)
         return replace(folder, config=own, settings=settings)
 
-    as_said, with_head = opened(said), with_own_head(said, folder.tensors)
-    if with_head is None or Part.HEAD not in as_said.left_out:
-        return as_said
-    with_own = opened(with_head)
-    return as_said if Part.HEAD in with_own.left_out else with_own
+    as_said, as_stored = opened(said), tied_as_stored(said, folder.tensors)
+    if as_stored is None:
+        return as_said, said
+    try:
+        if Part.HEAD not in as_said.left_out:
+            return as_said, said
+    except InvalidModelError:  # its module may insist on an answer
+        return opened(as_stored), as_stored
+    other = opened(as_stored)
+    return (as_said, said) if Part.HEAD in other.left_out else (other, as_stored)
 
 
 def _without_quantization(config: Mapping[str, Any]) -> dict[str, Any]:

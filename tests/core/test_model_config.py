@@ -12,8 +12,8 @@ from dynquant.core.model_config import (
     changed_settings,
     dtype_names,
     rope_values,
+    tied_as_stored,
     with_dtype,
-    with_own_head,
 )
 from tests.json_values import json_values
 
@@ -140,13 +140,13 @@ def test_both_names_of_the_dtype_are_found_and_set_at_every_level():
     assert with_dtype({"a": 1}, "float32") == {"a": 1}
 
 
-def test_a_stored_head_is_one_of_its_own_where_the_config_is_silent():
-    assert with_own_head({"model_type": "llama"}, [HEAD]) == {
+def test_the_stored_tensors_say_what_a_silent_config_does_not():
+    assert tied_as_stored({"model_type": "llama"}, [HEAD]) == {
         "model_type": "llama",
         "tie_word_embeddings": False,
     }
-    nested = with_own_head({"text_config": {"a": 1}}, [f"language_model.{HEAD}"])
+    nested = tied_as_stored({"text_config": {"a": 1}}, [f"language_model.{HEAD}"])
     assert nested is not None
     assert nested["text_config"]["tie_word_embeddings"] is False
-    assert with_own_head({}, ["model.embed_tokens.weight"]) is None
-    assert with_own_head({"text_config": {"tie_word_embeddings": True}}, [HEAD]) is None
+    assert tied_as_stored({}, ["model.embed_tokens.weight"]) == {"tie_word_embeddings": True}
+    assert tied_as_stored({"text_config": {"tie_word_embeddings": True}}, [HEAD]) is None
