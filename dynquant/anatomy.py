@@ -18,7 +18,9 @@ from typing import Any
 
 from dynquant.core.bounds import MAX_DIMENSIONS, MAX_HEADER_BYTES, MAX_SIZE
 from dynquant.core.formats import DEFAULT_MENU, UNQUANTIZED
+from dynquant.core.model_files import CONFIG, INDEX, is_weights
 from dynquant.core.plan import LayerProfile, ModelInventory
+from dynquant.core.weight_files import chosen_files, weight_map_in
 from dynquant.errors import Reason, UnsupportedModelError
 from dynquant.ports import ModelSource
 
@@ -77,6 +79,7 @@ def anatomy_of(source: ModelSource) -> Anatomy:
 
     Raises:
         UnsupportedModelError: mlx-lm does not run it, or nobody should.
+        InvalidModelError: Its weight files are not those that its index names.
     """
     config = _config(source)
     return Anatomy(
@@ -100,7 +103,7 @@ def _config(source: ModelSource) -> dict[str, Any]:
         UnsupportedModelError: mlx-lm does not run it, or it brings its own code.
     """
     try:
-        config = json.loads((source.folder / "config.json").read_text(encoding="utf-8"))
+        config = json.loads((source.folder / CONFIG).read_text(encoding="utf-8"))
         family = str(config["model_type"])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UnsupportedModelError(
@@ -130,10 +133,13 @@ def _config(source: ModelSource) -> dict[str, Any]:
 
 def _inventory(source: ModelSource, config: Mapping[str, Any]) -> ModelInventory:
     """The layers as the headers have them; mlx-lm may join some, which changes no size."""
+    index = source.folder / INDEX
+    weight_map = weight_map_in(index.read_bytes()) if index.is_file() else {}
+    files = {file.name: _tensors(file) for file in source.folder.iterdir() if is_weights(file.name)}
     tensors = [
         (name, shape, bits)
-        for file in sorted(source.folder.glob("model*.safetensors"))
-        for name, (shape, bits) in _tensors(file).items()
+        for file in chosen_files(files, weight_map).read
+        for name, (shape, bits) in files[file].items()
     ]
     layers = tuple(
         _layer(name, shape, bits) for name, shape, bits in tensors if len(shape) > 1 and all(shape)

@@ -110,6 +110,8 @@ def print_forecasts(forecasts: Sequence[Forecast]) -> None:
         f"[bold]{first.model}[/] ({first.model_type}): {first.num_parameters:,} parameters, "
         f"{size(first.source_bytes)}; feasible from {first.min_bpw:.3f} to {first.max_bpw:.3f} BPW"
     )
+    if first.note:
+        stdout.print(first.note)
     table = Table("BPW", "on disk", f"memory to run ({first.context_tokens:,} tokens)")
     table.add_column("memory to convert")
     table.add_column("disk to convert")

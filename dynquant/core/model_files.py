@@ -81,7 +81,9 @@ def is_taken_over(name: str) -> bool:
         return file.endswith(".jinja")
     if folder:
         return is_subfolder(folder) and _is_document(file)
-    return bool(_TOKENIZER.fullmatch(file) or (_LEGAL_WORD.search(file.lower()) and _is_document(file)))
+    return bool(
+        _TOKENIZER.fullmatch(file) or (_LEGAL_WORD.search(file.lower()) and _is_document(file))
+    )
 
 
 def is_subfolder(name: str) -> bool:

@@ -139,9 +139,7 @@ def write_companions(
         config: Of the quantized model.
         keep_vision_config: Whether the model keeps its vision tower.
     """
-    mlx_lm_utils.save_config(
-        dict(config), folder / CONFIG, keep_vision_config=keep_vision_config
-    )
+    mlx_lm_utils.save_config(dict(config), folder / CONFIG, keep_vision_config=keep_vision_config)
     for name in taken_over(source):
         (folder / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(source / name, folder / name)
