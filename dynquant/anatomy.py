@@ -18,8 +18,10 @@ from typing import Any
 
 from dynquant.core.bounds import MAX_DIMENSIONS, MAX_HEADER_BYTES, MAX_SIZE
 from dynquant.core.formats import DEFAULT_MENU, UNQUANTIZED
+from dynquant.core.model_files import CONFIG, INDEX, is_weights
 from dynquant.core.plan import LayerProfile, ModelInventory
 from dynquant.core.quantized_sources import Tensor, quantized_form
+from dynquant.core.weight_files import chosen_files, weight_map_in
 from dynquant.errors import Reason, UnsupportedModelError
 from dynquant.ports import ModelSource
 
@@ -78,6 +80,7 @@ def anatomy_of(source: ModelSource) -> Anatomy:
 
     Raises:
         UnsupportedModelError: mlx-lm does not run it, or it is quantized already.
+        InvalidModelError: Its weight files are not those that its index names.
     """
     config = _config(source)
     return Anatomy(
@@ -101,7 +104,7 @@ def _config(source: ModelSource) -> dict[str, Any]:
         UnsupportedModelError: mlx-lm does not run it, or it brings its own code.
     """
     try:
-        config = json.loads((source.folder / "config.json").read_text(encoding="utf-8"))
+        config = json.loads((source.folder / CONFIG).read_text(encoding="utf-8"))
         family = str(config["model_type"])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UnsupportedModelError(
@@ -126,9 +129,14 @@ def _config(source: ModelSource) -> dict[str, Any]:
 
 def _inventory(source: ModelSource, config: Mapping[str, Any]) -> ModelInventory:
     """The layers as the headers have them; mlx-lm may join some, which changes no size."""
-    tensors: dict[str, Tensor] = {}
-    for file in sorted(source.folder.glob("model*.safetensors")):
-        tensors |= _tensors(file)
+    index = source.folder / INDEX
+    weight_map = weight_map_in(index.read_bytes()) if index.is_file() else {}
+    files = {file.name: _tensors(file) for file in source.folder.iterdir() if is_weights(file.name)}
+    tensors = {
+        name: tensor
+        for file in chosen_files(files, weight_map).read
+        for name, tensor in files[file].items()
+    }
     if (form := quantized_form(config, tensors)) is not None:
         raise UnsupportedModelError(
             f"'{source.name}' is quantized already ({form}). Pass the original.",

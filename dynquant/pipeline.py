@@ -95,7 +95,7 @@ def forecast(
             memory_bytes=memory_to_run_bytes(size_bytes, cache_bytes),
             conversion_memory_bytes=quantizer.conversion_bytes(recipe.calibration_tokens),
             conversion_disk_bytes=source_bytes + size_bytes,
-            notes=tuple(quantizer.notes),
+            notes=tuple(filter(None, (*quantizer.notes, inventory.why_unquantized.strip()))),
         )
         for target, size_bytes in sizes.items()
     ]

@@ -143,12 +143,12 @@ BAD_MODELS: dict[str, tuple[Damage, tuple[str, ...]]] = {
     ),
     "index is no json": (lambda f: write(f, INDEX, b"{}"), ("not a valid index",)),
     "shard missing": (
-        lambda f: edit_index(f, "model-00002-of-00002.safetensors"),
+        lambda f: edit_index(f, "model-00002-of-00002.safetensors", "model.other.weight"),
         ("weight file(s) that are not here", "model-00002-of-00002.safetensors"),
     ),
     "tensor not where the index says": (
         lambda f: edit_index(f, WEIGHTS, "model.other.weight"),
-        ("'model.other.weight'", "does not have it"),
+        ("'model.other.weight'", "no file has it"),
     ),
     "tensor missing": (
         lambda f: edit_weights(f, lambda w: set_tensor(w, "model.norm.weight", None)),

@@ -94,6 +94,7 @@ def test_the_steps_come_in_their_order_and_the_folders_take_their_names_last():
         "check",
         "calibration_windows",
         "evaluation_windows",
+        "check_tokenizer",
         "measure",
         "stage",
         "encode",

@@ -14,7 +14,7 @@ from dynquant.core.markdown import clean
 from dynquant.core.model_files import INDEX, has_odd_name, is_weights
 from dynquant.errors import InvalidModelError
 
-__all__ = ["WeightFiles", "chosen_files", "weight_map_in"]
+__all__ = ["WeightFiles", "chosen_files", "is_settled", "weight_map_in"]
 
 _MAX_NAMED = 5
 
@@ -73,6 +73,17 @@ def weight_map_in(index: str | bytes) -> dict[str, str]:
     return files
 
 
+def is_settled(files: Collection[str], weight_map: Mapping[str, str]) -> bool:
+    """Whether all of `files` count for certain, as in nearly every model; else headers tell.
+
+    Args:
+        files: Names of all `model*.safetensors`.
+        weight_map: As for `chosen_files`.
+    """
+    named = set(filter(is_weights, weight_map.values()))
+    return named == set(files) or (not named and len(files) == 1)
+
+
 def chosen_files(
     tensors: Mapping[str, Collection[str]], weight_map: Mapping[str, str]
 ) -> WeightFiles:
@@ -117,7 +128,7 @@ def _placed(tensors: Mapping[str, Collection[str]], read: Iterable[str]) -> dict
             if (other := placed.setdefault(tensor, file)) != file:
                 raise InvalidModelError(
                     f"Tensor '{tensor[:80]}' is both in '{other[:100]}' and in '{file[:100]}', and "
-                    "no index tells which of these files is in use. Remove the one that is not, or "
+                    "mlx-lm would take the value of either. Remove the file that is not in use, or "
                     "ask the model's author."
                 )
     return placed

@@ -40,7 +40,7 @@ from dynquant.core.model_files import (
     lfs_pointer_found,
 )
 from dynquant.core.quantized_sources import Tensor
-from dynquant.core.weight_files import WeightFiles, chosen_files, weight_map_in
+from dynquant.core.weight_files import WeightFiles, chosen_files, is_settled, weight_map_in
 from dynquant.errors import InvalidModelError, ModelNotFoundError, Reason, UnsupportedModelError
 
 __all__ = [
@@ -85,9 +85,9 @@ def weight_files(folder: Path) -> list[Path]:
         InvalidModelError: As `weights_of`.
     """
     files = _candidates(folder)
-    if {file.name for file in files} != set(_weight_map(folder).values()) and len(files) > 1:
-        return [folder / name for name in weights_of(folder).read]
-    return files  # as nearly every folder has them; no header needs to be read
+    if is_settled([file.name for file in files], _weight_map(folder)):
+        return files
+    return [folder / name for name in weights_of(folder).read]
 
 
 def tensors_of(folder: Path) -> dict[str, Tensor]:
@@ -268,8 +268,8 @@ def _check_files(folder: Path) -> None:
             about, target = path.stat(), path.resolve()
         except (OSError, RuntimeError):
             raise InvalidModelError(
-                f"'{name}' is a link to nowhere or to itself. Put the file in its place, or download "
-                "it again."
+                f"'{name}' is a link to nowhere or to itself. Put the file in its place, or "
+                "download it again."
             ) from None
         if path.is_symlink() and not (target.is_relative_to(root) or _is_blob(target)):
             raise InvalidModelError(

@@ -30,10 +30,10 @@ _TEXTS = {
     "ordinary text": "The café isn't far; she'll say: “It's 5 o'clock” (perhaps). <b>Naïve</b>?",
     "digits": "0 7 42 123 2026 1234567890 3.14159 1,000,000 1e-5 0x1F ٣٤ ४५ Ⅷ ½ x²",
     "whitespace": " a  b   c\td\t\te\n\nf\r\n g\n \n\n\nh\u00a0i\u2003j\u3000k    ",
-    "code": "def f(x: int) -> str:\n    return f'{x!r}'  # ok\n\tif (a && b[i] != ~c) { d->e(); }\n",
-    "other scripts": "Привет мир Ελλάδα שלום مرحبا नमस्ते สวัสดี 안녕 cafe\u0301 ﬁ ʼn",
-    "CJK": "你好，世界。日本語のテキストと漢字。繁體中文「引號」ｶﾀｶﾅ１２３",
-    "emoji": "🙂🙂 👩‍👩‍👧‍👦 🏳️‍🌈 👍🏽 🇩🇪 ☃️ 𝒳 \U0001faf6",
+    "code": "def f(x: int) -> str:\n    return f'{x!r}'  # ok\n\tif (a[i] != ~c) { d->e(); }\n",
+    "other scripts": "Привет мир Ελλάδα שלום مرحبا नमस्ते สวัสดี 안녕 cafe\u0301 ﬁ ʼn",  # noqa: RUF001
+    "CJK": "你好，世界。日本語のテキストと漢字。繁體中文「引號」ｶﾀｶﾅ１２３",  # noqa: RUF001
+    "emoji": "🙂🙂 👩‍👩‍👧‍👦 🏳️‍🌈 👍🏽 🇩🇪 ☃️ 𝒳 \U0001faf6",  # noqa: RUF001
 }
 # Primes, so that every low byte occurs; planes 4 to 13 hold nothing.
 _STEPS = {0: 17, 1: 61, 2: 61, 3: 251}
@@ -145,7 +145,7 @@ def _probes(tokenizer: Any) -> Iterator[_Probe]:
 
 
 def _outcome(probe: Callable[[], object]) -> object:
-    """What a probe gives, or the kind of error in which it ends: strangers' code raises anything."""
+    """What a probe gives, or the kind of error in which it ends."""
     try:
         return probe()
     except BaseException as error:  # what Rust raises when it panics is no Exception
@@ -196,7 +196,7 @@ def _refusal(folder: Path, error: BaseException) -> InvalidModelError | Unsuppor
     """Why a tokenizer does not open, and what helps."""
     files = [name for name in taken_over(folder) if "/" not in name]
     reason = " ".join(str(error).replace(str(folder), "the model").split())
-    if _OWN_CODE in reason:
+    if _OWN_CODE in reason or ("tokenizer.json" not in files and _names_code(folder)):
         return UnsupportedModelError(
             "The tokenizer of this model is Python code of its own, and dynquant never runs code "
             "from a model. Take a version of the model that has a tokenizer.json.",
@@ -233,6 +233,15 @@ def _no_tokenizer(files: Sequence[str]) -> InvalidModelError:
         f"tokenizer.json or tokenizer.model{there}. Put the files of its tokenizer beside the "
         "weights, or ask the model's author for them."
     )
+
+
+def _names_code(folder: Path) -> bool:
+    """Whether the tokenizer's config names Python code of the model's own."""
+    try:
+        config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+        return "AutoTokenizer" in config["auto_map"]
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return False
 
 
 def _is_json(path: Path) -> bool:

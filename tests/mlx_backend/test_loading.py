@@ -57,6 +57,22 @@ def test_the_weights_are_those_that_mlx_lm_loads(model_folder):
     assert mx.array_equal(weights["model.layers.1.mlp.up_proj.weight"], expected).item()
 
 
+def test_the_files_of_the_index_count_and_not_an_older_export_beside_them(model_folder):
+    before = open_model(model_folder).lazy_weights()
+    expected = before["model.layers.1.mlp.up_proj.weight"].tolist()
+    stale: Any = mx.load(str(model_folder / "model.safetensors"))
+    stale = {name: array * 2 for name, array in stale.items()}
+    mx.eval(stale)
+    shard = model_folder / "model-00001-of-00001.safetensors"
+    (model_folder / "model.safetensors").rename(shard)
+    index = {"weight_map": dict.fromkeys(stale, shard.name)}
+    (model_folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    for name in ("model.safetensors", "model-0.safetensors"):  # before and behind it in any order
+        mx.save_safetensors(str(model_folder / name), stale)
+    weights = open_model(model_folder).lazy_weights()
+    assert weights["model.layers.1.mlp.up_proj.weight"].tolist() == expected
+
+
 def test_opening_a_model_reads_no_weights(model_folder):
     start = mx.get_active_memory()
     opened = open_model(model_folder)
