@@ -14,6 +14,7 @@ from dynquant.core.artefacts import facts_from_json, source_in
 from dynquant.core.facts import ModelFacts
 from dynquant.core.papers import PLAN, REPORT
 from dynquant.errors import OutputFolderError, disk_errors_translated
+from dynquant.held_folder import STAGED, HeldFolder
 
 __all__ = [
     "MARKER",
@@ -28,8 +29,7 @@ __all__ = [
 MARKER = PLAN
 """A folder that has this file was made by dynquant."""
 
-_STAGED = ".dynquant-partial"
-_OLD = f".old{_STAGED}"
+_OLD = f".old{STAGED}"
 
 _IN_THE_WAY = {
     errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG,
@@ -107,10 +107,7 @@ class OutputFolders:
         Raises:
             StorageFullError: The disk is full or cannot be written.
         """
-        with _translated():
-            path = folder / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(content, encoding="utf-8")
+        write_file(folder / name, content)
 
     def read_text(self, folder: Path, name: str) -> str | None:
         """Contents of file `name` of a folder; None if there is no such file."""
@@ -121,15 +118,15 @@ class OutputFolders:
         return self._root / name
 
     def _staged(self, name: str) -> Path:
-        return self._root / f".{name}{_STAGED}"
+        return self._root / f".{name}{STAGED}"
 
     def _sweep(self, names: Sequence[str]) -> None:
         """Remove what killed runs left; what another run holds is its own."""
-        for entry in sorted(self._root.glob(f".*{_STAGED}")):
+        for entry in sorted(self._root.glob(f".*{STAGED}")):
             name = entry.name.removesuffix(_OLD).removeprefix(".")
             if _is_locked(entry):
                 if entry in map(self._staged, names):
-                    raise _busy(name.removesuffix(_STAGED))
+                    raise _busy(name.removesuffix(STAGED))
             elif entry.name.endswith(_OLD) and not self.final(name).exists():
                 entry.rename(self.final(name))  # killed between the two renames of `_replace`
             else:
@@ -198,14 +195,10 @@ def write_file(path: Path, content: str) -> None:
         OutputFolderError: It cannot be written there.
         StorageFullError: The disk is full or cannot be written.
     """
-    staged = path.with_name(f".{path.name}{_STAGED}")
     with _translated():
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            staged.write_text(content, encoding="utf-8")
-            staged.replace(path)
-        finally:
-            staged.unlink(missing_ok=True)
+        with HeldFolder.open(path.parent) as folder:
+            folder.write_text(path.name, content)
 
 
 def _check_place(folder: Path) -> None:
@@ -222,7 +215,7 @@ def _check_place(folder: Path) -> None:
 
 
 def _is_ours(entry: Path) -> bool:
-    if entry.name.startswith(".") and (entry.name.endswith(_STAGED) or entry.is_file()):
+    if entry.name.startswith(".") and (entry.name.endswith(STAGED) or entry.is_file()):
         return True
     return (entry / MARKER).is_file()
 

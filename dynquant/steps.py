@@ -22,7 +22,7 @@ from dynquant.core.uniform import nearest_uniform
 from dynquant.errors import InvalidOptionError, SensitivitiesError
 from dynquant.ports import ModelSource, Progress, Quantizer, Text, W
 
-__all__ = ["ORIGINAL", "Conversion", "check_source", "measure_costs"]
+__all__ = ["ORIGINAL", "Conversion", "check_source", "measure_costs", "notes_on"]
 
 ORIGINAL = "original"
 """Under this name the figures of the original stand among those of its quants."""
@@ -251,7 +251,6 @@ class Conversion(Generic[W]):
         inventory = table.inventory if table else self._inventory
         fmt, uniform = self._uniform(plan)
         num_bytes = self._num_bytes(plan.stored_bpw)
-        gap = plan.target_bpw - plan.stored_bpw
         return ModelFacts(
             name=name,
             source=source.name,
@@ -294,10 +293,7 @@ class Conversion(Generic[W]):
                 evaluation=self._held_out.facts.name,
             ),
             versions=quantizer.versions,
-            notes=(
-                *quantizer.notes,
-                *((_GAP_NOTE.format(gap=gap),) if gap >= MAX_GAP_BPW else ()),
-            ),
+            notes=(*quantizer.notes, *notes_on(plan)),
         )
 
     def _plan(self, table: CostTable, target_bpw: float) -> QuantPlan:
@@ -379,6 +375,12 @@ def measure_costs(
             seed=recipe.seed,
             on_step=on_step,
         )
+
+
+def notes_on(plan: QuantPlan) -> tuple[str, ...]:
+    """Sentences that a user of a model of this plan should know."""
+    gap = plan.target_bpw - plan.stored_bpw
+    return (_GAP_NOTE.format(gap=gap),) if gap >= MAX_GAP_BPW else ()
 
 
 def _label(fmt: QuantFormat) -> str:

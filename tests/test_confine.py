@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import resource
 import signal
@@ -16,6 +15,7 @@ import psutil
 import pytest
 
 from dynquant.confine import clean_environment, confined
+from tests.confining import as_with_cuda
 
 pytestmark = pytest.mark.harden("sandboxed compute")
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="the kernel is Linux's")
@@ -97,18 +97,12 @@ def test_no_service_that_listens_on_a_file_can_be_reached(home, tmp_path, harden
 )
 def test_where_cuda_must_work_all_else_is_refused_as_well(home, tmp_path, code, works, harden):
     """As on a machine with an NVIDIA GPU, where this was found; here there may be none."""
-    terms = {"parent": os.getpid(), "writable": [str(home)], "hidden": [], "max_data_bytes": None}
-    confine = (
-        "import json, sys; from pathlib import Path; import dynquant.confine as confine\n"
-        "confine._CUDA = Path('/dev/null')\n"
-        "confine.main(json.loads(sys.argv[1]), sys.argv[2:])"
-    )
     inner = f"import socket, sys; place, runner = sys.argv[1:]\n{code}"
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(tmp_path / "agent"))
         listener.listen()
         command = [sys.executable, "-c", inner, str(tmp_path / "agent"), str(os.getpid())]
-        done = started([sys.executable, "-c", confine, json.dumps(terms), *command], home)
+        done = started(as_with_cuda(confined(command, writable=[home])), home)
     assert (done.returncode == 0) is works, done.stderr
     assert works or "PermissionError" in done.stderr
     harden("handled" if works else "refused")
@@ -135,39 +129,156 @@ def test_nothing_is_written_outside_of_its_folders(home, tmp_path, code, harden)
     harden("refused")
 
 
-def test_it_writes_in_its_folders_and_reads_others(home, tmp_path):
+def test_it_writes_in_its_folders_and_reads_what_it_is_given(home, tmp_path):
     (tmp_path / "model").write_text("weights")
     code = (
         "import os, sys; from pathlib import Path\n"
         "Path('a').mkdir(); Path('a/x').write_text(open(sys.argv[1]).read())\n"
         "os.rename('a/x', 'y'); open('/dev/null', 'w').write('x'); print(Path('y').read_text())"
     )
-    assert run(code, home, tmp_path / "model").stdout == "weights\n"
+    done = run(code, home, tmp_path / "model", readable=[tmp_path / "model"])
+    assert done.stdout == "weights\n"
 
 
 @on_linux
 def test_the_environment_of_its_runner_cannot_be_read(home, harden):
     """There the token stands, and both belong to the same person."""
     code = "import sys; print(open(f'/proc/{sys.argv[1]}/environ').read())"
-    refused(code, home, os.getpid())
+    refused(code, home, os.getpid(), error="FileNotFoundError")
     harden("refused")
 
 
 @on_linux
-def test_the_keys_of_its_runner_are_not_where_they_are(home, tmp_path, monkeypatch, harden):
-    (tmp_path / "hf").mkdir()
-    (tmp_path / ".ssh").mkdir()
-    for name in ("hf/token", ".ssh/id_rsa", ".netrc"):
+@pytest.mark.parametrize("has_cuda", [False, True])
+def test_no_other_process_is_seen(home, has_cuda, harden):
+    """A password may stand on a command line."""
+    code = (
+        "import pathlib\n"
+        "try: found = list(pathlib.Path('/proc').glob('[0-9]*'))\n"
+        "except PermissionError: found = []\n"
+        "def line(each):\n"
+        "    try: return (each / 'cmdline').read_bytes()\n"
+        "    except OSError: return b''\n"
+        "print(len([each for each in found if b'can' + b'ary' in line(each)]), len(found) > 9)"
+    )
+    with subprocess.Popen([sys.executable, "-c", "input()", "canary"], stdin=subprocess.PIPE):
+        command = confined([sys.executable, "-c", code], writable=[home])
+        done = started(as_with_cuda(command) if has_cuda else command, home)
+    assert done.stdout == "0 False\n", done
+    harden("refused")
+
+
+SECRETS = (
+    "hf/token", ".ssh/id_rsa", ".netrc", ".config/dynquant/runner.env", ".config/gcloud/key.json",
+    ".pgpass", ".kube/config", ".aws/credentials", ".dynquant/jobs.sqlite", ".dynquant/jobs/2/spec",
+    "notes.txt", "project/.env",
+)  # fmt: skip
+READ_ALL = """
+import os, sys
+for place in sys.argv[1:]:
+    try:
+        print(open(place).read())
+    except PermissionError:
+        print('refused')
+"""
+
+
+@on_linux
+@pytest.mark.parametrize("has_cuda", [False, True])
+def test_nothing_of_its_runners_account_is_read(home, tmp_path, monkeypatch, has_cuda, harden):
+    """What is named here and what is not: there is a list of what may be read, and of nothing else."""
+    for name in SECRETS:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("canary")
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.chdir(tmp_path / "project")
+    monkeypatch.syspath_prepend(tmp_path / "project")  # as of python -m
+    places = [str(tmp_path / name) for name in SECRETS]
+    command = confined([sys.executable, "-c", READ_ALL, *places], writable=[home])
+    done = started(as_with_cuda(command) if has_cuda else command, home)
+    assert done.stdout.split() == ["refused"] * len(SECRETS), done
+    harden("refused")
+
+
+@on_linux
+@pytest.mark.parametrize(
+    "place", ["/etc/shadow", "/var/log", "/root", "/home", "/tmp", "/dev/shm", "/dev/mem", "/opt"]
+)
+def test_the_rest_of_the_system_is_not_read(home, place, harden):
+    code = "import os, sys; p = sys.argv[1]; os.listdir(p) if os.path.isdir(p) else open(p)"
+    if Path(place).exists():
+        refused(code, home, place)
+        harden("refused")
+
+
+@on_linux
+@pytest.mark.parametrize("act", ["chmod(s, 0o666)", "chmod(s, 0)", "setxattr(s, 'user.a', b'b')"])
+def test_nobody_is_let_in_to_what_it_may_not_read_itself(home, tmp_path, act, harden):
+    """Landlock knows nothing of permissions: it made the token readable to everybody."""
+    secret = tmp_path / "token"
+    secret.write_text("canary")
+    secret.chmod(0o600)
+    code = f"import os, sys; s = sys.argv[1]\ntry: os.{act}\nexcept OSError: pass"
+    assert run(code, home, secret).returncode == 0
+    assert secret.stat().st_mode & 0o777 == 0o600
+    assert os.listxattr(secret) == []
+    harden("refused")
+
+
+@on_linux
+@pytest.mark.parametrize(
+    "act",
+    [
+        "libc.shmget(0x6474, 4096, 0o1600)",  # memory that processes share, as PostgreSQL's do
+        "libc.mq_open(b'/dynquant', os.O_RDWR | os.O_CREAT, 0o600, None)",
+        "libc.syscall(250 if x86 else 219, 0, -3, 1)",  # the keys of the session
+        "libc.ptrace(16, int(sys.argv[1]), 0, 0)",
+        "libc.syscall(302 if x86 else 261, int(sys.argv[1]), 7, None, out)",  # its runner's limits
+        "os.open('/dev/shm/dynquant', os.O_RDWR | os.O_CREAT)",
+        "os.open(f'/proc/{sys.argv[1]}/oom_score_adj', os.O_WRONLY)",
+        "os.open(f'/proc/{sys.argv[1]}/cmdline', os.O_RDONLY)",
+        "os.open(f'/proc/{sys.argv[1]}/cwd/pyproject.toml', os.O_RDONLY)",
+        "os.kill(int(sys.argv[1]), 0)",
+        "libc.syscall(425, 8, out)",
+    ],
+)
+def test_its_runner_is_out_of_reach_where_it_can_be_named(home, act, harden):
+    """Where CUDA must work there is no PID namespace."""
     code = (
-        "import sys; from pathlib import Path\n"
-        "print([each.read_bytes() for each in Path(sys.argv[1]).rglob('*') if not each.is_dir()])\n"
-        "import ctypes; print(ctypes.CDLL(None).umount2(f'{sys.argv[1]}/.netrc'.encode(), 2))"
+        "import ctypes, os, platform, sys\n"
+        "libc, x86 = ctypes.CDLL(None), platform.machine() == 'x86_64'\n"
+        "out = ctypes.create_string_buffer(256)\n"
+        f"try: worked = {act} != -1\nexcept OSError: worked = False\nprint(worked)"
     )
-    assert run(code, home, tmp_path).stdout == "[b'', b'']\n-1\n"
-    assert (tmp_path / "hf" / "token").read_text() == "canary"
+    command = confined([sys.executable, "-c", code, str(os.getpid())], writable=[home])
+    assert started(as_with_cuda(command), home).stdout == "False\n"
+    harden("refused")
+
+
+@on_linux
+@pytest.mark.parametrize("has_cuda", [False, True])
+def test_what_ran_away_ends_when_its_step_ends(home, has_cuda, harden):
+    """It left its session, its parent and its group, and went on to write and to compute."""
+    run_away = (
+        "import os, signal, sys, time\n"
+        "for number in (signal.SIGTERM, signal.SIGHUP): signal.signal(number, signal.SIG_IGN)\n"
+        "for _ in range(3):\n"
+        "    if os.fork(): os._exit(0)\n"
+        "    os.setsid()\n"
+        "os.close(1); os.close(2)\n"  # or it would be waited for
+        "open('ran', 'w').close(); time.sleep(60)"
+    )
+    code = (
+        "import os, subprocess, sys, time\n"
+        "subprocess.Popen([sys.executable, '-c', sys.argv[1], sys.argv[2]])\n"
+        "while not os.path.exists('ran'): time.sleep(0.01)"
+    )
+    mark = f"run-away-{os.getpid()}-{time.monotonic_ns()}"
+    command = confined([sys.executable, "-c", code, run_away, mark], writable=[home])
+    done = started(as_with_cuda(command) if has_cuda else command, home)
+    assert done.returncode == 0, done
+    assert not [each for each in psutil.process_iter(["cmdline"]) if mark in _words(each)]
     harden("refused")
 
 

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 from pathlib import Path
 
 import pytest
 
 from dynquant.errors import OutputFolderError, StorageFullError
+from dynquant.held_folder import HeldFolder
 from dynquant.outputs import MARKER, OutputFolders, check_file, write_file
 from dynquant.ports import OutputStore
 
@@ -171,7 +173,7 @@ def test_errors_of_the_disk_are_put_in_our_words(root, monkeypatch, code, error)
         raise OSError(code, os.strerror(code))
 
     with pytest.raises(error), outputs.staged(NAMES) as folders:  # noqa: PT012
-        monkeypatch.setattr(Path, "write_text", fail)
+        monkeypatch.setattr(HeldFolder, "new_file", fail)
         outputs.write_text(folders[NAMES[0]], "README.md", "text")
     assert not root.exists()
 
@@ -184,18 +186,30 @@ def test_a_file_is_written_whole_with_the_folders_above_it(tmp_path):
     assert tree(tmp_path) == {"a/b/table.json": "new\n"}
 
 
-def test_a_disk_that_fills_up_leaves_the_old_file(tmp_path, monkeypatch):
+def test_a_disk_that_fills_up_leaves_the_old_file(tmp_path):
     path = tmp_path / "table.json"
     path.write_text("old")
-
-    def fail(self: Path, *_args: object, **_options: object) -> None:
-        self.touch()
-        raise OSError(errno.ENOSPC, "full")
-
-    monkeypatch.setattr(Path, "write_text", fail)
-    with pytest.raises(StorageFullError):
-        write_file(path, "new")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))  # no file may be larger
+    try:
+        with pytest.raises(StorageFullError):
+            write_file(path, "new" * 10_000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert tree(tmp_path) == {"table.json": "old"}
+
+
+@pytest.mark.harden("child and runner")
+def test_a_link_that_waits_where_a_file_is_staged_is_not_written_through(tmp_path, harden):
+    (tmp_path / ".bashrc").write_text("mine")
+    folder = tmp_path / "job"
+    folder.mkdir()
+    for name in (".table.json.dynquant-partial", "table.json"):
+        (folder / name).symlink_to(tmp_path / ".bashrc")
+    write_file(folder / "table.json", "theirs")
+    assert (tmp_path / ".bashrc").read_text() == "mine"
+    assert (folder / "table.json").read_text() == "theirs"
+    harden("refused")
 
 
 def test_a_folder_is_no_place_for_a_file(tmp_path):

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Mapping
 from enum import StrEnum
 from typing import Any
 
+from dynquant.core.notes import counted, note
 from dynquant.core.quantized_sources import Tensor
 
 __all__ = ["Part", "notes_on", "part_of", "parts_of"]
@@ -26,14 +27,6 @@ _DRAFT = re.compile(r"(^|[._])(mtp|nextn|medusa|eagle|multi_token|eh_proj|enorm|
 _MASK_AXES = 4  # batch, head, query, key; every loader makes masks anew
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 _HEAD = re.compile(r"(^|\.)(lm_head|output|embed_out|head)\.weight$")
-_SENTENCES = {
-    "vision": "The vision part of the source ({count}) is left out: this model reads text only, "
-    "no images.",
-    "audio": "The audio part of the source ({count}) is left out: this model reads text only, no "
-    "sound.",
-    "draft": "The heads of the source that draft several tokens at once (MTP, {count}) are left "
-    "out: stock mlx-lm does not use them, and no runtime can speculate with this model alone.",
-}
 
 
 class Part(StrEnum):
@@ -85,11 +78,7 @@ def parts_of(
 def notes_on(parts: Mapping[Part, Collection[str]]) -> tuple[str, ...]:
     """A sentence for each part that a user would miss."""
     return tuple(
-        _SENTENCES[part].format(count=_counted(len(parts[part])))
+        note(part, counted(len(parts[part])))
         for part in (Part.VISION, Part.AUDIO, Part.DRAFT)
         if parts.get(part)
     )
-
-
-def _counted(count: int) -> str:
-    return f"{count:,} tensor{'s' if count != 1 else ''}"

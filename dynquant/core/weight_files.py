@@ -7,16 +7,14 @@ things: to tell the files in use from an older export beside them, and to notice
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
-from dynquant.core.markdown import clean
 from dynquant.core.model_files import INDEX, has_odd_name, is_weights
+from dynquant.core.notes import listed, note
 from dynquant.errors import InvalidModelError
 
 __all__ = ["WeightFiles", "chosen_files", "is_settled", "weight_map_in"]
-
-_MAX_NAMED = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,15 +36,9 @@ class WeightFiles:
         """Sentences on what is not read, for a log and a card."""
         notes = []
         if self.copies:
-            notes.append(
-                f"Not used of the source: {_listed(self.copies)}, a second copy of weights; its "
-                "index names other files."
-            )
+            notes.append(note("copies", listed(self.copies)))
         if left_out := [name for names in self.left_out.values() for name in names]:
-            notes.append(
-                f"Left out: the tensors {_listed(left_out)}, which are only in "
-                f"{_listed([*self.left_out])} of the source. mlx-lm does not load them from there."
-            )
+            notes.append(note("unread", listed(left_out), listed([*self.left_out])))
         return tuple(notes)
 
 
@@ -152,10 +144,3 @@ def _require_all(
             f"The index places tensor '{tensor[:100]}' in '{file[:100]}', and no file has it. "
             "Take index and weights from one version of the model."
         )
-
-
-def _listed(names: Sequence[str]) -> str:
-    """A few names, and how many more there are."""
-    named = ", ".join(f"'{clean(name[:80])}'" for name in names[:_MAX_NAMED])
-    more = len(names) - _MAX_NAMED
-    return f"{named} and {more:,} more" if more > 0 else named

@@ -6,10 +6,12 @@ import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import BinaryIO
 
 from dynquant.errors import InvalidModelError
+from dynquant.held_folder import HeldFolder, UnexpectedEntryError
 
-__all__ = ["LocalFile", "local_files"]
+__all__ = ["LocalFile", "changed_meanwhile", "local_files"]
 
 _SHA256_CHARS = 64
 _PART_BYTES = 1 << 22
@@ -17,10 +19,17 @@ _PART_BYTES = 1 << 22
 
 @dataclass(frozen=True, kw_only=True)
 class LocalFile:
-    """A file to publish; hashes are computed when asked for."""
+    """A file under the names of its content; hashes are computed when asked for.
+
+    Attributes:
+        path: Where it is.
+        num_bytes: Its size when it was found.
+        may_be_link: Whether `path` may lead elsewhere, as in the cache of huggingface_hub.
+    """
 
     path: Path
     num_bytes: int
+    may_be_link: bool = True
 
     @cached_property
     def sha256(self) -> str:
@@ -37,8 +46,31 @@ class LocalFile:
         """Whether `oid`, of either kind, names this content."""
         return oid == (self.sha256 if len(oid) == _SHA256_CHARS else self.git_sha1)
 
+    def read(self) -> bytes:
+        """Its content.
+
+        Raises:
+            InvalidModelError: It is not what it was when it was found.
+        """
+        with self._opened() as stream:
+            content = stream.read(self.num_bytes + 1)
+        if len(content) != self.num_bytes:
+            raise changed_meanwhile(self.path.name)
+        return content
+
+    def _opened(self) -> BinaryIO:
+        if self.may_be_link:
+            return self.path.open("rb")
+        try:
+            with HeldFolder.open(self.path.parent) as folder:
+                return folder.file(
+                    self.path.name, max_bytes=self.num_bytes, may_have_other_names=True
+                )
+        except (UnexpectedEntryError, FileNotFoundError) as error:
+            raise changed_meanwhile(self.path.name) from error
+
     def _hashed(self, digest: hashlib._Hash) -> str:
-        with self.path.open("rb") as stream:
+        with self._opened() as stream:
             while part := stream.read(_PART_BYTES):
                 digest.update(part)
         return digest.hexdigest()
@@ -60,5 +92,15 @@ def local_files(folder: Path) -> dict[str, LocalFile]:
                 f"'{name}' is a link, and dynquant publishes only files. Put the file in its place."
             )
         if path.is_file():
-            files[name.as_posix()] = LocalFile(path=path, num_bytes=path.stat().st_size)
+            files[name.as_posix()] = LocalFile(
+                path=path, num_bytes=path.lstat().st_size, may_be_link=False
+            )
     return files
+
+
+def changed_meanwhile(name: str) -> InvalidModelError:
+    """Why a file is not published."""
+    return InvalidModelError(
+        f"'{name}' changed while the folder was being published. Publish again once nothing writes "
+        "to the folder any more."
+    )

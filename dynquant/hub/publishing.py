@@ -41,7 +41,7 @@ from dynquant.errors import (
 )
 from dynquant.hub.accounts import Account, account_of
 from dynquant.hub.calls import TIMEOUT_SECS, HubCaller
-from dynquant.hub.local_files import LocalFile, local_files
+from dynquant.hub.local_files import LocalFile, changed_meanwhile, local_files
 from dynquant.ports import OnStep, Progress, PublishedModel
 
 __all__ = ["PLAN", "Account", "HubPublisher"]
@@ -349,10 +349,7 @@ class HubPublisher:
         Raises:
             _StaleParentError: The repo is no longer as it was looked at.
         """
-        additions = {
-            name: CommitOperationAdd(path_in_repo=name, path_or_fileobj=file.path)
-            for name, file in changed.items()
-        }
+        additions = {name: _addition(name, file) for name, file in changed.items()}
         deletions = [CommitOperationDelete(path_in_repo=name, is_folder=False) for name in stale]
         with _no_bars():
             for name, addition in additions.items():
@@ -398,6 +395,23 @@ class HubPublisher:
 
 class _StaleParentError(Exception):
     """The repo has moved on since it was looked at; or our own commit came through."""
+
+
+def _addition(name: str, file: LocalFile) -> CommitOperationAdd:
+    """A file to send, with the content that it has now.
+
+    Small files are sent from memory. Of large ones the client names the hash before it sends them,
+    and the Hub takes no other content under that name.
+
+    Raises:
+        InvalidModelError: It is not what it was when it was found.
+    """
+    sha256 = file.sha256  # of the plain file that was found, whatever `path` leads to by now
+    content = file.read() if file.num_bytes < _LARGE_BYTES else file.path
+    addition = CommitOperationAdd(path_in_repo=name, path_or_fileobj=content)
+    if addition.upload_info.sha256.hex() != sha256:
+        raise changed_meanwhile(name)
+    return addition
 
 
 def _counter(files: Mapping[str, LocalFile], on_step: OnStep) -> OnStored:

@@ -17,6 +17,7 @@ from dynquant import __version__
 from dynquant.core.formats import UNQUANTIZED, QuantFormat
 from dynquant.core.leftovers import notes_on
 from dynquant.core.model_config import dtype_names, with_dtype
+from dynquant.core.notes import note
 from dynquant.core.plan import CostTable, ModelInventory, QuantPlan
 from dynquant.core.quality import Quality
 from dynquant.core.recipe import EFFORTS, Effort
@@ -65,10 +66,6 @@ T = TypeVar("T")
 _PROBE_TOKENS = 2048
 _HALF, _WIDER = "float16", "bfloat16"
 _NUM_RANGE_WINDOWS = 8
-_STORED_AS = (
-    "Activations of the original leave the range of float16, in which it is stored, so this model "
-    "stores scales and what is not quantized in {}."
-)
 _MIN_WINDOWS = 10  # of a calibration text: eight to calibrate on, two to probe
 
 
@@ -126,7 +123,7 @@ class MlxQuantizer:
         return (
             *left_out,
             *weights_of(self._model.folder).notes,
-            *((_STORED_AS.format(stored_as),) if stored_as else ()),
+            *((note("stored_as", stored_as),) if stored_as else ()),
         )
 
     @property

@@ -20,7 +20,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from dynquant.confine import clean_environment, confined
+from dynquant.confine import clean_environment, confined, is_confined
 
 __all__ = ["StockFailedError", "StockRequest", "StockRun", "run_stock"]
 
@@ -79,16 +79,18 @@ def run_stock(folder: Path, request: StockRequest) -> StockRun:
         StockFailedError: It does not load or run.
     """
     command = [sys.executable, "-m", "dynquant.mlx_backend.stock_run", str(folder.absolute())]
-    shared = tempfile.gettempdir()  # MLX keeps there what it has compiled
     # The answer comes through a file without a name, which nothing else can put in its place.
     with (
         tempfile.TemporaryFile() as answer,
         tempfile.TemporaryDirectory(prefix="dynquant-stock-") as home,
     ):
+        # MLX loads from there what it has compiled; a process that is not confined shares it with
+        # no other.
+        scratch = tempfile.gettempdir() if is_confined() else home
         try:
             child = subprocess.run(
-                confined(command, writable=[Path(shared)]),
-                env=clean_environment(Path(home), {"HF_HUB_OFFLINE": "1", "TMPDIR": shared}),
+                confined(command, writable=[Path(home)], readable=_places(folder)),
+                env=clean_environment(Path(home), {"HF_HUB_OFFLINE": "1", "TMPDIR": scratch}),
                 cwd=home,
                 input=json.dumps(asdict(request)).encode(),
                 stdout=answer,
@@ -103,6 +105,11 @@ def run_stock(folder: Path, request: StockRequest) -> StockRun:
             reason = (said or [f"it ended with code {child.returncode}"])[-1]
             raise StockFailedError(reason.replace(str(folder), "the folder")[:300])
         return _read(answer, len(request.windows))
+
+
+def _places(folder: Path) -> list[Path]:
+    """The folder, and the files that links in it lead to: a snapshot of the Hub's cache has those."""
+    return [folder, *{path.resolve().parent for path in folder.iterdir() if path.is_symlink()}]
 
 
 def _read(answer: IO[bytes], num_windows: int) -> StockRun:

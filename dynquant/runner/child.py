@@ -1,27 +1,44 @@
-"""A process that computes for a job: no token in its environment, gone when it should be gone."""
+"""A process that computes for a job: no token in its environment, gone when it should be gone.
+
+What it writes is read by the thread that watches it, in small parts and with a pause after each, so
+that a child that floods its output fills no memory and costs little time.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import math
 import os
+import selectors
 import signal
 import subprocess
-import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from queue import Empty, SimpleQueue
 
 import psutil
 
-__all__ = ["ChildCancelledError", "ChildMemoryError", "ChildSilentError", "run_child"]
+__all__ = [
+    "ChildCancelledError",
+    "ChildMemoryError",
+    "ChildOutputError",
+    "ChildSilentError",
+    "run_child",
+]
 
 _SIGNALLED = 128
 _POLL_SECS = 0.2
 _MEMORY_POLL_SECS = 1.0
-_MAX_ERROR_CHARS = 20_000
-_MAX_LINE_CHARS = 10_000_000  # the forecasts of a hundred targets have far less
+_END_SECS = 1.0
+"""For a child that is told to end; after that it is killed."""
+
+_PART_BYTES = 1 << 14
+_PAUSE_SECS = 0.005
+_MAX_LEFT_PARTS = 128
+"""Of output, to read after the end: what a pipe can hold, and no more if somebody goes on."""
+
+_MAX_ERROR_BYTES = 20_000
+_MAX_LINE_BYTES = 2_000_000  # the forecasts of a hundred targets have far less
 
 
 class ChildCancelledError(Exception):
@@ -40,6 +57,10 @@ class ChildSilentError(Exception):
     """The child was killed because it said nothing for longer than it may."""
 
 
+class ChildOutputError(Exception):
+    """The child was killed because it wrote a line that is longer than any that it should write."""
+
+
 def run_child(
     command: Sequence[str],
     *,
@@ -56,7 +77,8 @@ def run_child(
         command: Program and arguments. It should end when its standard input ends.
         environment: Its whole environment.
         folder: Where it works.
-        on_line: Called in this thread with every line of its standard output.
+        on_line: Called in this thread with every line of its standard output; what it raises ends
+            the child.
         is_cancelled: Asked a few times a second; True kills it.
         max_memory_bytes: More than this, children included, kills it.
         max_silent_secs: Without a line for longer than this it is killed.
@@ -68,7 +90,8 @@ def run_child(
     Raises:
         ChildCancelledError: `is_cancelled` said so.
         ChildMemoryError: It took too much memory.
-        ChildSilentError: It said nothing for too long, or a line without an end.
+        ChildSilentError: It said nothing for too long.
+        ChildOutputError: It wrote a line without an end.
     """
     child = subprocess.Popen(
         command,
@@ -77,87 +100,105 @@ def run_child(
         stdin=subprocess.PIPE,  # never written to: its end tells the child that we are gone
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        text=True,
-        encoding="utf-8",
-        errors="replace",
         start_new_session=True,
     )
-    lines: SimpleQueue[str | None] = SimpleQueue()
-    errors: list[str] = []
-    readers = (
-        threading.Thread(target=_read_lines, args=(child, lines), daemon=True),
-        threading.Thread(target=_read_errors, args=(child, errors), daemon=True),
-    )
-    for reader in readers:
-        reader.start()
+    output = _Output(child)
     try:
-        _watch(
-            child,
-            lines,
-            on_line,
-            is_cancelled=is_cancelled,
-            max_memory_bytes=max_memory_bytes,
-            max_silent_secs=max_silent_secs,
-        )
-        code = child.wait()
-    finally:
-        _kill_group(child)
-        for reader in readers:
-            reader.join()
-        for stream in (child.stdin, child.stdout, child.stderr):
-            if stream is not None:
-                stream.close()
-    # A confined child ends as a shell does.
-    return (_SIGNALLED - code if code > _SIGNALLED else code), "".join(errors)[-_MAX_ERROR_CHARS:]
-
-
-def _watch(
-    child: subprocess.Popen[str],
-    lines: SimpleQueue[str | None],
-    on_line: Callable[[str], None],
-    *,
-    is_cancelled: Callable[[], bool],
-    max_memory_bytes: int | None,
-    max_silent_secs: float,
-) -> None:
-    """Pass lines on until standard output ends."""
-    memory_due = spoke_at = time.monotonic()
-    while True:
-        if is_cancelled():
-            raise ChildCancelledError
-        if max_memory_bytes is not None and time.monotonic() >= memory_due:
-            memory_due = time.monotonic() + _MEMORY_POLL_SECS
-            num_bytes = _memory_bytes(child.pid)
-            if num_bytes > max_memory_bytes:
-                raise ChildMemoryError(num_bytes)
         try:
-            line = lines.get(timeout=_POLL_SECS)
-        except Empty:
-            if time.monotonic() > spoke_at + max_silent_secs:
-                raise ChildSilentError from None
-            continue
-        if line is None:
+            memory_due = spoke_at = time.monotonic()
+            while child.poll() is None:
+                if is_cancelled():
+                    raise ChildCancelledError
+                now = time.monotonic()
+                if max_memory_bytes is not None and now >= memory_due:
+                    memory_due = now + _MEMORY_POLL_SECS
+                    num_bytes = _memory_bytes(child.pid)
+                    if num_bytes > max_memory_bytes:
+                        raise ChildMemoryError(num_bytes)
+                for line in output.read(_POLL_SECS):
+                    spoke_at = now
+                    on_line(line)
+                if now > spoke_at + max_silent_secs:
+                    raise ChildSilentError
+        finally:
+            _end(child)
+        for line in output.rest():
+            on_line(line)
+    finally:
+        output.close()
+    code = child.returncode
+    # A confined child ends as a shell does.
+    return (_SIGNALLED - code if code > _SIGNALLED else code), output.errors
+
+
+class _Output:
+    """What a child writes: lines of standard output, and the end of standard error."""
+
+    def __init__(self, child: subprocess.Popen[bytes]) -> None:
+        assert child.stdout is not None
+        assert child.stderr is not None
+        self._child = child
+        self._stdout = child.stdout.fileno()
+        self._line = bytearray()
+        self._errors = bytearray()
+        self._ready = selectors.DefaultSelector()
+        for stream in (child.stdout, child.stderr):
+            os.set_blocking(stream.fileno(), False)
+            self._ready.register(stream, selectors.EVENT_READ)
+
+    @property
+    def errors(self) -> str:
+        """The end of standard error."""
+        return self._errors.decode(errors="replace")
+
+    def read(self, timeout_secs: float) -> Iterator[str]:
+        """Wait for a part of the output, for as long as that at most; the lines that it ends.
+
+        Raises:
+            ChildOutputError: A line is too long.
+        """
+        if not self._ready.get_map():
+            time.sleep(timeout_secs)  # it closed both and lives on
             return
-        if len(line) >= _MAX_LINE_CHARS:
-            raise ChildSilentError
-        spoke_at = time.monotonic()
-        on_line(line)
+        for key, _ in self._ready.select(timeout_secs):
+            try:
+                part = os.read(key.fd, _PART_BYTES)
+            except BlockingIOError:
+                continue
+            if not part:
+                self._ready.unregister(key.fileobj)
+            elif key.fd == self._stdout:
+                yield from self._lines(part)
+            else:
+                self._errors += part
+                del self._errors[:-_MAX_ERROR_BYTES]
+        time.sleep(_PAUSE_SECS)
 
+    def rest(self) -> Iterator[str]:
+        """What was written before the end and not read yet; the last line may lack its end."""
+        for _ in range(_MAX_LEFT_PARTS):
+            if not self._ready.get_map() or not self._ready.select(0):
+                break
+            yield from self.read(0)
+        if self._line:
+            yield from self._lines(b"\n")
 
-def _read_lines(child: subprocess.Popen[str], lines: SimpleQueue[str | None]) -> None:
-    assert child.stdout is not None
-    while line := child.stdout.readline(_MAX_LINE_CHARS):
-        lines.put(line.rstrip("\n"))
-        if len(line) >= _MAX_LINE_CHARS:
-            break  # nobody waits for more of it
-    lines.put(None)
+    def close(self) -> None:
+        """Let go of the child's pipes, its input included."""
+        self._ready.close()
+        for stream in (self._child.stdin, self._child.stdout, self._child.stderr):
+            assert stream is not None
+            stream.close()
 
-
-def _read_errors(child: subprocess.Popen[str], errors: list[str]) -> None:
-    assert child.stderr is not None
-    while part := child.stderr.read(4096):
-        errors.append(part)
-        del errors[: -_MAX_ERROR_CHARS // 4096]
+    def _lines(self, part: bytes) -> Iterator[str]:
+        *ended, rest = part.split(b"\n")
+        for each in ended:
+            self._line += each
+            yield self._line.decode(errors="replace")
+            self._line.clear()
+        self._line += rest
+        if len(self._line) > _MAX_LINE_BYTES:
+            raise ChildOutputError
 
 
 def _memory_bytes(pid: int) -> int:
@@ -170,8 +211,15 @@ def _memory_bytes(pid: int) -> int:
     return total
 
 
-def _kill_group(child: subprocess.Popen[str]) -> None:
-    """Kill the child and whatever it started; harmless when all is over."""
+def _end(child: subprocess.Popen[bytes]) -> None:
+    """End the child and whatever it started; harmless when all is over.
+
+    What confines it hears SIGTERM, and ends when all below it has ended.
+    """
+    if child.poll() is None:
+        child.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(_END_SECS)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGKILL)
     child.wait()

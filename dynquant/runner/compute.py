@@ -1,8 +1,8 @@
 """The child process of a job: `python -m dynquant.runner.compute STEP FOLDER`.
 
-It reads `spec.json` and what earlier steps left in FOLDER, and leaves its own result there. On
-standard output it writes one JSON object a line: progress, and at the end `result`, or `reason`
-and `sentence`. It ends when its standard input ends, since then whoever started it is gone.
+It reads `spec.json` and what the runner put beside it in FOLDER, and leaves what it makes in
+`FOLDER/work`. On standard output it writes one JSON object a line: progress, and at the end
+`result`, or `reason` and `sentence`. It ends when its standard input ends, since then whoever started it is gone.
 """
 
 from __future__ import annotations
@@ -24,8 +24,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from dynquant.core.artefacts import cost_table_from_json, cost_table_to_json
-from dynquant.core.papers import papers
+from dynquant.core.artefacts import (
+    cost_table_from_json,
+    cost_table_to_json,
+    plan_to_json,
+    report_to_json,
+)
 from dynquant.core.plan import QuantPlan
 from dynquant.core.quality import Quality
 from dynquant.errors import (
@@ -39,6 +43,7 @@ from dynquant.mlx_backend.quantizer import MlxQuantizer
 from dynquant.outputs import read_text, write_file
 from dynquant.pipeline import forecast
 from dynquant.ports import OnStep
+from dynquant.runner.job_folder import MODELS, PAPERS, WORK
 from dynquant.runner.spec import JobSpec, open_saved_text
 from dynquant.steps import Conversion
 
@@ -81,6 +86,7 @@ class _Work:
 
     def __init__(self, folder: Path, say: Callable[[Mapping[str, Any]], None]) -> None:
         self.folder = folder
+        self.work = folder / WORK
         self.progress = LineProgress(say)
         self.spec = JobSpec.from_json((folder / "spec.json").read_text(encoding="utf-8"))
         with _limited_cpu(self.spec.max_reading_cpu_secs):
@@ -102,13 +108,13 @@ class _Work:
         job = self._conversion()
         job.check(self.progress)
         table = job.polish(job.measure(self.progress), self.progress)
-        write_file(self.folder / "cost_table.json", cost_table_to_json(table))
+        write_file(self.work / "cost_table.json", cost_table_to_json(table))
         return None
 
     def encode(self) -> object:
         """A folder for each target in `models`, all of them or none."""
         job = self._conversion()
-        staged, final = self.folder / "encoding", self.folder / "models"
+        staged, final = self.work / "encoding", self.work / MODELS
         for old in (staged, final):
             shutil.rmtree(old, ignore_errors=True)
         folders = {name: staged / name for name in job.targets}
@@ -131,16 +137,16 @@ class _Work:
         return {name: asdict(quality) for name, quality in found.items()}
 
     def card(self) -> object:
-        """Cards, pictures and artefacts beside the weights."""
+        """What the papers of each model say, as `papers/NAME/plan.json` and `report.json`."""
         job = self._conversion()
         table = self._table(job)
         plans: Mapping[str, QuantPlan] = job.allocate(table)
         figures = json.loads((self.folder / "figures.json").read_text(encoding="utf-8"))
         qualities = {name: Quality(**figure) for name, figure in figures.items()}
-        folders = self._folders(job)
         for facts in job.facts(plans, table, qualities):
-            for name, content in papers(facts, table).items():
-                write_file(folders[facts.name] / name, content)
+            folder = self.work / PAPERS / facts.name
+            write_file(folder / "plan.json", plan_to_json(facts))
+            write_file(folder / "report.json", report_to_json(facts))
         return None
 
     def _conversion(self) -> Conversion[Any]:
@@ -161,7 +167,7 @@ class _Work:
         return job.reuse(cost_table_from_json(text, name="cost_table.json"))
 
     def _folders(self, job: Conversion[Any]) -> dict[str, Path]:
-        return {name: self.folder / "models" / name for name in job.targets}
+        return {name: self.folder / MODELS / name for name in job.targets}
 
 
 def main(step: str, folder: Path) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import signal
 import sys
@@ -22,7 +21,14 @@ from dynquant.errors import (
     RequestError,
     RetryLaterError,
 )
-from dynquant.runner.child import ChildMemoryError, ChildSilentError, run_child
+from dynquant.runner.answers import Answer, distrusted
+from dynquant.runner.child import (
+    ChildMemoryError,
+    ChildOutputError,
+    ChildSilentError,
+    run_child,
+)
+from dynquant.runner.job_folder import JobFolder
 from dynquant.runner.machine import is_memory_short
 from dynquant.runner.spec import Limits
 
@@ -44,20 +50,19 @@ class ComputeChild:
     """Does steps in children that are confined as far as the system allows.
 
     Attributes:
-        home: Their home; shared, since MLX keeps there what it has compiled.
         max_memory_bytes: What a child may take.
         limits: How long it may take.
     """
 
-    home: Path
     max_memory_bytes: int
     limits: Limits
 
     def run(
         self,
         step: str,
-        folder: Path,
+        folder: JobFolder,
         *,
+        model: Path,
         report: Callable[[Mapping[str, Any]], None],
         is_cancelled: Callable[[], bool],
     ) -> Any:
@@ -66,6 +71,7 @@ class ComputeChild:
         Args:
             step: Name of a method of `dynquant.runner.compute`.
             folder: The job's folder.
+            model: Folder of the original, which the child may read.
             report: Called with `part`, `fraction` and `eta_secs` now and then.
             is_cancelled: True kills the child.
 
@@ -78,30 +84,19 @@ class ComputeChild:
                 "This machine is short of memory. Close what is not needed there; the job goes on "
                 "by itself."
             )
-        answer: dict[str, Any] = {}
-
-        def on_line(line: str) -> None:
-            said = json.loads(line)
-            if "part" in said:
-                report(said)
-            else:
-                answer.update(said)
-
-        scratch = folder / "tmp"
-        for each in (scratch, self.home):
-            each.mkdir(exist_ok=True)
+        answer = Answer(report)
+        folder.renew_work()
         try:
             code, errors = run_child(
                 confined(
-                    [sys.executable, "-m", "dynquant.runner.compute", step, str(folder)],
-                    writable=(folder, self.home),
+                    [sys.executable, "-m", "dynquant.runner.compute", step, str(folder.path)],
+                    writable=[folder.work, folder.scratch],
+                    readable=[folder.path, *_places(model)],
                     max_data_bytes=_BASE_DATA_BYTES + _DATA_SHARE * self.max_memory_bytes,
                 ),
-                environment=clean_environment(
-                    self.home, {"HF_HUB_OFFLINE": "1", "TMPDIR": str(scratch)}
-                ),
-                folder=folder,
-                on_line=on_line,
+                environment=clean_environment(folder.scratch, {"HF_HUB_OFFLINE": "1"}),
+                folder=folder.work,
+                on_line=answer.take,
                 is_cancelled=is_cancelled,
                 max_memory_bytes=self.max_memory_bytes,
                 max_silent_secs=self.limits.silent_secs,
@@ -110,19 +105,21 @@ class ComputeChild:
             raise _too_long("Converting this model made no progress for hours.") from error
         except ChildMemoryError as error:
             raise self._too_large(error.num_bytes) from error
-        if "result" in answer and code == 0:
-            return answer["result"]
+        except ChildOutputError as error:
+            raise distrusted("a line without an end") from error
+        if answer.has_result and code == 0:
+            return answer.result
         if (ended := self._ended(code, answer, errors)) is not None:
             raise ended
         _logger.error("Step %s ended with code %s:\n%s", step, code, errors)
         raise RuntimeError(f"step {step} ended with code {code}")
 
-    def _ended(self, code: int, answer: Mapping[str, Any], errors: str) -> DynquantError | None:
+    def _ended(self, code: int, answer: Answer, errors: str) -> DynquantError | None:
         """Why a child gave no result; None if nobody foresaw it."""
-        if answer.get("reason") == Reason.NOT_ENOUGH_MEMORY:
+        if answer.reason == Reason.NOT_ENOUGH_MEMORY:
             return self._too_large(_DATA_SHARE * self.max_memory_bytes)
-        if "sentence" in answer:
-            return _KINDS[code](answer["sentence"], reason=Reason(answer["reason"]))
+        if answer.reason is not None and code in _KINDS:
+            return _KINDS[code](answer.sentence, reason=answer.reason)
         if code == -signal.SIGXCPU:
             return _too_long("Opening this model or reading text with it takes far too long.")
         if code == -signal.SIGKILL or any(each in errors for each in _NO_MEMORY):
@@ -139,6 +136,12 @@ class ComputeChild:
             f"runner may use ({size(self.max_memory_bytes)}).",
             needed_bytes=num_bytes,
         )
+
+
+def _places(model: Path) -> set[Path]:
+    """Where the files of a model are: its folder, and that of the blobs that it links to."""
+    links = (path for path in model.rglob("*") if path.is_symlink())
+    return {model, *(path.resolve().parent for path in links)}
 
 
 def _too_long(what: str) -> InvalidModelError:

@@ -114,7 +114,7 @@ def _mlx(home: Path) -> str:
 
 def _sandbox() -> str:
     found = statement(reached := reach())
-    if "connect" in reached:
+    if {"connect", "read"} & set(reached):
         raise _MissingError(found)
     return found
 

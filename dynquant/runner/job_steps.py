@@ -3,11 +3,15 @@
 What a step returns is small, is kept by the engine, and comes back in `results`. What is large
 lies in the job's folder under the runner's home and in the model cache; a step that does not
 find it there, because another machine had the job before, makes it again, to the same bytes.
+
+The child that computes is not trusted: its answers are checked (`answers.py`), and what it made is
+copied to where no child may write before anything rests on it (`job_folder.py`).
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -15,11 +19,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from dynquant.core.artefacts import facts_from_json
+from dynquant.core.artefacts import cost_table_from_json
+from dynquant.core.bounds import MAX_HEADER_BYTES, MAX_SMALL_FILE_BYTES
 from dynquant.core.figures import size
 from dynquant.core.job import JobRequest, PublishedRepo, StepProgress
 from dynquant.core.job_text import results_to_text
-from dynquant.core.papers import CARD, PLAN, REPORT
+from dynquant.core.naming import quantized_name
+from dynquant.core.papers import CARD, papers
 from dynquant.core.recipe import Recipe
 from dynquant.corpus import DEFAULT_CALIBRATION, DEFAULT_EVALUATION
 from dynquant.errors import (
@@ -31,20 +37,27 @@ from dynquant.errors import (
 from dynquant.hub.models import HubModels
 from dynquant.hub.transfers import go_by_plain_http
 from dynquant.log_lines import job_context
-from dynquant.outputs import OutputFolders, read_text, write_file
+from dynquant.outputs import OutputFolders, read_facts, write_file
 from dynquant.pipeline import already_published, destinations, publish
 from dynquant.ports import ModelPublisher, ModelSource, OnStep, PublishedModel, Text, TextReader
+from dynquant.runner.answers import Asked
 from dynquant.runner.child import ChildCancelledError
 from dynquant.runner.computing import ComputeChild
+from dynquant.runner.job_folder import MODELS, PAPERS, JobFolder, remove_folder
 from dynquant.runner.spec import JobSpec, Limits, recipe_of, save_text
 
 __all__ = ["JobSteps"]
+
+_TABLE = "cost_table.json"
 
 _TEXT_CHARS_PER_TOKEN = 400
 """Windows are spread over 32 times the tokens asked for; a token has some 4 to 12 characters."""
 
 _TEXTS = {"calibration": DEFAULT_CALIBRATION, "evaluation": DEFAULT_EVALUATION}
 """Role of a text, which is also the name of its option, → its default."""
+
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +68,7 @@ class _Call:
     step: str
     request: JobRequest
     results: Mapping[str, str]
-    folder: Path
+    folder: JobFolder
     report: Callable[[StepProgress], None]
     is_cancelled: Callable[[], bool]
 
@@ -67,6 +80,16 @@ class _Call:
     def resolved(self) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(self.results["resolve"])
         return found
+
+    @property
+    def asked(self) -> Asked:
+        return self.asked_of(self.resolved["source"], self.resolved["texts"])
+
+    def asked_of(self, source: Mapping[str, Any], texts: Mapping[str, str]) -> Asked:
+        """What the child's answers are held against."""
+        recipe = self.recipe
+        targets = {quantized_name(source["name"], bpw): bpw for bpw in recipe.targets_bpw}
+        return Asked(source=source, recipe=recipe, texts=texts, targets=targets)
 
 
 class JobSteps:
@@ -99,9 +122,7 @@ class JobSteps:
         self._open_hub = open_hub
         self._max_memory_bytes = max_memory_bytes
         self._limits = limits
-        self._child = ComputeChild(
-            home=home / "child", max_memory_bytes=max_memory_bytes, limits=limits
-        )
+        self._child = ComputeChild(max_memory_bytes=max_memory_bytes, limits=limits)
         self._free_bytes = free_bytes
         self._open: dict[str, tuple[HubModels, ModelSource]] = {}
         go_by_plain_http()  # or a cancelled job would go on downloading
@@ -129,12 +150,12 @@ class JobSteps:
             step=step,
             request=request,
             results=results,
-            folder=self._jobs / job_id,
+            folder=JobFolder(self._jobs / job_id),
             report=report,
             is_cancelled=is_cancelled,
         )
         with job_context(job_id, step), disk_errors_translated():
-            call.folder.mkdir(parents=True, exist_ok=True)
+            call.folder.make()
             if step != "resolve" and call.resolved["published"] is not None:
                 there = [PublishedModel(**each) for each in call.resolved["published"]]
                 return _results(there) if step == "publish" else "null"
@@ -149,7 +170,10 @@ class JobSteps:
         """Free the disk of a job that is over, and let go of its model in the cache."""
         if (opened := self._open.pop(job_id, None)) is not None:
             opened[0].close()
-        shutil.rmtree(self._jobs / job_id, ignore_errors=True)
+        try:
+            remove_folder(self._jobs / job_id)
+        except OSError as error:
+            _logger.warning("A job's folder could not be removed: %s", error.strerror)
 
     def _resolve(self, call: _Call) -> dict[str, Any]:
         request, recipe = call.request, call.recipe
@@ -167,13 +191,15 @@ class JobSteps:
             texts = {role: self._open_text(call, role) for role in _TEXTS}
             names = {role: text.name for role, text in texts.items()}
             there = already_published(source, recipe, ids, self._publisher, **texts)
+            fields = {key: value for key, value in asdict(source).items() if key != "folder"}
             forecasts = []
             if there is None:
                 self._write_spec(call, source, names)
-                forecasts = self._compute(call, "resolve")
+                answer = self._compute(call, "resolve", source)
+                forecasts = call.asked_of(fields, names).forecasts(answer)
                 self._require_room(forecasts)
         return {
-            "source": {key: value for key, value in asdict(source).items() if key != "folder"},
+            "source": fields,
             "forecasts": forecasts,
             "repo_ids": ids,
             "texts": names,
@@ -185,25 +211,25 @@ class JobSteps:
         return {"revision_sha": source.revision_sha}
 
     def _measure(self, call: _Call) -> str:
-        self._require_model(call)
-        table = read_text(call.folder / "cost_table.json")
+        source = self._require_model(call)
+        table = call.folder.read(_TABLE)
         if table is None:
-            self._compute(call, "measure")
-            table = read_text(call.folder / "cost_table.json")
-        assert table is not None
+            self._compute(call, "measure", source)
+            table = call.asked.cost_table(call.folder.left_by_child(_TABLE))
+            call.folder.write(_TABLE, table)
         return table
 
     def _encode(self, call: _Call) -> list[str]:
         self._require_models(call)
-        return sorted(each.name for each in (call.folder / "models").iterdir())
+        return sorted(call.asked.targets)
 
     def _verify(self, call: _Call) -> Any:
-        self._require_models(call)
-        return self._compute(call, "verify")
+        source = self._require_models(call)
+        return call.asked.samples(self._compute(call, "verify", source))
 
     def _evaluate(self, call: _Call) -> Any:
-        self._require_models(call)
-        return self._compute(call, "evaluate")
+        source = self._require_models(call)
+        return call.asked.figures(self._compute(call, "evaluate", source))
 
     def _card(self, call: _Call) -> list[str]:
         self._require_papers(call)
@@ -214,22 +240,21 @@ class JobSteps:
         ids: dict[str, str] = call.resolved["repo_ids"]
         models = {}
         for name in ids:
-            folder = call.folder / "models" / name
-            plan, report = read_text(folder / PLAN), read_text(folder / REPORT)
-            models[folder] = facts_from_json(plan or "", report or "", name=name)
+            folder = call.folder.models / name
+            models[folder] = read_facts(folder)
         return _results(
             publish(
                 models,
                 ids,
                 self._publisher,
-                outputs=OutputFolders(call.folder / "models"),
+                outputs=OutputFolders(call.folder.models),
                 private=call.request.private or (False if call.request.public else None),
                 progress=_Reported(call),
             )
         )
 
     def _require_model(self, call: _Call) -> ModelSource:
-        """The model in the cache, the texts and the spec in the job's folder."""
+        """The model in the cache; the texts and the spec are in the job's folder then."""
         if call.job_id not in self._open:
             repo, sha = (call.resolved["source"][key] for key in ("name", "revision_sha"))
             dequantize = call.recipe.dequantize
@@ -244,30 +269,56 @@ class JobSteps:
             self._open[call.job_id] = hub, source
         source = self._open[call.job_id][1]
         for role in _TEXTS:
-            path = call.folder / f"{role}.jsonl"
-            if not path.exists():
+            name = f"{role}.jsonl"
+            if not call.folder.has(name):
                 num_tokens = getattr(call.recipe, f"{role}_tokens")
                 max_chars = _TEXT_CHARS_PER_TOKEN * num_tokens
-                save_text(self._open_text(call, role), path, max_chars=max_chars)
+                with call.folder.written(name) as stream:
+                    save_text(self._open_text(call, role), stream, max_chars=max_chars)
         self._write_spec(call, source, call.resolved["texts"])
         return source
 
-    def _require_models(self, call: _Call) -> None:
-        """The encoded models, from the cost table that was measured."""
-        self._require_model(call)
-        table = call.folder / "cost_table.json"
-        if not table.exists():
-            write_file(table, call.results["measure"])
-        if not (call.folder / "models").exists():
-            self._compute(call, "encode")
+    def _require_models(self, call: _Call) -> ModelSource:
+        """The encoded models, from the cost table that was measured; returns the original."""
+        source = self._require_model(call)
+        folder = call.folder
+        if not folder.has(_TABLE):
+            folder.write(_TABLE, call.results["measure"])
+        if not folder.has(MODELS):
+            self._compute(call, "encode", source)
+            sizes = [each["size_bytes"] for each in call.resolved["forecasts"]]
+
+            def on_copied(_num_bytes: int) -> None:
+                if call.is_cancelled():
+                    raise ChildCancelledError
+
+            folder.take_models(
+                call.asked.targets,
+                source=source.folder,
+                max_bytes=sum(map(_most_bytes, sizes)),
+                on_copied=on_copied,
+            )
+        return source
 
     def _require_papers(self, call: _Call) -> None:
-        """The encoded models with their cards."""
-        self._require_models(call)
-        names = call.resolved["repo_ids"]
-        if not all((call.folder / "models" / name / CARD).exists() for name in names):
-            write_file(call.folder / "figures.json", call.results["evaluate"])
-            self._compute(call, "card")
+        """The encoded models with their cards.
+
+        What they say is worked out in the child, where the model can be opened, and they are
+        written here.
+        """
+        source = self._require_models(call)
+        folder, asked = call.folder, call.asked
+        if all(folder.has(MODELS, name, CARD) for name in asked.targets):
+            return
+        folder.write("figures.json", call.results["evaluate"])
+        self._compute(call, "card", source)
+        table = cost_table_from_json(call.results["measure"], name=_TABLE)
+        for name in asked.targets:
+            said = [
+                folder.left_by_child(PAPERS, name, each) for each in ("plan.json", "report.json")
+            ]
+            for paper, content in papers(asked.facts(name, *said), table).items():
+                write_file(folder.models / name / paper, content)
 
     def _open_text(self, call: _Call, role: str) -> Text:
         return self._texts.open(str(call.request.options.get(role) or _TEXTS[role]))
@@ -279,7 +330,7 @@ class JobSteps:
             max_reading_cpu_secs=self._limits.reading_cpu_secs,
             **texts,
         )
-        write_file(call.folder / "spec.json", spec.to_json())
+        call.folder.write("spec.json", spec.to_json())
 
     def _require_room(self, forecasts: Sequence[Mapping[str, Any]]) -> None:
         """Refuse before the download what this machine cannot hold."""
@@ -299,8 +350,8 @@ class JobSteps:
                 f"{size(free)} free. Free some space there, then retry the job."
             )
 
-    def _compute(self, call: _Call, step: str) -> Any:
-        """What the child process answers to `step`."""
+    def _compute(self, call: _Call, step: str, source: ModelSource) -> Any:
+        """What the child process answers to `step`; nothing of it is checked yet."""
 
         def report(said: Mapping[str, Any]) -> None:
             call.report(
@@ -312,7 +363,18 @@ class JobSteps:
                 )
             )
 
-        return self._child.run(step, call.folder, report=report, is_cancelled=call.is_cancelled)
+        return self._child.run(
+            step,
+            call.folder,
+            model=source.folder,
+            report=report,
+            is_cancelled=call.is_cancelled,
+        )
+
+
+def _most_bytes(size_bytes: int) -> int:
+    """What the files of a model with so many bytes of weights may take."""
+    return 2 * size_bytes + MAX_HEADER_BYTES + 5 * MAX_SMALL_FILE_BYTES
 
 
 def _results(published: Sequence[PublishedModel]) -> str:

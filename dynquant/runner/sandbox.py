@@ -16,14 +16,20 @@ __all__ = ["reach", "statement"]
 _TIMEOUT_SECS = 60.0
 _TRIES = """
 import os, socket, sys
-port, file, pid = sys.argv[1:]
+port, file, secret, pid = sys.argv[1:]
 def connect():
     socket.create_connection(("127.0.0.1", int(port)), 5).close()
 def write():
     open(file, "w").close()
+def read():
+    open(secret).close()
+def open_to_others():
+    os.chmod(secret, 0o640)
+    if os.stat(secret).st_mode & 0o777 != 0o640:
+        raise PermissionError
 def signal():
     os.kill(int(pid), 0)
-for each in (connect, write, signal):
+for each in (connect, write, read, open_to_others, signal):
     try:
         each()
     except OSError:
@@ -33,12 +39,14 @@ for each in (connect, write, signal):
 _WORDS = {
     "connect": "reach the network",
     "write": "write outside of its folder",
+    "read": "read the files of this account",
+    "open_to_others": "change who may read them",
     "signal": "signal other processes",
 }
 
 
 def reach() -> list[str]:
-    """What of `connect`, `write` and `signal` works from inside.
+    """What works from inside, by the names in `_WORDS`.
 
     Raises:
         OSError, subprocess.SubprocessError: No such process runs at all.
@@ -49,7 +57,10 @@ def reach() -> list[str]:
     ):
         home = Path(folder) / "home"
         home.mkdir()
-        tries = (str(listener.getsockname()[1]), f"{folder}/outside", str(os.getpid()))
+        secret = Path(folder) / "secret"
+        secret.touch(mode=0o600)
+        port = listener.getsockname()[1]
+        tries = map(str, (port, f"{folder}/outside", secret, os.getpid()))
         done = subprocess.run(
             confined([sys.executable, "-c", _TRIES, *tries], writable=[home]),
             env=clean_environment(home, {}),
@@ -65,8 +76,9 @@ def reach() -> list[str]:
 def statement(reached: list[str]) -> str:
     """A sentence on what `reach` found."""
     if not reached:
-        return "What converts a model has no network and no file to write but its own."
-    can = " and ".join(_WORDS[each] for each in reached)
+        return "What converts a model has no network, and no file to read or write but its own."
+    *rest, last = (_WORDS[each] for each in reached)
+    can = f"{', '.join(rest)} and {last}" if rest else last
     return (
         f"What converts a model can {can}: this system does not let us take that away "
         "(docs/security.md). It has no token; let this account hold nothing else that matters."

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from dynquant.core.formats import DEFAULT_MENU, parse_menu
 from dynquant.core.recipe import Recipe
@@ -116,21 +116,18 @@ def recipe_of(options: Mapping[str, Any]) -> Recipe:
     )
 
 
-def save_text(text: Text, path: Path, *, max_chars: int) -> None:
+def save_text(text: Text, stream: TextIO, *, max_chars: int) -> None:
     """Write the beginning of a text, at most about `max_chars`, for a child without network."""
     num_chars = 0
-    staged = path.with_suffix(".staged")
-    with staged.open("w", encoding="utf-8") as stream:
-        for document in text.documents():
-            content = document if isinstance(document, str) else [*map(dict, document)]
-            if isinstance(content, str):
-                content = content[: max_chars - num_chars]
-            line = json.dumps(content, ensure_ascii=False)
-            stream.write(line + "\n")
-            num_chars += len(line)
-            if num_chars >= max_chars:
-                break
-    staged.replace(path)
+    for document in text.documents():
+        content = document if isinstance(document, str) else [*map(dict, document)]
+        if isinstance(content, str):
+            content = content[: max_chars - num_chars]
+        line = json.dumps(content, ensure_ascii=False)
+        stream.write(line + "\n")
+        num_chars += len(line)
+        if num_chars >= max_chars:
+            break
 
 
 def open_saved_text(path: Path, *, name: str) -> Text:

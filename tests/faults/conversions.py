@@ -3,7 +3,7 @@
 Everything but the arithmetic is real every time: the steps of a job as the engine runs them, the
 Hub's client, downloads, hashes, files, publishing. What MLX computes is computed once for the same
 bytes: a step of the child process is looked up by the hash of all that it reads, the model's files
-included, and what it left in the job's folder is put there again.
+included, and what it left where it may write is put there again.
 
 `python -m tests.faults.conversions SCENE SEED…` prints how each schedule ended, one JSON object a
 line; the environment of the client is that of the process.
@@ -36,6 +36,8 @@ from dynquant.jobs.held import Held
 from dynquant.jobs.steps import do_step
 from dynquant.jobs.timing import Timing
 from dynquant.outputs import write_file
+from dynquant.ports import ModelSource
+from dynquant.runner.job_folder import SCRATCH, WORK
 from dynquant.runner.job_steps import JobSteps
 from tests.faults.proxy import FaultyProxy, Schedule, nothing, schedule
 from tests.local_hub import Commit, LocalHub
@@ -69,8 +71,6 @@ license_link: https://example.org/tiny
 # A model of nothing
 """
 _HUBS_OWN = {".gitattributes"}
-_LOOSE = {"tmp", "remembered"}
-"""Parts of a job's folder that no step reads."""
 
 
 @dataclass(frozen=True)
@@ -129,70 +129,60 @@ class Remembered(JobSteps):
         super().__init__(**options)
         self._store = store
 
-    def _compute(self, call: Any, step: str) -> Any:
-        before = _contents(call.folder)
-        kept = self._store / _key(step, call.folder, before)
+    def _compute(self, call: Any, step: str, source: ModelSource) -> Any:
+        job = call.folder
+        job.renew_work()
+        kept = self._store / _key(step, job.path, source.folder)
         if not (kept / "answer.json").exists():
-            answer = self._compute_afresh(call, step)
-            for name, digest in _contents(call.folder).items():
-                if before.get(name) != digest:
-                    (kept / "files" / name).parent.mkdir(parents=True, exist_ok=True)
-                    shutil.copyfile(call.folder / name, kept / "files" / name)
+            answer = self._compute_afresh(call, step, source)
+            for name in _contents(job.work):
+                (kept / "files" / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(job.work / name, kept / "files" / name)
             kept.mkdir(parents=True, exist_ok=True)
             write_file(kept / "answer.json", json.dumps(answer))
             return answer
-        staged = call.folder / "remembered"
-        shutil.rmtree(staged, ignore_errors=True)
-        for path in sorted((kept / "files").rglob("*")):
-            if path.is_file():
-                copy = staged / path.relative_to(kept / "files")
-                copy.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(path, copy)
-        if step == "encode":  # a folder is there whole or not at all, as the real step has it
-            (staged / "models").rename(call.folder / "models")
-        else:
-            for path in filter(Path.is_file, sorted(staged.rglob("*"))):
-                there = call.folder / path.relative_to(staged)
-                there.parent.mkdir(parents=True, exist_ok=True)
-                path.replace(there)
+        for name in _contents(kept / "files"):
+            (job.work / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(kept / "files" / name, job.work / name)
         return json.loads((kept / "answer.json").read_text())
 
-    def _compute_afresh(self, call: Any, step: str) -> Any:
-        return super()._compute(call, step)
+    def _compute_afresh(self, call: Any, step: str, source: ModelSource) -> Any:
+        return super()._compute(call, step, source)
 
 
 class ComputedHere(Remembered):
     """Computes in this process, which has MLX imported, what a child would."""
 
-    def _compute_afresh(self, call: Any, step: str) -> Any:
+    def _compute_afresh(self, call: Any, step: str, source: ModelSource) -> Any:
         from dynquant.runner.compute import _Work
 
         with disk_errors_translated():
-            found = getattr(_Work(call.folder, lambda _said: None), step)()
+            found = getattr(_Work(call.folder.path, lambda _said: None), step)()
         return json.loads(json.dumps(found))
 
 
 def _contents(folder: Path) -> dict[str, str]:
-    """Name of each file of a job → hash of what it says, wherever the folder is."""
+    """Name of each file → hash of what it says, wherever the folder is."""
     found = {}
     for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder)
-        if path.is_file() and name.parts[0] not in _LOOSE:
+        if path.is_file():
             content = path.read_bytes()
-            if name.name == "spec.json":
+            if path.name == "spec.json":
                 spec = json.loads(content)
                 del spec["source"]["folder"]
                 content = json.dumps(spec).encode()
-            found[str(name)] = hashlib.sha256(content).hexdigest()
+            found[path.relative_to(folder).as_posix()] = hashlib.sha256(content).hexdigest()
     return found
 
 
-def _key(step: str, folder: Path, contents: Mapping[str, str]) -> str:
-    model = Path(json.loads((folder / "spec.json").read_text())["source"]["folder"])
+def _key(step: str, job: Path, model: Path) -> str:
+    """Names all that a step reads."""
+    childs = {WORK, SCRATCH}
+    own = {name: each for name, each in _contents(job).items() if name.split("/")[0] not in childs}
     files = {
         path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(model.iterdir())
     }
-    return hashlib.sha256(json.dumps([step, contents, files]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([step, own, files]).encode()).hexdigest()
 
 
 def steps_of(scene: Scene, url: str, home: Path, kind: type[Remembered] = Remembered) -> Remembered:

@@ -26,7 +26,7 @@ MACHINE = (str(Path(__file__).parents[2]), "site-packages", "/home", "/root", "/
 
 def make_job(folder: Path, model: Path) -> None:
     """What a runner writes for its child."""
-    (folder / "tmp").mkdir(parents=True)
+    (folder / "work").mkdir(parents=True)
     recipe: Recipe = recipe_of(
         {
             "targets_bpw": [6.0],

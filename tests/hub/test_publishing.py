@@ -445,6 +445,35 @@ def test_a_link_in_the_folder_is_refused(hub, publisher, folder, tmp_path):
     assert hub.repos == {}
 
 
+@pytest.mark.harden("child and runner")
+@pytest.mark.parametrize("name", ["tokenizer.json", "dynquant/plan.json", WEIGHTS[0]])
+@pytest.mark.parametrize("kind", ["link", "link of that size", "pipe", "larger file"])
+def test_what_is_swapped_after_it_was_looked_at_is_not_sent(
+    hub, publisher, folder, tmp_path, name, kind, harden
+):
+    """A link that took a file's place in between published what it led to."""
+    path = folder / name
+    size = path.stat().st_size if kind == "link of that size" else 30
+    (tmp_path / "secret").write_bytes(b"s3cret".ljust(size, b"."))
+
+    def swap(request) -> None:
+        if request.path.startswith("/api/whoami") and not path.is_symlink():
+            path.unlink()
+            if kind == "pipe":
+                os.mkfifo(path)
+            elif kind == "larger file":
+                path.write_bytes(b"s3cret" * 500_000)
+            else:
+                path.symlink_to(tmp_path / "secret")
+
+    hub.on_request = swap
+    with pytest.raises(InvalidModelError, match=f"'{Path(name).name}' changed while"):
+        publish(publisher, folder)
+    assert not any(b"s3cret" in content for content in at_the_hub(hub).values())
+    assert not hub.asked("PUT")
+    harden("refused")
+
+
 def test_hidden_files_stay_here(hub, publisher, folder):
     (folder / ".DS_Store").write_bytes(b"x")
     (folder / ".cache").mkdir()

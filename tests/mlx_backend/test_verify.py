@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import json
+import sys
+import tempfile
 from pathlib import Path
+from typing import cast
 
 import mlx.core as mx
 import numpy as np
@@ -9,6 +12,7 @@ import pytest
 from mlx_lm.utils import compute_bits_per_weight, load_model
 
 from dynquant.errors import VerificationError
+from dynquant.mlx_backend import stock_run
 from dynquant.mlx_backend.verify import verify_folder
 from tests.mlx_backend.factories import save_model
 
@@ -98,9 +102,13 @@ def planned_from(folder: Path):
     return lambda windows: logits_of(folder, windows)
 
 
+def loaded(file: Path) -> dict[str, mx.array]:
+    return cast("dict[str, mx.array]", mx.load(str(file)))
+
+
 def change_weights(folder: Path, change) -> Path:
     file = folder / "model.safetensors"
-    weights = {name: change(name, array) for name, array in mx.load(str(file)).items()}
+    weights = {name: change(name, array) for name, array in loaded(file).items()}
     mx.eval(list(weights.values()))
     mx.save_safetensors(str(file), weights, metadata={"format": "mlx"})
     return folder
@@ -174,3 +182,29 @@ def test_one_token_for_ever_is_refused_unless_the_original_does_the_same(sound, 
     assert verify_folder(
         dead, stored_bpw=bpw_of(dead), windows=WINDOWS, original=planned_from(dead)
     )
+
+
+@pytest.mark.harden("child and runner")
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel is Linux's")
+def test_what_verifies_shares_no_compiled_code_with_whoever_asks(
+    sound, tmp_path, monkeypatch, harden
+):
+    """MLX loads libraries from the folder for temporary files, and it could put some there."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    plant = """
+import json, os, sys
+import numpy as np
+try:
+    open(sys.argv[1] + "/planted.so", "w")
+except OSError: pass
+facts = {"stored_bpw": 16.0, "text": os.environ["TMPDIR"], "prompt": [], "generated": []}
+facts = json.dumps(facts | {"has_computed": False, "has_own": False}).encode()
+np.savez(sys.stdout.buffer, facts=np.frombuffer(facts, dtype=np.uint8))
+"""
+    confined = stock_run.confined
+    command = [sys.executable, "-c", plant, str(tmp_path)]
+    monkeypatch.setattr(stock_run, "confined", lambda _, **terms: confined(command, **terms))
+    temporary = Path(verify_folder(sound, stored_bpw=16.0))
+    assert temporary.parent == tmp_path
+    assert list(tmp_path.iterdir()) == []
+    harden("refused")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from dynquant.confine import clean_environment
 from dynquant.runner.child import (
     ChildCancelledError,
     ChildMemoryError,
+    ChildOutputError,
     ChildSilentError,
     run_child,
 )
@@ -104,32 +106,115 @@ def test_a_child_that_says_nothing_for_too_long_is_killed(tmp_path):
 
 
 def test_a_child_that_never_ends_its_line_is_killed_before_it_fills_our_memory(tmp_path):
-    with pytest.raises(ChildSilentError):
+    with pytest.raises(ChildOutputError):
         run("while True: print('x' * 1_000_000, end='')", tmp_path)
 
 
+@pytest.mark.harden("child and runner")
+def test_a_child_that_floods_its_output_waits_until_it_is_read(tmp_path, harden):
+    """Its lines filled the memory of its runner, which keeps none that it has not looked at."""
+    num_lines, read = 20_000, []
+    code = (
+        "count = open('written', 'wb', buffering=0)\n"
+        f"for _ in range({num_lines}):\n"
+        "    print('x' * 4_000, flush=True); count.write(b'.')"
+    )
+
+    def num_written() -> int:
+        return (tmp_path / "written").stat().st_size
+
+    def on_line(_line: str) -> None:
+        if not read:  # until the child goes on no more
+            before = -1
+            while (now := num_written()) not in {before, num_lines}:
+                before = now
+                time.sleep(0.3)
+        read.append(num_written() - len(read))
+
+    with pytest.raises(ChildCancelledError):
+        run_child(
+            [sys.executable, "-c", code],
+            environment=clean_environment(tmp_path, {}),
+            folder=tmp_path,
+            on_line=on_line,
+            is_cancelled=lambda: len(read) > 50,
+        )
+    assert max(read) < 1_000  # lines ahead: what pipes and one read hold, 4 MB at the very most
+    harden("refused")
+
+
+@pytest.mark.harden("child and runner")
+@pytest.mark.parametrize("ends", [True, False])
+def test_a_child_that_closes_its_output_is_still_watched(tmp_path, ends, harden):
+    """It was waited for without an end, and could not be cancelled."""
+    code = (
+        "import os, pathlib, sys, time\n"
+        "os.close(1); os.close(2); pathlib.Path('closed').touch()\n"
+        f"time.sleep({0 if ends else 600}); os._exit(3)"
+    )
+    options = {"is_cancelled": lambda: not ends and (tmp_path / "closed").exists()}
+    if ends:
+        assert run(code, tmp_path, **options)[0] == 3
+    else:
+        with pytest.raises(ChildCancelledError):
+            run(code, tmp_path, **options)
+    harden("handled")
+
+
+@pytest.mark.harden("child and runner")
+def test_who_keeps_the_output_of_a_child_that_has_ended_holds_nobody(tmp_path, harden):
+    """Where no system ends what ran away, as on a Mac: it kept the runner for as long as it liked."""
+    away = (
+        "import os, sys, time\n"
+        "os.setsid(); open('pid', 'w').write(str(os.getpid())); os.rename('pid', 'ran')\n"
+        "while True: time.sleep(0.01); print('x' * 1_000)"
+    )
+    code = (
+        "import os, subprocess, sys, time\n"
+        f"subprocess.Popen([sys.executable, '-c', {away!r}])\n"
+        "while not os.path.exists('ran'): time.sleep(0.01)\n"
+        "print('said', flush=True)"
+    )
+    try:
+        rc, lines, _ = run(code, tmp_path)
+        assert rc == 0
+        assert "said" in lines
+    finally:
+        psutil.Process(int((tmp_path / "ran").read_text())).kill()
+    harden("handled")
+
+
 def dies_with_its_parent(tmp_path: Path, command: str, code: str) -> bool:
-    """Whether all processes whose ids `code` prints end when SIGKILL ends whoever started it."""
+    """Whether all processes that have `mark` on their line end when SIGKILL ends their runner."""
+    mark = f"dies-{os.getpid()}-{time.monotonic_ns()}"
     start = (
         "import os, sys\n"
         "from pathlib import Path\n"
         "from dynquant.confine import clean_environment, confined\n"
         "from dynquant.runner.child import run_child\n"
-        "home = Path(sys.argv[1])\n"
+        "from tests.confining import as_with_cuda\n"
+        "home, code, mark = Path(sys.argv[1]), sys.argv[2], 'dies-' + sys.argv[3]\n"
         f"run_child({command}, environment=clean_environment(home, {{}}), folder=home,"
         " on_line=lambda line: print(line, flush=True), is_cancelled=lambda: False)"
     )
     parent = subprocess.Popen(
-        [sys.executable, "-c", start, str(tmp_path), code], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", start, str(tmp_path), code, mark.removeprefix("dies-")],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        stdout=subprocess.PIPE,
+        text=True,
     )
+
+    def marked() -> list[psutil.Process]:
+        found = psutil.process_iter(["cmdline"])
+        return [each for each in found if mark in (each.info["cmdline"] or [])]
+
     assert parent.stdout is not None
-    pids = [int(word) for word in parent.stdout.readline().split()]
-    assert pids
-    assert all(map(is_alive, pids))
+    assert parent.stdout.readline() == "ready\n"
+    assert marked()
     parent.kill()
     parent.wait()
     parent.stdout.close()
-    return wait_until(lambda: not any(map(is_alive, pids)))
+    return wait_until(lambda: not marked())
 
 
 def test_a_compute_child_dies_with_the_process_that_started_it(tmp_path):
@@ -138,22 +223,24 @@ def test_a_compute_child_dies_with_the_process_that_started_it(tmp_path):
         "import threading, time\n"
         "from dynquant.runner.compute import _die_with_parent\n"
         "threading.Thread(target=_die_with_parent, daemon=True).start()\n"
-        "import os; print(os.getpid(), flush=True); time.sleep(60)"
+        "print('ready', flush=True); time.sleep(60)"
     )
-    assert dies_with_its_parent(tmp_path, "[sys.executable, '-c', sys.argv[2]]", code)
+    assert dies_with_its_parent(tmp_path, "[sys.executable, '-c', code, mark]", code)
 
 
 @pytest.mark.harden("sandboxed compute")
-@pytest.mark.skipif(sys.platform != "linux", reason="PID namespaces are Linux's")
-def test_a_confined_child_dies_with_its_parent_and_so_does_what_ran_away_from_its_session(tmp_path):
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel is Linux's")
+@pytest.mark.parametrize("confine", ["{}", "as_with_cuda({})"])
+def test_a_confined_child_dies_with_its_parent_and_so_does_what_ran_away_from_its_session(
+    tmp_path, confine
+):
     """It notices nothing by itself: it holds the interpreter's lock, and its children left."""
     code = (
-        "import os, subprocess, sys, time\n"
-        "ran = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'],"
+        "import subprocess, sys\n"
+        "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)', sys.argv[1]],"
         " start_new_session=True)\n"
-        "children = open(f'/proc/self/task/{os.readlink(\"/proc/self\")}/children').read()\n"
-        "print(os.readlink('/proc/self'), children, flush=True)\n"
+        "print('ready', flush=True)\n"
         "import re; re.match('(a+)+b', 'a' * 60)"
     )
-    command = "confined([sys.executable, '-c', sys.argv[2]], writable=[home])"
+    command = confine.format("confined([sys.executable, '-c', code, mark], writable=[home])")
     assert dies_with_its_parent(tmp_path, command, code)

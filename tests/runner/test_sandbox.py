@@ -20,7 +20,8 @@ def test_what_the_system_does_not_take_away_is_found_and_said(monkeypatch):
     """As on a system without any of it: a process that believes to be confined is not again."""
     monkeypatch.setenv("DYNQUANT_CONFINED", "1")
     found = reach()
-    assert found == ["connect", "write", "signal"]
+    assert found == ["connect", "write", "read", "open_to_others", "signal"]
     sentence = statement(found)
-    assert "can reach the network and write outside of its folder and signal" in sentence
+    assert "can reach the network, write outside of its folder, read the files" in sentence
+    assert sentence.count(" and signal other processes: this system does not") == 1
     assert "docs/security.md" in sentence

@@ -1,0 +1,321 @@
+"""What Linux can take from a process: files, sockets, permissions, other processes, its own life."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import platform
+import resource
+import signal
+import struct
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from dynquant.confine.places import code_places, listed_places, system_files
+
+__all__ = ["give_up"]
+
+_CUDA = Path("/dev/nvidiactl")
+"""Where it is, CUDA must work: it starts in no PID namespace, writes in its own /proc and makes a
+socket to files; each was tried (driver 580). Other processes' memory and signals Landlock refuses
+by itself, and nothing may connect."""
+
+# From linux/prctl.h, sched.h, mount.h, seccomp.h, filter.h, audit.h and landlock.h.
+_PR_SET_PDEATHSIG, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS, _PR_SET_CHILD_SUBREAPER = 1, 22, 38, 36
+_CLONE_NEWNS, _CLONE_NEWIPC, _CLONE_NEWUSER = 1 << 17, 1 << 27, 1 << 28
+_CLONE_NEWPID, _CLONE_NEWNET = 1 << 29, 1 << 30
+_MS_NOSUID_NODEV_NOEXEC, _MS_REC_PRIVATE = 0b1110, 1 << 14 | 1 << 18
+_SECCOMP_MODE_FILTER = 2
+_LOAD, _JUMP_EQUAL, _JUMP_GREATER_EQUAL, _RETURN = 0x20, 0x15, 0x35, 0x06
+_ALLOW, _KILL = 0x7FFF0000, 0x80000000
+_REFUSE, _IGNORE = 0x00050001, 0x00050000  # with errno 1, EPERM, and with none
+_NUMBER_AT, _ARCHITECTURE_AT, _FIRST_ARGUMENT_AT = 0, 4, 16
+_X32_CALLS = 1 << 30
+_AF_UNIX, _NO_FAMILY = 1, 0xFFFF
+
+_IGNORED_CALLS = (
+    # Name, and its number on x86_64 and on aarch64. Landlock knows nothing of permissions, and one
+    # can give away what one cannot read. Compilers and Python's shutil call them on their own files
+    # as well, and what they make is of use without.
+    ("chmod", 90, -1), ("fchmod", 91, 52), ("fchmodat", 268, 53), ("fchmodat2", 452, 452),
+)  # fmt: skip
+_REFUSED_CALLS = (
+    ("connect", 42, 203), ("io_uring_setup", 425, 425),  # which could make sockets too
+    # Permissions again.
+    ("chown", 92, -1), ("fchown", 93, 55), ("lchown", 94, -1), ("fchownat", 260, 54),
+    ("setxattr", 188, 5), ("lsetxattr", 189, 6), ("fsetxattr", 190, 7), ("setxattrat", 463, 463),
+    ("removexattr", 197, 14), ("lremovexattr", 198, 15), ("fremovexattr", 199, 16),
+    ("removexattrat", 466, 466),
+    # Memory and keys of others; without an IPC namespace, that of PostgreSQL for example.
+    ("ptrace", 101, 117), ("process_vm_readv", 310, 270), ("process_vm_writev", 311, 271),
+    ("shmget", 29, 194), ("semget", 64, 190), ("msgget", 68, 186), ("mq_open", 240, 180),
+    ("add_key", 248, 217), ("request_key", 249, 218), ("keyctl", 250, 219),
+    # Of use to nobody here but whoever looks for holes in the kernel.
+    ("perf_event_open", 298, 241), ("bpf", 321, 280), ("userfaultfd", 323, 282),
+)  # fmt: skip
+_MACHINES = {
+    # How the kernel calls it, `socket`, `prlimit64`, and which column of the calls above.
+    "x86_64": (0xC000003E, 41, 302, 1),
+    "aarch64": (0xC00000B7, 198, 261, 2),
+}
+
+_CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
+_RULE_PATH_BENEATH = 1
+_EXECUTE, _WRITE_FILE, _READ_FILE, _READ_DIR, _TRUNCATE = 1, 1 << 1, 1 << 2, 1 << 3, 1 << 14
+_READ = _READ_FILE | _READ_DIR
+_ON_FILES = _EXECUTE | _WRITE_FILE | _READ_FILE | _TRUNCATE
+_CHANGES = {1: 0b1111111110010, 2: 1 << 13, 3: _TRUNCATE}
+"""Landlock's version → what it knows of writing, removing, making and moving files."""
+
+_SCOPES = {6: 0b11}  # abstract sockets and signals
+_READABLE_DEVICES = ("null", "zero", "full", "random", "urandom", "nvidia*")
+_WRITABLE_DEVICES = ("null", "nvidia*")
+_PROC = (
+    "cpuinfo", "meminfo", "stat", "version", "filesystems", "modules", "devices", "driver", "sys",
+    "uptime", "loadavg",
+)  # fmt: skip
+"""Of the machine, where `/proc` has other processes too."""
+
+
+def give_up(
+    *, parent: int, writable: Sequence[str], readable: Sequence[str], max_data_bytes: int | None
+) -> None:
+    """Return in a process that is confined, while this one waits for it and ends when it does.
+
+    Args:
+        parent: Process that has started this one.
+        writable: Real paths of folders that it may write in.
+        readable: Real paths that it may read, beside those of `places`.
+        max_data_bytes: Memory that it may ask for.
+    """
+    kernel = _Kernel()
+    kernel.signal_when_parent_ends(signal.SIGTERM)
+    if os.getppid() != parent:
+        sys.exit(1)  # it was gone before we asked
+    if max_data_bytes is not None:
+        resource.setrlimit(resource.RLIMIT_DATA, (max_data_bytes, max_data_bytes))
+    with contextlib.suppress(OSError):
+        # Where memory runs out all the same, the system takes this process and not its runner.
+        Path("/proc/self/oom_score_adj").write_text("1000")
+    has_cuda = _CUDA.exists()
+    is_apart = kernel.may_leave_namespaces(and_pids=not has_cuda)
+    if is_apart:
+        kernel.leave_namespaces(and_pids=not has_cuda)
+    kernel.prctl(_PR_SET_NO_NEW_PRIVS, 1)
+    owns_pids = is_apart and not has_cuda
+    _stay_behind(kernel, owns_pids=owns_pids)
+    has_own_proc = owns_pids and kernel.mount_proc()
+    kernel.allow_files(writable, readable, has_own_proc=has_own_proc, may_write_to_itself=has_cuda)
+    kernel.refuse_calls(allow_unix_sockets=has_cuda)
+
+
+def _stay_behind(kernel: _Kernel, *, owns_pids: bool) -> None:
+    """Return in a new process. This one waits for it, ends all that it has started, and ends.
+
+    In a PID namespace there is one more process between them, which is the namespace's first: all
+    others end with that one, and signals such as SIGXCPU do not reach it, so it is not the command.
+    """
+    started: list[int] = []
+
+    def end(*_: object) -> None:
+        for each in started:
+            os.kill(each, signal.SIGKILL)
+        if not started:
+            os._exit(1)
+
+    signal.signal(signal.SIGTERM, end)
+    if not owns_pids:
+        # What runs away from its parent becomes a child of this process.
+        kernel.prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    if child := os.fork():
+        started.append(child)
+        code = _exit_code(os.waitpid(child, 0)[1])
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        if not owns_pids:
+            _end_all_children()
+        os._exit(code)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    kernel.signal_when_parent_ends(signal.SIGKILL)
+    os.setsid()  # or it could signal the process that waits, which is of the same group
+    if not owns_pids:
+        return
+    if worker := os.fork():
+        while True:
+            pid, status = os.wait()
+            if pid == worker:
+                os._exit(_exit_code(status))
+    kernel.signal_when_parent_ends(signal.SIGKILL)
+
+
+def _end_all_children() -> None:
+    """Kill the children of this process until there are none; theirs become its own."""
+    children = Path(f"/proc/self/task/{os.getpid()}/children")
+    while pids := children.read_text().split():
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGKILL)
+        os.wait()
+
+
+def _exit_code(status: int) -> int:
+    """As a shell tells it: 128 and the signal that ended a process."""
+    code = os.waitstatus_to_exitcode(status)
+    return code if code >= 0 else 128 - code
+
+
+class _Kernel:
+    """What Linux offers and Python does not; a call that the kernel refuses changes nothing."""
+
+    def __init__(self) -> None:
+        self._libc = ctypes.CDLL(None, use_errno=True)
+
+    def prctl(self, option: int, *arguments: object) -> bool:
+        """Whether the kernel took it."""
+        words = [ctypes.c_ulong(each) if isinstance(each, int) else each for each in arguments]
+        padding = [ctypes.c_ulong(0)] * (4 - len(words))
+        return bool(self._libc.prctl(option, *words, *padding) == 0)
+
+    def signal_when_parent_ends(self, number: signal.Signals) -> None:
+        """Have the kernel send `number` to this process when its parent ends."""
+        self.prctl(_PR_SET_PDEATHSIG, number)
+
+    def may_leave_namespaces(self, *, and_pids: bool) -> bool:
+        """Whether it works, tried in another process: half of it cannot be taken back.
+
+        Ubuntu 24.04 lets nobody but root say who one is in a new namespace.
+        """
+        if tried := os.fork():
+            return os.waitpid(tried, 0)[1] == 0
+        try:
+            self.leave_namespaces(and_pids=and_pids)
+        except OSError:
+            os._exit(1)
+        os._exit(0)
+
+    def leave_namespaces(self, *, and_pids: bool) -> None:
+        """Go where there is no network and no other process; the same person, and nobody else.
+
+        Raises:
+            OSError: The system does not let us.
+        """
+        uid, gid = os.getuid(), os.getgid()
+        flags = _CLONE_NEWUSER | _CLONE_NEWNET | _CLONE_NEWIPC | _CLONE_NEWNS
+        if self._libc.unshare(flags | (_CLONE_NEWPID if and_pids else 0)) != 0:
+            raise OSError(ctypes.get_errno(), "unshare")
+        Path("/proc/self/setgroups").write_text("deny")
+        Path("/proc/self/uid_map").write_text(f"{uid} {uid} 1")
+        Path("/proc/self/gid_map").write_text(f"{gid} {gid} 1")
+
+    def mount_proc(self) -> bool:
+        """Have `/proc` show this PID namespace alone; some containers do not let us."""
+        libc, no_flags = self._libc, ctypes.c_ulong(_MS_NOSUID_NODEV_NOEXEC)
+        if libc.mount(None, b"/", None, ctypes.c_ulong(_MS_REC_PRIVATE), None) != 0:
+            return False
+        return bool(libc.mount(b"proc", b"/proc", b"proc", no_flags, None) == 0)
+
+    def allow_files(
+        self,
+        writable: Sequence[str],
+        readable: Sequence[str],
+        *,
+        has_own_proc: bool,
+        may_write_to_itself: bool,
+    ) -> None:
+        """Refuse to read, write, make, move, remove and execute files elsewhere."""
+        version = self._libc.syscall(_CREATE_RULESET, None, 0, 1)
+        changes = sum(bits for since, bits in _CHANGES.items() if version >= since)
+        scopes = sum(bits for since, bits in _SCOPES.items() if version >= since)
+        attributes = struct.pack("QQQ", changes | _READ | _EXECUTE, 0, scopes)
+        rules = self._libc.syscall(_CREATE_RULESET, attributes, ctypes.c_size_t(len(attributes)), 0)
+        if version < 1 or rules < 0:
+            return
+        to_write = changes & (_WRITE_FILE | _TRUNCATE)
+        self._allow(rules, writable, changes | _READ)
+        self._allow(rules, readable, _READ)
+        self._allow(rules, code_places(), _READ | _EXECUTE)
+        self._allow(rules, listed_places(), _READ_DIR)
+        self._allow(rules, (*system_files(), "/sys"), _READ)
+        self._allow(rules, _devices(_READABLE_DEVICES), _READ)
+        self._allow(rules, _devices(_WRITABLE_DEVICES), to_write)
+        if has_own_proc:
+            self._allow(rules, ["/proc"], _READ)
+        else:
+            itself = _READ | (to_write if may_write_to_itself else 0)
+            self._allow(rules, [f"/proc/{each}" for each in _PROC], _READ, is_kept=True)
+            self._allow(rules, ["/proc/self"], itself, is_kept=True)
+        self._libc.syscall(_RESTRICT_SELF, rules, 0)
+        os.close(rules)
+
+    def _allow(
+        self, rules: int, paths: Iterable[str], rights: int, *, is_kept: bool = False
+    ) -> None:
+        """Add a rule for each path that is there.
+
+        Args:
+            rules: Descriptor of the ruleset.
+            paths: Files and folders.
+            rights: What is allowed there, and below.
+            is_kept: Whether the descriptors stay open: the kernel forgets entries of `/proc` that
+                nobody holds, and what it makes anew is under no rule.
+        """
+        for path in paths:
+            try:
+                descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
+            except OSError:
+                continue
+            on_this = rights if os.path.isdir(path) else rights & _ON_FILES  # noqa: PTH112
+            beneath = struct.pack("=Qi", on_this, descriptor)
+            self._libc.syscall(_ADD_RULE, rules, _RULE_PATH_BENEATH, beneath, 0)
+            if is_kept:
+                os.set_inheritable(descriptor, True)
+            else:
+                os.close(descriptor)
+
+    def refuse_calls(self, *, allow_unix_sockets: bool) -> None:
+        """Have the calls refused that none of the above knows of, every new socket included."""
+        if (machine := platform.machine()) not in _MACHINES:
+            return
+        architecture, socket, prlimit, column = _MACHINES[machine]
+        numbers = {
+            "refuse": [call[column] for call in _REFUSED_CALLS if call[column] >= 0],
+            "ignore": [call[column] for call in _IGNORED_CALLS if call[column] >= 0],
+        }
+        family = _AF_UNIX if allow_unix_sockets else _NO_FAMILY
+        # A jump counts the steps that it leaves out, or names one of the last four.
+        body = [
+            (_LOAD, 0, 0, _NUMBER_AT),
+            *((_JUMP_EQUAL, end, 0, number) for end, calls in numbers.items() for number in calls),
+            (_JUMP_GREATER_EQUAL, "refuse", 0, _X32_CALLS),
+            (_JUMP_EQUAL, 0, 2, socket),
+            (_LOAD, 0, 0, _FIRST_ARGUMENT_AT),
+            (_JUMP_EQUAL, "allow", "refuse", family),
+            (_JUMP_EQUAL, 0, "allow", prlimit),
+            (_LOAD, 0, 0, _FIRST_ARGUMENT_AT),
+            (_JUMP_EQUAL, "allow", "refuse", 0),  # its own limits, and not its runner's
+        ]
+        ends = {"refuse": _REFUSE, "ignore": _IGNORE, "allow": _ALLOW, "kill": _KILL}
+        steps = [
+            (_LOAD, 0, 0, _ARCHITECTURE_AT),
+            (_JUMP_EQUAL, 0, "kill", architecture),
+            *body,
+            *((_RETURN, 0, 0, value) for value in ends.values()),
+        ]
+        places = {end: len(steps) - len(ends) + number for number, end in enumerate(ends)}
+
+        def distance(at: int, target: int | str) -> int:
+            return target if isinstance(target, int) else places[target] - at - 1
+
+        program = ctypes.create_string_buffer(
+            b"".join(
+                struct.pack("HBBI", code, distance(at, yes), distance(at, no), value)
+                for at, (code, yes, no, value) in enumerate(steps)
+            )
+        )
+        header = struct.pack("HP", len(steps), ctypes.addressof(program))
+        self.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.c_char_p(header))
+
+
+def _devices(patterns: Sequence[str]) -> list[str]:
+    return [str(each) for pattern in patterns for each in Path("/dev").glob(pattern)]

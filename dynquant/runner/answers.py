@@ -1,0 +1,234 @@
+"""What a child may answer: its lines, the results of its steps and its papers, all checked here.
+
+A child that has read a stranger's model may be the stranger's by now. Its answers are bounded and
+of known types, and what the runner knows by itself it does not take from the child.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, NoReturn
+
+from dynquant.core.artefacts import (
+    cost_table_from_json,
+    cost_table_to_json,
+    facts_from_json,
+    requested,
+    same_request,
+)
+from dynquant.core.facts import ModelFacts
+from dynquant.core.gating import gate
+from dynquant.core.notes import MAX_NOTES, is_note
+from dynquant.core.planning import Forecast
+from dynquant.core.quality import Quality
+from dynquant.core.recipe import Recipe, command_of
+from dynquant.core.typed import require_types
+from dynquant.errors import DynquantError, NeverPublishError, Reason
+from dynquant.steps import ORIGINAL, notes_on
+
+__all__ = ["Answer", "Asked", "distrusted"]
+
+MAX_SAMPLE_CHARS = 10_000
+"""Of what a model wrote when it was tried; 24 tokens have some hundred."""
+
+_MAX_PART_CHARS = 200
+_MAX_NOTE_CHARS = 2_000
+_MAX_FIGURES = 10_000
+"""More than one for each target, one for each uniform format and the original."""
+
+_MALFORMED = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+
+_logger = logging.getLogger(__name__)
+
+
+def distrusted(what: str) -> NeverPublishError:
+    """The end of a job whose child did `what`, which dynquant's own code never does."""
+    _logger.warning("A child is not to be trusted: %s", what)
+    return NeverPublishError(
+        f"The process that converts this model left an answer that dynquant never gives: {what}. "
+        "The model may have taken that process over. Report it if you trust the model."
+    )
+
+
+class Answer:
+    """Gathers the lines of one step: progress, and then one answer.
+
+    Attributes:
+        result: What the step returned, once it `has_result`.
+        reason: Why it failed, if it says so, and in which words.
+    """
+
+    def __init__(self, on_progress: Callable[[Mapping[str, Any]], None]) -> None:
+        self._on_progress = on_progress
+        self._is_over = False
+        self.has_result = False
+        self.result: Any = None
+        self.reason: Reason | None = None
+        self.sentence = ""
+
+    def take(self, line: str) -> None:
+        """Read a line.
+
+        Raises:
+            NeverPublishError: It is none that a step writes.
+        """
+        try:
+            said = json.loads(line)
+            if self._is_over or not isinstance(said, dict):
+                raise ValueError(said)
+            if said.keys() == {"part", "fraction", "eta_secs"}:
+                self._on_progress(_progress(said))
+            elif said.keys() == {"result"}:
+                self.result, self.has_result = said["result"], True
+                self._is_over = True
+            elif said.keys() == {"reason", "sentence"}:
+                self.reason, self.sentence = Reason(said["reason"]), _text(said["sentence"])
+                self._is_over = True
+            else:
+                raise ValueError(said)
+        except _MALFORMED as error:
+            raise distrusted("a line that no step writes") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What the runner knows of a job by itself, to hold the answers of its child against.
+
+    Attributes:
+        source: Fields of the `ModelSource` without its folder.
+        recipe: How to quantize.
+        texts: Role → name of the text.
+        targets: Name of each model that is to be made → its bits per weight.
+    """
+
+    source: Mapping[str, Any]
+    recipe: Recipe
+    texts: Mapping[str, str]
+    targets: Mapping[str, float]
+
+    def forecasts(self, raw: Any) -> list[dict[str, Any]]:
+        """The result of `resolve`: a forecast for each target.
+
+        Raises:
+            NeverPublishError: It is something else, here and below.
+        """
+        with _checking("forecasts"):
+            found = [Forecast(**{**each, "notes": tuple(each["notes"])}) for each in raw]
+            for each in found:
+                require_types(each)
+                _require(len(each.notes) <= MAX_NOTES)
+                _require(all(len(note) <= _MAX_NOTE_CHARS for note in each.notes))
+                named = asdict(each).values()
+                numbers = [value for value in named if isinstance(value, int | float)]
+                if not all(math.isfinite(value) and 0 <= value < 2**63 for value in numbers):
+                    _refuse(each)
+            _require([each.target_bpw for each in found] == list(self.recipe.targets_bpw))
+            _require(all(each.model == self.source["name"] for each in found))
+            _require(all(len(each.model_type) <= _MAX_PART_CHARS for each in found))
+        return [asdict(each) for each in found]
+
+    def cost_table(self, text: str) -> str:
+        """The file that `measure` leaves, with nothing else in it."""
+        with _checking("a cost table"):
+            table = cost_table_from_json(text, name="cost_table.json")
+            _require(table.source == self.source["name"])
+            _require(table.source_sha == self.source["revision_sha"])
+        return cost_table_to_json(table)
+
+    def samples(self, raw: Any) -> dict[str, str]:
+        """The result of `verify`: what each model wrote."""
+        with _checking("samples"):
+            _require(raw.keys() == self.targets.keys())
+            return {name: _text(text)[:MAX_SAMPLE_CHARS] for name, text in raw.items()}
+
+    def figures(self, raw: Any) -> dict[str, dict[str, Any]]:
+        """The result of `evaluate`: figures of each model, and of those beside it."""
+        with _checking("figures"):
+            _require(len(raw) <= _MAX_FIGURES and {*self.targets, ORIGINAL} <= raw.keys())
+            found = {str(name)[:_MAX_PART_CHARS]: Quality(**each) for name, each in raw.items()}
+            for quality in found.values():
+                require_types(quality)
+                # A single window has no standard error.
+                _require(not any(math.isinf(value) for value in asdict(quality).values()))
+        return {name: asdict(quality) for name, quality in found.items()}
+
+    def facts(self, name: str, plan: str, report: str) -> ModelFacts:
+        """What the files that `card` leaves say of the model `name`.
+
+        Source, license, gate, recipe and command are what the runner knows, or all is refused: no
+        model is published as another one's, nor more openly than its original.
+        """
+        with _checking("papers"):
+            facts = facts_from_json(plan, report, name=name)
+            source, texts = self.source, self.texts
+            known = replace(
+                facts,
+                name=name,
+                source=source["name"],
+                source_is_repo=source["is_repo"],
+                source_is_private=source["is_private"],
+                revision_sha=source["revision_sha"],
+                license_fields=source["license_fields"],
+                gated=source["gated"],
+                gated_fields=gate(source["gated_fields"]),
+                command=command_of(
+                    self.recipe,
+                    source=source["name"],
+                    revision_sha=source["revision_sha"],
+                    calibration=texts["calibration"],
+                    evaluation=texts["evaluation"],
+                ),
+                notes=(*filter(is_note, facts.notes[:MAX_NOTES]), *notes_on(facts.plan)),
+            )
+            for field in fields(facts):
+                if getattr(facts, field.name) != getattr(known, field.name):
+                    _refuse(field.name)
+            asked = requested(
+                source=source["name"],
+                revision_sha=source["revision_sha"],
+                target_bpw=self.targets[name],
+                recipe=self.recipe,
+                calibration=texts["calibration"],
+                evaluation=texts["evaluation"],
+            )
+            _require(same_request(plan, asked))
+            _require({rung.name for rung in facts.ladder} == self.targets.keys())
+        return facts
+
+
+def _progress(said: Mapping[str, Any]) -> Mapping[str, Any]:
+    fraction, eta_secs = said["fraction"], said["eta_secs"]
+    _require(0 <= fraction <= 1)
+    _require(eta_secs is None or 0 <= eta_secs < math.inf)
+    part = "".join(filter(str.isprintable, _text(said["part"])[:_MAX_PART_CHARS]))
+    return {"part": part, "fraction": float(fraction), "eta_secs": eta_secs}
+
+
+def _text(raw: object) -> str:
+    if not isinstance(raw, str):
+        raise TypeError(raw)
+    return raw
+
+
+def _require(is_so: bool) -> None:  # noqa: FBT001
+    if not is_so:
+        raise ValueError
+
+
+def _refuse(what: object) -> NoReturn:
+    raise ValueError(what)
+
+
+@contextmanager
+def _checking(what: str) -> Iterator[None]:
+    """Turn every way in which `what` can be wrong into the end of the job."""
+    try:
+        yield
+    except (DynquantError, *_MALFORMED) as error:
+        _logger.warning("Wrong %s: %r", what, error)
+        raise distrusted(f"{what} of another kind than this job's") from error
