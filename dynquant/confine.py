@@ -106,12 +106,24 @@ def confined(
 
 
 def _places_of_keys() -> list[str]:
-    home = Path("~").expanduser()
+    try:
+        home = Path.home()
+    except RuntimeError:  # neither HOME nor an entry of this user id: huggingface_hub takes this
+        home = Path("~")
     hub = Path(os.environ.get("HF_HOME") or home / ".cache" / "huggingface")
     tokens = [hub / "token", hub / "stored_tokens"]
     if own := os.environ.get("HF_TOKEN_PATH"):
         tokens.append(Path(own))
-    return [str(each) for each in (*tokens, *(home / key for key in _KEYS)) if each.exists()]
+    return [
+        str(each) for each in (*tokens, *(home / key for key in _KEYS)) if _is_within_reach(each)
+    ]
+
+
+def _is_within_reach(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # in a folder that we may not enter, nor may the command
+        return False
 
 
 @cache

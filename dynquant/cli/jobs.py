@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import json
 import os
 import time
@@ -35,7 +34,7 @@ from dynquant.core.naming import local_name
 from dynquant.core.recipe import RECIPE_VERSION, Recipe
 from dynquant.errors import InvalidOptionError
 from dynquant.job_ports import JobBoard
-from dynquant.settings import Settings
+from dynquant.settings import Settings, user_name
 
 __all__ = ["cancel", "doctor", "list_jobs", "logs", "retry", "runner", "show", "submit"]
 
@@ -109,7 +108,7 @@ def submit(
                 model=listing.repo,
                 targets_bpw=targets,
                 destination=to,
-                requester=local_name(getpass.getuser()),
+                requester=local_name(user_name()),
                 private=private is True,
                 public=private is False,
                 options=options,
