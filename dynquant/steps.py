@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Generic
 
 from dynquant.core.allocate import allocate, allocate_by_threshold, check_target
-from dynquant.core.artefacts import matched_table
+from dynquant.core.artefacts import check_measured_for, matched_table
 from dynquant.core.facts import ModelFacts, QuantizedRow, Rung
 from dynquant.core.formats import DEFAULT_MENU, QuantFormat
 from dynquant.core.naming import quantized_name
@@ -19,7 +19,7 @@ from dynquant.core.quality import Quality
 from dynquant.core.recipe import Recipe, command_of
 from dynquant.core.swaps import with_formats
 from dynquant.core.uniform import nearest_uniform
-from dynquant.errors import InvalidOptionError, SensitivitiesError
+from dynquant.errors import SensitivitiesError
 from dynquant.ports import ModelSource, Progress, Quantizer, Text, W
 
 __all__ = ["ORIGINAL", "Conversion", "measure_costs"]
@@ -50,7 +50,6 @@ class Conversion(Generic[W]):
 
     Raises:
         InfeasibleTargetError: A target lies outside the feasible range.
-        InvalidOptionError: Two targets are the same.
     """
 
     _windows: W
@@ -67,8 +66,6 @@ class Conversion(Generic[W]):
         if recipe.alignment is not None:  # refuse what cannot work before measuring
             self._thresholds(dict.fromkeys((layer.path for layer in self._inventory.layers), 0.0))
         self.targets = {quantized_name(source.name, bpw): bpw for bpw in recipe.targets_bpw}
-        if len(self.targets) < len(recipe.targets_bpw):
-            raise InvalidOptionError("Two of the targets are the same. Name each BPW once.")
 
     def read(self, *, calibration: Text, evaluation: Text) -> None:
         """Read the texts; every later step rests on them.
@@ -102,13 +99,7 @@ class Conversion(Generic[W]):
                 f"('{table.calibration.name}', {table.calibration.num_tokens:,} tokens). Pass the "
                 "same text and number of tokens, or measure again."
             )
-        for option in ("encoder", "effort", "seed"):
-            measured = getattr(table, option)
-            if measured != getattr(self._recipe, option):
-                raise SensitivitiesError(
-                    f"The cost table was measured with --{option} {measured}. Pass that here too, "
-                    "or measure again."
-                )
+        check_measured_for(table, self._recipe)
         return table
 
     def align(self, progress: Progress) -> Mapping[str, float]:

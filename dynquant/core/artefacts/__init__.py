@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dynquant.core.artefacts.cost_table import (
+    check_measured_for,
     cost_table_from_json,
     cost_table_to_json,
     is_cost_table,
@@ -16,6 +17,7 @@ from dynquant.core.artefacts.sensitivities import (
 )
 
 __all__ = [
+    "check_measured_for",
     "cost_table_from_json",
     "cost_table_to_json",
     "facts_from_json",

@@ -11,11 +11,17 @@ from dynquant.core.artefacts.fields import real, string, strings, text_facts, wh
 from dynquant.core.artefacts.json_text import MALFORMED, dumped, parsed
 from dynquant.core.formats import UNQUANTIZED, QuantFormat
 from dynquant.core.plan import CostTable, LayerProfile, ModelInventory
-from dynquant.core.recipe import RECIPE_VERSION
+from dynquant.core.recipe import RECIPE_VERSION, Recipe
 from dynquant.core.together import Together
 from dynquant.errors import DynquantError, SensitivitiesError
 
-__all__ = ["cost_table_from_json", "cost_table_to_json", "is_cost_table", "matched_table"]
+__all__ = [
+    "check_measured_for",
+    "cost_table_from_json",
+    "cost_table_to_json",
+    "is_cost_table",
+    "matched_table",
+]
 
 _KIND = "dynquant-cost-table"
 _VERSION = 3
@@ -144,6 +150,21 @@ def matched_table(table: CostTable, inventory: ModelInventory, source_sha: str) 
     together = table.inventory.together
     known = replace(inventory, layers=layers, together=together)
     return replace(table, inventory=known, polished=polished)
+
+
+def check_measured_for(table: CostTable, recipe: Recipe) -> None:
+    """Refuse a table that was measured in another way than `recipe` asks for.
+
+    Raises:
+        SensitivitiesError: Says with which option it was measured.
+    """
+    for option in ("encoder", "effort", "seed"):
+        measured = getattr(table, option)
+        if measured != getattr(recipe, option):
+            raise SensitivitiesError(
+                f"The cost table was measured with --{option} {measured}. Pass that here too, or "
+                "measure again."
+            )
 
 
 def _polished(raw: Mapping[str, Any], layers: tuple[LayerProfile, ...]) -> dict[str, QuantFormat]:
