@@ -111,6 +111,7 @@ def check(
     quantizer: Quantizer[W],
     recipe: Recipe,
     *,
+    calibration: Text,
     outputs: OutputStore,
     table: CostTable | None = None,
 ) -> list[Forecast]:
@@ -120,6 +121,7 @@ def check(
         source: Where the model came from; its folder may hold headers only.
         quantizer: The open model.
         recipe: How.
+        calibration: Text to measure and encode with.
         outputs: Where the folders are to go.
         table: A cost table of an earlier measurement of the same model.
 
@@ -130,7 +132,7 @@ def check(
     outputs.check(list(job.targets), source=source.name)
     if table is not None:
         matched_table(table, quantizer.inventory(recipe.menu), quantizer.revision_sha)
-        check_measured_for(table, recipe)
+        check_measured_for(table, recipe, calibration=calibration.name)
     return forecast(source, quantizer, recipe)
 
 

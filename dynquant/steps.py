@@ -9,7 +9,11 @@ from pathlib import Path
 from typing import Generic
 
 from dynquant.core.allocate import allocate, allocate_by_threshold, check_target
-from dynquant.core.artefacts import check_measured_for, matched_table
+from dynquant.core.artefacts import (
+    check_measured_for,
+    matched_table,
+    measured_on_other_text,
+)
 from dynquant.core.facts import ModelFacts, QuantizedRow, Rung
 from dynquant.core.formats import DEFAULT_MENU, QuantFormat
 from dynquant.core.naming import quantized_name
@@ -19,7 +23,6 @@ from dynquant.core.quality import Quality
 from dynquant.core.recipe import Recipe, command_of
 from dynquant.core.swaps import with_formats
 from dynquant.core.uniform import nearest_uniform
-from dynquant.errors import SensitivitiesError
 from dynquant.ports import ModelSource, Progress, Quantizer, Text, W
 
 __all__ = ["ORIGINAL", "Conversion", "measure_costs"]
@@ -93,13 +96,10 @@ class Conversion(Generic[W]):
             SensitivitiesError: It belongs to another model or text, or was measured otherwise.
         """
         table = matched_table(table, self._inventory, self._quantizer.revision_sha)
-        if table.calibration != self._windows.facts:
-            raise SensitivitiesError(
-                "The cost table was measured on another calibration text "
-                f"('{table.calibration.name}', {table.calibration.num_tokens:,} tokens). Pass the "
-                "same text and number of tokens, or measure again."
-            )
-        check_measured_for(table, self._recipe)
+        text = self._windows.facts
+        check_measured_for(table, self._recipe, calibration=text.name)
+        if table.calibration != text:
+            raise measured_on_other_text(table)
         return table
 
     def align(self, progress: Progress) -> Mapping[str, float]:

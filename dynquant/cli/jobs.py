@@ -26,6 +26,7 @@ from dynquant.cli.options import (
     Revision,
     TimeBudget,
     menu_in,
+    require_two_texts,
     targets_in,
 )
 from dynquant.core.job import (
@@ -40,7 +41,7 @@ from dynquant.core.job_text import job_to_text
 from dynquant.core.naming import local_name, quantized_name, repo_ids
 from dynquant.core.recipe import RECIPE_VERSION, Recipe
 from dynquant.corpus import DEFAULT_CALIBRATION, DEFAULT_EVALUATION, Corpus
-from dynquant.errors import InvalidOptionError, RequestError, TextError
+from dynquant.errors import InvalidOptionError, RequestError
 from dynquant.job_ports import JobBoard
 from dynquant.settings import Settings, user_name
 
@@ -154,11 +155,7 @@ def _check_texts(calibration: str | None, evaluation: str | None) -> None:
     """
     from dynquant.hub.datasets import HubDatasets
 
-    if (calibration or DEFAULT_CALIBRATION) == (evaluation or DEFAULT_EVALUATION):
-        raise TextError(
-            "The text to evaluate on is the one to calibrate on, so its figures would flatter. "
-            "Pass another one to --eval."
-        )
+    require_two_texts(calibration or DEFAULT_CALIBRATION, evaluation or DEFAULT_EVALUATION)
     allow_files = Settings.from_environment(os.environ).local_texts
     texts = Corpus(open_dataset=HubDatasets().open, allow_files=allow_files)
     for source in filter(None, (calibration, evaluation)):

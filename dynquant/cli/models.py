@@ -35,6 +35,7 @@ from dynquant.cli.options import (
     menu_in,
     read,
     require_room,
+    require_two_texts,
     targets_in,
 )
 from dynquant.core.artefacts import (
@@ -198,7 +199,7 @@ def quantize(
     as_json: Json = False,
 ) -> None:
     """Quantize a model to each target, one finished folder each, with its card and figures."""
-    from dynquant.runner.opening import open_both_texts, open_model
+    from dynquant.runner.opening import open_model, open_texts
     from dynquant.runner.speed import timed
 
     home = Settings.from_environment(os.environ).home
@@ -228,11 +229,13 @@ def quantize(
         seed=seed,
         dequantize=dequantize,
     )
+    require_two_texts(calibration, evaluation)
     outputs, table = OutputFolders(out), cost_table_in(cost_table)
     outputs.check([])
     if sensitivities is not None:
         check_file(sensitivities)
-    calibration_text, evaluation_text = open_both_texts(calibration, evaluation)
+    texts = open_texts()
+    calibration_text, evaluation_text = texts.open(calibration), texts.open(evaluation)
 
     def known(quantizer: MlxQuantizer) -> Mapping[str, float] | None:
         """The sensitivities in the file, if it is there."""
@@ -244,7 +247,10 @@ def quantize(
 
     def refuse(source: ModelSource, headers: MlxQuantizer) -> None:
         known(headers)
-        require_room(out, check(source, headers, recipe, outputs=outputs, table=table))
+        found = check(
+            source, headers, recipe, calibration=calibration_text, outputs=outputs, table=table
+        )
+        require_room(out, found)
 
     progress = console.ConsoleProgress()
     with open_model(

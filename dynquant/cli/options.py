@@ -22,7 +22,7 @@ from dynquant.core.recipe import (
     MAX_TOKENS,
     Recipe,
 )
-from dynquant.errors import InvalidOptionError, SensitivitiesError, StorageFullError
+from dynquant.errors import InvalidOptionError, SensitivitiesError, StorageFullError, TextError
 
 __all__ = [
     "DEFAULT_RECIPE",
@@ -49,6 +49,7 @@ __all__ = [
     "menu_in",
     "read",
     "require_room",
+    "require_two_texts",
     "targets_in",
 ]
 
@@ -159,6 +160,19 @@ def read(path: Path) -> str:
         ) from error
     except (OSError, UnicodeDecodeError) as error:
         raise SensitivitiesError(f"'{path}' cannot be read as text. Pass another file.") from error
+
+
+def require_two_texts(calibration: str, evaluation: str) -> None:
+    """Refuse to evaluate on what was calibrated on.
+
+    Raises:
+        TextError: Both options name the same text.
+    """
+    if calibration == evaluation:
+        raise TextError(
+            "The text to evaluate on is the one to calibrate on, so its figures would flatter. "
+            "Pass a text to --eval that the calibration did not see."
+        )
 
 
 def require_room(out: Path, forecasts: Sequence[Forecast]) -> None:

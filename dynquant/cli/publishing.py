@@ -35,6 +35,7 @@ from dynquant.cli.options import (
     encoder_named,
     menu_in,
     require_room,
+    require_two_texts,
     targets_in,
 )
 from dynquant.core.naming import check_repo_id, repo_ids
@@ -90,7 +91,7 @@ def convert(
 
     What is published already, of the same commit and made the same way, is not made again.
     """
-    from dynquant.runner.opening import open_both_texts, open_model, open_publisher
+    from dynquant.runner.opening import open_model, open_publisher, open_texts
     from dynquant.runner.speed import timed
 
     progress = console.ConsoleProgress()
@@ -107,6 +108,7 @@ def convert(
         seed=seed,
         dequantize=dequantize,
     )
+    require_two_texts(calibration, evaluation)
     home = Settings.from_environment(os.environ).home
     outputs, table = OutputFolders(out), cost_table_in(cost_table)
     publisher = open_publisher()
@@ -116,14 +118,18 @@ def convert(
     ):
         forecast(source, quantizer, recipe)  # what cannot work is refused before the download
         ids = destinations(source.name, recipe, to, publisher)
-        calibration_text, evaluation_text = open_both_texts(calibration, evaluation)
+        texts = open_texts()
+        calibration_text, evaluation_text = texts.open(calibration), texts.open(evaluation)
         there = already_published(
             source, recipe, ids, publisher, calibration=calibration_text, evaluation=evaluation_text
         )
         if there is not None:
             _show(there, as_json=as_json)
             return
-        require_room(out, check(source, quantizer, recipe, outputs=outputs, table=table))
+        found = check(
+            source, quantizer, recipe, calibration=calibration_text, outputs=outputs, table=table
+        )
+        require_room(out, found)
     with (
         open_model(
             source.name if source.is_repo else model,

@@ -23,6 +23,7 @@ __all__ = [
     "check_imports",
     "is_bearer",
     "proxy_for",
+    "proxy_in_use",
     "proxy_problem",
     "token_problem",
 ]
@@ -87,6 +88,13 @@ def proxy_for(url: str) -> str | None:
         return None
     scheme = next((each for each in (parts.scheme, "all") if found.get(each)), None)
     return None if scheme is None else _variable(scheme)
+
+
+def proxy_in_use() -> str | None:
+    """The variable whose proxy requests to the Hub go through; None where they use none."""
+    from huggingface_hub import constants  # noqa: PLC0415  `check_imports` comes before it
+
+    return proxy_for(constants.ENDPOINT)
 
 
 def certificates_problem() -> str | None:

@@ -20,13 +20,12 @@ from dynquant.mlx_backend.folder import check_folder
 from dynquant.mlx_backend.quantizer import MlxQuantizer
 from dynquant.mlx_backend.verify import verify_folder
 from dynquant.outputs import MARKER, OutputFolders
-from dynquant.ports import ModelSource, Progress, Text
+from dynquant.ports import ModelSource, Progress
 from dynquant.settings import Settings
 
 __all__ = [
     "OutputFolders",
     "evaluate_folder",
-    "open_both_texts",
     "open_model",
     "open_publisher",
     "open_texts",
@@ -156,19 +155,3 @@ def verify_finished(folder: Path, facts: ModelFacts) -> None:
 def open_texts() -> Corpus:
     """Local files and Hub datasets."""
     return Corpus(open_dataset=HubDatasets().open)
-
-
-def open_both_texts(calibration: str, evaluation: str) -> tuple[Text, Text]:
-    """The texts to calibrate and to evaluate on.
-
-    Raises:
-        TextError: They are the same, or one cannot be used.
-        HubUnavailableError: A dataset cannot be reached.
-    """
-    if calibration == evaluation:
-        raise TextError(
-            "The text to evaluate on is the one to calibrate on, so its figures would flatter. "
-            "Pass a text to --eval that the calibration did not see."
-        )
-    texts = open_texts()
-    return texts.open(calibration), texts.open(evaluation)

@@ -6,6 +6,7 @@ from dynquant.core.artefacts.cost_table import (
     cost_table_to_json,
     is_cost_table,
     matched_table,
+    measured_on_other_text,
 )
 from dynquant.core.artefacts.plan import formats_to_json, plan_to_json, same_request, source_in
 from dynquant.core.artefacts.report import report, report_to_json
@@ -24,6 +25,7 @@ __all__ = [
     "formats_to_json",
     "is_cost_table",
     "matched_table",
+    "measured_on_other_text",
     "plan_to_json",
     "report",
     "report_to_json",

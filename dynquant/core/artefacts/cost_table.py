@@ -21,6 +21,7 @@ __all__ = [
     "cost_table_to_json",
     "is_cost_table",
     "matched_table",
+    "measured_on_other_text",
 ]
 
 _KIND = "dynquant-cost-table"
@@ -152,12 +153,19 @@ def matched_table(table: CostTable, inventory: ModelInventory, source_sha: str) 
     return replace(table, inventory=known, polished=polished)
 
 
-def check_measured_for(table: CostTable, recipe: Recipe) -> None:
+def check_measured_for(table: CostTable, recipe: Recipe, *, calibration: str) -> None:
     """Refuse a table that was measured in another way than `recipe` asks for.
 
+    Args:
+        table: Of the same model.
+        recipe: How to quantize.
+        calibration: Name of the text to calibrate on.
+
     Raises:
-        SensitivitiesError: Says with which option it was measured.
+        SensitivitiesError: Says with what it was measured.
     """
+    if table.calibration.name != calibration:
+        raise measured_on_other_text(table)
     for option in ("encoder", "effort", "seed"):
         measured = getattr(table, option)
         if measured != getattr(recipe, option):
@@ -165,6 +173,15 @@ def check_measured_for(table: CostTable, recipe: Recipe) -> None:
                 f"The cost table was measured with --{option} {measured}. Pass that here too, or "
                 "measure again."
             )
+
+
+def measured_on_other_text(table: CostTable) -> SensitivitiesError:
+    """Why a table is not used again."""
+    return SensitivitiesError(
+        f"The cost table was measured on another calibration text ('{table.calibration.name}', "
+        f"{table.calibration.num_tokens:,} tokens). Pass the same text and number of tokens, or "
+        "measure again."
+    )
 
 
 def _polished(raw: Mapping[str, Any], layers: tuple[LayerProfile, ...]) -> dict[str, QuantFormat]:
