@@ -109,7 +109,7 @@ def _folders() -> Iterator[tuple[str, str]]:
 
 def _written(content: str) -> str | None:
     """Write `content`; what to call the file, None if there is no place for it."""
-    name = f"{_PREFIX}{datetime.now(UTC):%Y%m%d-%H%M%S}-{os.getpid()}.txt"
+    name = f"{_PREFIX}{datetime.now(UTC):%Y%m%d-%H%M%S-%f}-{os.getpid()}.txt"
     encoded = content.encode("utf-8", "backslashreplace")
     try:
         folder = Settings.from_environment(os.environ).home / LOG_FILE.parent

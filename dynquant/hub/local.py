@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +15,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from yaml import YAMLError
 
-from dynquant.errors import InvalidOptionError, ModelNotFoundError
+from dynquant.errors import InvalidModelError, InvalidOptionError, ModelNotFoundError
 from dynquant.hub.local_files import LocalFile
 from dynquant.ports import ModelSource
 
@@ -89,6 +90,7 @@ def local_source(
 
     Raises:
         ModelNotFoundError: It is a path, and no folder of a model.
+        InvalidModelError: A file in it may not be read.
         InvalidOptionError: A revision of a local folder.
     """
     folder = _expanded(model)
@@ -96,6 +98,7 @@ def local_source(
         if (complaint := _complaint_about_path(model, folder)) is not None:
             raise ModelNotFoundError(complaint)
         return None
+    _require_readable(folder, model)
     if (repo := _cached_repo(folder.resolve())) is not None:
         raise ModelNotFoundError(
             f"'{model}' is where '{repo}' is cached, with all its commits. Pass '{repo}', or the "
@@ -118,6 +121,18 @@ def local_source(
         gated_fields=gated_fields(card),
         is_private=bool(sha),
     )
+
+
+def _require_readable(folder: Path, model: str) -> None:
+    if not os.access(folder, os.R_OK | os.X_OK):
+        raise ModelNotFoundError(
+            f"The folder '{model}' may not be read. Change its permissions, or pass another one."
+        )
+    for path in folder.iterdir():
+        if path.is_file() and not os.access(path, os.R_OK):
+            raise InvalidModelError(
+                f"'{path.name}' in the folder of the model may not be read. Change its permissions."
+            )
 
 
 def _name(folder: Path) -> str:
