@@ -10,7 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dynquant.core.allocate import check_target
-from dynquant.core.artefacts import requested, same_request
+from dynquant.core.artefacts import (
+    check_measured_for,
+    matched_table,
+    requested,
+    same_request,
+)
 from dynquant.core.facts import ModelFacts
 from dynquant.core.formats import DEFAULT_MENU
 from dynquant.core.naming import quantized_name, repo_ids
@@ -36,6 +41,7 @@ __all__ = [
     "QuantizedModel",
     "Recipe",
     "already_published",
+    "check",
     "destinations",
     "forecast",
     "measure",
@@ -99,6 +105,36 @@ def forecast(
         )
         for target, size_bytes in sizes.items()
     ]
+
+
+def check(
+    source: ModelSource,
+    quantizer: Quantizer[W],
+    recipe: Recipe,
+    *,
+    calibration: Text,
+    outputs: OutputStore,
+    table: CostTable | None = None,
+) -> list[Forecast]:
+    """Refuse what cannot work before a download or a measurement; what each target takes.
+
+    Args:
+        source: Where the model came from; its folder may hold headers only.
+        quantizer: The open model.
+        recipe: How.
+        calibration: Text to measure and encode with.
+        outputs: Where the folders are to go.
+        table: A cost table of an earlier measurement of the same model.
+
+    Raises:
+        RequestError: The request cannot work.
+    """
+    job = Conversion(source, quantizer, recipe)
+    outputs.check(list(job.targets), source=source.name)
+    if table is not None:
+        matched_table(table, quantizer.inventory(recipe.menu), quantizer.revision_sha)
+        check_measured_for(table, recipe, calibration=calibration.name)
+    return forecast(source, quantizer, recipe)
 
 
 def measure(

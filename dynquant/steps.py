@@ -9,7 +9,11 @@ from pathlib import Path
 from typing import Generic
 
 from dynquant.core.allocate import allocate, allocate_by_threshold, check_target
-from dynquant.core.artefacts import matched_table
+from dynquant.core.artefacts import (
+    check_measured_for,
+    matched_table,
+    measured_on_other_text,
+)
 from dynquant.core.facts import ModelFacts, QuantizedRow, Rung
 from dynquant.core.formats import DEFAULT_MENU, QuantFormat
 from dynquant.core.naming import quantized_name
@@ -19,7 +23,6 @@ from dynquant.core.quality import Quality
 from dynquant.core.recipe import Recipe, command_of
 from dynquant.core.swaps import with_formats
 from dynquant.core.uniform import nearest_uniform
-from dynquant.errors import InvalidOptionError, SensitivitiesError
 from dynquant.ports import ModelSource, Progress, Quantizer, Text, W
 
 __all__ = ["ORIGINAL", "Conversion", "check_source", "measure_costs", "notes_on"]
@@ -50,7 +53,6 @@ class Conversion(Generic[W]):
 
     Raises:
         InfeasibleTargetError: A target lies outside the feasible range.
-        InvalidOptionError: Two targets are the same.
     """
 
     _windows: W
@@ -67,8 +69,6 @@ class Conversion(Generic[W]):
         if recipe.alignment is not None:  # refuse what cannot work before measuring
             self._thresholds(dict.fromkeys((layer.path for layer in self._inventory.layers), 0.0))
         self.targets = {quantized_name(source.name, bpw): bpw for bpw in recipe.targets_bpw}
-        if len(self.targets) < len(recipe.targets_bpw):
-            raise InvalidOptionError("Two of the targets are the same. Name each BPW once.")
 
     def read(self, *, calibration: Text, evaluation: Text) -> None:
         """Read the texts, on which every later step rests, and check the tokenizer.
@@ -107,19 +107,10 @@ class Conversion(Generic[W]):
             SensitivitiesError: It belongs to another model or text, or was measured otherwise.
         """
         table = matched_table(table, self._inventory, self._quantizer.revision_sha)
-        if table.calibration != self._windows.facts:
-            raise SensitivitiesError(
-                "The cost table was measured on another calibration text "
-                f"('{table.calibration.name}', {table.calibration.num_tokens:,} tokens). Pass the "
-                "same text and number of tokens, or measure again."
-            )
-        for option in ("encoder", "effort", "seed"):
-            measured = getattr(table, option)
-            if measured != getattr(self._recipe, option):
-                raise SensitivitiesError(
-                    f"The cost table was measured with --{option} {measured}. Pass that here too, "
-                    "or measure again."
-                )
+        text = self._windows.facts
+        check_measured_for(table, self._recipe, calibration=text.name)
+        if table.calibration != text:
+            raise measured_on_other_text(table)
         self._quantizer.store_as(table.inventory.dtype)
         return table
 

@@ -140,7 +140,7 @@ class HubModels:
             HubUnavailableError: Network, rate limit, 5xx, or the client is set offline.
             StorageFullError: It would not fit on the disk of the cache.
         """
-        if (local := local_source(model, revision)) is not None:
+        if (local := self._local(model, revision)) is not None:
             return local
         listing = self.look_up(model, revision=revision, allow_quantized=allow_quantized)
         cache.remove_partial_downloads(self._cache_dir, listing.repo)
@@ -172,7 +172,7 @@ class HubModels:
             HubUnavailableError: As for `fetch`.
             StorageFullError: The folder for temporary files cannot be written.
         """
-        if (local := local_source(model, revision)) is not None:
+        if (local := self._local(model, revision)) is not None:
             return local
         listing = self.look_up(model, revision=revision, allow_quantized=allow_quantized)
         for name in _SMALL_FILES:
@@ -244,6 +244,9 @@ class HubModels:
         headers = zip(names, self._headers(listing, names), strict=True)
         tensors = {name: tensors_in(name, header) for name, header in headers}
         return [*chosen_files(tensors, weight_map).read]
+
+    def _local(self, model: str, revision: str | None) -> ModelSource | None:
+        return local_source(model, revision, cache_dir=self._cache_dir)
 
     def _download(
         self, listing: Listing, name: str, *, on_step: OnStep = lambda _step, _amount=1: None
