@@ -92,7 +92,7 @@ def license_of(about: Mapping[str, Any], classifiers: Sequence[str]) -> str:
     """The license of a package, as an SPDX expression where its metadata gives one."""
     written = about.get("License-Expression") or about.get("License") or ""
     first = str(written).strip().partition("\n")[0]
-    if not first:
+    if first in {"", "UNKNOWN"}:  # old build backends write this word for an empty field
         kinds = [each.rpartition(" :: ")[2] for each in classifiers if each.startswith("License")]
         first = " AND ".join(SPELLED.get(kind, kind) for kind in kinds)
     return SPELLED.get(first, first)

@@ -47,7 +47,10 @@ def test_a_license_that_nobody_has_looked_at_is_not_allowed(expression, allowed)
 
 
 def test_old_metadata_is_read_by_its_classifiers():
-    assert license_of({}, ["License :: OSI Approved :: MIT License"]) == "MIT"
+    classifiers = ["License :: OSI Approved :: MIT License"]
+    assert license_of({}, classifiers) == "MIT"
+    assert license_of({"License": "UNKNOWN"}, classifiers) == "MIT"
+    assert license_of({"License": "UNKNOWN"}, []) == ""
     assert license_of({"License": "BSD 2-Clause License\nCopyright"}, []) == "BSD-2-Clause"
 
 
