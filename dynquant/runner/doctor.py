@@ -35,8 +35,9 @@ _NEEDED = frozenset({"repo.content.read", WRITE})
 
 _TIMEOUT_SECS = 20.0
 _ASK_MLX = (
-    "import json, dynquant.mlx_backend, mlx.core as mx; device = mx.default_device();"
-    "print(json.dumps([str(device.type).split('.')[-1], mx.__version__]))"
+    "import json, dynquant.mlx_backend as backend, mlx.core as mx; device = mx.default_device();"
+    "print(json.dumps([str(device.type).split('.')[-1], mx.__version__,"
+    " backend.slow_blas_sentence()]))"
 )
 
 
@@ -107,9 +108,9 @@ def _mlx(home: Path) -> str:
             "MLX cannot be imported. Install it with 'pip install \"dynquant[mlx]\"', on a Mac "
             "with Apple silicon or on Linux."
         )
-    device, version = json.loads(child.stdout.splitlines()[-1])
+    device, version, slow_blas = json.loads(child.stdout.splitlines()[-1])
     slow = "" if device == "gpu" else ", without a GPU: converting is slow"
-    return f"MLX {version} on the {device}{slow}."
+    return f"MLX {version} on the {device}{slow}.{f' {slow_blas}' if slow_blas else ''}"
 
 
 def _sandbox() -> str:
