@@ -41,8 +41,9 @@ _NEEDED = frozenset({"repo.content.read", WRITE})
 _TIMEOUT_SECS = 20.0
 _UTF8 = "utf-8"
 _ASK_MLX = (
-    "import json, dynquant.mlx_backend as ours, mlx.core as mx; device = mx.default_device();"
-    "print(json.dumps([str(device.type).split('.')[-1], mx.__version__, ours.HAS_FAST_BLAS]))"
+    "import json, dynquant.mlx_backend as backend, mlx.core as mx; device = mx.default_device();"
+    "print(json.dumps([str(device.type).split('.')[-1], mx.__version__,"
+    " backend.slow_blas_sentence()]))"
 )
 
 
@@ -134,7 +135,7 @@ def _characters() -> str:
 
 
 @cache
-def _ask_mlx(home: Path) -> tuple[str, str, bool]:
+def _ask_mlx(home: Path) -> tuple[str, str, str | None]:
     """Its device and version, and whether its CPU code multiplies fast."""
     # In a process of its own: a broken MLX may end the process that imports it.
     child = subprocess.run(
@@ -150,8 +151,8 @@ def _ask_mlx(home: Path) -> tuple[str, str, bool]:
             "MLX cannot be imported. Install it with 'pip install \"dynquant[mlx]\"', on a Mac "
             "with Apple silicon or on Linux."
         )
-    device, version, is_fast = json.loads(child.stdout.splitlines()[-1])
-    return device, version, is_fast
+    device, version, slow_blas = json.loads(child.stdout.splitlines()[-1])
+    return device, version, slow_blas
 
 
 def _mlx(home: Path) -> str:
@@ -161,14 +162,11 @@ def _mlx(home: Path) -> str:
 
 
 def _openblas(home: Path) -> str:
-    device, _, is_fast = _ask_mlx(home)
+    device, _, slow_blas = _ask_mlx(home)
+    if slow_blas is not None:
+        raise _MissingError(slow_blas)
     if device == "gpu" or not sys.platform.startswith("linux"):
         return "It is not needed here."
-    if not is_fast:
-        raise _MissingError(
-            "It is missing, and MLX multiplies about 40 times slower on the CPU without it. "
-            "Install it: 'sudo apt-get install libopenblas0-pthread' on Debian and Ubuntu."
-        )
     return "MLX multiplies with it on the CPU."
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from dynquant.hub.datasets import HubDatasets
 from dynquant.hub.local import local_source
 from dynquant.hub.models import HubModels
 from dynquant.hub.publishing import HubPublisher
+from dynquant.mlx_backend import slow_blas_sentence
 from dynquant.mlx_backend.folder import check_folder
 from dynquant.mlx_backend.quantizer import MlxQuantizer
 from dynquant.mlx_backend.verify import verify_folder
@@ -31,6 +33,8 @@ __all__ = [
     "open_texts",
     "verify_finished",
 ]
+
+_logger = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -64,6 +68,7 @@ def open_model(
                 yield source, quantizer
                 return
             model, revision = source.name, source.revision_sha
+        _warn_of_slow_blas()
         source = hub.fetch(model, revision=revision, allow_quantized=dequantize, progress=progress)
         yield source, _opened(source, dequantize=dequantize)
 
@@ -155,3 +160,9 @@ def verify_finished(folder: Path, facts: ModelFacts) -> None:
 def open_texts() -> Corpus:
     """Local files and Hub datasets."""
     return Corpus(open_dataset=HubDatasets().open)
+
+
+def _warn_of_slow_blas() -> None:
+    sentence = slow_blas_sentence()
+    if sentence is not None:
+        _logger.warning(sentence)
