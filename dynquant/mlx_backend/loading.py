@@ -193,7 +193,8 @@ class ModelFolder:
             logger.warning("The model's code failed", exc_info=error)
             raise InvalidModelError(
                 "This model cannot be run with its config and weights: "
-                f"{_one_line(str(error))}. Download the model again, or ask its author."
+                f"{_one_line(str(error))}. Compare its files with those of the original, or ask "
+                "its author."
             ) from error
 
     def _require_same_weights(self) -> None:
@@ -315,7 +316,7 @@ class ModelFolder:
                 ) from error
             raise InvalidModelError(
                 f"The weights or the config of this '{name}' model do not fit together: "
-                f"{_one_line(reason)}. Download the model again, or ask its author."
+                f"{_one_line(reason)}. Take both from one version of the model, or ask its author."
             ) from error
         return model
 
