@@ -36,7 +36,8 @@ _MAX_NAME = 200
 # Read, and written anew or left out in a quantized model.
 _READ_ONLY = frozenset({CONFIG, INDEX, "hf_quant_config.json", "README.md"})
 
-_WEIGHTS = re.compile(r"model.*\.safetensors")
+# With DOTALL, since mlx-lm's own pattern matches line breaks too.
+_WEIGHTS = re.compile(r"model.*\.safetensors", re.DOTALL)
 _TOKENIZER = re.compile(
     r".+\.(model|spm|tiktoken|tokenizer|codes|bpe|jinja)"
     r"|tokenizer\.model\.\w+"  # `tokenizer.model.v3` of Mistral
@@ -44,7 +45,8 @@ _TOKENIZER = re.compile(
     r"\.(json|jsonl|txt)"
     r"|generation_config\.json"
     # Opened by single tokenizers of transformers beside their vocabulary.
-    r"|dict\.txt|(normalizer|byte_maps|emoji|word_shape|word_pronunciation)\.json"
+    r"|dict\.txt|(normalizer|byte_maps|emoji|word_shape|word_pronunciation)\.json",
+    re.DOTALL,
 )
 _LEGAL_WORD = re.compile(
     r"licen[cs]e|copying|copyright|notice|attribution|acknowledg|agreement|us(e|age)[ _-]?policy"

@@ -11,7 +11,12 @@ from huggingface_hub import ModelInfo
 
 from dynquant.core.bounds import MAX_SHARDS, MAX_SMALL_FILE_BYTES, MAX_SMALL_FILES, file_too_large
 from dynquant.core.model_files import CONFIG, has_odd_name, is_fetched, is_weights
-from dynquant.errors import InvalidModelError, Reason, UnsupportedModelError
+from dynquant.errors import (
+    HubUnavailableError,
+    InvalidModelError,
+    Reason,
+    UnsupportedModelError,
+)
 from dynquant.hub.local import gated_fields, license_fields
 from dynquant.ports import ModelSource
 
@@ -51,19 +56,24 @@ class Listing:
 
         Raises:
             InvalidModelError: The repo has no commit.
+            HubUnavailableError: The answer does not list its files.
         """
         if not info.sha:
             raise InvalidModelError(
                 f"'{info.id}' has no commit on the Hub yet. Check that this is the repo you mean."
             )
-        siblings = info.siblings or []
+        if info.siblings is None:
+            raise HubUnavailableError(
+                f"The Hub, or the mirror in HF_ENDPOINT, does not list the files of '{info.id}'. "
+                "Pass a local folder, or unset HF_ENDPOINT."
+            )
         return cls(
             repo=info.id,
             sha=info.sha,
-            sizes={each.rfilename: each.size for each in siblings},
+            sizes={each.rfilename: each.size for each in info.siblings},
             etags={
                 each.rfilename: each.lfs.sha256 if each.lfs is not None else each.blob_id or ""
-                for each in siblings
+                for each in info.siblings
             },
             tags=tuple(info.tags or ()),
             card=info.card_data.to_dict() if info.card_data is not None else {},

@@ -37,7 +37,14 @@ from dynquant.ports import ModelSource, OnStep, Progress
 
 __all__ = ["HubModels", "opened_briefly"]
 
-_SMALL_FILES = (CONFIG, "generation_config.json", "tokenizer_config.json", INDEX, "README.md")
+_SMALL_FILES = (
+    CONFIG,
+    "generation_config.json",
+    "hf_quant_config.json",
+    "tokenizer_config.json",
+    INDEX,
+    "README.md",
+)
 """What planning reads besides the headers."""
 
 _NUM_HEADER_THREADS = 8

@@ -209,7 +209,8 @@ class ModelFolder:
             logger.warning("The model's code failed", exc_info=error)
             raise InvalidModelError(
                 "This model cannot be run with its config and weights: "
-                f"{one_line(str(error))}. Download the model again, or ask its author."
+                f"{one_line(str(error))}. Compare its files with those of the original, or ask "
+                "its author."
             ) from error
 
     def _require_same_weights(self) -> None:

@@ -133,7 +133,7 @@ def load_errors_in_our_words(family: str, form: str | None) -> Iterator[None]:
             ) from error
         raise InvalidModelError(
             f"The weights or the config of this '{name}' model do not fit together: "
-            f"{one_line(reason)}. Take config and weights from one version of the model, or ask "
+            f"{one_line(reason)}. Take both from one version of the model, or ask "
             "its author."
         ) from error
 

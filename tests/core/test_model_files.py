@@ -69,6 +69,7 @@ def test_what_a_quant_has_of_its_own_is_fetched_to_be_read():
         ("model.safetensors", True),
         ("model-00001-of-00002.safetensors", True),
         ("model_extra.safetensors", True),
+        ("model\n.safetensors", True),
         ("mtp.safetensors", False),
         ("consolidated.safetensors", False),
         ("original/model.safetensors", False),
