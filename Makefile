@@ -3,8 +3,9 @@
 
 VENV := .venv
 BIN := $(VENV)/bin
-# Written last, so that an interrupted setup runs again.
+# Written last, so that an interrupted setup runs again. The second is of what only developers need.
 STAMP := $(VENV)/.dynquant-setup
+DEV_STAMP := $(VENV)/.dynquant-setup-dev
 NUM_TEST_WORKERS ?= 2
 PYTEST_ARGS ?=
 HUB_PORT ?= 8811
@@ -14,25 +15,34 @@ MINUTES ?= 30
 MODELS := ../shared/models/tiny-qwen3,../shared/models/tiny-qwen3-moe
 # What mypy checks, as far as it is there: it refuses a folder without Python files.
 TYPED = $(strip dynquant $(foreach d,tests benchmarks examples scripts,$(if $(wildcard $(d)/*.py $(d)/*/*.py),$(d))) $(wildcard app.py))
-LOCK_EXTRAS := --extra mlx --extra web --extra dev
+RUN_EXTRAS := --extra mlx --extra web --extra local
 # The oldest Python we support decides what is locked.
-LOCK := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-annotate --no-header --no-emit-index-url --upgrade
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo hub serve screenshots test families chaos harden soak sbom lint format bench bench-full lock clean
+.PHONY: help setup setup-dev demo hub serve screenshots test families chaos harden soak sbom lint format bench bench-full lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
-setup: $(STAMP) ## make .venv with the locked packages and dynquant itself
+setup: $(STAMP) ## make .venv with dynquant and the locked packages that it needs
 	@echo "$(VENV) is ready"
 
-$(STAMP): pyproject.toml requirements/dev.lock scripts/setup_venv.sh
+setup-dev: $(DEV_STAMP) ## that, and the locked packages that tests and lint need
+	@echo "$(VENV) is ready for development"
+
+$(STAMP): pyproject.toml requirements/run.lock requirements/installer.lock \
+		scripts/setup_venv.sh scripts/install_locked.py scripts/openblas_for_mlx.py
 	@rm -f $@
-	@sh scripts/setup_venv.sh $(VENV)
+	@sh scripts/setup_venv.sh $(VENV) run
 	@touch $@
 	@$(BIN)/python scripts/blas_hint.py
+
+$(DEV_STAMP): $(STAMP) requirements/dev.lock
+	@rm -f $@
+	@sh scripts/setup_venv.sh $(VENV) dev
+	@touch $@
 
 demo: $(STAMP) ## from a model to published quants and back, without network or account
 	@$(BIN)/python scripts/blas_hint.py
@@ -44,29 +54,29 @@ hub: $(STAMP) ## the local Hub that 'make demo' published to, to look at in a br
 serve: $(STAMP) ## the web pages at http://127.0.0.1:7860, with a runner beside them
 	@$(BIN)/python -m scripts.serve $(HUB)
 
-screenshots: $(STAMP) ## a picture of every page into out/screenshots (needs Chromium)
+screenshots: $(DEV_STAMP) ## a picture of every page into out/screenshots (needs Chromium)
 	@$(BIN)/python -m scripts.screenshots
 
-test: $(STAMP) ## all tests, with branch coverage
+test: $(DEV_STAMP) ## all tests, with branch coverage
 	@$(BIN)/python -m pytest -n $(NUM_TEST_WORKERS) --cov --cov-report=term $(PYTEST_ARGS)
 	@echo "coverage of the core alone:"
 	@$(BIN)/coverage report --include='dynquant/core/*' --fail-under=97
 
-families: $(STAMP) ## every family of models with every step of the method
+families: $(DEV_STAMP) ## every family of models with every step of the method
 	@DYNQUANT_FAMILIES=1 $(BIN)/python -m pytest -n $(NUM_TEST_WORKERS) tests/mlx_backend/test_families.py
 
-chaos: $(STAMP) ## runners killed, frozen and cut off at every moment, for real (half an hour)
+chaos: $(DEV_STAMP) ## runners killed, frozen and cut off at every moment, for real (half an hour)
 	@DYNQUANT_CHAOS=1 $(BIN)/python -m pytest -o faulthandler_timeout=3600 \
 		tests/jobs/test_chaos.py tests/service
 
-harden: $(STAMP) ## every attack and mishap that we know of, and a table of how each ended (long)
+harden: $(DEV_STAMP) ## every attack and mishap that we know of, and a table of how each ended (long)
 	@DYNQUANT_HARDEN=1 $(BIN)/python -m pytest -o faulthandler_timeout=3600 -m harden \
 		-n $(NUM_TEST_WORKERS) $(PYTEST_ARGS)
 
-soak: $(STAMP) ## watcher, runner and pages under load for MINUTES; fails when something grows
+soak: $(DEV_STAMP) ## watcher, runner and pages under load for MINUTES; fails when something grows
 	@$(BIN)/python -m tests.soak --minutes $(MINUTES)
 
-lint: $(STAMP) ## format, lint, types and the direction of imports; changes nothing
+lint: $(DEV_STAMP) ## format, lint, types and the direction of imports; changes nothing
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy $(TYPED)
@@ -78,25 +88,27 @@ lint: $(STAMP) ## format, lint, types and the direction of imports; changes noth
 sbom: $(STAMP) ## dist/sbom.cdx.json, what a release is made of (CycloneDX)
 	@$(BIN)/python -m scripts.supply_chain sbom dist/sbom.cdx.json
 
-format: $(STAMP) ## format the code and mend what ruff can mend
+format: $(DEV_STAMP) ## format the code and mend what ruff can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(STAMP) ## dynquant beside its peers, short form (ten minutes on two cores)
+bench: $(DEV_STAMP) ## dynquant beside its peers, short form (ten minutes on two cores)
 	@$(BIN)/python scripts/blas_hint.py
 	$(BIN)/python benchmarks/allocation.py
 	$(BIN)/python -m benchmarks.measuring --rounds 1
 	$(BIN)/python -m benchmarks.quality
 
-bench-full: $(STAMP) ## all peers, sizes, models; goes on where it was cut off (hours on two cores)
+bench-full: $(DEV_STAMP) ## all peers, sizes, models; goes on where it was cut off (hours on two cores)
 	$(BIN)/python -m benchmarks.quality --full --keep .bench-full
 	$(BIN)/python -m benchmarks.measuring --models $(MODELS)
 	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.reading
 	$(BIN)/python -m benchmarks.larger_than_memory
 
-lock: $(STAMP) ## resolve the newest allowed versions into requirements (needs uv)
-	$(LOCK) $(LOCK_EXTRAS) pyproject.toml --output-file requirements/dev.lock
+lock: $(DEV_STAMP) ## resolve the newest allowed versions into requirements
+	$(LOCK) $(RUN_EXTRAS) --extra dev pyproject.toml --output-file requirements/dev.lock
+	$(LOCK) $(RUN_EXTRAS) pyproject.toml --constraint requirements/dev.lock --output-file requirements/run.lock
+	echo uv | $(LOCK) --no-deps - --output-file requirements/installer.lock
 	$(BIN)/python scripts/space_requirements.py
 
 clean: ## remove .venv, caches and build output

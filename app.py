@@ -7,43 +7,74 @@ requests go to runners elsewhere by mail, and their boards come back by HTTPS.
 
 from __future__ import annotations
 
-import getpass
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
+from pathlib import Path
 
-import uvicorn
-from fastapi import FastAPI
-
-from dynquant.cli.watchtower import Watchtower
-from dynquant.core.naming import local_name
-from dynquant.core.watch_status import Errands
+from dynquant.cli.ending import told
+from dynquant.cli.starting import make_ready
 from dynquant.errors import DynquantError, InvalidOptionError
-from dynquant.hub.inbox import HubInbox
-from dynquant.hub.models import opened_briefly
-from dynquant.hub.publishing import HubPublisher
-from dynquant.hub.search import HubSearch
-from dynquant.hub.visitor import HubVisitor
-from dynquant.jobs.board import DatabaseBoard
-from dynquant.runner.machine import keep_memory_flat
-from dynquant.settings import Settings
-from dynquant.watcher import Webhook
-from dynquant.web.catalogue import Catalogue
-from dynquant.web.desk import BoardDesk, JobDesk
-from dynquant.web.prospects import Prospects
-from dynquant.web.reception import Reception
-from dynquant.web.service import Service
-from dynquant.web.settings import WebSettings
-from dynquant.web.site import make_site
-from dynquant.web.snapshots import Snapshots
-from dynquant.web.space_desk import SpaceDesk
-from dynquant.web.space_watch import SpaceWatch
+
+_MAX_PORT = 65_535
+
+
+def _port() -> int:
+    """Where the pages listen.
+
+    Raises:
+        InvalidOptionError: GRADIO_SERVER_PORT is no port.
+    """
+    port = os.environ.get("GRADIO_SERVER_PORT", "").strip() or "7860"
+    if not (port.isascii() and port.isdigit() and int(port) <= _MAX_PORT):
+        raise InvalidOptionError("GRADIO_SERVER_PORT must be a number from 0 to 65535.")
+    return int(port)
+
+
+with told():
+    # Gradio reads variables and opens connections as it is imported, and fails in its own words.
+    make_ready()
+    _port()
+    from dynquant.hub.client_environment import check_connection
+
+    check_connection()
+
+    import uvicorn
+    from fastapi import FastAPI
+
+    from dynquant.cli.watchtower import Watchtower
+    from dynquant.core.naming import local_name
+    from dynquant.core.watch_status import Errands
+    from dynquant.hub.inbox import HubInbox
+    from dynquant.hub.models import opened_briefly
+    from dynquant.hub.publishing import HubPublisher
+    from dynquant.hub.search import HubSearch
+    from dynquant.hub.visitor import HubVisitor
+    from dynquant.jobs.board import DatabaseBoard
+    from dynquant.log_lines import configure_logging, log_to_terminal, secrets_in
+    from dynquant.runner.machine import keep_memory_flat
+    from dynquant.settings import Settings, user_name
+    from dynquant.watcher import Webhook
+    from dynquant.web.catalogue import Catalogue
+    from dynquant.web.desk import BoardDesk, JobDesk
+    from dynquant.web.prospects import Prospects
+    from dynquant.web.reception import Reception
+    from dynquant.web.service import Service
+    from dynquant.web.settings import WebSettings
+    from dynquant.web.site import make_site
+    from dynquant.web.snapshots import Snapshots
+    from dynquant.web.space_desk import SpaceDesk
+    from dynquant.web.space_watch import SpaceWatch
+
+_LOG_FILE = Path("logs", "pages.log")
+"""Beside that of the runner: two processes must not share one."""
 
 _RESTART_SECS = 10.0
 _STOP_SECS = 15.0
@@ -56,25 +87,38 @@ _logger = logging.getLogger("dynquant.app")
 
 def main() -> None:
     """Serve the pages until SIGTERM or Ctrl-C."""
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    for name in ("httpx", "httpx2"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    try:
+    with told():
+        make_ready()
         settings = Settings.from_environment(os.environ)
         web = WebSettings.from_environment(os.environ)
-        settings.home.mkdir(parents=True, exist_ok=True)
+        _configure_logging(settings, web)
+        port = _port()
+        _require_free(web.host, port)
         site, is_whole = make_app(settings, web)
-    except DynquantError as error:
-        sys.exit(f"Error: {error}")
-    # uvicorn sends itself the signal again when it is done, which must not skip what comes after.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
-    keep_memory_flat()
-    port = int(os.environ.get("GRADIO_SERVER_PORT") or 7860)
-    if is_whole:
-        with embedded_runner(os.environ):
+        # uvicorn sends itself the signal again when it is done, which must not skip what comes
+        # after.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+        keep_memory_flat()
+        if is_whole:
+            with embedded_runner(os.environ):
+                _serve(site, web.host, port)
+        else:
             _serve(site, web.host, port)
+
+
+def _configure_logging(settings: Settings, web: WebSettings) -> None:
+    """Log into a file; on a Space, whose files nobody reaches, everything to its log.
+
+    Raises:
+        InvalidOptionError: The file cannot be written.
+    """
+    secrets = secrets_in(os.environ)
+    if web.is_space:
+        log_to_terminal(secrets=secrets, verbose=True)
     else:
-        _serve(site, web.host, port)
+        configure_logging(settings.home, secrets=secrets, file=_LOG_FILE)
+    for name in ("httpx", "httpx2"):
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def make_app(settings: Settings, web: WebSettings) -> tuple[FastAPI, bool]:
@@ -113,7 +157,7 @@ def make_app(settings: Settings, web: WebSettings) -> tuple[FastAPI, bool]:
             web,
             account=lambda t: HubVisitor(t).account(),
             macs=lambda t: HubVisitor(t).macs(),
-            user=local_name(getpass.getuser()),
+            user=local_name(user_name()),
         ),
         prospects=Prospects(search, open_hub=lambda: opened_briefly(token=token)),
         search=search,
@@ -185,12 +229,30 @@ def embedded_runner(environment: Mapping[str, str]) -> Iterator[None]:
                 process.kill()
 
 
+def _require_free(host: str, port: int) -> None:
+    """Refuse an address that nothing can listen at.
+
+    Raises:
+        InvalidOptionError: There is no such address here, or something listens there already.
+    """
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        for family, *_, address in found:
+            socket.create_server(address[:2], family=family).close()
+    except (OSError, UnicodeError) as error:
+        raise InvalidOptionError(
+            f"The pages cannot listen at {host}, port {port}: another program may do so already. "
+            "Set GRADIO_SERVER_PORT to another port, or correct GRADIO_SERVER_NAME if it is set."
+        ) from error
+
+
 def _serve(site: FastAPI, host: str, port: int) -> None:
-    _logger.info("The pages are at http://%s:%s", host, port)
+    sys.stderr.write(f"The pages are at http://{host}:{port}\n")
     uvicorn.run(
         site,
         host=host,
         port=port,
+        log_config=None,  # its lines go where ours go
         log_level="warning",
         access_log=False,
         timeout_graceful_shutdown=_CLOSE_SECS,  # open pages hold a connection for ever

@@ -17,6 +17,7 @@ import mlx.core as mx
 import psutil
 
 from benchmarks.stored_bits import num_weights
+from dynquant.mlx_backend import FAST_BLAS
 
 __all__ = ["REQUIREMENTS", "Attempt", "Outcome", "attempts", "ours", "run"]
 
@@ -157,8 +158,8 @@ def run(attempt: Attempt, out: Path, *, venvs: Path, limit_secs: float) -> Outco
     command[0] = str(bin_folder / command[0])
     environment = dict(os.environ) | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     environment.pop("MLX_ENABLE_TF32", None)  # peers run as they would by themselves
-    if sys.platform == "linux":  # the wheel of MLX brings the reference BLAS, see dynquant
-        environment["LD_PRELOAD"] = "libopenblas.so.0"
+    if FAST_BLAS is not None:  # the wheel of MLX brings the reference BLAS, see dynquant
+        environment["LD_PRELOAD"] = FAST_BLAS
     log = out.with_name(f"{out.name}.log")
     before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     with log.open("w") as output:

@@ -41,9 +41,10 @@ from benchmarks.stored_bits import stored_bpw
 from dynquant.console import ConsoleProgress, stdout
 from dynquant.core.quality import Quality
 from dynquant.errors import DynquantError
-from dynquant.mlx_backend.calibration import Windows, open_tokenizer
+from dynquant.mlx_backend.calibration import Windows
 from dynquant.mlx_backend.loading import open_model as open_folder
 from dynquant.mlx_backend.quantizer import MlxQuantizer, tool_versions
+from dynquant.mlx_backend.tokenizing import open_tokenizer
 from dynquant.pipeline import Recipe
 from dynquant.runner.opening import open_model, open_texts
 

@@ -18,7 +18,10 @@ from typing import Any
 
 from dynquant.core.bounds import MAX_DIMENSIONS, MAX_HEADER_BYTES, MAX_SIZE
 from dynquant.core.formats import DEFAULT_MENU, UNQUANTIZED
+from dynquant.core.model_files import CONFIG, INDEX, is_weights
 from dynquant.core.plan import LayerProfile, ModelInventory
+from dynquant.core.quantized_sources import Tensor, quantized_form
+from dynquant.core.weight_files import chosen_files, weight_map_in
 from dynquant.errors import Reason, UnsupportedModelError
 from dynquant.ports import ModelSource
 
@@ -76,7 +79,8 @@ def anatomy_of(source: ModelSource) -> Anatomy:
         source: With its config, and with safetensors files that have their headers at least.
 
     Raises:
-        UnsupportedModelError: mlx-lm does not run it, or nobody should.
+        UnsupportedModelError: mlx-lm does not run it, or it is quantized already.
+        InvalidModelError: Its weight files are not those that its index names.
     """
     config = _config(source)
     return Anatomy(
@@ -100,7 +104,7 @@ def _config(source: ModelSource) -> dict[str, Any]:
         UnsupportedModelError: mlx-lm does not run it, or it brings its own code.
     """
     try:
-        config = json.loads((source.folder / "config.json").read_text(encoding="utf-8"))
+        config = json.loads((source.folder / CONFIG).read_text(encoding="utf-8"))
         family = str(config["model_type"])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UnsupportedModelError(
@@ -120,25 +124,31 @@ def _config(source: ModelSource) -> dict[str, Any]:
             "Look for a model of another family.",
             reason=Reason.UNKNOWN_ARCHITECTURE,
         )
-    if config.get("quantization_config") or config.get("quantization"):
-        raise UnsupportedModelError(
-            f"'{source.name}' is a quant of another model. Pass the original.",
-            reason=Reason.ALREADY_QUANTIZED,
-        )
     return dict(config)
 
 
 def _inventory(source: ModelSource, config: Mapping[str, Any]) -> ModelInventory:
     """The layers as the headers have them; mlx-lm may join some, which changes no size."""
-    tensors = [
-        (name, shape, bits)
-        for file in sorted(source.folder.glob("model*.safetensors"))
-        for name, (shape, bits) in _tensors(file).items()
+    index = source.folder / INDEX
+    weight_map = weight_map_in(index.read_bytes()) if index.is_file() else {}
+    files = {file.name: _tensors(file) for file in source.folder.iterdir() if is_weights(file.name)}
+    tensors = {
+        name: tensor
+        for file in chosen_files(files, weight_map).read
+        for name, tensor in files[file].items()
+    }
+    if (form := quantized_form(config, tensors)) is not None:
+        raise UnsupportedModelError(
+            f"'{source.name}' is quantized already ({form}). Pass the original.",
+            reason=Reason.ALREADY_QUANTIZED,
+        )
+    sized = [
+        (name, tensor.shape, _DTYPE_BITS.get(tensor.dtype, 16)) for name, tensor in tensors.items()
     ]
     layers = tuple(
-        _layer(name, shape, bits) for name, shape, bits in tensors if len(shape) > 1 and all(shape)
+        _layer(name, shape, bits) for name, shape, bits in sized if len(shape) > 1 and all(shape)
     )
-    fixed = [(shape, bits) for _, shape, bits in tensors if len(shape) == 1]
+    fixed = [(shape, bits) for _, shape, bits in sized if len(shape) == 1]
     num_fixed = sum(shape[0] for shape, _ in fixed)
     num_parameters = sum(layer.num_weights for layer in layers) + num_fixed
     if not num_parameters:
@@ -160,8 +170,8 @@ def _layer(path: str, shape: tuple[int, ...], dtype_bits: int) -> LayerProfile:
     return LayerProfile(path=path, shape=shape, dtype_bits=dtype_bits, formats=formats)
 
 
-def _tensors(file: Path) -> dict[str, tuple[tuple[int, ...], int]]:
-    """Name → shape and bits of a weight."""
+def _tensors(file: Path) -> dict[str, Tensor]:
+    """Name → dtype and shape of a weight."""
     with file.open("rb") as stream:
         num_bytes = int.from_bytes(stream.read(8), "little")
         raw = stream.read(min(num_bytes, MAX_HEADER_BYTES))
@@ -169,7 +179,7 @@ def _tensors(file: Path) -> dict[str, tuple[tuple[int, ...], int]]:
         header = json.loads(raw)
         header.pop("__metadata__", None)
         return {
-            name: (_sizes(entry["shape"]), _DTYPE_BITS.get(entry["dtype"], 16))
+            name: Tensor(str(entry["dtype"]), _sizes(entry["shape"]))
             for name, entry in header.items()
         }
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

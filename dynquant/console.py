@@ -20,16 +20,16 @@ from rich.progress import (
 )
 from rich.table import Column, Table
 
-from dynquant.core.facts import ModelFacts
 from dynquant.core.figures import percent, size, with_error
 from dynquant.core.job import Job, JobState
-from dynquant.core.planning import Forecast
-from dynquant.core.quality import Quality
-from dynquant.job_ports import RunnerStatus
-from dynquant.pipeline import QuantizedModel
-from dynquant.ports import ModelSource, OnStep, PublishedModel
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # an error is told before any of it is imported, or because it cannot be
+    from dynquant.core.facts import ModelFacts
+    from dynquant.core.planning import Forecast
+    from dynquant.core.quality import Quality
+    from dynquant.job_ports import RunnerStatus
+    from dynquant.pipeline import QuantizedModel
+    from dynquant.ports import ModelSource, OnStep, PublishedModel
     from dynquant.runner.doctor import Finding
 
 __all__ = [
@@ -52,11 +52,19 @@ __all__ = [
 # Where nobody watches (a pipe, a log) tables get the width that they want.
 _PIPE_WIDTH = 120
 
-stdout = Console(soft_wrap=True, width=None if sys.stdout.isatty() else _PIPE_WIDTH)
-stderr = Console(stderr=True, soft_wrap=True)
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Let the command end by it; rich would end the program with the code of a failure."""
+        raise BrokenPipeError
+
+
+stdout = _Console(soft_wrap=True, width=None if sys.stdout.isatty() else _PIPE_WIDTH)
+stderr = _Console(stderr=True, soft_wrap=True)
 
 _STEPS = {
     "download": "Downloading",
+    "check": "Comparing with stock mlx-lm",
     "align": "Measuring sensitivities",
     "measure": "Measuring costs",
     "probe": "Probing the whole model",
@@ -122,6 +130,8 @@ def print_forecasts(forecasts: Sequence[Forecast]) -> None:
             size(each.conversion_disk_bytes),
         )
     stdout.print(table)
+    for note in first.notes:
+        stdout.print(f"Note: {escaped(note)}")
 
 
 def print_outlook(source: ModelSource, secs: float | None) -> None:
@@ -170,6 +180,8 @@ def print_finished(finished: Sequence[QuantizedModel]) -> None:
     for each in finished:
         stdout.print(f"[bold]{each.facts.name}[/] writes: {escaped(repr(each.sample))}")
         stdout.print(f"  card: {each.folder / 'README.md'}")
+    for note in dict.fromkeys(note for each in finished for note in each.facts.notes):
+        stdout.print(f"Note: {escaped(note)}")
 
 
 def print_published(published: Sequence[PublishedModel]) -> None:

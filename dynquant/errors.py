@@ -29,6 +29,7 @@ board that counts refusals, a watcher that says why it skipped a model.
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
@@ -57,10 +58,16 @@ __all__ = [
     "UnsupportedModelError",
     "VerificationError",
     "disk_errors_translated",
+    "means_full_disk",
+    "means_no_memory",
 ]
 
 _MAX_CHARS = 2_000
 _DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO})
+"""What the system says of a disk that is full or can no longer be written."""
+
+_NO_MEMORY = ("Unable to allocate", "bad_alloc")
+"""What MLX and libraries in C++ say when the system gives no more memory."""
 
 
 class Reason(StrEnum):
@@ -302,3 +309,17 @@ def disk_errors_translated() -> Iterator[None]:
             "The disk is full or cannot be written, so nothing was kept. Free some space, or "
             "choose a folder on another disk, and try again."
         ) from error
+
+
+def means_full_disk(error: BaseException) -> bool:
+    """Whether a disk is full or cannot be written; MLX says so by other errors than the system."""
+    if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
+        return True
+    return isinstance(error, RuntimeError) and os.strerror(errno.ENOSPC) in str(error)
+
+
+def means_no_memory(error: BaseException) -> bool:
+    """Whether the system gives no more memory."""
+    if isinstance(error, MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(each in str(error) for each in _NO_MEMORY)

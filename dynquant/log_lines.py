@@ -10,7 +10,7 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
@@ -20,7 +20,14 @@ from urllib.parse import quote, unquote
 
 from dynquant.errors import InvalidOptionError
 
-__all__ = ["LOG_FILE", "Redactor", "configure_logging", "job_context"]
+__all__ = [
+    "LOG_FILE",
+    "Redactor",
+    "configure_logging",
+    "job_context",
+    "log_to_terminal",
+    "secrets_in",
+]
 
 LOG_FILE = Path("logs", "dynquant.log")
 """Below the runner's home; older ones have `.1` to `.5` behind their name."""
@@ -31,6 +38,13 @@ _NUM_OLD_FILES = 5
 _REDACTED = "[redacted]"
 _MIN_SECRET = 6
 """Shorter ones are ordinary words: replacing them would destroy the log and hide nothing."""
+
+_SECRETS = (
+    "HF_TOKEN",
+    "HUGGING_FACE_HUB_TOKEN",
+    "DYNQUANT_SPACE_SECRET",
+    "DYNQUANT_WEBHOOK_SECRET",
+)
 
 _PATTERNS = (
     # Tokens of the Hub; hf_hub_download, hf_transfer and the like have fewer letters in a row.
@@ -67,7 +81,12 @@ def job_context(job_id: str, step: str = "") -> Iterator[None]:
 
 
 def configure_logging(
-    home: Path, *, secrets: Iterable[str], verbose: bool = False, runner_id: str = ""
+    home: Path,
+    *,
+    secrets: Iterable[str],
+    verbose: bool = False,
+    runner_id: str = "",
+    file: Path = LOG_FILE,
 ) -> None:
     """Log to a file below `home`, and to stderr: all on a terminal, else warnings and errors.
 
@@ -76,34 +95,58 @@ def configure_logging(
     Replaces what was configured before. What libraries say is logged from warnings on.
 
     Args:
-        home: The runner's folder; two processes must not share one.
+        home: The runner's folder.
         secrets: Texts never to be written: tokens, passwords, URLs with passwords in them.
         verbose: Log details as well.
         runner_id: Named in every line of the file.
+        file: Below `home`; two processes must not share one.
 
     Raises:
         InvalidOptionError: The file cannot be written.
     """
     redact = Redactor(secrets)
-    path = home / LOG_FILE
+    path = home / file
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        file = RotatingFileHandler(
+        lines = RotatingFileHandler(
             path, maxBytes=_MAX_FILE_BYTES, backupCount=_NUM_OLD_FILES, encoding="utf-8"
         )
     except OSError as error:
         raise InvalidOptionError(
             "The log file cannot be written. Set DYNQUANT_HOME to a folder that you may write."
         ) from error
-    file.setFormatter(_JsonLines(redact, runner_id))
+    lines.setFormatter(_JsonLines(redact, runner_id))
     terminal = logging.StreamHandler(sys.stderr)
     terminal.setFormatter(_PlainLines(redact))
     if not sys.stderr.isatty():
         terminal.setLevel(logging.WARNING)
     # Where a line cannot be written, logging would print it to stderr as it is, secrets and all.
     logging.raiseExceptions = False
-    logging.basicConfig(level=logging.WARNING, handlers=[file, terminal], force=True)
+    logging.basicConfig(level=logging.WARNING, handlers=[lines, terminal], force=True)
     logging.getLogger("dynquant").setLevel(logging.DEBUG if verbose else logging.INFO)
+
+
+def log_to_terminal(*, secrets: Iterable[str], verbose: bool = False) -> None:
+    """Log to stderr alone: a line for each warning and error.
+
+    Replaces what was configured before.
+
+    Args:
+        secrets: As for `configure_logging`.
+        verbose: Log what happens besides, and tracebacks.
+    """
+    terminal = logging.StreamHandler(sys.stderr)
+    terminal.setFormatter(_PlainLines(Redactor(secrets), with_tracebacks=verbose))
+    logging.raiseExceptions = False
+    level = logging.INFO if verbose else logging.WARNING
+    logging.basicConfig(level=level, handlers=[terminal], force=True)
+
+
+def secrets_in(environment: Mapping[str, str]) -> list[str]:
+    """The tokens, secrets and URLs with passwords that `environment` holds."""
+    url = environment.get("DYNQUANT_DATABASE_URL", "")
+    found = [environment.get(name, "") for name in _SECRETS] + [url if "@" in url else ""]
+    return [each for each in found if each.strip()]
 
 
 class Redactor:
@@ -150,11 +193,12 @@ class _JsonLines(logging.Formatter):
 
 
 class _PlainLines(logging.Formatter):
-    """A record as one line to read; the file has the tracebacks."""
+    """A record as one line to read; its traceback, which the file has, comes on request."""
 
-    def __init__(self, redact: Redactor) -> None:
+    def __init__(self, redact: Redactor, *, with_tracebacks: bool = False) -> None:
         super().__init__()
         self._redact = redact
+        self._with_tracebacks = with_tracebacks
 
     def format(self, record: logging.LogRecord) -> str:
         where = " ".join(filter(None, _job_and_step(record)))
@@ -168,7 +212,10 @@ class _PlainLines(logging.Formatter):
         )
         text = self._redact(" ".join(filter(None, parts)))
         # A text from outside must not move the cursor or begin a line of its own.
-        return "".join(char if char.isprintable() else " " for char in text)
+        line = "".join(char if char.isprintable() else " " for char in text)
+        if self._with_tracebacks and record.exc_info:
+            return f"{line}\n{self._redact(self.formatException(record.exc_info))}"
+        return line
 
 
 def _time(record: logging.LogRecord) -> datetime:

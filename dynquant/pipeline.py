@@ -10,7 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dynquant.core.allocate import check_target
-from dynquant.core.artefacts import requested, same_request
+from dynquant.core.artefacts import (
+    check_measured_for,
+    matched_table,
+    requested,
+    same_request,
+)
 from dynquant.core.facts import ModelFacts
 from dynquant.core.formats import DEFAULT_MENU
 from dynquant.core.naming import quantized_name, repo_ids
@@ -29,13 +34,14 @@ from dynquant.ports import (
     Text,
     W,
 )
-from dynquant.steps import Conversion, measure_costs
+from dynquant.steps import Conversion, check_source, measure_costs
 
 __all__ = [
     "Alignment",
     "QuantizedModel",
     "Recipe",
     "already_published",
+    "check",
     "destinations",
     "forecast",
     "measure",
@@ -95,9 +101,40 @@ def forecast(
             memory_bytes=memory_to_run_bytes(size_bytes, cache_bytes),
             conversion_memory_bytes=quantizer.conversion_bytes(recipe.calibration_tokens),
             conversion_disk_bytes=source_bytes + size_bytes,
+            notes=tuple(filter(None, (*quantizer.notes, inventory.why_unquantized.strip()))),
         )
         for target, size_bytes in sizes.items()
     ]
+
+
+def check(
+    source: ModelSource,
+    quantizer: Quantizer[W],
+    recipe: Recipe,
+    *,
+    calibration: Text,
+    outputs: OutputStore,
+    table: CostTable | None = None,
+) -> list[Forecast]:
+    """Refuse what cannot work before a download or a measurement; what each target takes.
+
+    Args:
+        source: Where the model came from; its folder may hold headers only.
+        quantizer: The open model.
+        recipe: How.
+        calibration: Text to measure and encode with.
+        outputs: Where the folders are to go.
+        table: A cost table of an earlier measurement of the same model.
+
+    Raises:
+        RequestError: The request cannot work.
+    """
+    job = Conversion(source, quantizer, recipe)
+    outputs.check(list(job.targets), source=source.name)
+    if table is not None:
+        matched_table(table, quantizer.inventory(recipe.menu), quantizer.revision_sha)
+        check_measured_for(table, recipe, calibration=calibration.name)
+    return forecast(source, quantizer, recipe)
 
 
 def measure(
@@ -107,9 +144,12 @@ def measure(
 
     Raises:
         TextError: The calibration text is too short.
+        InvalidModelError, UnsupportedModelError: See `Quantizer.check_tokenizer`.
         NonFiniteError: NaN or infinity; names the layer.
     """
     windows = quantizer.calibration_windows(text, recipe.calibration_tokens)
+    quantizer.check_tokenizer()
+    check_source(quantizer, windows, progress)
     return measure_costs(quantizer, windows, recipe, progress)
 
 
@@ -146,6 +186,7 @@ def quantize(
     job = Conversion(source, quantizer, recipe)
     outputs.check(list(job.targets), source=source.name)
     job.read(calibration=calibration, evaluation=evaluation)
+    job.check(progress)
     if recipe.alignment is None:
         table = job.polish(job.reuse(table) if table else job.measure(progress), progress)
         plans = job.allocate(table)

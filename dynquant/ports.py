@@ -215,6 +215,32 @@ class Quantizer(Protocol[W]):
         """Versions of the tools that a result depends on."""
         ...
 
+    @property
+    def notes(self) -> Sequence[str]:
+        """Sentences for the card on what of the model is not in use."""
+        ...
+
+    def check_tokenizer(self) -> None:
+        """Refuse a tokenizer that would be another one beside the quantized weights.
+
+        Raises:
+            InvalidModelError, UnsupportedModelError: It does not open, or would differ.
+        """
+        ...
+
+    def check_source(self, windows: W) -> None:
+        """Refuse a source that would be another model in mlx-lm; settle the dtype of results.
+
+        Raises:
+            InvalidModelError, UnsupportedModelError: Stock mlx-lm computes something else.
+            NonFiniteError: The source computes NaN or infinity.
+        """
+        ...
+
+    def store_as(self, dtype: str) -> None:
+        """Store results in the dtype that an earlier `check_source` settled."""
+        ...
+
     def inventory(self, menu: Sequence[QuantFormat]) -> ModelInventory:
         """What the model weighs, and which formats of `menu` each layer may take."""
         ...
@@ -292,8 +318,8 @@ class Quantizer(Protocol[W]):
         """Write one folder per plan; folder → bytes of weights."""
         ...
 
-    def verify(self, folder: Path, plan: QuantPlan) -> str:
-        """Load a folder with stock mlx-lm in a fresh process; what it generated."""
+    def verify(self, folder: Path, plan: QuantPlan, windows: W) -> str:
+        """Compare stock mlx-lm in a fresh process with the plan; what the folder generated."""
         ...
 
     def evaluate(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import getpass
 import math
+import os
 import re
 import socket
 from collections.abc import Callable, Mapping
@@ -13,12 +15,16 @@ from urllib.parse import urlsplit
 
 from dynquant.errors import InvalidOptionError
 
-__all__ = ["Settings"]
+__all__ = ["Settings", "user_name"]
 
 _PREFIX = "DYNQUANT_"
 _GB = 10**9
+_DEFAULT_HOME = "~/.dynquant"
 _MAX_CONCURRENCY = 64
 _MIN_SECRET = 16
+_MAX_USER_CHARS = 64
+_HUB_CACHES = ("HF_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME")
+"""Any of them tells huggingface_hub where to put what it downloads."""
 
 _RUNNER_ID = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?")
 _SCHEMES = ("sqlite", "postgresql", "postgres")
@@ -73,27 +79,28 @@ class Settings:
             InvalidOptionError: A variable's value makes no sense; names the variable.
         """
         read = _Reader({name: value.strip() for name, value in environment.items()})
-        home = Path(read("HOME", str, default="~/.dynquant")).expanduser()
+        home = read("HOME", _home, default=_DEFAULT_HOME)
         settings = cls(
             home=home,
             database_url=read(
-                "DATABASE_URL", _database_url, default=f"sqlite:///{home / 'jobs.sqlite'}"
+                "DATABASE_URL", _database_url, default=_sqlite_url(home / "jobs.sqlite")
             ),
             runner_id=read("RUNNER_ID", _runner_id, default=_host_name()),
             concurrency=read("CONCURRENCY", _concurrency, default="1"),
             daily_limit=read.optional("DAILY_LIMIT", _count),
             memory_bytes=read.optional("MEMORY_GB", _gigabytes),
-            cache_dir=read.optional("CACHE_DIR", lambda text: Path(text).expanduser()),
+            cache_dir=read.optional("CACHE_DIR", _path),
             cache_bytes=read.optional("CACHE_GB", _gigabytes),
             local_texts=read("LOCAL_TEXTS", _flag, default="false"),
-            watch_config=read.optional("WATCH_CONFIG", lambda text: Path(text).expanduser()),
+            watch_config=read.optional("WATCH_CONFIG", _path),
             watch_cron=read("WATCH_CRON", str, default="*/15 * * * *"),
             inbox_repo=read.optional("INBOX_REPO", _repo_id),
             space_url=read.optional("SPACE_URL", _space_url),
             space_secret=read.optional("SPACE_SECRET", _secret),
             webhook_secret=read.optional("WEBHOOK_SECRET", _secret),
         )
-        if settings.cache_bytes and settings.cache_dir is None:
+        is_homeless = not _has_home() and not any(map(read.environment.get, _HUB_CACHES))
+        if settings.cache_dir is None and (settings.cache_bytes or is_homeless):
             settings = replace(settings, cache_dir=home / "cache")
         if settings.space_url and not settings.space_secret:
             raise InvalidOptionError(
@@ -119,10 +126,55 @@ class _Reader:
 
 def _parsed(name: str, text: str, parse: Callable[[str], T]) -> T:
     try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InvalidOptionError(f"{_PREFIX}{name} must be text in UTF-8.") from error
+    try:
         return parse(text)
     except ValueError as error:
         # What was given is not repeated: it may be a secret.
         raise InvalidOptionError(f"{_PREFIX}{name} {error}.") from error
+
+
+def user_name() -> str:
+    """What this machine calls the person; a name also where the user id has none, as in containers.
+
+    Printable, and of bounded length: variables such as USER come first, and may hold anything.
+    """
+    try:
+        name = getpass.getuser()
+    except (KeyError, OSError, ImportError):  # what it raises differs between Pythons
+        name = ""
+    printable = "".join(char for char in name if char.isprintable()).strip()
+    return printable[:_MAX_USER_CHARS] or f"uid-{os.getuid()}"
+
+
+def _home(text: str) -> Path:
+    if text == _DEFAULT_HOME and not _has_home():
+        raise ValueError(
+            "must be set to a folder that you may write: HOME is not set, and this user has no "
+            "home folder"
+        )
+    return _path(text)
+
+
+def _sqlite_url(path: Path) -> str:
+    """The file as a URL, in which `?` would begin options and `%` an encoded character."""
+    return f"sqlite:///{str(path).replace('%', '%25').replace('?', '%3F')}"
+
+
+def _path(text: str) -> Path:
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise ValueError("begins with '~', and that user has no home folder here") from error
+
+
+def _has_home() -> bool:
+    try:
+        return Path.home().is_absolute()
+    except RuntimeError:
+        return False
 
 
 def _host_name() -> str:

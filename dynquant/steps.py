@@ -9,7 +9,11 @@ from pathlib import Path
 from typing import Generic
 
 from dynquant.core.allocate import allocate, allocate_by_threshold, check_target
-from dynquant.core.artefacts import matched_table
+from dynquant.core.artefacts import (
+    check_measured_for,
+    matched_table,
+    measured_on_other_text,
+)
 from dynquant.core.facts import ModelFacts, QuantizedRow, Rung
 from dynquant.core.formats import DEFAULT_MENU, QuantFormat
 from dynquant.core.naming import quantized_name
@@ -19,10 +23,9 @@ from dynquant.core.quality import Quality
 from dynquant.core.recipe import Recipe, command_of
 from dynquant.core.swaps import with_formats
 from dynquant.core.uniform import nearest_uniform
-from dynquant.errors import InvalidOptionError, SensitivitiesError
 from dynquant.ports import ModelSource, Progress, Quantizer, Text, W
 
-__all__ = ["ORIGINAL", "Conversion", "measure_costs", "notes_on"]
+__all__ = ["ORIGINAL", "Conversion", "check_source", "measure_costs", "notes_on"]
 
 ORIGINAL = "original"
 """Under this name the figures of the original stand among those of its quants."""
@@ -50,7 +53,6 @@ class Conversion(Generic[W]):
 
     Raises:
         InfeasibleTargetError: A target lies outside the feasible range.
-        InvalidOptionError: Two targets are the same.
     """
 
     _windows: W
@@ -67,11 +69,9 @@ class Conversion(Generic[W]):
         if recipe.alignment is not None:  # refuse what cannot work before measuring
             self._thresholds(dict.fromkeys((layer.path for layer in self._inventory.layers), 0.0))
         self.targets = {quantized_name(source.name, bpw): bpw for bpw in recipe.targets_bpw}
-        if len(self.targets) < len(recipe.targets_bpw):
-            raise InvalidOptionError("Two of the targets are the same. Name each BPW once.")
 
     def read(self, *, calibration: Text, evaluation: Text) -> None:
-        """Read the texts; every later step rests on them.
+        """Read the texts, on which every later step rests, and check the tokenizer.
 
         Args:
             calibration: Text to measure and encode with.
@@ -79,11 +79,22 @@ class Conversion(Generic[W]):
 
         Raises:
             TextError: A text is too short, or they overlap.
+            InvalidModelError, UnsupportedModelError: The tokenizer does not open, or would be
+                another one in the quantized model.
         """
         quantizer, recipe = self._quantizer, self._recipe
         self._windows = quantizer.calibration_windows(calibration, recipe.calibration_tokens)
         self._held_out = quantizer.evaluation_windows(evaluation, recipe.evaluation_tokens)
         self._held_out.check_disjoint(self._windows)
+        quantizer.check_tokenizer()
+
+    def check(self, progress: Progress) -> None:
+        """Compare the source with what stock mlx-lm makes of it, before any work.
+
+        Raises:
+            InvalidModelError, UnsupportedModelError, NonFiniteError: See `Quantizer.check_source`.
+        """
+        check_source(self._quantizer, self._windows, progress)
 
     def measure(self, progress: Progress) -> CostTable:
         """What every format of every layer costs; serves every target."""
@@ -96,19 +107,11 @@ class Conversion(Generic[W]):
             SensitivitiesError: It belongs to another model or text, or was measured otherwise.
         """
         table = matched_table(table, self._inventory, self._quantizer.revision_sha)
-        if table.calibration != self._windows.facts:
-            raise SensitivitiesError(
-                "The cost table was measured on another calibration text "
-                f"('{table.calibration.name}', {table.calibration.num_tokens:,} tokens). Pass the "
-                "same text and number of tokens, or measure again."
-            )
-        for option in ("encoder", "effort", "seed"):
-            measured = getattr(table, option)
-            if measured != getattr(self._recipe, option):
-                raise SensitivitiesError(
-                    f"The cost table was measured with --{option} {measured}. Pass that here too, "
-                    "or measure again."
-                )
+        text = self._windows.facts
+        check_measured_for(table, self._recipe, calibration=text.name)
+        if table.calibration != text:
+            raise measured_on_other_text(table)
+        self._quantizer.store_as(table.inventory.dtype)
         return table
 
     def align(self, progress: Progress) -> Mapping[str, float]:
@@ -194,7 +197,7 @@ class Conversion(Generic[W]):
         samples = {}
         with progress.track({"verify": len(plans)}) as on_step:
             for name, plan in plans.items():
-                samples[name] = self._quantizer.verify(folders[name], plan)
+                samples[name] = self._quantizer.verify(folders[name], plan, self._held_out)
                 on_step("verify")
         return samples
 
@@ -261,7 +264,7 @@ class Conversion(Generic[W]):
             time_budget_mins=recipe.time_budget_mins,
             num_parameters=inventory.num_parameters,
             rows=(
-                self._row(f"Original ({inventory.dtype})", self._full.max_bpw, figures[ORIGINAL]),
+                self._row(f"Original ({self._full.dtype})", self._full.max_bpw, figures[ORIGINAL]),
                 self._row(_label(fmt), uniform.stored_bpw, figures[_UNIFORM + fmt.name]),
                 self._row("This model", plan.stored_bpw, figures[name]),
             ),
@@ -281,7 +284,7 @@ class Conversion(Generic[W]):
                 evaluation=self._held_out.facts.name,
             ),
             versions=quantizer.versions,
-            notes=notes_on(plan),
+            notes=(*quantizer.notes, *notes_on(plan)),
         )
 
     def _plan(self, table: CostTable, target_bpw: float) -> QuantPlan:
@@ -337,6 +340,13 @@ class Conversion(Generic[W]):
             )
             for target in self._recipe.targets_bpw
         }
+
+
+def check_source(quantizer: Quantizer[W], windows: W, progress: Progress) -> None:
+    """See `Conversion.check`."""
+    with progress.track({"check": 1}) as on_step:
+        quantizer.check_source(windows)
+        on_step("check")
 
 
 def measure_costs(

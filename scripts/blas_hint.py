@@ -1,21 +1,15 @@
-"""Say how to make MLX fast on a Linux CPU, where its wheel brings only the reference BLAS."""
+"""Say how to make MLX fast on a Linux CPU where `make setup` could not put an OpenBLAS in place."""
 
-import ctypes
 import sys
+
+from dynquant.mlx_backend import slow_blas_sentence
 
 
 def main() -> None:
-    """Print one line when OpenBLAS cannot be loaded; say nothing otherwise."""
-    if not sys.platform.startswith("linux"):
-        return
-    try:
-        ctypes.CDLL("libopenblas.so.0")
-    except OSError:
-        print(
-            "note: 'sudo apt-get install libopenblas0-pthread' makes dynquant about 40 times "
-            "faster on this machine's CPU.",
-            file=sys.stderr,
-        )
+    """Print one line where MLX has only the reference BLAS; say nothing otherwise."""
+    sentence = slow_blas_sentence()
+    if sentence is not None:
+        print(f"note: {sentence}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,15 @@
 #!/bin/sh
 # Make the virtual environment and install dynquant in it, exactly as locked.
-# usage: scripts/setup_venv.sh VENV
+# usage: scripts/setup_venv.sh VENV PART
+# PART is "run" (what the demo and the pages need) or "dev" (what tests and lint need as well).
 # A fresh machine has python3 and make, so this is plain sh.
 set -eu
 
 venv=$1
-lock=requirements/dev.lock
+part=$2
+# There while the environment is being changed: after an interruption it is made anew, because
+# half of a package can look like a whole one.
+unfinished=$venv/.dynquant-unfinished
 
 fail() {
     echo "setup: $*" >&2
@@ -30,8 +34,8 @@ find_python() {
         "'sudo apt-get install python3.11-venv'."
 }
 
-# A .venv whose interpreter is gone or too old is made anew.
-if ! is_new_enough "$venv/bin/python"; then
+# So is one whose interpreter is gone or too old.
+if [ -e "$unfinished" ] || ! is_new_enough "$venv/bin/python"; then
     python=$(find_python)
     "$python" - <<'CHECK' || exit 1
 import importlib.util, platform, sys
@@ -48,15 +52,19 @@ if not (importlib.util.find_spec("venv") and importlib.util.find_spec("ensurepip
         f"On Debian or Ubuntu run 'sudo apt-get install python{version}-venv', then make again."
     )
 CHECK
-    "$python" -m venv --clear "$venv" || fail "'$python -m venv $venv' failed, see above."
+    echo "setup: making $venv with $python"
+    mkdir -p "$venv"
+    : >"$unfinished"
+    find -H "$venv" -mindepth 1 ! -name "${unfinished##*/}" -delete
+    "$python" -m venv "$venv" || fail "'$python -m venv $venv' failed, see above."
 fi
+: >"$unfinished"
 
-pip() {
-    "$venv/bin/python" -m pip --disable-pip-version-check "$@"
-}
-echo "setup: installing the packages of $lock into $venv (the first time this takes a minute or two)"
-# The lock is complete, so nothing is resolved: pip 23 would take the newest release of a package that
-# is asked for with an extra, and refuse it for having no hash.
-pip install -qq --no-deps --require-hashes -r "$lock"
-# The build backend is in the lock, so nothing is fetched here.
-pip install -qq --no-deps --no-build-isolation --editable .
+echo "setup: installing requirements/$part.lock into $venv"
+"$venv/bin/python" scripts/install_locked.py "$part" ||
+    fail "the packages could not be installed, see above. 'make setup' tries again."
+if [ "$(uname -s)" = Linux ] && [ "$part" = run ]; then
+    # Without it everything works, only slower; the hint says so.
+    "$venv/bin/python" scripts/openblas_for_mlx.py || true
+fi
+rm "$unfinished"

@@ -2,8 +2,8 @@
 
 `licenses` fails for a license that nobody has looked at. `audit` asks osv.dev, where pip-audit's
 data comes from as well, in one request; out of its reach it says so and fails nothing. `sbom FILE`
-writes a CycloneDX 1.6 document. All three read requirements/dev.lock; licenses are those of the
-packages that are installed here.
+writes a CycloneDX 1.6 document of requirements/run.lock; the other two read requirements/dev.lock,
+which has the developers' tools as well. Licenses are those of the packages that are installed here.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ import requests
 
 from dynquant import __version__
 
-LOCK = Path(__file__).parents[1] / "requirements" / "dev.lock"
+REQUIREMENTS = Path(__file__).parents[1] / "requirements"
+LOCKS = {"licenses": "dev.lock", "audit": "dev.lock", "sbom": "run.lock"}
 OSV_URL = "https://api.osv.dev/v1/querybatch"
 TIMEOUT_SECS = 4.0
 
@@ -53,6 +54,7 @@ SPELLED = {
     "3-Clause BSD License": "BSD-3-Clause",
     "Apache 2.0": "Apache-2.0",
     "Apache 2.0 License": "Apache-2.0",
+    "Apache License 2.0": "Apache-2.0",
     "Apache Software License": "Apache-2.0",
     "BSD 2-Clause License": "BSD-2-Clause",
     "BSD License": "BSD",
@@ -92,7 +94,7 @@ def license_of(about: Mapping[str, Any], classifiers: Sequence[str]) -> str:
     """The license of a package, as an SPDX expression where its metadata gives one."""
     written = about.get("License-Expression") or about.get("License") or ""
     first = str(written).strip().partition("\n")[0]
-    if not first:
+    if first in {"", "UNKNOWN"}:  # old build backends write this word for an empty field
         kinds = [each.rpartition(" :: ")[2] for each in classifiers if each.startswith("License")]
         first = " AND ".join(SPELLED.get(kind, kind) for kind in kinds)
     return SPELLED.get(first, first)
@@ -172,12 +174,13 @@ def sbom(packages: Sequence[Locked], licenses: Mapping[str, str]) -> dict[str, A
 def main(words: Sequence[str]) -> int:
     """Do one of the three; the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["licenses", "audit", "sbom"])
+    parser.add_argument("what", choices=list(LOCKS))
     parser.add_argument("file", nargs="?", type=Path)
-    parser.add_argument("--lock", type=Path, default=LOCK)
+    parser.add_argument("--lock", type=Path)
     parser.add_argument("--osv", default=OSV_URL)
     asked = parser.parse_args(words)
-    packages = list(locked(asked.lock.read_text(encoding="utf-8")))
+    lock = asked.lock or REQUIREMENTS / LOCKS[asked.what]
+    packages = list(locked(lock.read_text(encoding="utf-8")))
     if asked.what == "sbom":
         document = json.dumps(sbom(packages, installed(packages)), indent=1) + "\n"
         path = asked.file or Path("dist/sbom.cdx.json")

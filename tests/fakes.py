@@ -90,6 +90,8 @@ class FakeQuantizer:
     revision_sha: str = "c0ffee"
     num_blocks: int = 6
     versions: Mapping[str, str] = field(default_factory=lambda: {"mlx": "0"})
+    notes: Sequence[str] = ()
+    stored_as: str = ""
     encoded: dict[Path, QuantPlan] = field(default_factory=dict)
     importance: Mapping[str, Any] | None = None
     uniform: Mapping[str, QuantPlan] = field(default_factory=dict)
@@ -100,6 +102,15 @@ class FakeQuantizer:
             formats = tuple(fmt for fmt in menu if fmt.fits(layer.shape))
             layers.append(dataclasses.replace(layer, formats=formats or (UNQUANTIZED,)))
         return make_inventory(layers)
+
+    def check_tokenizer(self) -> None:
+        self._step("check_tokenizer")
+
+    def check_source(self, windows: FakeWindows) -> None:
+        self._step("check_source")
+
+    def store_as(self, dtype: str) -> None:
+        self.stored_as = dtype
 
     def cache_bytes(self, context_tokens: int) -> int:
         return 10 * context_tokens
@@ -205,7 +216,7 @@ class FakeQuantizer:
         sizes = self.inventory(()).num_parameters
         return {folder: round(plan.stored_bpw * sizes / 8) for folder, plan in plans.items()}
 
-    def verify(self, folder: Path, plan: QuantPlan) -> str:
+    def verify(self, folder: Path, plan: QuantPlan, windows: FakeWindows) -> str:
         self._step("verify")
         return f"The text of {folder.name}"
 

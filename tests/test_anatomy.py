@@ -3,8 +3,10 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
-from dynquant.anatomy import is_known_family, known_families
+from dynquant.anatomy import anatomy_of, is_known_family, known_families
+from tests.fakes import make_source
 
 _ASK_MLX_LM = """
 import json, pkgutil, sys
@@ -48,3 +50,21 @@ def test_where_mlx_lm_is_not_installed_nothing_speaks_against_a_family(monkeypat
             assert is_known_family("no_such_family")
     finally:
         known_families.cache_clear()
+
+
+def write_header(file: Path, **shapes: list[int]) -> None:
+    entries = {name: {"dtype": "F32", "shape": shape} for name, shape in shapes.items()}
+    raw = json.dumps(entries).encode()
+    file.write_bytes(len(raw).to_bytes(8, "little") + raw)
+
+
+def test_a_second_copy_of_the_weights_is_not_counted(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    index = {"weight_map": {"a": "model-1.safetensors", "mtp": "mtp.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    for name in ("model-1.safetensors", "model.safetensors"):
+        write_header(tmp_path / name, a=[4, 32])
+    write_header(tmp_path / "mtp.safetensors", mtp=[4, 32])
+    inventory = anatomy_of(make_source(folder=tmp_path)).inventory
+    assert [layer.path for layer in inventory.layers] == ["a"]
+    assert inventory.num_parameters == 4 * 32

@@ -143,12 +143,12 @@ BAD_MODELS: dict[str, tuple[Damage, tuple[str, ...]]] = {
     ),
     "index is no json": (lambda f: write(f, INDEX, b"{}"), ("not a valid index",)),
     "shard missing": (
-        lambda f: edit_index(f, "model-00002-of-00002.safetensors"),
+        lambda f: edit_index(f, "model-00002-of-00002.safetensors", "model.other.weight"),
         ("weight file(s) that are not here", "model-00002-of-00002.safetensors"),
     ),
     "tensor not where the index says": (
         lambda f: edit_index(f, WEIGHTS, "model.other.weight"),
-        ("'model.other.weight'", "does not have it"),
+        ("'model.other.weight'", "no file has it"),
     ),
     "tensor missing": (
         lambda f: edit_weights(f, lambda w: set_tensor(w, "model.norm.weight", None)),
@@ -268,9 +268,10 @@ def test_both_ends_of_the_range_that_is_named_are_feasible():
         ("--formats=", "--formats is empty"),
         ("--encoder=best", "There is no encoder 'best'"),
         ("--method=magic", "There is no method 'magic'"),
-        ("--low=3g64", "--low, --high and --tolerance go with --method alignment"),
-        ("--tolerance=0.1", "--low, --high and --tolerance go with --method alignment"),
-        ("--sensitivities=s.json", "goes with --method alignment"),
+        ("--low=3g64", "--low cannot be used with --method fisher, only with --method alignment"),
+        ("--tolerance=0.1", "--tolerance cannot be used with --method fisher"),
+        ("--sensitivities=s.json", "--sensitivities cannot be used with --method fisher"),
+        ("--effort=best", "There is no effort 'best'"),
         ("--cost-table=nothing.json", "no file 'nothing.json'"),
     ],
 )
@@ -289,8 +290,8 @@ def aligned(out: Path, *more: str | Path, bpw: str = "4.8") -> Finished:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (("--formats=4g64",), "--low, --high"),
-        (("--cost-table=t.json",), "--low, --high"),
+        (("--formats=4g64",), "--formats cannot be used with --method alignment"),
+        (("--cost-table=t.json",), "--cost-table cannot be used with --method alignment"),
         (("--low=1g64",), "There is no format '1g64'"),
         (("--tolerance=1.5",), "tolerance must lie between 0 and 1"),
         (("--tolerance=nan",), "tolerance must lie between 0 and 1"),
@@ -360,8 +361,7 @@ def test_a_text_that_cannot_be_used_is_refused(option, name, content, says, tmp_
 
 
 def test_evaluating_on_the_calibration_text_is_refused(out, tmp_path):
-    says = "shares 100% of its windows with the calibration text"
-    assert_refused(quantize(MODEL, out, f"--eval={CALIBRATION}"), says)
+    assert_refused(quantize(MODEL, out, f"--eval={CALIBRATION}"), "is the one to calibrate on")
     under_another_name = tmp_path / "unseen.txt"
     shutil.copyfile(CALIBRATION, under_another_name)
     assert_refused(quantize(MODEL, out, f"--eval={under_another_name}"), "unseen.txt")
@@ -383,7 +383,11 @@ def test_a_cost_table_that_is_none_is_refused(table, out, tmp_path):
 
 def test_a_cost_table_of_another_model_or_text_or_encoder_is_refused(table, model, out, tmp_path):
     use = f"--cost-table={table}"
-    assert_refused(quantize(MODEL, out, use, f"--calibration={HELD_OUT}"), "calibration text")
+    other = tmp_path / "other.txt"
+    shutil.copyfile(CALIBRATION, other)
+    for calibration in (other, HELD_OUT):
+        texts = (f"--calibration={calibration}", f"--eval={CALIBRATION}")
+        assert_refused(quantize(MODEL, out, use, *texts), "another calibration text ('calibration")
     assert_refused(quantize(MODEL, out, use, "--calibration-tokens=900"), "2,560 tokens")
     assert_refused(quantize(MODEL, out, use, "--encoder=wls"), "--encoder minmax")
     assert_refused(quantize(MODEL, out, use, "--formats=3g64,5g64"), "no cost of '5g64'")
@@ -466,7 +470,14 @@ def test_folders_of_two_models_are_not_compared(model):
         ("quantize", MODEL, "--bpw=4", "--out=x", "--seed=-1"),
         ("quantize", MODEL, "--bpw=4", "--out=x", f"--seed={2**70}"),
         ("quantize", MODEL, "--bpw=4", "--out=x", "--calibration-tokens=0"),
+        ("quantize", MODEL, "--bpw=4", "--out=x", f"--calibration-tokens={10**9}"),
         ("quantize", MODEL, "--bpw=4", "--out=x", "--eval-tokens=many"),
+        ("quantize", MODEL, "--bpw=4", "--out=x", f"--eval-tokens={10**9}"),
+        ("quantize", MODEL, "--bpw=4", "--out=x", "--time-budget=nan"),
+        ("quantize", MODEL, "--bpw=4", "--out=x", "--time-budget=-1"),
+        ("measure", MODEL, "--out=x", "--calibration-tokens=0"),
+        ("evaluate", MODEL, f"--reference={MODEL}", "--eval-tokens=0"),
+        ("jobs", "list", "--limit=0"),
         ("nonsense",),
     ],
 )

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import typer
 
-from dynquant.cli import app
+from dynquant.cli.app import app
 
 ROOT = Path(__file__).parents[1]
 PAGES = [path for path in (ROOT / "docs" / "cli.md", ROOT / "README.md") if path.is_file()]

@@ -17,6 +17,7 @@ from dynquant.errors import (
     SensitivitiesError,
     StorageFullError,
     TextError,
+    UnsupportedModelError,
     VerificationError,
 )
 from dynquant.pipeline import Alignment, Recipe, forecast, measure, quantize
@@ -94,6 +95,7 @@ def test_the_steps_come_in_their_order_and_the_folders_take_their_names_last():
         "check",
         "calibration_windows",
         "evaluation_windows",
+        "check_tokenizer",
         "measure",
         "stage",
         "encode",
@@ -207,13 +209,7 @@ def test_the_uniform_baseline_is_the_one_of_nearest_size():
     [
         (make_recipe(1.0), InfeasibleTargetError),
         (make_recipe(4.5, 17.0), InfeasibleTargetError),
-        (make_recipe(math.nan), InvalidOptionError),
-        (make_recipe(0.0), InvalidOptionError),
-        (make_recipe(4.5, 4.5), InvalidOptionError),
-        (make_recipe(4.5, 4.500001), InvalidOptionError),
-        (aligned(tolerance=2.0), InvalidOptionError),
         (aligned(low=HIGH, high=LOW), InvalidOptionError),
-        (aligned(sensitivities={}, tolerance=math.nan), InvalidOptionError),
     ],
 )
 def test_a_request_that_cannot_work_is_refused_before_any_text_is_read(recipe, error):
@@ -237,6 +233,17 @@ def test_evaluating_on_the_calibration_text_is_refused_before_measuring():
     with pytest.raises(TextError):
         job.run(evaluation="calibration.txt")
     assert "measure" not in job.log
+
+
+def test_a_tokenizer_that_would_be_another_one_is_refused_before_measuring():
+    job = Job(fails={"check_tokenizer": UnsupportedModelError("It differs.")})
+    with pytest.raises(UnsupportedModelError):
+        job.run()
+    assert "measure" not in job.log
+    quantizer = FakeQuantizer(fails={"check_tokenizer": UnsupportedModelError("It differs.")})
+    with pytest.raises(UnsupportedModelError):
+        measure(quantizer, make_text(), make_recipe(), progress=FakeProgress())
+    assert "measure" not in quantizer.log
 
 
 @pytest.mark.parametrize(
@@ -307,7 +314,7 @@ def test_a_table_of_a_model_with_other_layers_is_refused():
 def test_the_alignment_method_hands_out_what_it_measured_and_writes_no_cost_table():
     job = Job()
     (model,) = job.run(aligned(6.0))
-    assert job.log[3] == "align"
+    assert job.log[4] == "align"
     assert job.sensitivities == [{f"layers.{i}": float(i) for i in range(6)}]
     assert "dynquant/cost_table.json" not in job.outputs.finished[model.facts.name]
     assert model.facts.method == "alignment"
@@ -341,6 +348,25 @@ def test_a_gap_that_the_menu_cannot_close_is_a_note_on_the_card():
     (note,) = model.facts.notes
     assert note.startswith("It stores 0.500 bits per weight less")
     assert "0.500 bits per weight less" in job.outputs.finished[model.facts.name]["README.md"]
+
+
+def test_what_of_the_source_is_not_in_use_is_a_note_on_the_card():
+    job = Job()
+    job.quantizer.notes = ("Left out: the tensors 'mtp.fc'.",)
+    (model,) = job.run(make_recipe(4.5))
+    assert model.facts.notes[0] == "Left out: the tensors 'mtp.fc'."
+    assert "Left out: the tensors 'mtp.fc'." in job.outputs.finished[model.facts.name]["README.md"]
+
+
+def test_a_forecast_says_why_a_model_cannot_be_made_smaller():
+    quantizer = FakeQuantizer(layers=(make_layer(shape=(4, 66)),))
+    (found,) = forecast(make_source(), quantizer, make_recipe(16.0))
+    assert found.note.startswith("No layer can be quantized")
+    with pytest.raises(InfeasibleTargetError, match="No layer can be quantized") as caught:
+        forecast(make_source(), quantizer, make_recipe(4.0))
+    assert caught.value.min_bpw == caught.value.max_bpw == 16.0
+    with pytest.raises(InfeasibleTargetError, match="No layer can be quantized"):
+        forecast(make_source(), quantizer, make_recipe(), fit_memory_bytes=10_000)
 
 
 def test_a_plan_close_to_its_target_has_no_note():

@@ -11,18 +11,33 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from scripts.supply_chain import LOCK, is_allowed, license_of, locked, main
+from scripts.supply_chain import REQUIREMENTS, is_allowed, license_of, locked, main
 
 pytestmark = pytest.mark.harden("supply chain")
 
-PACKAGES = list(locked(LOCK.read_text()))
+LOCKS = {
+    name: list(locked((REQUIREMENTS / f"{name}.lock").read_text()))
+    for name in ("run", "dev", "installer")
+}
+PACKAGES = LOCKS["run"]
 
 
-def test_every_locked_package_has_hashes():
-    assert len(PACKAGES) > 100
-    assert {"mlx-lm", "huggingface-hub", "dbos"} <= {each.name for each in PACKAGES}
-    assert all(each.hashes for each in PACKAGES)
-    assert len(re.findall(r"^\S+==", LOCK.read_text(), re.MULTILINE)) == len(PACKAGES)
+@pytest.mark.parametrize("name", LOCKS)
+def test_every_locked_package_has_hashes(name):
+    text = (REQUIREMENTS / f"{name}.lock").read_text()
+    assert len(re.findall(r"^\S+==", text, re.MULTILINE)) == len(LOCKS[name]) > 0
+    assert all(each.hashes for each in LOCKS[name])
+
+
+def test_developers_have_what_runs_and_their_tools_besides():
+    assert set(LOCKS["run"]) < set(LOCKS["dev"])
+    added = {each.name for each in set(LOCKS["dev"]) - set(LOCKS["run"])}
+    assert {"mypy", "ruff", "pytest", "playwright", "import-linter", "hypothesis"} <= added
+    assert {"mlx-lm", "huggingface-hub", "dbos", "gradio"} <= {each.name for each in PACKAGES}
+
+
+def test_the_installer_is_uv_alone():
+    assert [each.name for each in LOCKS["installer"]] == ["uv"]
 
 
 def test_every_installed_package_has_a_license_that_was_looked_at(capsys):
@@ -47,7 +62,10 @@ def test_a_license_that_nobody_has_looked_at_is_not_allowed(expression, allowed)
 
 
 def test_old_metadata_is_read_by_its_classifiers():
-    assert license_of({}, ["License :: OSI Approved :: MIT License"]) == "MIT"
+    classifiers = ["License :: OSI Approved :: MIT License"]
+    assert license_of({}, classifiers) == "MIT"
+    assert license_of({"License": "UNKNOWN"}, classifiers) == "MIT"
+    assert license_of({"License": "UNKNOWN"}, []) == ""
     assert license_of({"License": "BSD 2-Clause License\nCopyright"}, []) == "BSD-2-Clause"
 
 

@@ -1,5 +1,5 @@
 """The command line: thin commands over the pipeline's functions."""
 
-from dynquant.cli.app import app, main
+from dynquant.cli.ending import main
 
-__all__ = ["app", "main"]
+__all__ = ["main"]

@@ -1,21 +1,48 @@
-"""All commands together, and what becomes of errors."""
+"""All commands together."""
 
 from __future__ import annotations
 
-import logging
-import sys
-from collections.abc import Callable
-from typing import Annotated
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from dynquant import __version__, console
 from dynquant.cli import jobs, models, publishing, watching
-from dynquant.errors import DynquantError
+from dynquant.cli.ending import CommandEnded
+from dynquant.log_lines import log_to_terminal, secrets_in
 
-__all__ = ["app", "main"]
+__all__ = ["app"]
+
+
+class _Commands(TyperGroup):
+    """Passes on what typer would end the program for, each in its own way."""
+
+    def make_context(self, *args: Any, **options: Any) -> Any:
+        """Read the options; `--help` prints here."""
+        with _passed_on():
+            return super().make_context(*args, **options)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        with _passed_on():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _passed_on() -> Iterator[None]:
+    """Pass on Ctrl-C, a reader that is gone, and a library that calls `sys.exit`."""
+    try:
+        yield
+    except (BrokenPipeError, KeyboardInterrupt, SystemExit) as ending:
+        raise CommandEnded from ending
+
 
 app = typer.Typer(
+    cls=_Commands,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -52,20 +79,4 @@ def _options(
     if version:
         console.stdout.print(__version__)
         raise typer.Exit
-    logging.basicConfig(
-        level=logging.INFO if verbose else logging.WARNING,
-        format="%(levelname)s %(name)s: %(message)s",
-        stream=sys.stderr,
-    )
-
-
-def main() -> None:
-    """Entry point: our errors become one sentence on stderr and an exit code."""
-    try:
-        app()
-    except DynquantError as error:
-        console.stderr.print(f"[bold red]Error:[/] {console.escaped(str(error))}")
-        if error.published:
-            done = ", ".join(repo_id for repo_id, _ in error.published)
-            console.stderr.print(f"Published before that: {console.escaped(done)}.")
-        sys.exit(error.exit_code)
+    log_to_terminal(secrets=secrets_in(os.environ), verbose=verbose)

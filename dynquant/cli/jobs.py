@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import getpass
 import json
 import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
-from typing import Annotated, Any
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -27,15 +26,27 @@ from dynquant.cli.options import (
     Revision,
     TimeBudget,
     menu_in,
+    require_two_texts,
     targets_in,
 )
-from dynquant.core.job import TERMINAL, Job, JobOption, JobRequest, JobState
+from dynquant.core.job import (
+    TERMINAL,
+    Job,
+    JobOption,
+    JobRequest,
+    JobState,
+    check_notify_url,
+)
 from dynquant.core.job_text import job_to_text
-from dynquant.core.naming import local_name
+from dynquant.core.naming import local_name, quantized_name, repo_ids
 from dynquant.core.recipe import RECIPE_VERSION, Recipe
-from dynquant.errors import InvalidOptionError
+from dynquant.corpus import DEFAULT_CALIBRATION, DEFAULT_EVALUATION, Corpus
+from dynquant.errors import InvalidOptionError, RequestError
 from dynquant.job_ports import JobBoard
-from dynquant.settings import Settings
+from dynquant.settings import Settings, user_name
+
+if TYPE_CHECKING:
+    from dynquant.hub.models import HubModels
 
 __all__ = ["cancel", "doctor", "list_jobs", "logs", "retry", "runner", "show", "submit"]
 
@@ -85,9 +96,10 @@ def submit(
     """Queue a model for a runner; the same request again is the same job."""
     from dynquant.hub.models import HubModels
 
-    menu_in(formats)
     targets = targets_in(bpw)
-    Recipe(targets_bpw=targets, effort=effort, time_budget_mins=time_budget)  # or it is refused
+    # What no runner could do is refused before it is queued.
+    Recipe(targets_bpw=targets, menu=menu_in(formats), effort=effort, time_budget_mins=time_budget)
+    _check_texts(calibration, evaluation)
     options: dict[str, JobOption] = {
         name: value
         for name, value in {
@@ -101,20 +113,24 @@ def submit(
         }.items()
         if value is not None
     }
-    with HubModels() as hub:
-        listing = hub.look_up(model, revision=revision, allow_quantized=dequantize)
+    request = JobRequest(
+        model=model,
+        targets_bpw=targets,
+        destination=to,
+        requester=local_name(user_name()),
+        private=private is True,
+        public=private is False,
+        options=options,
+        notify_url=notify,
+    )
+    check_notify_url(request)
+    with HubModels(cache_dir=Settings.from_environment(os.environ).cache_dir) as hub:
+        repo, commit = _on_hub(hub, model, revision)
+        listing = hub.look_up(repo, revision=commit, allow_quantized=dequantize)
+    repo_ids(to, {quantized_name(listing.repo, each): (listing.repo, each) for each in targets})
     with _board() as board:
         job = board.submit(
-            JobRequest(
-                model=listing.repo,
-                targets_bpw=targets,
-                destination=to,
-                requester=local_name(getpass.getuser()),
-                private=private is True,
-                public=private is False,
-                options=options,
-                notify_url=notify,
-            ),
+            replace(request, model=listing.repo),
             revision_sha=listing.sha,
             recipe_version=RECIPE_VERSION,
         )
@@ -128,6 +144,39 @@ def submit(
             if job.request.notify_url
             else "This job was asked for before, without --notify, so nobody is told of its end."
         )
+
+
+def _check_texts(calibration: str | None, evaluation: str | None) -> None:
+    """Refuse texts that a runner with the settings of this machine would refuse.
+
+    Raises:
+        TextError: They are the same, or one cannot be used.
+        HubUnavailableError: A dataset cannot be reached.
+    """
+    from dynquant.hub.datasets import HubDatasets
+
+    require_two_texts(calibration or DEFAULT_CALIBRATION, evaluation or DEFAULT_EVALUATION)
+    allow_files = Settings.from_environment(os.environ).local_texts
+    texts = Corpus(open_dataset=HubDatasets().open, allow_files=allow_files)
+    for source in filter(None, (calibration, evaluation)):
+        texts.open(source)
+
+
+def _on_hub(hub: HubModels, model: str, revision: str | None) -> tuple[str, str | None]:
+    """Repo and revision of `model`, which may be a folder of the cache; see `local_source`.
+
+    Raises:
+        RequestError: It is another folder of this machine.
+    """
+    if not model.startswith((".", "/", "~")) and model.count("/") <= 1:
+        return model, revision
+    source = hub.fetch_headers(model, revision=revision)  # a folder needs none
+    if not source.is_repo:
+        raise RequestError(
+            f"Runners take models from the Hub, and '{model}' is a folder of this machine. Convert "
+            "it here with 'dynquant convert', or upload it and pass its id."
+        )
+    return source.name, source.revision_sha
 
 
 def list_jobs(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -33,6 +34,8 @@ from dynquant.cli.options import (
     encoder_named,
     menu_in,
     read,
+    require_room,
+    require_two_texts,
     targets_in,
 )
 from dynquant.core.artefacts import (
@@ -48,10 +51,14 @@ from dynquant.core.planning import parse_memory
 from dynquant.corpus import DEFAULT_CALIBRATION, DEFAULT_EVALUATION
 from dynquant.errors import InvalidOptionError, OutputFolderError
 from dynquant.outputs import OutputFolders, check_file, write_file
-from dynquant.pipeline import Alignment, QuantizedModel, Recipe, forecast
+from dynquant.pipeline import Alignment, QuantizedModel, Recipe, check, forecast
 from dynquant.pipeline import measure as measure_model
 from dynquant.pipeline import quantize as quantize_model
+from dynquant.ports import ModelSource
 from dynquant.settings import Settings
+
+if TYPE_CHECKING:
+    from dynquant.mlx_backend.quantizer import MlxQuantizer
 
 __all__ = ["evaluate", "measure", "plan", "quantize"]
 
@@ -139,10 +146,13 @@ def measure(
             f"'{out}' exists and is no cost table of dynquant. Pass another --out."
         )
     text, progress = open_texts().open(calibration), console.ConsoleProgress()
-    with open_model(model, revision=revision, dequantize=dequantize, progress=progress) as (
-        _,
-        quantizer,
-    ):
+    with open_model(
+        model,
+        revision=revision,
+        dequantize=dequantize,
+        progress=progress,
+        check=lambda _, headers: headers.inventory(recipe.menu),
+    ) as (_, quantizer):
         table = measure_model(quantizer, text, recipe, progress=progress)
     write_file(out, cost_table_to_json(table))
     if as_json:
@@ -193,52 +203,62 @@ def quantize(
     from dynquant.runner.speed import timed
 
     home = Settings.from_environment(os.environ).home
-    targets, menu = targets_in(bpw), menu_in(formats)
-    if method not in {"fisher", "alignment"}:
-        raise InvalidOptionError(f"There is no method '{method}'. Choose fisher or alignment.")
-    aligned = method == "alignment"
-    if sensitivities is not None and not aligned:
-        raise InvalidOptionError("--sensitivities goes with --method alignment.")
-    if not aligned and (low, high, tolerance) != _SEED_PAIR:
-        raise InvalidOptionError("--low, --high and --tolerance go with --method alignment.")
-    if aligned and (formats is not None or cost_table is not None):
-        raise InvalidOptionError(
-            "--formats and --cost-table go with --method fisher; the alignment method takes "
-            "--low, --high and --sensitivities."
-        )
+    aligned = _is_aligned(
+        method,
+        of_alignment={
+            "--sensitivities": sensitivities is not None,
+            "--low": low != _SEED_PAIR[0],
+            "--high": high != _SEED_PAIR[1],
+            "--tolerance": tolerance != _SEED_PAIR[2],
+        },
+        of_fisher={"--formats": formats is not None, "--cost-table": cost_table is not None},
+    )
+    pair = (QuantFormat.from_name(low), QuantFormat.from_name(high))
+    alignment = Alignment(low=pair[0], high=pair[1], tolerance=tolerance)
+    recipe = Recipe(
+        targets_bpw=targets_in(bpw),
+        menu=pair if aligned else menu_in(formats),
+        encoder=encoder_named(encoder),
+        effort=effort,
+        refine=refine,
+        time_budget_mins=time_budget,
+        alignment=alignment if aligned else None,
+        calibration_tokens=calibration_tokens,
+        evaluation_tokens=eval_tokens,
+        context_tokens=context,
+        seed=seed,
+        dequantize=dequantize,
+    )
+    require_two_texts(calibration, evaluation)
     outputs, table = OutputFolders(out), cost_table_in(cost_table)
     outputs.check([])
     if sensitivities is not None:
         check_file(sensitivities)
-    pair = (QuantFormat.from_name(low), QuantFormat.from_name(high))
     texts = open_texts()
     calibration_text, evaluation_text = texts.open(calibration), texts.open(evaluation)
-    progress = console.ConsoleProgress()
-    with open_model(model, revision=revision, dequantize=dequantize, progress=progress) as (
-        source,
-        quantizer,
-    ):
-        known = None
-        if aligned and sensitivities is not None and sensitivities.exists():
-            known = sensitivities_from_json(
-                read(sensitivities), quantizer.inventory(pair), name=sensitivities.name
-            )
-        recipe = Recipe(
-            targets_bpw=targets,
-            menu=pair if aligned else menu,
-            encoder=encoder_named(encoder),
-            effort=effort,
-            refine=refine,
-            time_budget_mins=time_budget,
-            alignment=Alignment(low=pair[0], high=pair[1], tolerance=tolerance, sensitivities=known)
-            if aligned
-            else None,
-            calibration_tokens=calibration_tokens,
-            evaluation_tokens=eval_tokens,
-            context_tokens=context,
-            seed=seed,
-            dequantize=dequantize,
+
+    def known(quantizer: MlxQuantizer) -> Mapping[str, float] | None:
+        """The sensitivities in the file, if it is there."""
+        if sensitivities is None or not sensitivities.exists():
+            return None
+        return sensitivities_from_json(
+            read(sensitivities), quantizer.inventory(pair), name=sensitivities.name
         )
+
+    def refuse(source: ModelSource, headers: MlxQuantizer) -> None:
+        known(headers)
+        found = check(
+            source, headers, recipe, calibration=calibration_text, outputs=outputs, table=table
+        )
+        require_room(out, found)
+
+    progress = console.ConsoleProgress()
+    with open_model(
+        model, revision=revision, dequantize=dequantize, progress=progress, check=refuse
+    ) as (source, quantizer):
+        found = known(quantizer)
+        if aligned:
+            recipe = replace(recipe, alignment=replace(alignment, sensitivities=found))
         with timed(home, recipe) as done:
             finished = quantize_model(
                 source,
@@ -249,9 +269,9 @@ def quantize(
                 outputs=outputs,
                 progress=progress,
                 table=table,
-                on_sensitivities=lambda found: (
-                    write_file(sensitivities, sensitivities_to_json(found))
-                    if sensitivities is not None and known is None
+                on_sensitivities=lambda measured: (
+                    write_file(sensitivities, sensitivities_to_json(measured))
+                    if sensitivities is not None and found is None
                     else None
                 ),
             )
@@ -260,6 +280,22 @@ def quantize(
         console.print_json({"models": [_result(each) for each in finished]})
     else:
         console.print_finished(finished)
+
+
+def _is_aligned(
+    method: str, *, of_alignment: Mapping[str, bool], of_fisher: Mapping[str, bool]
+) -> bool:
+    """Whether `--method` is the seed's; the options that were passed must go with it."""
+    options = {"fisher": of_alignment, "alignment": of_fisher}
+    if method not in options:
+        raise InvalidOptionError(f"There is no method '{method}'. Choose fisher or alignment.")
+    other = "alignment" if method == "fisher" else "fisher"
+    if passed := [name for name, is_passed in options[method].items() if is_passed]:
+        raise InvalidOptionError(
+            f"{' and '.join(passed)} cannot be used with --method {method}, "
+            f"only with --method {other}."
+        )
+    return method == "alignment"
 
 
 def evaluate(
@@ -283,7 +319,7 @@ def evaluate(
         console.print_json({"original": asdict(original), "quantized": asdict(quality)})
     else:
         console.print_quality(
-            [("Original", None, None, original), (folder.name, None, None, quality)]
+            [("Original", None, None, original), (folder.absolute().name, None, None, quality)]
         )
 
 

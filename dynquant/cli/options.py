@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -10,10 +11,18 @@ from typing import Annotated
 import typer
 
 from dynquant.core.artefacts import cost_table_from_json
+from dynquant.core.figures import size
 from dynquant.core.formats import DEFAULT_MENU, QuantFormat, parse_menu
 from dynquant.core.plan import CostTable
-from dynquant.core.recipe import Recipe
-from dynquant.errors import InvalidOptionError, SensitivitiesError
+from dynquant.core.planning import Forecast
+from dynquant.core.recipe import (
+    MAX_CONTEXT_TOKENS,
+    MAX_MINUTES,
+    MAX_SEED,
+    MAX_TOKENS,
+    Recipe,
+)
+from dynquant.errors import InvalidOptionError, SensitivitiesError, StorageFullError, TextError
 
 __all__ = [
     "DEFAULT_RECIPE",
@@ -39,12 +48,12 @@ __all__ = [
     "encoder_named",
     "menu_in",
     "read",
+    "require_room",
+    "require_two_texts",
     "targets_in",
 ]
 
 DEFAULT_RECIPE = Recipe(targets_bpw=())
-_MAX_SEED = 2**32 - 1
-_MAX_CONTEXT_TOKENS = 10**9  # MLX counts the elements of a side in 32 bits
 
 Model = Annotated[str, typer.Argument(help="A local model folder, or a Hub id.")]
 Bpw = Annotated[str, typer.Option(help="Stored bits per weight; several with commas.")]
@@ -72,19 +81,24 @@ Refine = Annotated[
 TimeBudget = Annotated[
     float | None,
     typer.Option(
-        "--time-budget", min=0, help="Minutes after which --effort max begins no further round."
+        "--time-budget",
+        min=0,
+        max=MAX_MINUTES,
+        help="Minutes after which --effort max begins no further round.",
     ),
 ]
 Seed = Annotated[
-    int, typer.Option(min=0, max=_MAX_SEED, help="Seed of the labels sampled while measuring.")
+    int, typer.Option(min=0, max=MAX_SEED, help="Seed of the labels sampled while measuring.")
 ]
-CalibrationTokens = Annotated[int, typer.Option(min=1, help="Tokens to calibrate on.")]
+CalibrationTokens = Annotated[
+    int, typer.Option(min=1, max=MAX_TOKENS, help="Tokens to calibrate on.")
+]
 EvaluationTokens = Annotated[
-    int, typer.Option("--eval-tokens", min=1, help="Tokens to evaluate on.")
+    int, typer.Option("--eval-tokens", min=1, max=MAX_TOKENS, help="Tokens to evaluate on.")
 ]
 Context = Annotated[
     int,
-    typer.Option(min=1, max=_MAX_CONTEXT_TOKENS, help="Context in tokens for memory figures."),
+    typer.Option(min=1, max=MAX_CONTEXT_TOKENS, help="Context in tokens for memory figures."),
 ]
 Dequantize = Annotated[
     bool, typer.Option("--dequantize", help="Take a model that is quantized already.")
@@ -146,3 +160,32 @@ def read(path: Path) -> str:
         ) from error
     except (OSError, UnicodeDecodeError) as error:
         raise SensitivitiesError(f"'{path}' cannot be read as text. Pass another file.") from error
+
+
+def require_two_texts(calibration: str, evaluation: str) -> None:
+    """Refuse to evaluate on what was calibrated on.
+
+    Raises:
+        TextError: Both options name the same text.
+    """
+    if calibration == evaluation:
+        raise TextError(
+            "The text to evaluate on is the one to calibrate on, so its figures would flatter. "
+            "Pass a text to --eval that the calibration did not see."
+        )
+
+
+def require_room(out: Path, forecasts: Sequence[Forecast]) -> None:
+    """Refuse before any work when the finished models would not fit on the disk of `--out`.
+
+    Raises:
+        StorageFullError: They would not.
+    """
+    existing = next(path for path in (out, *out.absolute().parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    need = sum(each.size_bytes for each in forecasts)
+    if need > free:
+        raise StorageFullError(
+            f"The finished models take {size(need)}, and the disk of --out has {size(free)} free. "
+            "Free some space there, or pass a folder on another disk."
+        )

@@ -34,6 +34,8 @@ from dynquant.cli.options import (
     cost_table_in,
     encoder_named,
     menu_in,
+    require_room,
+    require_two_texts,
     targets_in,
 )
 from dynquant.core.naming import check_repo_id, repo_ids
@@ -41,7 +43,14 @@ from dynquant.core.papers import CARD
 from dynquant.core.papers import card as render
 from dynquant.corpus import DEFAULT_CALIBRATION, DEFAULT_EVALUATION
 from dynquant.outputs import OutputFolders, finished_folders, read_facts, write_file
-from dynquant.pipeline import Recipe, already_published, destinations, forecast, quantize
+from dynquant.pipeline import (
+    Recipe,
+    already_published,
+    check,
+    destinations,
+    forecast,
+    quantize,
+)
 from dynquant.pipeline import publish as publish_models
 from dynquant.ports import PublishedModel
 from dynquant.settings import Settings
@@ -99,6 +108,9 @@ def convert(
         seed=seed,
         dequantize=dequantize,
     )
+    require_two_texts(calibration, evaluation)
+    home = Settings.from_environment(os.environ).home
+    outputs, table = OutputFolders(out), cost_table_in(cost_table)
     publisher = open_publisher()
     with open_model(model, revision=revision, headers_only=True, dequantize=dequantize) as (
         source,
@@ -106,16 +118,18 @@ def convert(
     ):
         forecast(source, quantizer, recipe)  # what cannot work is refused before the download
         ids = destinations(source.name, recipe, to, publisher)
-    texts = open_texts()
-    calibration_text, evaluation_text = texts.open(calibration), texts.open(evaluation)
-    there = already_published(
-        source, recipe, ids, publisher, calibration=calibration_text, evaluation=evaluation_text
-    )
-    if there is not None:
-        _show(there, as_json=as_json)
-        return
-    outputs, table = OutputFolders(out), cost_table_in(cost_table)
-    outputs.check(list(ids), source=source.name)
+        texts = open_texts()
+        calibration_text, evaluation_text = texts.open(calibration), texts.open(evaluation)
+        there = already_published(
+            source, recipe, ids, publisher, calibration=calibration_text, evaluation=evaluation_text
+        )
+        if there is not None:
+            _show(there, as_json=as_json)
+            return
+        found = check(
+            source, quantizer, recipe, calibration=calibration_text, outputs=outputs, table=table
+        )
+        require_room(out, found)
     with (
         open_model(
             source.name if source.is_repo else model,
@@ -123,7 +137,7 @@ def convert(
             dequantize=dequantize,
             progress=progress,
         ) as (source, quantizer),
-        timed(Settings.from_environment(os.environ).home, recipe) as done,
+        timed(home, recipe) as done,
     ):
         finished = quantize(
             source,
@@ -168,13 +182,16 @@ def publish(
     ids = repo_ids(
         to, {facts.name: (facts.source, facts.plan.target_bpw) for facts in models.values()}
     )
+    publisher = open_publisher()
+    for facts in models.values():  # before they are loaded, which may take minutes
+        publisher.check(ids[facts.name], source=facts.source)
     for each, facts in models.items():
         verify_finished(each, facts)
     _show(
         publish_models(
             models,
             ids,
-            open_publisher(),
+            publisher,
             outputs=OutputFolders(folder),
             private=private,
             progress=console.ConsoleProgress(),

@@ -49,7 +49,7 @@ def check_target(inventory: ModelInventory, target_bpw: float) -> None:
         InvalidOptionError: The target is not a positive number.
         InfeasibleTargetError: It lies outside of the range that the formats span.
     """
-    _check_range(target_bpw, inventory.min_bpw, inventory.max_bpw)
+    _check_range(target_bpw, inventory.min_bpw, inventory.max_bpw, inventory.why_unquantized)
 
 
 def allocate(inventory: ModelInventory, *, target_bpw: float) -> QuantPlan:
@@ -121,7 +121,9 @@ def allocate_by_threshold(
     highs = [_nearest(layer, high) for layer in layers]
     low_bits = sum(map(LayerProfile.stored_bits, layers, lows))
     high_bits = sum(map(LayerProfile.stored_bits, layers, highs))
-    _check_range(target_bpw, inventory.bpw(low_bits), inventory.bpw(high_bits))
+    _check_range(
+        target_bpw, inventory.bpw(low_bits), inventory.bpw(high_bits), inventory.why_unquantized
+    )
 
     budget = inventory.budget_bits(target_bpw)
     margin = tolerance * (max(scores, default=0.0) - min(scores, default=0.0))
@@ -356,7 +358,7 @@ def _nearest(layer: LayerProfile, asked: QuantFormat) -> QuantFormat:
     return next((fmt for fmt in by_size if layer.stored_bits(fmt) >= asked_bits), by_size[-1])
 
 
-def _check_range(target_bpw: float, min_bpw: float, max_bpw: float) -> None:
+def _check_range(target_bpw: float, min_bpw: float, max_bpw: float, why: str) -> None:
     if not (math.isfinite(target_bpw) and target_bpw > 0):
         raise InvalidOptionError(f"The target BPW must be a positive number, not {target_bpw}.")
     if min_bpw <= target_bpw <= max_bpw:
@@ -369,7 +371,7 @@ def _check_range(target_bpw: float, min_bpw: float, max_bpw: float) -> None:
     low, high = shown if shown[0] <= shown[1] else exact
     message = (
         f"A target of {target_bpw} BPW is {side} the feasible range of this model and these "
-        f"formats, {low} to {high} BPW."
+        f"formats, {low} to {high} BPW.{why if target_bpw < min_bpw else ''}"
     )
     raise InfeasibleTargetError(message, min_bpw=min_bpw, max_bpw=max_bpw)
 

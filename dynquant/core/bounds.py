@@ -18,6 +18,7 @@ __all__ = [
     "MAX_SMALL_FILE_BYTES",
     "file_too_large",
     "headers_too_large",
+    "too_many_files",
 ]
 
 MAX_HEADER_BYTES = 50_000_000
@@ -51,4 +52,12 @@ def file_too_large(name: str, most_bytes: int = MAX_SMALL_FILE_BYTES) -> Invalid
     return InvalidModelError(
         f"'{name[:100]}' is larger than {most_bytes // 10**6} MB, which no model needs. Ask the "
         "model's author."
+    )
+
+
+def too_many_files(num_files: int) -> InvalidModelError:
+    """Why so many files beside the weights are not read."""
+    return InvalidModelError(
+        f"This model has {num_files:,} files beside its weights, and no model needs more than "
+        f"{MAX_SMALL_FILES:,}. Ask its author."
     )

@@ -20,6 +20,7 @@ from dynquant.core.job import (
     PublishedRepo,
     StepProgress,
 )
+from dynquant.core.recipe import MAX_BPW, MAX_TARGETS
 from dynquant.errors import RequestError
 
 __all__ = [
@@ -36,11 +37,9 @@ __all__ = [
 _MAX_TEXT = 200
 """Longest name in a request; the Hub's ids have at most 96 characters per part."""
 _MAX_URL = 2_000
-_MAX_TARGETS = 32
 _MAX_OPTIONS = 64
 _MAX_DEPTH = 3
 _MAX_NUMBER = 1e15
-_MAX_BPW = 32.0
 
 _PLAIN_FIELDS: Mapping[str, type] = {
     "id": str,
@@ -212,13 +211,13 @@ def _text(raw: Mapping[str, Any], name: str, *, may_be_empty: bool = False) -> s
 def _targets(raw: object) -> tuple[float, ...]:
     numbers = raw if isinstance(raw, list) else []
     are_bpw = all(
-        isinstance(each, int | float) and not isinstance(each, bool) and 0 < each <= _MAX_BPW
+        isinstance(each, int | float) and not isinstance(each, bool) and 0 < each <= MAX_BPW
         for each in numbers
     )
-    if not (are_bpw and 1 <= len(numbers) <= _MAX_TARGETS):
+    if not (are_bpw and 1 <= len(numbers) <= MAX_TARGETS):
         raise RequestError(
-            f"Ask for 1 to {_MAX_TARGETS} sizes in bits per weight (targets_bpw), each above 0 and "
-            f"at most {_MAX_BPW:g}."
+            f"Ask for 1 to {MAX_TARGETS} sizes in bits per weight (targets_bpw), each above 0 and "
+            f"at most {MAX_BPW:g}."
         )
     return tuple(map(float, numbers))
 

@@ -7,10 +7,12 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
 
-from dynquant.core.formats import UNQUANTIZED, QuantFormat
+from dynquant.core.formats import AFFINE_GROUP_SIZES, UNQUANTIZED, QuantFormat
 from dynquant.core.together import Together
 
 __all__ = ["CostTable", "LayerProfile", "ModelInventory", "QuantPlan", "TextFacts"]
+
+_MAX_NAMED = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +90,30 @@ class ModelInventory:
         largest = sum(max(map(layer.stored_bits, layer.formats)) for layer in self.layers)
         return self.bpw(largest)
 
+    @property
+    def why_unquantized(self) -> str:
+        """A sentence on layers that no format fits, with a space before it; empty without any.
+
+        They raise the smallest feasible target, to that of the original if they are all layers.
+        """
+        stuck = [layer for layer in self.layers if layer.formats == (UNQUANTIZED,)]
+        odd = [layer for layer in stuck if layer.shape[-1] % AFFINE_GROUP_SIZES[0]]
+        groups = f"MLX quantizes groups of 32, 64 or 128 weights, and their widths ({_widths(odd)})"
+        if odd and len(odd) == len(self.layers):
+            return f" No layer can be quantized: {groups} are multiples of none of these."
+        if stuck and len(stuck) == len(self.layers):
+            return (
+                " No layer can take a smaller format than its own: the group size of one in "
+                f"--formats must divide the widths of the layers ({_widths(stuck)})."
+            )
+        if odd:
+            share = sum(layer.num_weights for layer in odd) / self.num_parameters
+            return (
+                f" {len(odd)} of {len(self.layers)} layers, {share:.0%} of the weights, cannot be "
+                f"quantized: {groups} are multiples of none of these."
+            )
+        return ""
+
     def within(self, menu: Sequence[QuantFormat]) -> ModelInventory:
         """The same model when layers may take only formats of `menu`, or stay as they are."""
         layers = (
@@ -109,6 +135,13 @@ class ModelInventory:
         while self.bpw(bits) > target_bpw:  # whatever the product rounded to
             bits -= 1
         return bits
+
+
+def _widths(layers: Sequence[LayerProfile]) -> str:
+    """The widths of some layers, the smallest first."""
+    widths = sorted({layer.shape[-1] for layer in layers})
+    more = ", …" if len(widths) > _MAX_NAMED else ""
+    return ", ".join(f"{width:,}" for width in widths[:_MAX_NAMED]) + more
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

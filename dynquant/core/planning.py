@@ -34,6 +34,8 @@ class Forecast:
         memory_bytes: Memory to run.
         conversion_memory_bytes: Peak memory of the conversion, estimated.
         conversion_disk_bytes: Disk for source and result together.
+        notes: Sentences on what of the source the result will not hold, and on layers that no
+            format fits.
     """
 
     model: str
@@ -48,6 +50,7 @@ class Forecast:
     memory_bytes: int
     conversion_memory_bytes: int
     conversion_disk_bytes: int
+    notes: tuple[str, ...] = ()
 
 
 def memory_to_run_bytes(weight_bytes: int, cache_bytes: int) -> int:
@@ -71,7 +74,7 @@ def fitting_bpw(inventory: ModelInventory, *, memory_bytes: int, cache_bytes: in
             f"This model does not fit: {memory_bytes / 2**30:.3g} GB leave room for "
             f"{max(bpw, 0):.2f} bits per weight beside the context, and at least "
             f"{inventory.min_bpw:.2f} are needed. "
-            "Take a smaller --context, more memory or a smaller model.",
+            f"Take a smaller --context, more memory or a smaller model.{inventory.why_unquantized}",
             min_bpw=inventory.min_bpw,
             max_bpw=inventory.max_bpw,
         )

@@ -8,12 +8,44 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from dynquant.core.formats import DEFAULT_MENU, QuantFormat
+from dynquant.core.naming import quantized_name
 from dynquant.errors import InvalidOptionError
 
-__all__ = ["EFFORTS", "RECIPE_VERSION", "Alignment", "Effort", "Recipe", "command_of"]
+__all__ = [
+    "EFFORTS",
+    "MAX_BPW",
+    "MAX_CONTEXT_TOKENS",
+    "MAX_MINUTES",
+    "MAX_SEED",
+    "MAX_TARGETS",
+    "MAX_TOKENS",
+    "RECIPE_VERSION",
+    "Alignment",
+    "Effort",
+    "Recipe",
+    "command_of",
+]
 
 RECIPE_VERSION = 7
 """Goes up with every change after which the same recipe makes another model."""
+
+MAX_TOKENS = 10**8
+"""To calibrate or to evaluate on: a hundred times what changes a figure."""
+MAX_CONTEXT_TOKENS = 10**9  # MLX counts the elements of a side in 32 bits
+MAX_SEED = 2**32 - 1
+MAX_MINUTES = 10.0**6
+"""Two years."""
+
+MAX_TARGETS = 32
+MAX_BPW = 32.0
+"""What a model of float32 has."""
+
+_COUNTS = {
+    "calibration_tokens": ("The number of tokens to calibrate on", 1, MAX_TOKENS),
+    "evaluation_tokens": ("The number of tokens to evaluate on", 1, MAX_TOKENS),
+    "context_tokens": ("The context", 1, MAX_CONTEXT_TOKENS),
+    "seed": ("The seed", 0, MAX_SEED),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +63,12 @@ class Alignment:
     high: QuantFormat
     tolerance: float = 0.0
     sensitivities: Mapping[str, float] | None = None
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.tolerance <= 1.0:
+            raise InvalidOptionError(
+                f"The tolerance must lie between 0 and 1, not {self.tolerance}."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +118,9 @@ class Recipe:
         context_tokens: Context that the memory figure is for.
         seed: Seed of the sampled labels.
         dequantize: Take a model that is quantized already.
+
+    Raises:
+        InvalidOptionError: A value makes no sense for any model.
     """
 
     targets_bpw: tuple[float, ...]
@@ -101,8 +142,17 @@ class Recipe:
                 f"There is no effort '{self.effort}'. Choose one of {', '.join(EFFORTS)}."
             )
         budget = self.time_budget_mins
-        if budget is not None and not (isinstance(budget, int | float) and 0 <= budget < math.inf):
-            raise InvalidOptionError(f"A time budget is a number of minutes, not {budget}.")
+        if budget is not None and not (_is_number(budget) and 0 <= budget <= MAX_MINUTES):
+            raise InvalidOptionError(
+                f"A time budget is a number of minutes, from 0 to {MAX_MINUTES:,.0f}."
+            )
+        for name, (what, least, most) in _COUNTS.items():
+            value = getattr(self, name)
+            if type(value) is not int or not least <= value <= most:
+                raise InvalidOptionError(
+                    f"{what} must be a whole number from {least:,} to {most:,}."
+                )
+        _check_targets(self.targets_bpw)
 
     @property
     def work(self) -> Effort:
@@ -110,6 +160,24 @@ class Recipe:
         effort = EFFORTS[self.effort]
         steps = EFFORTS["max"].num_refine_steps
         return replace(effort, num_refine_steps=steps) if self.refine else effort
+
+
+def _check_targets(targets_bpw: tuple[float, ...]) -> None:
+    """Refuse targets that no model could have; which are feasible depends on the model."""
+    for target in targets_bpw:
+        if not (_is_number(target) and 0 < target <= MAX_BPW):
+            raise InvalidOptionError(
+                f"A target must be a positive number of bits per weight, at most {MAX_BPW:g}, such "
+                f"as 4.5; this one is {str(target)[:40]}."
+            )
+    if len(targets_bpw) > MAX_TARGETS:
+        raise InvalidOptionError(f"There may be at most {MAX_TARGETS} targets at once.")
+    if len({quantized_name("model", target) for target in targets_bpw}) < len(targets_bpw):
+        raise InvalidOptionError("Two of the targets are the same. Name each BPW once.")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and type(value) is not bool and math.isfinite(value)
 
 
 _DEFAULT = Recipe(targets_bpw=())

@@ -43,6 +43,12 @@ from dynquant.errors import (
     RequestError,
     StorageFullError,
 )
+from dynquant.hub.client_environment import (
+    check_connection,
+    is_bearer,
+    proxy_for,
+    token_problem,
+)
 
 __all__ = ["NUM_DOWNLOAD_TRIES", "TIMEOUT_SECS", "HubCaller"]
 
@@ -68,10 +74,27 @@ _TOO_LARGE = 413
 _TOO_MANY_REQUESTS = 429
 _TRANSIENT_STATUS = frozenset({408, _TOO_MANY_REQUESTS, 500, 502, 503, 504})
 _DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-_NOT_WRITABLE = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
+_NOT_WRITABLE = frozenset(
+    {
+        errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.EISDIR,
+        errno.ELOOP, errno.ENAMETOOLONG,
+    }
+)  # fmt: skip
 
 # So the client begins a ValueError that holds the Hub's own words about a card.
 _BAD_CARD = "Invalid metadata in README.md.\n"
+
+_UNTRUSTED = "CERTIFICATE_VERIFY_FAILED"
+"""In OpenSSL's words."""
+
+_UNREACHABLE = (
+    "The Hub cannot be reached. Check the network connection, and HF_ENDPOINT if it is set, and "
+    "try again."
+)
+_IN_ITS_PLACE = (
+    "Something between this machine and the Hub answers in its place. Check the proxy settings, "
+    "and HF_ENDPOINT if it is set."
+)
 
 # What the client stumbles over when an answer is not what the Hub would say.
 _GARBLED = (AttributeError, LookupError, NameError, TypeError, ValueError)
@@ -134,6 +157,7 @@ class HubCaller:
 
         Raises:
             RequestError: `refusal`: no such repo, revision or file, or no access to it.
+            InvalidOptionError: The environment names a proxy or certificates that cannot be used.
             InvalidModelError: The header of a safetensors file is no header.
             CardError: The Hub does not take the metadata of the card.
             HubUnavailableError: Network, rate limit, 5xx, or the client is set offline.
@@ -142,7 +166,7 @@ class HubCaller:
         """
         for num_failures in range(1, num_tries + 1):
             # The client has no limit of its own, and makes a new session after a failed connection.
-            get_session().timeout = httpx2.Timeout(TIMEOUT_SECS)
+            _session().timeout = httpx2.Timeout(TIMEOUT_SECS)
             self.on_try()
             try:
                 return action()
@@ -190,11 +214,13 @@ class HubCaller:
             )
         if isinstance(error, _GARBLED):
             _logger.warning("An answer about '%s' made no sense", repo, exc_info=error)
-        return HubUnavailableError(_unavailable_sentence(error, repo))
+        return HubUnavailableError(_unavailable_sentence(error, repo, proxy_for(self.page_prefix)))
 
     def _refusal(
         self, error: Exception, repo: str, revision: str | None
     ) -> tuple[Reason, str] | None:
+        if _may_be_of_token(error) and (problem := token_problem()) is not None:
+            return Reason.TOKEN_REFUSED, problem
         # A gated repo is a kind of missing repo for the client, so it comes first.
         if isinstance(error, GatedRepoError):
             return Reason.GATED, (
@@ -253,7 +279,31 @@ class HubCaller:
         return None
 
 
-def _unavailable_sentence(error: Exception, repo: str) -> str:
+def _session() -> httpx2.Client:
+    """The client that huggingface_hub shares between its calls.
+
+    Raises:
+        InvalidOptionError: The environment names a proxy or certificates that cannot be used.
+    """
+    try:
+        return get_session()
+    except (ImportError, OSError, ValueError, httpx2.InvalidURL):
+        check_connection()
+        raise
+
+
+def _may_be_of_token(error: Exception) -> bool:
+    """Whether it can come from a token that is no token, or that cannot be read."""
+    if _status(error) == _UNAUTHORIZED:
+        assert isinstance(error, HfHubHTTPError)
+        scheme, _, sent = error.response.request.headers.get("authorization", "").partition(" ")
+        return scheme == "Bearer" and not is_bearer(sent)
+    has_errno = isinstance(error, OSError) and error.errno in _NOT_WRITABLE
+    return has_errno or isinstance(error, UnicodeError | httpx2.LocalProtocolError)
+
+
+def _unavailable_sentence(error: Exception, repo: str, proxy: str | None) -> str:
+    """Why the Hub could not be asked; `proxy` is the variable that names the proxy in use."""
     status = _status(error)
     if isinstance(error, OfflineModeIsEnabled):
         return (
@@ -268,17 +318,27 @@ def _unavailable_sentence(error: Exception, repo: str) -> str:
         return f"The Hub answered with an error (status {status}). Try again later."
     if isinstance(error, httpx2.TimeoutException):
         return f"The Hub took too long to answer about '{repo}'. Try again later."
-    if isinstance(error, (httpx2.ProxyError, FileMetadataError, *_GARBLED)):
-        return (
-            "Something between this machine and the Hub answers in its place. Check the proxy "
-            "settings, and HF_ENDPOINT if it is set."
-        )
-    if isinstance(error, httpx2.ConnectError | httpx2.InvalidURL | httpx2.UnsupportedProtocol):
-        return (
-            "The Hub cannot be reached. Check the network connection, and HF_ENDPOINT if it is "
-            "set, and try again."
-        )
+    if isinstance(error, httpx2.ConnectError | httpx2.ProxyError):
+        return _unreachable_sentence(error, proxy)
+    if isinstance(error, httpx2.InvalidURL | httpx2.UnsupportedProtocol):
+        return _UNREACHABLE
+    if isinstance(error, (FileMetadataError, *_GARBLED)):
+        return _IN_ITS_PLACE
     return f"The connection to the Hub broke while working on '{repo}'. Try again."
+
+
+def _unreachable_sentence(error: Exception, proxy: str | None) -> str:
+    if _UNTRUSTED in str(error):
+        return (
+            "The certificate of the Hub cannot be checked. Set SSL_CERT_FILE to the certificates "
+            "that this network needs, such as those of a proxy that reads along, and try again."
+        )
+    if proxy is not None:
+        return (
+            f"The Hub cannot be reached through the proxy that {proxy} names. Check that the proxy "
+            f"runs and lets this machine through, or unset {proxy}, and try again."
+        )
+    return _IN_ITS_PLACE if isinstance(error, httpx2.ProxyError) else _UNREACHABLE
 
 
 def _wait_secs(error: Exception, num_failures: int) -> float | None:

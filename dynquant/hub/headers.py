@@ -6,6 +6,7 @@ is lost, and with it whether the file is as long as its tensors say.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import httpx2
@@ -17,9 +18,11 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]
 )
 
 from dynquant.core.bounds import MAX_HEADER_BYTES, headers_too_large
+from dynquant.core.model_files import LFS_POINTER, lfs_pointer_found
+from dynquant.errors import InvalidModelError
 from dynquant.hub.calls import TIMEOUT_SECS
 
-__all__ = ["read_header_bytes", "write_ghost"]
+__all__ = ["read_header_bytes", "tensors_in", "write_ghost"]
 
 _LENGTH_BYTES = 8
 _FIRST_BYTES = 100_000
@@ -31,13 +34,16 @@ def read_header_bytes(api: HfApi, *, repo: str, name: str, revision: str) -> byt
     """The first bytes of a safetensors file: the length of its header, and the header.
 
     Raises:
-        InvalidModelError: The header is larger than those of any model.
+        InvalidModelError: The header is larger than those of any model, or the repo holds a
+            pointer of Git LFS instead of the file.
         SafetensorsParsingError: The file is shorter than its header.
         HfHubHTTPError, httpx2.HTTPError: What the client raises.
     """
     url = hf_hub_url(repo, name, revision=revision, endpoint=api.endpoint)
     headers = build_hf_headers(token=api.token, library_name="dynquant")
     content = _read(url, headers, 0, _FIRST_BYTES)
+    if content.startswith(LFS_POINTER):
+        raise lfs_pointer_found(name)
     num_bytes = _LENGTH_BYTES + int.from_bytes(content[:_LENGTH_BYTES], "little")
     if len(content) < _LENGTH_BYTES:
         raise SafetensorsParsingError(name)
@@ -48,6 +54,26 @@ def read_header_bytes(api: HfApi, *, repo: str, name: str, revision: str) -> byt
     if len(content) < num_bytes:
         raise SafetensorsParsingError(name)
     return content[:num_bytes]
+
+
+def tensors_in(name: str, header: bytes) -> frozenset[str]:
+    """Names of the tensors in the safetensors file `name`.
+
+    Args:
+        name: Of the file, for the error.
+        header: Its first bytes, as `read_header_bytes` gives them.
+
+    Raises:
+        InvalidModelError: They are no header.
+    """
+    try:
+        found = dict(json.loads(header[_LENGTH_BYTES:]))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise InvalidModelError(
+            f"'{name[:100]}' has no valid header: it is truncated or corrupt. Ask the model's "
+            "author to upload it again."
+        ) from error
+    return frozenset(found) - {"__metadata__"}
 
 
 def write_ghost(path: Path, header: bytes, num_bytes: int) -> None:

@@ -2,42 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelInfo
-from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined]
 
 from dynquant.core.bounds import MAX_SHARDS, MAX_SMALL_FILE_BYTES, MAX_SMALL_FILES, file_too_large
-from dynquant.errors import InvalidModelError, Reason, UnsupportedModelError
+from dynquant.core.model_files import CONFIG, has_odd_name, is_fetched, is_weights
+from dynquant.errors import (
+    HubUnavailableError,
+    InvalidModelError,
+    Reason,
+    UnsupportedModelError,
+)
 from dynquant.hub.local import gated_fields, license_fields
 from dynquant.ports import ModelSource
 
-__all__ = ["NEEDED", "NEVER", "WEIGHTS", "Listing", "refuse_unusable"]
-
-# What mlx-lm reads, and what a card and a license need. `*` also matches "/" here,
-# so subfolders such as `original/` are shut out by a pattern of their own.
-NEEDED = (
-    "*.json",
-    "model*.safetensors",
-    "tokenizer.model",
-    "*.tiktoken",
-    "*.txt",
-    "*.jsonl",
-    "*.jinja",
-    "README.md",
-    "LICENSE*",
-    "LICENCE*",
-    "NOTICE*",
-    "USE_POLICY*",
-)
-NEVER = ("*/*", "*.py", "*.bin", "consolidated*")
-WEIGHTS = ("model*.safetensors",)
+__all__ = ["Listing", "refuse_unusable"]
 
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt")
-_MAX_NAME = 200
 _QUANT_OF = "base_model:quantized:"
 
 
@@ -48,7 +33,7 @@ class Listing:
     Attributes:
         repo: Its name of today: the Hub follows renames and letter case.
         sha: The commit.
-        sizes: File name → bytes.
+        sizes: File name → bytes; None where the Hub does not tell.
         etags: File name → name of its blob in the cache; empty when unknown.
         tags: The Hub's own words on the repo.
         card: The front matter of its card.
@@ -58,7 +43,7 @@ class Listing:
 
     repo: str
     sha: str
-    sizes: Mapping[str, int]
+    sizes: Mapping[str, int | None]
     etags: Mapping[str, str]
     tags: tuple[str, ...]
     card: Mapping[str, Any]
@@ -71,19 +56,24 @@ class Listing:
 
         Raises:
             InvalidModelError: The repo has no commit.
+            HubUnavailableError: The answer does not list its files.
         """
         if not info.sha:
             raise InvalidModelError(
                 f"'{info.id}' has no commit on the Hub yet. Check that this is the repo you mean."
             )
-        siblings = info.siblings or []
+        if info.siblings is None:
+            raise HubUnavailableError(
+                f"The Hub, or the mirror in HF_ENDPOINT, does not list the files of '{info.id}'. "
+                "Pass a local folder, or unset HF_ENDPOINT."
+            )
         return cls(
             repo=info.id,
             sha=info.sha,
-            sizes={each.rfilename: each.size or 0 for each in siblings},
+            sizes={each.rfilename: each.size for each in info.siblings},
             etags={
                 each.rfilename: each.lfs.sha256 if each.lfs is not None else each.blob_id or ""
-                for each in siblings
+                for each in info.siblings
             },
             tags=tuple(info.tags or ()),
             card=info.card_data.to_dict() if info.card_data is not None else {},
@@ -95,11 +85,34 @@ class Listing:
         """Whether both are about one commit, which never changes, and say different things."""
         return (self.repo, self.sha) == (other.repo, other.sha) and self != other
 
-    def only(self, allowed: Sequence[str]) -> list[str]:
-        """Names of the files that match a pattern of `allowed`, sorted."""
-        return sorted(
-            filter_repo_objects(self.sizes, allow_patterns=[*allowed], ignore_patterns=[*NEVER])
-        )
+    @property
+    def weights(self) -> list[str]:
+        """Names of the weight files that mlx-lm reads, sorted."""
+        return sorted(filter(is_weights, self.sizes))
+
+    @property
+    def others(self) -> list[str]:
+        """Names of the other files that are needed, sorted."""
+        return sorted(filter(is_fetched, self.sizes))
+
+    @property
+    def unsized(self) -> list[str]:
+        """Names of the needed files of which the Hub did not tell the size, sorted."""
+        return [name for name in (*self.weights, *self.others) if self.sizes[name] is None]
+
+    def sized(self, sizes: Mapping[str, int | None]) -> Listing:
+        """The same repo with these sizes too.
+
+        Raises:
+            InvalidModelError: A file beside the weights is larger than any model needs.
+        """
+        known = replace(self, sizes={**self.sizes, **sizes})
+        _refuse_large(known)
+        return known
+
+    def num_bytes(self, names: Iterable[str]) -> int:
+        """Bytes of these files, as far as they are known."""
+        return sum(self.sizes[name] or 0 for name in names)
 
     def source(self, folder: Path) -> ModelSource:
         """The model, its files being in `folder`."""
@@ -127,7 +140,7 @@ def refuse_unusable(listing: Listing, *, allow_quantized: bool) -> None:
         InvalidModelError: No config or no weights, or more and larger files than any model has.
     """
     root = [name for name in listing.sizes if "/" not in name]
-    weights = listing.only(WEIGHTS)
+    weights = listing.weights
     if "adapter_config.json" in root and not weights:
         raise UnsupportedModelError(
             f"'{listing.repo}' is an adapter, not a whole model. Merge it into its base model "
@@ -136,13 +149,13 @@ def refuse_unusable(listing: Listing, *, allow_quantized: bool) -> None:
         )
     if not weights:
         raise _no_weights(listing, root)
-    if "config.json" not in root:
+    if CONFIG not in root:
         raise InvalidModelError(
-            f"'{listing.repo}' has no config.json, so nobody can tell what model it is. Pass the "
-            "repo of a model for transformers or mlx-lm.",
+            f"'{listing.repo}' has no config.json, which tells the architecture. Pass the repo of "
+            "a model for transformers or mlx-lm.",
             reason=Reason.NO_CONFIG,
         )
-    _refuse_absurd(listing, weights)
+    _refuse_absurd(listing)
     originals = [tag.removeprefix(_QUANT_OF) for tag in listing.tags if tag.startswith(_QUANT_OF)]
     if originals and not allow_quantized:
         raise UnsupportedModelError(
@@ -153,24 +166,26 @@ def refuse_unusable(listing: Listing, *, allow_quantized: bool) -> None:
         )
 
 
-def _refuse_absurd(listing: Listing, weights: Sequence[str]) -> None:
+def _refuse_absurd(listing: Listing) -> None:
     """Refuse what nobody should download: too many files, or one that is too large to be read."""
-    others = [name for name in listing.only(NEEDED) if name not in {*weights}]
-    for names, most in ((weights, MAX_SHARDS), (others, MAX_SMALL_FILES)):
+    for names, most in ((listing.weights, MAX_SHARDS), (listing.others, MAX_SMALL_FILES)):
         if len(names) > most:
             raise InvalidModelError(
                 f"'{listing.repo}' has {len(names):,} files such as '{names[0][:100]}', and no "
                 f"model needs more than {most:,}. Ask the model's author."
             )
-    odd = [name for name in (*weights, *others) if len(name) > _MAX_NAME or not name.isprintable()]
-    if odd:
+    if odd := [name for name in (*listing.weights, *listing.others) if has_odd_name(name)]:
         raise InvalidModelError(
             f"'{listing.repo}' has a file with a name that no model needs: '{odd[0][:50]}'. Ask "
             "the model's author."
         )
-    large = [name for name in others if listing.sizes[name] > MAX_SMALL_FILE_BYTES]
-    if large:
-        raise file_too_large(large[0])
+    _refuse_large(listing)
+
+
+def _refuse_large(listing: Listing) -> None:
+    for name in listing.others:
+        if (listing.sizes[name] or 0) > MAX_SMALL_FILE_BYTES:
+            raise file_too_large(name)
 
 
 def _no_weights(listing: Listing, root: Sequence[str]) -> UnsupportedModelError | InvalidModelError:

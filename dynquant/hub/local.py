@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import metadata_load
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from yaml import YAMLError
 
-from dynquant.errors import InvalidOptionError, ModelNotFoundError
+from dynquant.errors import InvalidModelError, InvalidOptionError, ModelNotFoundError
+from dynquant.hub.local_files import LocalFile
 from dynquant.ports import ModelSource
 
 __all__ = ["gated_fields", "license_fields", "local_source"]
@@ -19,6 +24,8 @@ __all__ = ["gated_fields", "license_fields", "local_source"]
 _LICENSE_FIELDS = ("license", "license_name", "license_link")
 _GATED_PREFIX = "extra_gated_"
 _MAX_CARD_BYTES = 5_000_000  # the largest cards of the Hub have a tenth
+_MAX_EDITED_BYTES = 50_000_000
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def license_fields(card: Mapping[str, Any]) -> dict[str, str]:
@@ -67,11 +74,23 @@ class _Counter(io.TextIOBase):
         return len(text)
 
 
-def local_source(model: str, revision: str | None) -> ModelSource | None:
+def local_source(
+    model: str, revision: str | None, *, cache_dir: Path | None = None
+) -> ModelSource | None:
     """The model in a local folder; None if `model` is to be looked for on the Hub.
 
+    A folder that huggingface_hub made for one commit of a repo goes by the name of the repo. That
+    it holds that commit is believed of the cache that is in use: anybody can make such a folder.
+    Only the Hub knows who may read that repo, so until it is asked it counts as private.
+
+    Args:
+        model: Folder or repo id.
+        revision: What was asked for besides.
+        cache_dir: The cache that is in use.
+
     Raises:
-        ModelNotFoundError: It is a path, and no folder.
+        ModelNotFoundError: It is a path, and no folder of a model.
+        InvalidModelError: A file in it may not be read.
         InvalidOptionError: A revision of a local folder.
     """
     folder = _expanded(model)
@@ -79,22 +98,87 @@ def local_source(model: str, revision: str | None) -> ModelSource | None:
         if (complaint := _complaint_about_path(model, folder)) is not None:
             raise ModelNotFoundError(complaint)
         return None
+    _require_readable(folder, model)
+    if (repo := _cached_repo(folder.resolve())) is not None:
+        raise ModelNotFoundError(
+            f"'{model}' is where '{repo}' is cached, with all its commits. Pass '{repo}', or the "
+            "folder of one commit below 'snapshots'."
+        )
     if revision:
         raise InvalidOptionError(
             f"'{model}' is a local folder, and only models on the Hub have revisions. "
             "Leave the revision out."
         )
-    name = folder.name if folder.name not in {"", ".."} else folder.resolve().name
     readme = folder / "README.md"
     card = _front_matter(readme) if readme.is_file() else {}
+    repo, sha = _snapshot(folder.resolve(), cache_dir)
     return ModelSource(
-        name=name or "model",
+        name=repo or _name(folder),
         folder=folder,
-        is_repo=False,
-        revision_sha="",
+        is_repo=bool(sha),
+        revision_sha=sha,
         license_fields=license_fields(card),
         gated_fields=gated_fields(card),
+        is_private=bool(sha),
     )
+
+
+def _require_readable(folder: Path, model: str) -> None:
+    if not os.access(folder, os.R_OK | os.X_OK):
+        raise ModelNotFoundError(
+            f"The folder '{model}' may not be read. Change its permissions, or pass another one."
+        )
+    for path in folder.iterdir():
+        if path.is_file() and not os.access(path, os.R_OK):
+            raise InvalidModelError(
+                f"'{path.name}' in the folder of the model may not be read. Change its permissions."
+            )
+
+
+def _name(folder: Path) -> str:
+    name = folder.name if folder.name not in {"", ".."} else folder.resolve().name
+    return name or "model"
+
+
+def _cached_repo(folder: Path) -> str | None:
+    """The repo whose files huggingface_hub keeps in `folder`, as `models--org--name`."""
+    kind, *parts = folder.name.split("--")
+    if kind != "models" or len(parts) not in {1, 2} or not (folder / "snapshots").is_dir():
+        return None
+    repo = "/".join(parts)
+    try:
+        validate_repo_id(repo)
+    except HFValidationError:
+        return None
+    return repo
+
+
+def _snapshot(folder: Path, cache_dir: Path | None) -> tuple[str | None, str]:
+    """Repo and commit that `folder` is a snapshot of; no commit where that is not certain."""
+    if folder.parent.name != "snapshots":
+        return None, ""
+    repo_folder = folder.parents[1]
+    repo = _cached_repo(repo_folder)
+    is_certain = (
+        repo is not None
+        and cache_dir is not None
+        and repo_folder.parent == cache_dir.resolve()
+        and _COMMIT.fullmatch(folder.name) is not None
+        and all(_is_blob(path, repo_folder / "blobs") for path in folder.iterdir())
+    )
+    return repo, folder.name if is_certain else ""
+
+
+def _is_blob(path: Path, blobs: Path) -> bool:
+    """Whether a file of a snapshot is the one that the Hub named by its content."""
+    if path.is_dir():
+        return all(_is_blob(each, blobs) for each in path.iterdir())
+    blob = path.resolve()
+    if not path.is_symlink() or blob.parent != blobs or not blob.is_file():
+        return False
+    file = LocalFile(path=blob, num_bytes=blob.stat().st_size)
+    # A few files are edited by hand, and read in an instant; nobody edits weights.
+    return file.num_bytes > _MAX_EDITED_BYTES or file.is_called(blob.name)
 
 
 def _complaint_about_path(model: str, path: Path) -> str | None:

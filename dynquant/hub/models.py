@@ -6,15 +6,15 @@ import shutil
 import tempfile
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, cast
+from typing import Any, cast
 
-from huggingface_hub import HfApi, constants
+from huggingface_hub import HfApi, constants, hf_hub_url
 
 from dynquant.core.bounds import (
     MAX_HEADER_BYTES,
@@ -23,22 +23,26 @@ from dynquant.core.bounds import (
     headers_too_large,
 )
 from dynquant.core.figures import size
+from dynquant.core.model_files import CONFIG, INDEX
+from dynquant.core.weight_files import chosen_files, is_settled, weight_map_in
 from dynquant.errors import HubUnavailableError, ModelNotFoundError, StorageFullError
 from dynquant.hub import cache
 from dynquant.hub.calls import NUM_DOWNLOAD_TRIES, TIMEOUT_SECS, HubCaller
-from dynquant.hub.headers import read_header_bytes, write_ghost
-from dynquant.hub.listing import NEEDED, WEIGHTS, Listing, refuse_unusable
+from dynquant.hub.headers import read_header_bytes, tensors_in, write_ghost
+from dynquant.hub.listing import Listing, refuse_unusable
 from dynquant.hub.local import local_source
 from dynquant.hub.local_files import LocalFile
+from dynquant.hub.transfers import ByteCount
 from dynquant.ports import ModelSource, OnStep, Progress
 
 __all__ = ["HubModels", "opened_briefly"]
 
 _SMALL_FILES = (
-    "config.json",
+    CONFIG,
     "generation_config.json",
+    "hf_quant_config.json",
     "tokenizer_config.json",
-    "model.safetensors.index.json",
+    INDEX,
     "README.md",
 )
 """What planning reads besides the headers."""
@@ -124,7 +128,7 @@ class HubModels:
         allow_quantized: bool = False,
         progress: Progress | None = None,
     ) -> ModelSource:
-        """The whole model in a local folder; downloads what is missing or damaged.
+        """The model in a local folder; downloads what of it is needed and missing or damaged.
 
         Every file has the hash that the Hub gives it, also what was in the cache before. The model
         counts as in use, and stays in the cache, until `close`.
@@ -143,18 +147,18 @@ class HubModels:
             HubUnavailableError: Network, rate limit, 5xx, or the client is set offline.
             StorageFullError: It would not fit on the disk of the cache.
         """
-        if (local := local_source(model, revision)) is not None:
+        if (local := self._local(model, revision)) is not None:
             return local
         listing = self.look_up(model, revision=revision, allow_quantized=allow_quantized)
         cache.remove_partial_downloads(self._cache_dir, listing.repo)
         self._use(listing.repo)
-        folder = self._download(listing, "config.json").parent  # where a gated repo says so
-        names = listing.only(NEEDED)
+        folder = self._download(listing, CONFIG).parent  # where a gated repo says so
+        names = [*listing.others, *self._weights(listing)]
         missing = [name for name in names if not (folder / name).exists()]
         if missing:
             self._make_room(listing, missing)
-        with (progress or _Silent()).track({"download": _num_bytes(listing, names)}) as on_step:
-            on_step("download", _num_bytes(listing, names) - _num_bytes(listing, missing))
+        with (progress or _Silent()).track({"download": listing.num_bytes(names)}) as on_step:
+            on_step("download", listing.num_bytes(names) - listing.num_bytes(missing))
             with ThreadPoolExecutor(_NUM_DOWNLOADS) as pool:
                 # All of them: what is there already may have come to harm, or its download died
                 # before it was looked at. In a list, so that the first error is raised.
@@ -175,13 +179,13 @@ class HubModels:
             HubUnavailableError: As for `fetch`.
             StorageFullError: The folder for temporary files cannot be written.
         """
-        if (local := local_source(model, revision)) is not None:
+        if (local := self._local(model, revision)) is not None:
             return local
         listing = self.look_up(model, revision=revision, allow_quantized=allow_quantized)
         for name in _SMALL_FILES:
-            if listing.sizes.get(name, 0) > MAX_PLANNING_FILE_BYTES:
+            if (listing.sizes.get(name) or 0) > MAX_PLANNING_FILE_BYTES:
                 raise file_too_large(name, MAX_PLANNING_FILE_BYTES)
-        self._download(listing, "config.json")  # where a gated repo says so
+        self._download(listing, CONFIG)  # where a gated repo says so
         key = (listing.repo, listing.sha)
         if key not in self._ghosts:
             ghost = self._make_ghost(listing)
@@ -192,7 +196,9 @@ class HubModels:
     def look_up(
         self, model: str, *, revision: str | None = None, allow_quantized: bool = False
     ) -> Listing:
-        """A repo at one commit, from one request; refuses what its metadata shows not to work.
+        """A repo at one commit; refuses what its metadata shows not to work.
+
+        It takes one request, and one more for each file whose size a mirror of the Hub leaves out.
 
         Raises:
             ModelNotFoundError, InvalidModelError, UnsupportedModelError, HubUnavailableError: As
@@ -213,7 +219,41 @@ class HubModels:
                 "Try again."
             )
         refuse_unusable(listing, allow_quantized=allow_quantized)
-        return listing
+        return self._sized(listing) if listing.unsized else listing
+
+    def _sized(self, listing: Listing) -> Listing:
+        """The listing with the sizes that requests for the files themselves tell."""
+
+        def num_bytes(name: str) -> int | None:
+            url = hf_hub_url(listing.repo, name, revision=listing.sha, endpoint=self._api.endpoint)
+            return self._call(
+                lambda: self._api.get_hf_file_metadata(url=url, timeout=TIMEOUT_SECS).size,
+                repo=listing.repo,
+                revision=listing.sha,
+            )
+
+        names = listing.unsized
+        with ThreadPoolExecutor(_NUM_HEADER_THREADS) as pool:
+            return listing.sized(dict(zip(names, pool.map(num_bytes, names), strict=True)))
+
+    def _weights(self, listing: Listing) -> list[str]:
+        """The weight files that count, of which a second copy is none.
+
+        Raises:
+            InvalidModelError: Nothing tells which of two files counts, or one is missing.
+        """
+        names = listing.weights
+        weight_map = {}
+        if INDEX in listing.sizes:
+            weight_map = weight_map_in(self._download(listing, INDEX).read_bytes())
+        if is_settled(names, weight_map):
+            return names
+        headers = zip(names, self._headers(listing, names), strict=True)
+        tensors = {name: tensors_in(name, header) for name, header in headers}
+        return [*chosen_files(tensors, weight_map).read]
+
+    def _local(self, model: str, revision: str | None) -> ModelSource | None:
+        return local_source(model, revision, cache_dir=self._cache_dir)
 
     def _download(
         self, listing: Listing, name: str, *, on_step: OnStep = lambda _step, _amount=1: None
@@ -226,7 +266,7 @@ class HubModels:
                     name,
                     revision=listing.sha,
                     cache_dir=self._cache_dir,
-                    tqdm_class=cast(Any, partial(_ByteCount, partial(on_step, "download"))),
+                    tqdm_class=cast(Any, partial(ByteCount, partial(on_step, "download"))),
                 ),
                 repo=listing.repo,
                 revision=listing.sha,
@@ -256,7 +296,7 @@ class HubModels:
         """
         blobs = cache.repo_folder(self._cache_dir, listing.repo) / "blobs"
         new = [name for name in missing if not (blobs / (listing.etags[name] or "-")).exists()]
-        num_bytes = _num_bytes(listing, new)
+        num_bytes = listing.num_bytes(new)
         if self._max_cache_bytes is not None:
             cache.trim(self._cache_dir, max_bytes=self._max_cache_bytes, needed_bytes=num_bytes)
         free = self._free_bytes(self._cache_dir)
@@ -267,7 +307,13 @@ class HubModels:
                 "larger disk."
             )
 
-    def _make_ghost(self, listing: Listing) -> Path:
+    def _headers(self, listing: Listing, names: Sequence[str]) -> list[bytes]:
+        """The first bytes of these weight files.
+
+        Raises:
+            InvalidModelError: They are larger than those of any model.
+        """
+
         def header(name: str) -> bytes:
             return self._call(
                 partial(
@@ -281,19 +327,30 @@ class HubModels:
                 revision=listing.sha,
             )
 
-        shards = listing.only(WEIGHTS)
         headers: list[bytes] = []
         # A few at a time, so that many large ones are not all asked for before they are counted.
         with ThreadPoolExecutor(_NUM_HEADER_THREADS) as pool:
-            for start in range(0, len(shards), _NUM_HEADER_THREADS):
-                headers += pool.map(header, shards[start : start + _NUM_HEADER_THREADS])
+            for start in range(0, len(names), _NUM_HEADER_THREADS):
+                headers += pool.map(header, names[start : start + _NUM_HEADER_THREADS])
                 if sum(map(len, headers)) > MAX_HEADER_BYTES:
                     raise headers_too_large()
+        return headers
+
+    def _make_ghost(self, listing: Listing) -> Path:
+        names = self._weights(listing)
+        sizes = {name: listing.sizes[name] for name in names}
+        if unknown := [name for name in names if sizes[name] is None]:
+            raise HubUnavailableError(
+                f"The Hub, or the mirror in HF_ENDPOINT, does not tell the size of '{unknown[0]}' "
+                f"of '{listing.repo}', and planning needs it. Pass a local folder, or unset "
+                "HF_ENDPOINT."
+            )
+        headers = self._headers(listing, names)
         small = [self._download(listing, name) for name in _SMALL_FILES if name in listing.sizes]
         ghost = _temporary_folder()
         try:
-            for name, content in zip(shards, headers, strict=True):
-                write_ghost(ghost / name, content, listing.sizes[name])
+            for name, content in zip(names, headers, strict=True):
+                write_ghost(ghost / name, content, sizes[name] or 0)
             for path in small:
                 shutil.copyfile(path, ghost / path.name)
         except OSError as error:
@@ -336,35 +393,9 @@ def _no_temporary_files() -> StorageFullError:
     )
 
 
-def _num_bytes(listing: Listing, names: Iterable[str]) -> int:
-    return sum(listing.sizes[name] for name in names)
-
-
 class _Silent:
     """Progress that nobody watches."""
 
     @contextmanager
     def track(self, steps: Mapping[str, int]) -> Iterator[OnStep]:  # noqa: ARG002
         yield lambda _step, _amount=1: None
-
-
-class _ByteCount:
-    """Stands where huggingface_hub draws a bar for one download, and counts its bytes."""
-
-    def __init__(self, on_bytes: Callable[[int], None], **_options: object) -> None:
-        self._on_bytes = on_bytes
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_exc: object) -> None:
-        pass
-
-    def update(self, num_bytes: float | None = 1) -> None:
-        self._on_bytes(int(num_bytes or 0))
-
-    def close(self, *_args: object, **_options: object) -> None:
-        pass
-
-    # What else huggingface_hub calls on a bar: rates, and bytes on the wire.
-    update_transfer = set_postfix_str = set_transfer_postfix_str = refresh = close

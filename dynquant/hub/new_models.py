@@ -26,7 +26,7 @@ from dynquant.core.papers import PLAN
 from dynquant.core.rules import Candidate
 from dynquant.errors import HubUnavailableError, ModelNotFoundError
 from dynquant.hub.calls import TIMEOUT_SECS, HubCaller
-from dynquant.hub.listing import WEIGHTS, Listing
+from dynquant.hub.listing import Listing
 
 __all__ = ["HubNewModels", "ListOrder"]
 
@@ -268,14 +268,15 @@ def _candidate(info: ModelInfo) -> Candidate | None:
         opted_out=_opts_out(card),
         is_quantized=bool(config.get("quantization_config") or config.get("quantization")),
         files=None if listing is None else tuple(listing.sizes),
-        weights=() if listing is None else tuple(listing.only(WEIGHTS)),
+        weights=() if listing is None else tuple(listing.weights),
         fingerprint="" if listing is None else _fingerprint(listing),
     )
 
 
 def _fingerprint(listing: Listing) -> str:
     """Of names and contents of the weights; the same however often the card changes."""
-    weights = [[name, listing.etags[name]] for name in listing.only(WEIGHTS)]
+    # A mirror may not name contents; the commit then stands for them.
+    weights = [[name, listing.etags[name] or listing.sha] for name in listing.weights]
     return hashlib.sha256(json.dumps(weights).encode()).hexdigest() if weights else ""
 
 

@@ -1,9 +1,10 @@
 """Everything that touches MLX and mlx-lm; nothing outside this package imports them.
 
 The Linux wheel of MLX links the reference BLAS, whose matrix products run at
-4.6 GFLOP/s where OpenBLAS reaches 190 on the same two cores. Loading OpenBLAS
+5 GFLOP/s where OpenBLAS reaches 90 on the same two cores. Loading OpenBLAS
 first puts its `cblas_*` symbols in front, so it must happen before the first
-`import mlx.core` of the process.
+`import mlx.core` of the process. `make setup` puts an OpenBLAS into the environment
+(scripts/openblas_for_mlx.py); without it the system's is taken.
 
 On some GPUs MLX multiplies float32 matrices in TF32, with ten bits of mantissa. What is
 factored must be more exact than that, so it is switched off, before MLX looks.
@@ -14,25 +15,53 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
-__all__ = ["HAS_FAST_BLAS", "blas_shared_by"]
+__all__ = [
+    "FAST_BLAS",
+    "HAS_FAST_BLAS",
+    "SETUP_OPENBLAS",
+    "blas_shared_by",
+    "slow_blas_sentence",
+]
+
+SETUP_OPENBLAS = Path(sys.prefix, "lib", "dynquant", "libopenblas.so")
+"""The OpenBLAS of this environment, made by `make setup` on Linux."""
+
+_SYSTEM_OPENBLAS = ("libopenblas.so.0", "libopenblasp.so.0", "libopenblas.so")
 
 
-def _preload_openblas() -> ctypes.CDLL | None:
+def _preload_openblas() -> tuple[ctypes.CDLL, str] | tuple[None, None]:
     if not sys.platform.startswith("linux"):
-        return None  # macOS has Accelerate
-    for name in ("libopenblas.so.0", "libopenblasp.so.0", "libopenblas.so"):
+        return None, None  # macOS has Accelerate
+    for name in (str(SETUP_OPENBLAS), *_SYSTEM_OPENBLAS):
         try:
-            return ctypes.CDLL(name, mode=ctypes.RTLD_GLOBAL)
+            return ctypes.CDLL(name, mode=ctypes.RTLD_GLOBAL), name
         except OSError:
             continue
-    return None
+    return None, None
 
 
-_OPENBLAS = _preload_openblas()
+_OPENBLAS, FAST_BLAS = _preload_openblas()
+"""The library that was loaded, and its name or path as LD_PRELOAD takes it."""
+
 os.environ.setdefault("MLX_ENABLE_TF32", "0")
 HAS_FAST_BLAS = _OPENBLAS is not None or not sys.platform.startswith("linux")
 """Whether float32 matrix products on the CPU run at full speed."""
+
+
+def slow_blas_sentence() -> str | None:
+    """What to install where matrix products run on a CPU without a fast BLAS; None elsewhere."""
+    if HAS_FAST_BLAS:
+        return None
+    import mlx.core as mx  # noqa: PLC0415  after OpenBLAS had its chance
+
+    if mx.default_device() != mx.cpu:
+        return None
+    return (
+        "MLX finds no OpenBLAS on this machine and computes about ten times slower than it could. "
+        "Install it: on Debian and Ubuntu 'sudo apt-get install libopenblas0-pthread'."
+    )
 
 
 @contextmanager

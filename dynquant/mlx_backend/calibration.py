@@ -7,12 +7,10 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from pathlib import Path
 from typing import Any, Self
 
 import mlx.core as mx
 import numpy as np
-from mlx_lm.utils import load_tokenizer
 
 from dynquant.core.plan import TextFacts
 from dynquant.errors import InvalidModelError, TextError
@@ -23,7 +21,6 @@ __all__ = [
     "Windows",
     "batch_tokens",
     "cut_windows",
-    "open_tokenizer",
     "vocabulary_size",
     "window_length",
 ]
@@ -93,31 +90,6 @@ class Windows:
             )
 
 
-def open_tokenizer(folder: Path) -> Any:
-    """The model's tokenizer, without running code from the model.
-
-    Raises:
-        InvalidModelError: There is none, or it cannot be opened.
-    """
-    logging.getLogger("transformers.tokenization_utils_base").setLevel(logging.ERROR)
-    try:
-        # Else transformers asks whoever sits there whether to run the model's code.
-        tokenizer = load_tokenizer(folder, {"trust_remote_code": False})
-        knows_text = bool(tokenizer.encode("a", add_special_tokens=False))
-    except BaseException as error:  # transformers and what it calls raise anything: Rust panics too
-        if isinstance(error, KeyboardInterrupt | SystemExit):
-            raise
-        reason = " ".join(str(error).replace(str(folder), "the model").split())[:200]
-        raise InvalidModelError(
-            f"The tokenizer of this model cannot be opened ({reason.rstrip('.')}). "
-            "Download the model again."
-        ) from error
-    # Where there is none, transformers makes one that knows no text.
-    if not knows_text:
-        raise InvalidModelError("This model has no tokenizer. Download the whole model again.")
-    return tokenizer
-
-
 def window_length(config: Mapping[str, Any]) -> int:
     """Tokens of a window: 512, or the model's context where that is shorter.
 
@@ -133,7 +105,7 @@ def window_length(config: Mapping[str, Any]) -> int:
             if not isinstance(context, int | float) or not context >= _SHINGLE_TOKENS:
                 raise InvalidModelError(
                     f"{name} in config.json must be a number of at least {_SHINGLE_TOKENS}. "
-                    "Download the model again."
+                    "Ask the model's author."
                 )
             contexts.append(int(min(MAX_WINDOW_TOKENS, context)))
     return min(contexts)
@@ -278,7 +250,7 @@ def _encoded(
     if len(ids) and (ids.min() < 0 or ids.max() >= min(num_tokens or _MAX_ID, _MAX_ID)):
         raise InvalidModelError(
             f"The tokenizer of this model makes token {ids.max():,}, and its embedding has "
-            f"{num_tokens or _MAX_ID:,}. They do not fit together; download the model again."
+            f"{num_tokens or _MAX_ID:,}. Take tokenizer and weights from one version of the model."
         )
     return ids.astype(np.int32)
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -14,21 +12,9 @@ from dynquant.core.formats import QuantFormat
 from dynquant.errors import Reason, UnsupportedModelError
 from dynquant.mlx_backend.encoding import Encoded, decode
 
-__all__ = ["QUANTIZED_PARAMETERS", "dequantized_in", "is_quantized", "require_dequantized"]
+__all__ = ["QUANTIZED_PARAMETERS", "dequantized_in", "require_dequantized"]
 
 QUANTIZED_PARAMETERS = ("weight", "scales", "biases", "global_scale")
-
-
-def is_quantized(folder: Path, config: Mapping[str, Any]) -> bool:
-    """Whether the config, or a file beside it, says that the weights are quantized."""
-    text_config = config.get("text_config")
-    nested = isinstance(text_config, dict) and "quantization_config" in text_config
-    return (
-        bool(config.get("quantization"))
-        or bool(config.get("quantization_config"))
-        or nested
-        or (folder / "hf_quant_config.json").exists()
-    )
 
 
 def dequantized_in(

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 import stat
+import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from itertools import pairwise
 from math import prod
 from pathlib import Path
@@ -20,12 +23,39 @@ from dynquant.core.bounds import (
     MAX_HEADER_BYTES,
     MAX_SIZE,
     MAX_SMALL_FILE_BYTES,
+    MAX_SMALL_FILES,
     file_too_large,
     headers_too_large,
+    too_many_files,
 )
+from dynquant.core.model_files import (
+    CONFIG,
+    INDEX,
+    LFS_POINTER,
+    has_odd_name,
+    is_fetched,
+    is_subfolder,
+    is_taken_over,
+    is_weights,
+    lfs_pointer_found,
+)
+from dynquant.core.quantized_sources import Tensor
+from dynquant.core.weight_files import WeightFiles, chosen_files, is_settled, weight_map_in
 from dynquant.errors import InvalidModelError, ModelNotFoundError, Reason, UnsupportedModelError
 
-__all__ = ["check_folder", "fingerprint", "read_header", "stamps", "weight_files"]
+__all__ = [
+    "as_loaded",
+    "check_folder",
+    "fingerprint",
+    "read_header",
+    "stamps",
+    "taken_over",
+    "tensors_of",
+    "weight_files",
+    "weights_of",
+]
+
+logger = logging.getLogger(__name__)
 
 _DTYPE_BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "U16": 16, "I16": 16, "U32": 32, "I32": 32, "U64": 64, "I64": 64,
@@ -35,12 +65,65 @@ _DTYPE_BITS = {
 _NUM_LAYERS = re.compile(r"(num|n)_([a-z]+_)?layers?")
 _MAX_DEPTH = 64
 _READ_WHOLE = (".json", ".jsonl", ".txt", ".jinja", ".model", ".tiktoken", ".md")
+_MAX_POINTER_BYTES = 1024  # Git LFS's own bound
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
+def weights_of(folder: Path) -> WeightFiles:
+    """The weight files that count, and what of the model is not read.
+
+    Raises:
+        InvalidModelError: Weights are corrupt, missing, or there twice.
+    """
+    return _chosen(folder, _headers(_candidates(folder)))
+
+
 def weight_files(folder: Path) -> list[Path]:
-    """The weight files that mlx-lm reads, by name."""
-    return sorted(folder.glob("model*.safetensors"))
+    """The weight files that count, by name.
+
+    Raises:
+        InvalidModelError: As `weights_of`.
+    """
+    files = _candidates(folder)
+    if is_settled([file.name for file in files], _weight_map(folder)):
+        return files
+    return [folder / name for name in weights_of(folder).read]
+
+
+def tensors_of(folder: Path) -> dict[str, Tensor]:
+    """Name → dtype and shape of every tensor in the weight files that count."""
+    headers = map(read_header, weight_files(folder))
+    return {
+        name: Tensor(entry["dtype"], tuple(entry["shape"]))
+        for header in headers
+        for name, entry in header.items()
+    }
+
+
+@contextmanager
+def as_loaded(folder: Path) -> Iterator[Path]:
+    """`folder` for mlx-lm, which reads every `model*.safetensors` in it: only those that count.
+
+    What is loaded from there may be read after the context too: MLX keeps its files open.
+
+    Raises:
+        InvalidModelError: As `weights_of`.
+    """
+    counts, candidates = weight_files(folder), _candidates(folder)
+    if counts == candidates:
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="dynquant-weights-") as links:
+        for path in folder.iterdir():
+            if path.is_file() and (path in counts or path not in candidates):
+                (Path(links) / path.name).symlink_to(path.resolve())
+        yield Path(links)
+
+
+def taken_over(folder: Path) -> list[str]:
+    """Names within `folder` of the files that a quantized model takes over, sorted."""
+    names = (path.relative_to(folder).as_posix() for path in _paths(folder) if path.is_file())
+    return sorted(filter(is_taken_over, names))
 
 
 def stamps(folder: Path) -> tuple[tuple[int, ...], ...]:
@@ -53,16 +136,18 @@ def stamps(folder: Path) -> tuple[tuple[int, ...], ...]:
             return ()
         return about.st_ino, about.st_size, about.st_mtime_ns
 
-    return tuple(map(stamp, weight_files(folder)))
+    return tuple(map(stamp, _candidates(folder)))
 
 
 def check_folder(folder: Path) -> dict[str, Any]:
     """Refuse a folder that cannot be a model of ours; return its config.
 
+    What stock mlx-lm loads is sound, whatever else lies in the folder.
+
     Raises:
         ModelNotFoundError: There is no such folder.
-        InvalidModelError: No usable `config.json`, or weights that are truncated,
-            corrupt or missing from the index.
+        InvalidModelError: No usable `config.json`, weights that are truncated, corrupt, missing
+            or there twice, or files of no sound model.
         UnsupportedModelError: Remote code, or only pickled weights.
     """
     if not folder.is_dir():
@@ -78,7 +163,7 @@ def check_folder(folder: Path) -> dict[str, Any]:
             "never runs code from a model. Ask its author for a version that mlx-lm supports.",
             reason=Reason.OWN_CODE,
         )
-    files = weight_files(folder)
+    files = _candidates(folder)
     if not files:
         if any(any(folder.glob(pattern)) for pattern in _PICKLED):
             raise UnsupportedModelError(
@@ -89,12 +174,14 @@ def check_folder(folder: Path) -> dict[str, Any]:
             )
         raise InvalidModelError(
             "There are no weights here: no file matches 'model*.safetensors'. "
-            "Download the whole model and try again.",
+            "Pass a folder that holds the weights too.",
             reason=Reason.NO_WEIGHTS,
         )
-    headers = _read_headers(files)
-    _check_index(folder, headers)
-    _check_layers(config, sum(map(len, headers.values())))
+    headers = _headers(files)
+    chosen = _chosen(folder, headers)
+    for note in chosen.notes:
+        logger.info(note)
+    _check_layers(config, sum(len(headers[name]) for name in chosen.read))
     return config
 
 
@@ -133,7 +220,7 @@ def fingerprint(folder: Path) -> str:
     Reading every byte of a 100 GB model to name it would cost minutes; the header,
     the size and a sample of the data tell models apart all the same.
     """
-    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    digest = hashlib.sha256((folder / CONFIG).read_bytes())
     for file in weight_files(folder):
         size = file.stat().st_size
         with file.open("rb") as stream:
@@ -158,16 +245,31 @@ def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
+def _candidates(folder: Path) -> list[Path]:
+    """The weight files that mlx-lm reads, by name."""
+    return sorted(path for path in folder.iterdir() if is_weights(path.name))
+
+
+def _paths(folder: Path) -> Iterator[Path]:
+    """What lies at the top of a model's folder, and in those of its folders that matter."""
+    for path in folder.iterdir():
+        yield path
+        if is_subfolder(path.name) and path.is_dir():
+            yield from path.iterdir()
+
+
 def _check_files(folder: Path) -> None:
     """Refuse what is not a plain file of this folder, and what is too large to be read whole."""
-    root = folder.resolve()
-    for path in folder.iterdir():
-        name = path.name[:100]
+    root, num_taken_over = folder.resolve(), 0
+    for path in _paths(folder):
+        full_name = path.relative_to(folder).as_posix()
+        name = full_name[:100]
         try:
             about, target = path.stat(), path.resolve()
         except (OSError, RuntimeError):
             raise InvalidModelError(
-                f"'{name}' is a link to nowhere or to itself. Download the model again."
+                f"'{name}' is a link to nowhere or to itself. Put the file in its place, or "
+                "download it again."
             ) from None
         if path.is_symlink() and not (target.is_relative_to(root) or _is_blob(target)):
             raise InvalidModelError(
@@ -175,11 +277,25 @@ def _check_files(folder: Path) -> None:
                 "be published. Put the file in its place."
             )
         if not (stat.S_ISREG(about.st_mode) or stat.S_ISDIR(about.st_mode)):
-            raise InvalidModelError(
-                f"'{name}' is neither a file nor a folder. Download the model again."
-            )
-        if about.st_size > MAX_SMALL_FILE_BYTES and path.suffix in _READ_WHOLE:
+            raise InvalidModelError(f"'{name}' is neither a file nor a folder. Remove it.")
+        is_kept = is_taken_over(full_name)
+        if about.st_size > MAX_SMALL_FILE_BYTES and (is_kept or path.suffix in _READ_WHOLE):
             raise file_too_large(name)
+        if is_kept and has_odd_name(full_name):
+            raise InvalidModelError(f"No file of a model needs a name like '{name}'. Rename it.")
+        num_taken_over += is_kept
+        if stat.S_ISREG(about.st_mode) and _is_lfs_pointer(path, full_name, about.st_size):
+            raise lfs_pointer_found(name)
+    if num_taken_over > MAX_SMALL_FILES:
+        raise too_many_files(num_taken_over)
+
+
+def _is_lfs_pointer(path: Path, name: str, num_bytes: int) -> bool:
+    """Whether a file that is needed is only a pointer to it."""
+    if num_bytes > _MAX_POINTER_BYTES or not (is_weights(name) or is_fetched(name)):
+        return False
+    with path.open("rb") as stream:
+        return stream.read(len(LFS_POINTER)) == LFS_POINTER
 
 
 def _is_blob(target: Path) -> bool:
@@ -187,17 +303,14 @@ def _is_blob(target: Path) -> bool:
     return target.parent.name == "blobs" and target.parent.parent.name.startswith("models--")
 
 
-def _read_headers(files: list[Path]) -> dict[str, Mapping[str, Mapping[str, Any]]]:
+def _headers(files: list[Path]) -> dict[str, Mapping[str, Mapping[str, Any]]]:
+    """File name → its header, within one bound for all of them."""
     headers: dict[str, Mapping[str, Mapping[str, Any]]] = {}
-    seen: set[str] = set()
     left = MAX_HEADER_BYTES
     for file in files:
-        header = headers[file.name] = read_header(file, max_bytes=left)
+        headers[file.name] = read_header(file, max_bytes=left)
         with file.open("rb") as stream:
             left -= int.from_bytes(stream.read(8), "little")
-        if twice := seen.intersection(header):
-            raise _corrupt(file, f"{min(twice)[:80]!r} stands twice, here and in another file")
-        seen.update(header)
     return headers
 
 
@@ -207,7 +320,7 @@ def _check_layers(config: Mapping[str, Any], num_tensors: int) -> None:
         if _NUM_LAYERS.fullmatch(key) and isinstance(value, int) and value > num_tensors:
             raise InvalidModelError(
                 f"config.json says that '{key}' is {str(value)[:20]}, and the weights are only "
-                f"{num_tensors:,}. They do not fit together; download the model again."
+                f"{num_tensors:,}. Take config and weights from one version of the model."
             )
 
 
@@ -229,7 +342,7 @@ def _depth(value: Any) -> int:
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
+    path = folder / CONFIG
     if not path.is_file():
         raise InvalidModelError(
             f"'{folder}' has no config.json, so it is no model folder. "
@@ -239,14 +352,15 @@ def _read_config(folder: Path) -> dict[str, Any]:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise InvalidModelError(
-            "config.json is not valid JSON. Download the model again."
+            "config.json is not valid JSON. Download that file again, or ask the model's author."
         ) from error
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise InvalidModelError(
-            "config.json names no model_type, so nobody can tell what model this is."
+            "config.json names no model_type, which tells the architecture. Add it, or take a "
+            "model for transformers or mlx-lm."
         )
     if _depth(config) > _MAX_DEPTH:
-        raise InvalidModelError("config.json is nested too deep. Download the model again.")
+        raise InvalidModelError("config.json is nested too deep. Ask the model's author.")
     return config
 
 
@@ -275,31 +389,18 @@ def _is_size(size: object) -> bool:
     return type(size) is int and 0 <= size <= MAX_SIZE
 
 
-def _check_index(folder: Path, headers: Mapping[str, Mapping[str, Any]]) -> None:
-    path = folder / "model.safetensors.index.json"
-    if not path.is_file():
-        return
-    try:
-        weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-        shards = {str(tensor): str(shard) for tensor, shard in weight_map.items()}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise InvalidModelError(
-            "model.safetensors.index.json is not a valid index. Download the model again."
-        ) from error
-    if missing := sorted(set(shards.values()) - set(headers)):
-        raise InvalidModelError(
-            f"The index lists {len(missing)} weight file(s) that are not here, such as "
-            f"'{missing[0][:100]}'. Download the model again, or finish the download."
-        )
-    lost = [tensor for tensor, shard in shards.items() if tensor not in headers[shard]]
-    if lost:
-        raise InvalidModelError(
-            f"The index places tensor '{lost[0][:100]}' in '{shards[lost[0]][:100]}', which does "
-            "not have it. Download the model again."
-        )
+def _chosen(folder: Path, headers: Mapping[str, Mapping[str, Any]]) -> WeightFiles:
+    return chosen_files(headers, _weight_map(folder))
+
+
+def _weight_map(folder: Path) -> dict[str, str]:
+    """Tensor → file of the index; empty without one."""
+    path = folder / INDEX
+    return weight_map_in(path.read_bytes()) if path.is_file() else {}
 
 
 def _corrupt(file: Path, reason: str) -> InvalidModelError:
     return InvalidModelError(
-        f"'{file.name}' is truncated or corrupt: {reason}. Download that file again."
+        f"'{file.name}' is truncated or corrupt: {reason}. Download that file again; if it is the "
+        "same there, ask the model's author."
     )

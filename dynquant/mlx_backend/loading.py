@@ -8,53 +8,59 @@ from __future__ import annotations
 
 import logging
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_reduce
-from mlx_lm import utils as mlx_lm_utils
 
 from dynquant.core.formats import UNQUANTIZED, QuantFormat
+from dynquant.core.leftovers import Part, parts_of
+from dynquant.core.model_config import (
+    as_mlx_lm_reads,
+    changed_settings,
+    dtype_names,
+    tied_as_stored,
+)
 from dynquant.core.plan import LayerProfile, ModelInventory
+from dynquant.core.quantized_sources import Tensor, quantized_form
 from dynquant.errors import InvalidModelError, NonFiniteError, Reason, UnsupportedModelError
 from dynquant.mlx_backend.dequantizing import (
     QUANTIZED_PARAMETERS,
     dequantized_in,
-    is_quantized,
     require_dequantized,
 )
-from dynquant.mlx_backend.folder import check_folder, stamps
+from dynquant.mlx_backend.direct_embeddings import used_directly
+from dynquant.mlx_backend.folder import as_loaded, check_folder, stamps, tensors_of
+from dynquant.mlx_backend.leftovers import dropped, require_held
+from dynquant.mlx_backend.parameters import clear_parameters, quantizable, takes_mode
+from dynquant.mlx_backend.ropes import require_ropes_read
+from dynquant.mlx_backend.scaled_codes import ScaledCodes
+from dynquant.mlx_backend.stock import (
+    MODEL_CODE_ERRORS,
+    Weights,
+    build,
+    load,
+    load_errors_in_our_words,
+    one_line,
+)
 
 __all__ = [
     "ModelFolder",
+    "Weights",
     "check_finite",
     "compute_dtype",
     "for_compute",
     "open_model",
-    "quantizable",
 ]
 
 logger = logging.getLogger(__name__)
 
-Weights = dict[str, mx.array]
-
-# What the constructors of models raise when a config makes no sense to them.
-_MODEL_CODE_ERRORS = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    LookupError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
 _ADDED_UP = 1 << 26  # numbers of a weight at a time
 _DTYPES = {"float16": mx.float16, "bfloat16": mx.bfloat16, "float32": mx.float32}
 
@@ -112,32 +118,36 @@ def _is_finite(array: mx.array) -> bool:
     return all(mx.isfinite(part.astype(mx.float32).sum()).item() for part in parts)
 
 
-def quantizable(model: nn.Module) -> dict[str, nn.Module]:
-    """Path → module of everything that mlx-lm can store quantized, in the model's order."""
-    leaves = tree_flatten(model.leaf_modules(), is_leaf=nn.Module.is_module)
-    return {path: leaf for path, leaf in leaves if hasattr(leaf, "to_quantized")}
-
-
-def takes_mode(layer: nn.Module) -> bool:
-    """Whether mlx-lm can store `layer` in other modes than `affine`."""
-    return "mode" in signature(layer.to_quantized).parameters
-
-
 @dataclass(frozen=True)
 class ModelFolder:
     """A local folder that holds one model in a layout that mlx-lm understands.
 
     Attributes:
         folder: The folder.
-        config: Its `config.json`, without quantization settings.
-        quantized: Whether the stored weights are quantized (they are then dequantized on load).
+        config: Its `config.json` as mlx-lm reads it, without quantization settings.
+        settings: What mlx-lm is told in place of what the file says.
+        form: What the stored weights are quantized as, in words (they are then dequantized on
+            load); None for plain ones.
+        tensors: Name → dtype and shape of what is stored.
+        codes: Those of them that are codes with scales, if any are.
         stamps: Of its weight files, when they were checked.
+        stored_as: Dtype to store what is not quantized and scales in, such as `bfloat16`, where
+            that is not the model's own.
     """
 
     folder: Path
     config: dict[str, Any]
-    quantized: bool
+    settings: dict[str, Any]
+    form: str | None
+    tensors: dict[str, Tensor]
+    codes: ScaledCodes | None
     stamps: tuple[tuple[int, ...], ...]
+    stored_as: str | None = None
+
+    @property
+    def quantized(self) -> bool:
+        """Whether the stored weights are quantized."""
+        return self.form is not None
 
     @cached_property
     def skeleton(self) -> nn.Module:
@@ -175,6 +185,12 @@ class ModelFolder:
         return min([max(rows), *([said] if isinstance(said, int) else [])]) if rows else None
 
     @contextmanager
+    def files(self) -> Iterator[Path]:
+        """A folder with just the files that count, for another program to load."""
+        with as_loaded(self.folder) as folder:
+            yield folder
+
+    @contextmanager
     def in_our_words(self) -> Iterator[None]:
         """Say why the model cannot be run where its own code, or reading its weights, fails.
 
@@ -184,7 +200,7 @@ class ModelFolder:
         """
         try:
             yield
-        except _MODEL_CODE_ERRORS as error:
+        except MODEL_CODE_ERRORS as error:
             self._require_same_weights()
             frames = traceback.walk_tb(error.__traceback__)
             modules = [str(frame.f_globals.get("__name__")) for frame, _ in frames]
@@ -193,7 +209,8 @@ class ModelFolder:
             logger.warning("The model's code failed", exc_info=error)
             raise InvalidModelError(
                 "This model cannot be run with its config and weights: "
-                f"{_one_line(str(error))}. Download the model again, or ask its author."
+                f"{one_line(str(error))}. Compare its files with those of the original, or ask "
+                "its author."
             ) from error
 
     def _require_same_weights(self) -> None:
@@ -205,19 +222,40 @@ class ModelFolder:
 
     def _built(self) -> nn.Module:
         """The model's modules with lazily made parameters."""
-        stock = self._load()  # what it refuses is damaged, quantized or not
-        if not self.quantized:
+        stored: Weights = {}
+        stock = self._load(on_sanitized=lambda read, _kept: stored.update(read))
+        if not self.quantized or self.codes is not None:
             return stock
-        model_class, args_class = mlx_lm_utils._get_classes(self.config)
         try:
-            model: nn.Module = model_class(args_class.from_dict(self.config))
+            model = build(self.config)
+            if hasattr(model, "sanitize"):  # it may take modules away, such as a tied head
+                model.sanitize(stored)
         except (ValueError, TypeError, KeyError) as error:
             raise UnsupportedModelError(
                 f"A '{self.config.get('model_type')}' model exists only quantized, in a form of "
-                f"its own, and cannot be dequantized: {_one_line(str(error))}.",
+                f"its own, and cannot be dequantized: {one_line(str(error))}.",
                 reason=Reason.ALREADY_QUANTIZED,
             ) from error
         return model
+
+    @cached_property
+    def left_out(self) -> dict[Part, list[str]]:
+        """Part of the model → names of its tensors that the loader drops."""
+        names: list[str] = []
+        self._load(on_sanitized=lambda read, kept: names.extend(dropped(read, kept)))
+        return parts_of((name for name in names if name in self.tensors), self.tensors, self.config)
+
+    def require_nothing_lost(self) -> None:
+        """Refuse a model that the loader would make another one of; reads what it drops.
+
+        Raises:
+            UnsupportedModelError: It drops a tensor whose values nothing else holds.
+        """
+        unexplained = [*self.left_out.get(Part.HEAD, ()), *self.left_out.get(Part.OTHER, ())]
+        if unexplained:
+            stored: Weights = {}
+            model = self._load(on_sanitized=lambda read, _kept: stored.update(read))
+            require_held(unexplained, stored, dict(tree_flatten(model.parameters())))
 
     def lazy_weights(self, *, exact: bool = False) -> Weights:
         """Parameter path → array in its stored dtype, not yet read from disk.
@@ -228,18 +266,19 @@ class ModelFolder:
         """
         model = self._load()
         weights = dict(tree_flatten(model.parameters()))
-        dequantized = dequantized_in(model, compute_dtype) if self.quantized else {}
+        is_packed = self.quantized and self.codes is None
+        dequantized = dequantized_in(model, compute_dtype) if is_packed else {}
         for path in dequantized:
             for name in QUANTIZED_PARAMETERS:
                 weights.pop(f"{path}.{name}", None)
         weights |= {f"{path}.weight": array for path, (array, _) in dequantized.items()}
         stored = {f"{path}.weight": dtype for path, (_, dtype) in dequantized.items()}
-        wanted, may_cast = self._conversion_dtype, getattr(model, "cast_predicate", lambda _: True)
+        may_cast = getattr(model, "cast_predicate", lambda _: True)
         for path, array in weights.items():
             if is_floating(array):
                 dtype = stored.get(path, array.dtype)
-                if wanted is not None and may_cast(path):
-                    dtype = wanted
+                if may_cast(path):
+                    dtype = self._dtype_of(dtype)
                 is_exact = exact and path in stored
                 weights[path] = array.astype(compute_dtype(dtype) if is_exact else dtype)
         return weights
@@ -252,16 +291,20 @@ class ModelFolder:
         """What the model weighs and which formats of `menu` each layer may take.
 
         A layer's own protections (`model.quant_predicate`, such as 8-bit routers)
-        stand as floors. A layer that no format of the menu fits stays unquantized.
+        stand as floors. A layer that no format of the menu fits stays unquantized, and so does an
+        embedding whose weight the model multiplies by itself.
         """
         model = self.skeleton
         weights = self.lazy_weights()
+        kept = self._used_directly
         layers = tuple(
             LayerProfile(
                 path=path,
                 shape=tuple(weights[f"{path}.weight"].shape),
                 dtype_bits=weights[f"{path}.weight"].dtype.size * 8,
-                formats=_allowed(model, path, module, weights[f"{path}.weight"].shape, menu),
+                formats=(UNQUANTIZED,)
+                if path in kept
+                else _allowed(model, path, module, weights[f"{path}.weight"].shape, menu),
             )
             for path, module in quantizable(model).items()
         )
@@ -278,15 +321,19 @@ class ModelFolder:
             dtype=max(sorted(set(dtypes)), key=dtypes.count) if dtypes else "float32",
         )
 
-    @property
-    def _conversion_dtype(self) -> mx.Dtype | None:
-        """What `mlx_lm.convert` would cast to; it settles the size of scales and biases."""
-        text_config = self.config.get("text_config") or {}
-        for config in (self.config, text_config):
-            for key in ("torch_dtype", "dtype"):
-                if dtype := _DTYPES.get(str(config.get(key)).removeprefix("torch.")):
-                    return dtype
-        return None
+    @cached_property
+    def _used_directly(self) -> set[str]:
+        return used_directly(self.skeleton, self.lazy_weights())
+
+    def _dtype_of(self, stored: mx.Dtype) -> mx.Dtype:
+        """What `mlx_lm.convert` would cast to; it settles the size of scales and biases.
+
+        But never bfloat16 to float16, whatever the config says: what is large would be infinite.
+        """
+        if self.stored_as is not None:
+            return _DTYPES[self.stored_as]
+        said = next((_DTYPES[name] for name in dtype_names(self.config) if name in _DTYPES), stored)
+        return stored if (stored, said) == (mx.bfloat16, mx.float16) else said
 
     def _count_parameters(self, weights: Weights) -> int:
         """`mlx_lm.utils.get_total_parameters`: parameters held by leaf modules."""
@@ -298,25 +345,18 @@ class ModelFolder:
             for name, _ in tree_flatten(leaf.parameters())
         )
 
-    def _load(self) -> nn.Module:
+    def _load(
+        self, *, on_sanitized: Callable[[Weights, Weights], None] = lambda _read, _kept: None
+    ) -> nn.Module:
         """Stock mlx-lm's own lazy and strict load, its errors put in our words."""
-        family = self.config.get("model_type")
         self._require_same_weights()
-        try:
-            model, _ = mlx_lm_utils.load_model(self.folder, lazy=True, strict=True)
-        except _MODEL_CODE_ERRORS as error:
-            reason, name = str(error), str(family)[:100]
-            if reason.startswith("Model type") and "not supported" in reason:
-                raise UnsupportedModelError(
-                    f"mlx-lm has no architecture for model_type '{name}'. A newer mlx-lm may "
-                    "have it; dynquant takes every model that mlx-lm takes.",
-                    reason=Reason.UNKNOWN_ARCHITECTURE,
-                ) from error
-            raise InvalidModelError(
-                f"The weights or the config of this '{name}' model do not fit together: "
-                f"{_one_line(reason)}. Download the model again, or ask its author."
-            ) from error
-        return model
+        with load_errors_in_our_words(str(self.config.get("model_type")), self.form):
+            return load(
+                self.folder,
+                self.settings,
+                decode=self.codes.decoded if self.codes is not None else lambda weights: weights,
+                on_sanitized=on_sanitized,
+            )
 
 
 def open_model(folder: Path, *, dequantize: bool = False) -> ModelFolder:
@@ -333,38 +373,67 @@ def open_model(folder: Path, *, dequantize: bool = False) -> ModelFolder:
             weights, or a quantized model without `dequantize`.
     """
     before = stamps(folder)
-    config = check_folder(folder)
-    quantized = is_quantized(folder, config)
-    if quantized and not dequantize:
+    said, tensors = check_folder(folder), tensors_of(folder)
+    form = quantized_form(said, tensors)
+    if form is None and (folder / "hf_quant_config.json").exists():
+        form = "NVIDIA ModelOpt"
+    if form is not None and not dequantize:
         raise UnsupportedModelError(
-            "This model is quantized already, and quantizing it again would add its error to ours. "
-            "Use the original, or pass --dequantize to start from these weights all the same.",
+            f"This model is quantized already ({form}), and quantizing it again would add its "
+            "error to ours. Use the original, or pass --dequantize to start from these weights "
+            "all the same.",
             reason=Reason.ALREADY_QUANTIZED,
         )
-    own = {k: v for k, v in config.items() if k not in ("quantization", "quantization_config")}
-    opened = ModelFolder(folder=folder, config=own, quantized=quantized, stamps=before)
+    codes = ScaledCodes.of(tensors, said) if form is not None else None
+    blank = ModelFolder(
+        folder=folder,
+        config={},
+        settings={},
+        form=form,
+        tensors=tensors,
+        codes=codes if codes and codes.scales else None,
+        stamps=before,
+    )
+    opened, config = _with_config(blank, said)
+    with load_errors_in_our_words(str(said.get("model_type")), form):
+        require_ropes_read(_without_quantization(config))
     skeleton = opened.skeleton  # a model that does not build is refused here
-    if quantized:
+    if opened.quantized:
         require_dequantized(opened.lazy_weights(), quantizable(skeleton))
     return opened
 
 
-def clear_parameters(module: nn.Module) -> None:
-    """Replace every parameter of `module` by an empty array, so that its memory is let go."""
-    for path, _ in tree_flatten(module.parameters()):
-        set_parameter(module, path, mx.array([]))
+def _with_config(
+    folder: ModelFolder, said: Mapping[str, Any]
+) -> tuple[ModelFolder, Mapping[str, Any]]:
+    """The folder with a config that keeps an output head of its own, where it has such a head.
+
+    Returns:
+        The folder, and the config that it was given, in its author's spelling.
+    """
+
+    def opened(config: Mapping[str, Any]) -> ModelFolder:
+        read = as_mlx_lm_reads(config)
+        own = _without_quantization(read)
+        settings = changed_settings(said, read if folder.codes is None else own)
+        return replace(folder, config=own, settings=settings)
+
+    as_said, as_stored = opened(said), tied_as_stored(said, folder.tensors)
+    if as_stored is None:
+        return as_said, said
+    try:
+        if Part.HEAD not in as_said.left_out:
+            return as_said, said
+    except InvalidModelError:  # its module may insist on an answer
+        return opened(as_stored), as_stored
+    other = opened(as_stored)
+    return (as_said, said) if Part.HEAD in other.left_out else (other, as_stored)
 
 
-def set_parameter(module: nn.Module, path: str, array: mx.array) -> None:
-    """Put `array` at the dotted `path` of `module`, whatever its shape was before."""
-    *parents, name = path.split(".")
-    node: Any = module
-    for part in parents:
-        node = node[int(part)] if isinstance(node, list | tuple) else node[part]
-    if isinstance(node, list):
-        node[int(name)] = array
-    else:
-        node[name] = array
+def _without_quantization(config: Mapping[str, Any]) -> dict[str, Any]:
+    own = {k: v for k, v in config.items() if k not in ("quantization", "quantization_config")}
+    text = own.get("text_config")
+    return own | {"text_config": _without_quantization(text)} if isinstance(text, dict) else own
 
 
 def _allowed(
@@ -388,7 +457,3 @@ def _allowed(
         and (any_mode or fmt.mode in ("affine", "unquantized"))
     )
     return formats or (UNQUANTIZED,)
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())[:300].rstrip(".: ") or "no details"

@@ -10,14 +10,9 @@ from mlx.utils import tree_flatten
 from mlx_lm.models.cache import make_prompt_cache
 
 from dynquant.mlx_backend.calibration import batch_tokens
-from dynquant.mlx_backend.loading import (
-    ModelFolder,
-    clear_parameters,
-    compute_dtype,
-    is_floating,
-    set_parameter,
-)
+from dynquant.mlx_backend.loading import ModelFolder, compute_dtype, is_floating
 from dynquant.mlx_backend.moments import covariance_bytes
+from dynquant.mlx_backend.parameters import clear_parameters, set_parameter
 from dynquant.mlx_backend.sensitivity import GRADIENT_TOKENS
 from dynquant.mlx_backend.streaming import BlockModel
 from dynquant.mlx_backend.writing import PART_BYTES

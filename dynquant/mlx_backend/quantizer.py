@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import platform
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial, wraps
 from pathlib import Path
@@ -14,6 +15,9 @@ import mlx.core as mx
 
 from dynquant import __version__
 from dynquant.core.formats import UNQUANTIZED, QuantFormat
+from dynquant.core.leftovers import notes_on
+from dynquant.core.model_config import dtype_names, with_dtype
+from dynquant.core.notes import note
 from dynquant.core.plan import CostTable, ModelInventory, QuantPlan
 from dynquant.core.quality import Quality
 from dynquant.core.recipe import EFFORTS, Effort
@@ -22,30 +26,35 @@ from dynquant.mlx_backend.alignment import measure_alignment
 from dynquant.mlx_backend.calibration import (
     Windows,
     cut_windows,
-    open_tokenizer,
     vocabulary_size,
     window_length,
 )
+from dynquant.mlx_backend.comparing import streamed_logits
 from dynquant.mlx_backend.conversion import encode_plans
 from dynquant.mlx_backend.encoders import LayerEncoder, stored_by
 from dynquant.mlx_backend.evaluation import compare
-from dynquant.mlx_backend.folder import fingerprint
+from dynquant.mlx_backend.folder import fingerprint, weights_of
 from dynquant.mlx_backend.importance import Importance
-from dynquant.mlx_backend.loading import open_model, takes_mode
+from dynquant.mlx_backend.loading import open_model
 from dynquant.mlx_backend.measuring import measure_costs
 from dynquant.mlx_backend.memory import cache_bytes, conversion_bytes
 from dynquant.mlx_backend.moments import MomentsObserver
+from dynquant.mlx_backend.parameters import quantizable, takes_mode
 from dynquant.mlx_backend.polishing import polished
 from dynquant.mlx_backend.readahead import ReadAhead
+from dynquant.mlx_backend.reference import check_reference, leaves_float16, sample_windows
 from dynquant.mlx_backend.refining import refined
 from dynquant.mlx_backend.sensitivity import Measurement
 from dynquant.mlx_backend.streaming import BlockModel, BlockWeights
+from dynquant.mlx_backend.tokenizing import open_tokenizer, require_same_tokenizer
 from dynquant.mlx_backend.verify import verify_folder
 from dynquant.mlx_backend.writing import (
     PART_BYTES,
     FolderWriter,
     quantization_config,
     replace_arrays,
+    translated_storage_errors,
+    write_companions,
 )
 from dynquant.ports import OnStep, Text
 
@@ -55,6 +64,8 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _PROBE_TOKENS = 2048
+_HALF, _WIDER = "float16", "bfloat16"
+_NUM_RANGE_WINDOWS = 8
 _MIN_WINDOWS = 10  # of a calibration text: eight to calibrate on, two to probe
 
 
@@ -105,6 +116,17 @@ class MlxQuantizer:
         return len(self._blocks.blocks)
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """Sentences for the card on what of the model's folder is not in use."""
+        left_out = notes_on(self._model.left_out)
+        stored_as = self._model.stored_as
+        return (
+            *left_out,
+            *weights_of(self._model.folder).notes,
+            *((note("stored_as", stored_as),) if stored_as else ()),
+        )
+
+    @property
     def versions(self) -> dict[str, str]:
         """Versions of the tools that a result depends on."""
         return tool_versions()
@@ -152,6 +174,59 @@ class MlxQuantizer:
             min_windows=2,
             num_tokens=self._model.num_tokens,
         )
+
+    def check_tokenizer(self) -> None:
+        """Refuse a model whose tokenizer would be another one beside the quantized weights.
+
+        Raises:
+            InvalidModelError, UnsupportedModelError: Its tokenizer does not open, or not so.
+            StorageFullError: The folder for temporary files cannot be written.
+        """
+        with (
+            translated_storage_errors(),
+            tempfile.TemporaryDirectory(prefix="dynquant-tokenizer-") as copy,
+        ):
+            write_companions(
+                Path(copy),
+                self._model.folder,
+                self._model.config,
+                keep_vision_config=self._keeps_vision,
+            )
+            require_same_tokenizer(self._tokenizer, Path(copy))
+
+    @_in_our_words
+    def check_source(self, windows: Windows) -> None:
+        """Refuse a source that would be another model in mlx-lm, and settle the stored dtype.
+
+        A float16 source whose activations leave float16's range is stored in bfloat16.
+
+        Args:
+            windows: The calibration windows.
+
+        Raises:
+            UnsupportedModelError: The loader drops a tensor whose values nothing else holds.
+            InvalidModelError: Stock mlx-lm does not run the source, or computes something else.
+            NonFiniteError: The source computes NaN or infinity.
+        """
+        model = self._model
+        model.require_nothing_lost()
+        sample = sample_windows(windows.tokens)
+        logits = streamed_logits(self._blocks, model.lazy_weights, sample)
+        is_sound = check_reference(model, logits, sample)
+        inventory = self.inventory(())
+        if self._is_half:
+            layers = {layer.path for layer in inventory.layers}
+            watched = {p: m for p, m in quantizable(model.skeleton).items() if p in layers}
+            batches = self._batches(windows, 0, _NUM_RANGE_WINDOWS)
+            if not is_sound or leaves_float16(self._blocks, model.lazy_weights, watched, batches):
+                self.store_as(_WIDER)
+
+    def store_as(self, dtype: str) -> None:
+        """Store the results of a float16 source in `dtype`; the source's own changes nothing."""
+        if dtype == _WIDER and self._model.stored_as is None and self._is_half:
+            self._model = dataclasses.replace(self._model, stored_as=dtype)
+            for name in ("_dtypes", "_blocks"):
+                self.__dict__.pop(name, None)
 
     @_in_our_words
     def measure(
@@ -342,24 +417,39 @@ class MlxQuantizer:
         )
         layers = measurement.layers
         affine_only = {path for path, layer in layers.items() if not takes_mode(layer)}
-        keep_vision = "vision_tower" in getattr(self._model.skeleton, "model", {})
         sizes = {}
         for folder, writer in writers.items():
             config = dict(self._model.config)
+            if dtype_names(config)[:1] != [inventory.dtype]:
+                config = with_dtype(config, inventory.dtype)
             if entry := quantization_config(plans[folder], named=affine_only):
                 config["quantization"] = entry
             sizes[folder] = writer.finish(
-                self._model.folder, config, keep_vision_config=keep_vision
+                self._model.folder, config, keep_vision_config=self._keeps_vision
             )
         return sizes
 
-    def verify(self, folder: Path, plan: QuantPlan) -> str:
+    @_in_our_words
+    def verify(self, folder: Path, plan: QuantPlan, windows: Windows) -> str:
         """Load `folder` with stock mlx-lm in a fresh process; returns what it generated.
 
+        Args:
+            folder: A written folder.
+            plan: What it stores.
+            windows: Held-out windows; a few tokens of them are compared.
+
         Raises:
-            VerificationError: It does not load, or stores something else than planned.
+            VerificationError: It does not load, stores or computes something else than planned,
+                computes NaN or infinity, or repeats one token.
         """
-        return verify_folder(folder, stored_bpw=plan.stored_bpw)
+        written = partial(open_model(folder, dequantize=True).lazy_weights, exact=True)
+        return verify_folder(
+            folder,
+            stored_bpw=plan.stored_bpw,
+            windows=sample_windows(windows.tokens),
+            planned=partial(streamed_logits, self._blocks, written),
+            original=partial(streamed_logits, self._blocks, self._model.lazy_weights),
+        )
 
     @_in_our_words
     def evaluate(
@@ -403,9 +493,18 @@ class MlxQuantizer:
         by_blocks = blocks.survey(self._model.lazy_weights())
         return blocks if by_blocks else blocks.treat_as_whole()
 
+    @property
+    def _is_half(self) -> bool:
+        return self.inventory(()).dtype == _HALF
+
     @cached_property
     def _dtypes(self) -> dict[str, mx.Dtype]:
         return {path: array.dtype for path, array in self._model.lazy_weights().items()}
+
+    @cached_property
+    def _keeps_vision(self) -> bool:
+        """Whether the model has a vision tower that its config must describe."""
+        return "vision_tower" in getattr(self._model.skeleton, "model", {})
 
     @cached_property
     def _tokenizer(self) -> object:

@@ -21,7 +21,8 @@ import mlx.core as mx
 from dynquant.core.formats import QuantFormat
 from dynquant.mlx_backend.encoding import Encoded, decode
 from dynquant.mlx_backend.evaluation import kl_divergences
-from dynquant.mlx_backend.loading import Weights, compute_dtype, set_parameter
+from dynquant.mlx_backend.loading import Weights, compute_dtype
+from dynquant.mlx_backend.parameters import set_parameter
 from dynquant.mlx_backend.reverse import Loss, NoGradientError, backward
 from dynquant.mlx_backend.streaming import BlockModel, BlockWeights, Forward
 

@@ -27,9 +27,10 @@ from dynquant.errors import NonFiniteError
 from dynquant.mlx_backend.calibration import CHUNK_LOGITS
 from dynquant.mlx_backend.feedback import conditional_variances
 from dynquant.mlx_backend.importance import Importance, Term
-from dynquant.mlx_backend.loading import Weights, check_finite, quantizable, scalar
+from dynquant.mlx_backend.loading import Weights, check_finite, scalar
 from dynquant.mlx_backend.moments import MomentsObserver, takes_feedback, towards_mean_expert
 from dynquant.mlx_backend.observing import Observation, Role, observed, squares
+from dynquant.mlx_backend.parameters import quantizable
 from dynquant.mlx_backend.reverse import backward
 from dynquant.mlx_backend.streaming import BlockModel, BlockWeights, Forward
 

@@ -27,12 +27,8 @@ import mlx.nn as nn
 
 from dynquant.mlx_backend import blas_shared_by
 from dynquant.mlx_backend.calls import Call, Kept, Tape
-from dynquant.mlx_backend.loading import (
-    Weights,
-    clear_parameters,
-    for_compute,
-    set_parameter,
-)
+from dynquant.mlx_backend.loading import Weights, for_compute
+from dynquant.mlx_backend.parameters import clear_parameters, set_parameter
 
 __all__ = ["BlockModel", "BlockWeights", "Forward", "side_by_side"]
 

@@ -1,87 +1,107 @@
-"""Load a written folder with stock mlx-lm in a process of its own, and generate from it.
+"""Check a written folder by what stock mlx-lm makes of it in a fresh process.
 
-Run as `python -m dynquant.mlx_backend.verify FOLDER`; prints one JSON object. Nothing
-that the encoder left in memory can help the folder to load, no token is inherited, and the
-process is confined as far as the system allows.
+Loading proves little: a model may load and answer NaN, or answer as another model. So the logits
+of stock mlx-lm are compared with those of the plan, and looked at in the dtype that a user runs.
 """
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from dynquant.confine import clean_environment, confined, is_confined
+import mlx.core as mx
+import numpy as np
+
 from dynquant.errors import VerificationError
+from dynquant.mlx_backend.comparing import are_finite, mean_kl_nats
+from dynquant.mlx_backend.stock_run import StockFailedError, StockRequest, StockRun, run_stock
 
-__all__ = ["verify_folder"]
+__all__ = ["MAX_SAME_KL_NATS", "verify_folder"]
 
-_PROMPT = "The"
-_NUM_TOKENS = 24
-_TIMEOUT_SECS = 3600
+MAX_SAME_KL_NATS = {mx.cpu: 1e-3, mx.gpu: 2e-2}
+"""Programs that compute the same model differ by less: in float32 on a CPU, in 16 bits on a GPU."""
+
+_MAX_OWN_KL_NATS = 0.5
+"""A model that differs more in its own 16 bits from itself in 32 is of no use in them."""
+
+_MIN_AGREEMENT = 0.5
+
+Logits = Callable[[Sequence[Sequence[int]]], list[np.ndarray]]
 
 
-def verify_folder(folder: Path, *, stored_bpw: float) -> str:
-    """Check that `folder` loads in stock mlx-lm and stores what was planned.
+def verify_folder(
+    folder: Path,
+    *,
+    stored_bpw: float,
+    windows: Sequence[Sequence[int]] = (),
+    planned: Logits | None = None,
+    original: Logits | None = None,
+) -> str:
+    """Check that `folder` loads in stock mlx-lm, stores what was planned and computes it.
+
+    Args:
+        folder: A written folder.
+        stored_bpw: Bits per weight of the plan.
+        windows: Token ids to run, several lengths.
+        planned: Windows → logits of the weights that the plan stores; None to compare nothing.
+        original: Windows → logits of the source; None where it is not at hand.
 
     Returns:
         What the model generated.
 
     Raises:
-        VerificationError: It does not load, or its stored bits per weight differ.
+        VerificationError: It does not load, its stored bits per weight differ, or it computes
+            something else than planned, NaN or infinity, or repeats one token.
     """
-    command = [sys.executable, "-m", "dynquant.mlx_backend.verify", str(folder.absolute())]
     try:
-        with tempfile.TemporaryDirectory(prefix="dynquant-verify-") as home:
-            # MLX loads compiled code from there, so only confined processes share it.
-            scratch = tempfile.gettempdir() if is_confined() else home
-            child = subprocess.run(
-                confined(command, writable=[Path(home)], readable=[folder]),
-                env=clean_environment(Path(home), {"HF_HUB_OFFLINE": "1", "TMPDIR": scratch}),
-                cwd=home,
-                capture_output=True,
-                text=True,
-                timeout=_TIMEOUT_SECS,
-                check=False,
-            )
-    except subprocess.TimeoutExpired as error:
-        raise VerificationError("Loading the written model took longer than an hour.") from error
-    if child.returncode != 0:
-        reason = (child.stderr.strip().splitlines() or ["no message"])[-1]
+        run = run_stock(folder, StockRequest(windows=windows, generate=True))
+    except StockFailedError as error:
         raise VerificationError(
-            "Stock mlx-lm cannot load or run the written model: "
-            f"{reason.replace(str(folder), 'the folder')[:300]}"
-        )
-    result = json.loads(child.stdout.strip().splitlines()[-1])
-    if abs(result["stored_bpw"] - stored_bpw) > 1e-6:
+            f"Stock mlx-lm cannot load or run the written model: {error}"
+        ) from error
+    if abs(run.stored_bpw - stored_bpw) > 1e-6:
         raise VerificationError(
-            f"mlx-lm counts {result['stored_bpw']:.6f} stored bits per weight, and "
+            f"mlx-lm counts {run.stored_bpw:.6f} stored bits per weight, and "
             f"{stored_bpw:.6f} were planned."
         )
-    return str(result["text"])
+    _check_logits(run, planned(windows) if planned is not None else None)
+    if original is not None:
+        _check_variety(run, original)
+    return run.text
 
 
-def _main(folder: str) -> None:
-    import mlx.core as mx  # noqa: PLC0415
-    import mlx_lm  # noqa: PLC0415
-    from mlx_lm.models.switch_layers import SwitchLinear  # noqa: PLC0415
-    from mlx_lm.utils import compute_bits_per_weight  # noqa: PLC0415
+def _check_logits(run: StockRun, planned: list[np.ndarray] | None) -> None:
+    for logits in (run.computed, run.own or ()):
+        if not are_finite(logits):
+            raise VerificationError(
+                "The written model computes NaN or infinity in stock mlx-lm, so it would answer "
+                "nonsense. Nothing was kept; report this model to dynquant."
+            )
+    if planned is not None:
+        apart = mean_kl_nats(planned, run.computed)
+        if not apart <= MAX_SAME_KL_NATS[mx.default_device().type]:
+            raise VerificationError(
+                f"Stock mlx-lm computes something else from the written model than was planned "
+                f"(mean KL {apart:.2g} nats). Nothing was kept; report this model to dynquant."
+            )
+    if run.own is not None and run.computed:
+        lost = mean_kl_nats(run.computed, run.own)
+        if not lost <= _MAX_OWN_KL_NATS:
+            raise VerificationError(
+                f"In the dtype that it is stored in the written model computes something else than "
+                f"in float32 (mean KL {lost:.2g} nats). Nothing was kept."
+            )
 
-    import dynquant.mlx_backend  # noqa: F401, PLC0415  OpenBLAS before MLX
 
-    model, tokenizer, *_ = mlx_lm.load(folder)
-    stored_bpw = compute_bits_per_weight(model)
-    if mx.default_device() == mx.Device(mx.cpu):
-        # On the CPU MLX multiplies unquantized experts in float32 only.
-        for _, module in model.named_modules():
-            if isinstance(module, SwitchLinear):
-                model.set_dtype(mx.float32)
-                break
-    text = mlx_lm.generate(model, tokenizer, prompt=_PROMPT, max_tokens=_NUM_TOKENS)
-    print(json.dumps({"stored_bpw": stored_bpw, "text": _PROMPT + text}))  # noqa: T201
-
-
-if __name__ == "__main__":
-    _main(sys.argv[1])
+def _check_variety(run: StockRun, original: Logits) -> None:
+    """A model that repeats one token is dead, unless its original does the same."""
+    tokens = run.generated
+    if len(tokens) < 2 or len(set(tokens)) > 1:
+        return
+    (logits,) = original([[*run.prompt, *tokens[:-1]]])
+    agreement = float((logits[-len(tokens) :].argmax(-1) == tokens[0]).mean())
+    if agreement < _MIN_AGREEMENT:
+        raise VerificationError(
+            "The written model repeats one token for ever in stock mlx-lm, and its original does "
+            "not. Nothing was kept; ask for more bits per weight."
+        )

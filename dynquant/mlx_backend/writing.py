@@ -14,23 +14,25 @@ import mlx.core as mx
 from mlx_lm import utils as mlx_lm_utils
 
 from dynquant.core.formats import QuantFormat
+from dynquant.core.model_files import CONFIG, INDEX
 from dynquant.core.plan import QuantPlan
 from dynquant.errors import disk_errors_translated
 from dynquant.mlx_backend.encoding import Encoded
+from dynquant.mlx_backend.folder import taken_over
 from dynquant.mlx_backend.shards import join_files
 
-__all__ = ["PART_BYTES", "FolderWriter", "quantization_config", "replace_arrays"]
+__all__ = [
+    "PART_BYTES",
+    "FolderWriter",
+    "quantization_config",
+    "replace_arrays",
+    "write_companions",
+]
 
 PART_BYTES = 1 << 28
 """Held in memory before it is written, of all folders that are written side by side."""
 
 _SHARD_BYTES = 1 << 30
-_COPIED = (
-    "tokenizer*", "*.model", "*.tiktoken", "*.jinja", "vocab.*", "merges.txt", "added_tokens.json",
-    "special_tokens_map.json", "generation_config.json", "chat_template*",
-    "preprocessor_config.json",
-    "LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*",
-)  # fmt: skip
 
 
 class FolderWriter:
@@ -102,15 +104,9 @@ class FolderWriter:
                 },
                 "weight_map": dict(sorted(weight_map.items())),
             }
-            path = self._folder / "model.safetensors.index.json"
+            path = self._folder / INDEX
             path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-            mlx_lm_utils.save_config(
-                dict(config), self._folder / "config.json", keep_vision_config=keep_vision_config
-            )
-            for pattern in _COPIED:
-                for file in sorted(source.glob(pattern)):
-                    if file.is_file() and file.suffix != ".safetensors":
-                        shutil.copyfile(file, self._folder / file.name)
+            write_companions(self._folder, source, config, keep_vision_config=keep_vision_config)
         return self._total_bytes
 
     def _write_part(self) -> None:
@@ -130,6 +126,23 @@ class FolderWriter:
             join_files(self._parts, self._folder / _staged(len(self._shards)))
         self._total_bytes += self._num_bytes
         self._parts, self._names, self._num_bytes = [], [], 0
+
+
+def write_companions(
+    folder: Path, source: Path, config: Mapping[str, Any], *, keep_vision_config: bool
+) -> None:
+    """Write all that a quantized model has beside its weights: config, tokenizer, license.
+
+    Args:
+        folder: Where to write.
+        source: Folder of the original.
+        config: Of the quantized model.
+        keep_vision_config: Whether the model keeps its vision tower.
+    """
+    mlx_lm_utils.save_config(dict(config), folder / CONFIG, keep_vision_config=keep_vision_config)
+    for name in taken_over(source):
+        (folder / name).parent.mkdir(exist_ok=True)
+        shutil.copyfile(source / name, folder / name)
 
 
 def replace_arrays(folder: Path, arrays: Mapping[str, mx.array]) -> None:

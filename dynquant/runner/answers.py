@@ -23,6 +23,7 @@ from dynquant.core.artefacts import (
 )
 from dynquant.core.facts import ModelFacts
 from dynquant.core.gating import gate
+from dynquant.core.notes import MAX_NOTES, is_note
 from dynquant.core.planning import Forecast
 from dynquant.core.quality import Quality
 from dynquant.core.recipe import Recipe, command_of
@@ -36,6 +37,7 @@ MAX_SAMPLE_CHARS = 10_000
 """Of what a model wrote when it was tried; 24 tokens have some hundred."""
 
 _MAX_PART_CHARS = 200
+_MAX_NOTE_CHARS = 2_000
 _MAX_FIGURES = 10_000
 """More than one for each target, one for each uniform format and the original."""
 
@@ -116,10 +118,13 @@ class Asked:
             NeverPublishError: It is something else, here and below.
         """
         with _checking("forecasts"):
-            found = [Forecast(**each) for each in raw]
+            found = [Forecast(**{**each, "notes": tuple(each["notes"])}) for each in raw]
             for each in found:
                 require_types(each)
-                numbers = [value for value in asdict(each).values() if not isinstance(value, str)]
+                _require(len(each.notes) <= MAX_NOTES)
+                _require(all(len(note) <= _MAX_NOTE_CHARS for note in each.notes))
+                named = asdict(each).values()
+                numbers = [value for value in named if isinstance(value, int | float)]
                 if not all(math.isfinite(value) and 0 <= value < 2**63 for value in numbers):
                     _refuse(each)
             _require([each.target_bpw for each in found] == list(self.recipe.targets_bpw))
@@ -178,7 +183,7 @@ class Asked:
                     calibration=texts["calibration"],
                     evaluation=texts["evaluation"],
                 ),
-                notes=notes_on(facts.plan),
+                notes=(*filter(is_note, facts.notes[:MAX_NOTES]), *notes_on(facts.plan)),
             )
             for field in fields(facts):
                 if getattr(facts, field.name) != getattr(known, field.name):

@@ -7,7 +7,6 @@ It reads `spec.json` and what the runner put beside it in FOLDER, and leaves wha
 
 from __future__ import annotations
 
-import errno
 import json
 import math
 import os
@@ -38,6 +37,8 @@ from dynquant.errors import (
     RetryLaterError,
     StorageFullError,
     disk_errors_translated,
+    means_full_disk,
+    means_no_memory,
 )
 from dynquant.mlx_backend.quantizer import MlxQuantizer
 from dynquant.outputs import read_text, write_file
@@ -50,8 +51,6 @@ from dynquant.steps import Conversion
 __all__ = ["main"]
 
 _REPORT_SECS = 0.5
-_NO_MEMORY = ("Unable to allocate", "bad_alloc")
-"""What MLX and libraries in C++ say when the system gives no more memory."""
 
 
 class LineProgress:
@@ -106,6 +105,7 @@ class _Work:
     def measure(self) -> object:
         """`cost_table.json`."""
         job = self._conversion()
+        job.check(self.progress)
         table = job.polish(job.measure(self.progress), self.progress)
         write_file(self.work / "cost_table.json", cost_table_to_json(table))
         return None
@@ -187,10 +187,10 @@ def main(step: str, folder: Path) -> int:
         return _told(say, error)
     except Exception as error:  # noqa: BLE001  the parent logs it and says a neutral sentence
         traceback.print_exc()
-        if os.strerror(errno.ENOSPC) in str(error):  # as when MLX compiles for the CPU
+        if means_full_disk(error):  # as when MLX compiles for the CPU
             full = StorageFullError("The disk is full. Free some space, and try again.")
             return _told(say, full)
-        if isinstance(error, MemoryError) or any(each in str(error) for each in _NO_MEMORY):
+        if means_no_memory(error):
             return _told(
                 say,
                 RetryLaterError(

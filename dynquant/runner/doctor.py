@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
+import httpx2
 import psutil
-import requests
 
 from dynquant.confine import clean_environment
 from dynquant.core.figures import size
+from dynquant.crash_report import report_crash
 from dynquant.errors import DynquantError
 from dynquant.hub.accounts import WRITE
+from dynquant.hub.client_environment import check_connection, proxy_in_use, token_problem
 from dynquant.hub.publishing import HubPublisher
 from dynquant.jobs.board import DatabaseBoard
 from dynquant.runner.machine import usable_memory_bytes
 from dynquant.runner.sandbox import reach, statement
-from dynquant.settings import Settings
+from dynquant.settings import Settings, user_name
 
 __all__ = ["Finding", "examine"]
 
@@ -34,9 +39,11 @@ _NEEDED = frozenset({"repo.content.read", WRITE})
 """Permissions of a token, as the Hub calls them, that a runner needs in one namespace."""
 
 _TIMEOUT_SECS = 20.0
+_UTF8 = "utf-8"
 _ASK_MLX = (
-    "import json, dynquant.mlx_backend, mlx.core as mx; device = mx.default_device();"
-    "print(json.dumps([str(device.type).split('.')[-1], mx.__version__]))"
+    "import json, dynquant.mlx_backend as backend, mlx.core as mx; device = mx.default_device();"
+    "print(json.dumps([str(device.type).split('.')[-1], mx.__version__,"
+    " backend.slow_blas_sentence()]))"
 )
 
 
@@ -57,11 +64,15 @@ def examine(environment: Mapping[str, str]) -> list[Finding]:
         return [_python(), Finding(what="settings", good=False, sentence=str(error))]
     checks: dict[str, Callable[[], str]] = {
         "settings": lambda: f"This runner is called '{settings.runner_id}'.",
+        "home": lambda: _home(settings.home),
+        "characters": _characters,
         "MLX": lambda: _mlx(settings.home),
+        "OpenBLAS": lambda: _openblas(settings.home),
         "sandbox": _sandbox,
         "memory": lambda: _memory(settings),
         "disk": lambda: _disk(settings.home),
         "database": lambda: _database(settings),
+        "connection": _connection,
         "Hub token": _token,
     }
     if settings.inbox_repo is not None:
@@ -82,6 +93,8 @@ def _checked(what: str, check: Callable[[], str]) -> Finding:
         return Finding(what=what, good=True, sentence=check())
     except (DynquantError, _MissingError) as error:
         return Finding(what=what, good=False, sentence=str(error))
+    except Exception as error:  # noqa: BLE001  the other findings are wanted all the more
+        return Finding(what=what, good=False, sentence=report_crash(error, words=["doctor"]))
 
 
 def _python() -> Finding:
@@ -92,7 +105,38 @@ def _python() -> Finding:
     return Finding(what="Python", good=True, sentence=f"{version} on {platform.platform()}.")
 
 
-def _mlx(home: Path) -> str:
+def _home(home: Path) -> str:
+    existing = next(path for path in (home, *home.absolute().parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise _MissingError(
+            "The folder of DYNQUANT_HOME (~/.dynquant if unset) cannot be written. Set it to "
+            "another one, or change its permissions."
+        )
+    try:
+        tempfile.gettempdir()
+    except OSError as error:
+        raise _MissingError(
+            "There is no folder for temporary files that can be written. Free some space, or set "
+            "TMPDIR to such a folder."
+        ) from error
+    return f"It can be written; jobs of this machine are those of '{user_name()}'."
+
+
+def _characters() -> str:
+    names, shown = sys.getfilesystemencoding(), sys.stdout.encoding or ""
+    if names != _UTF8:
+        raise _MissingError(
+            f"This system names files in '{names}', so names with other characters are refused. "
+            "Set LC_ALL to a locale with UTF-8, such as C.UTF-8."
+        )
+    if shown.lower() != _UTF8:
+        return f"What '{shown}' does not have is shown as similar characters."
+    return "Files and output are in UTF-8."
+
+
+@cache
+def _ask_mlx(home: Path) -> tuple[str, str, str | None]:
+    """Its device and version, and whether its CPU code multiplies fast."""
     # In a process of its own: a broken MLX may end the process that imports it.
     child = subprocess.run(
         [sys.executable, "-c", _ASK_MLX],
@@ -107,9 +151,23 @@ def _mlx(home: Path) -> str:
             "MLX cannot be imported. Install it with 'pip install \"dynquant[mlx]\"', on a Mac "
             "with Apple silicon or on Linux."
         )
-    device, version = json.loads(child.stdout.splitlines()[-1])
+    device, version, slow_blas = json.loads(child.stdout.splitlines()[-1])
+    return device, version, slow_blas
+
+
+def _mlx(home: Path) -> str:
+    device, version, _ = _ask_mlx(home)
     slow = "" if device == "gpu" else ", without a GPU: converting is slow"
     return f"MLX {version} on the {device}{slow}."
+
+
+def _openblas(home: Path) -> str:
+    device, _, slow_blas = _ask_mlx(home)
+    if slow_blas is not None:
+        raise _MissingError(slow_blas)
+    if device == "gpu" or not sys.platform.startswith("linux"):
+        return "It is not needed here."
+    return "MLX multiplies with it on the CPU."
 
 
 def _sandbox() -> str:
@@ -154,7 +212,17 @@ def _database(settings: Settings) -> str:
     return found
 
 
+def _connection() -> str:
+    check_connection()
+    proxy = proxy_in_use()
+    if proxy is None:
+        return "The Hub is asked directly, without a proxy."
+    return f"The Hub is asked through the proxy that {proxy} names."
+
+
 def _token() -> str:
+    if (problem := token_problem()) is not None:
+        raise _MissingError(problem)
     account = HubPublisher().account()
     if not account.may_write:
         raise _MissingError(
@@ -183,9 +251,10 @@ def _inbox(repo: str) -> str:
 
 
 def _space(url: str) -> str:
+    check_connection()
     try:
-        status = requests.get(url, timeout=_TIMEOUT_SECS).status_code
-    except requests.RequestException as error:
+        status = httpx2.get(url, timeout=_TIMEOUT_SECS, follow_redirects=True).status_code
+    except (httpx2.HTTPError, httpx2.InvalidURL) as error:
         raise _MissingError(
             f"{url} does not answer ({type(error).__name__}). Check DYNQUANT_SPACE_URL, and "
             "whether the Space is running."

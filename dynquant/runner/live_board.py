@@ -14,8 +14,7 @@ from dataclasses import asdict
 from types import TracebackType
 from typing import Any
 
-import requests
-from requests.auth import AuthBase
+import httpx2
 
 from dynquant.core.job import Job
 from dynquant.core.job_text import job_to_text
@@ -93,7 +92,7 @@ class LiveBoard:
             repeat_secs: Between two posts when nothing changes: a restarted Space knows nothing.
         """
         self._url = f"{url.rstrip('/')}/runner/board"
-        self._auth = _Bearer(secret)
+        self._authorization = {"Authorization": f"Bearer {secret}"}
         self._runner_id = runner_id
         self._snapshot = snapshot
         self._on_errands = on_errands
@@ -146,28 +145,27 @@ class LiveBoard:
     def _post(self, body: bytes) -> str:
         """Why it did not arrive; empty if it did."""
         try:
-            response = requests.post(
+            response = httpx2.post(
                 self._url,
-                data=body,
-                headers={"Content-Type": "application/json"},
-                auth=self._auth,
+                content=body,
+                headers={"Content-Type": "application/json", **self._authorization},
                 timeout=_TIMEOUT_SECS,
-                allow_redirects=False,  # the secret is for this address only
+                follow_redirects=False,  # the secret is for this address only
             )
-        except requests.RequestException as error:
+        except httpx2.HTTPError as error:
             return f"the Space does not answer ({type(error).__name__}). Check that it is running."
         status = response.status_code
-        if status // 100 == 2:  # noqa: PLR2004
+        if response.is_success:
             if self._on_errands is not None and response.content:
                 self._run_errands(self._on_errands, response)
             return ""
-        if status in {requests.codes.unauthorized, requests.codes.forbidden}:
+        if status in {httpx2.codes.UNAUTHORIZED, httpx2.codes.FORBIDDEN}:
             return "the Space refuses it. Set DYNQUANT_SPACE_SECRET to the secret that it has."
-        if status == requests.codes.not_found:
+        if status == httpx2.codes.NOT_FOUND:
             return "the Space has no page for it. Check DYNQUANT_SPACE_URL."
         return f"the Space answers with status {status}. Look at its log."
 
-    def _run_errands(self, run: Callable[[Errands], None], response: requests.Response) -> None:
+    def _run_errands(self, run: Callable[[Errands], None], response: httpx2.Response) -> None:
         try:
             run(errands_from_json(response.json()))
         except DynquantError as error:
@@ -186,17 +184,6 @@ class LiveBoard:
             _logger.info("The Space shows the board of this runner.")
             self._troubles.clear()
             self._is_shown = True
-
-
-class _Bearer(AuthBase):
-    """As `auth`, since a header of our own would give way to a password in ~/.netrc."""
-
-    def __init__(self, secret: str) -> None:
-        self._secret = secret
-
-    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        request.headers["Authorization"] = f"Bearer {self._secret}"
-        return request
 
 
 def _entry(job: Job) -> dict[str, Any]:

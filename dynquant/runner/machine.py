@@ -16,9 +16,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from dynquant.core.verdict import gpu_share
+from dynquant.memory_limits import memory_limits
 
 __all__ = ["awake", "chip_name", "is_memory_short", "keep_memory_flat", "usable_memory_bytes"]
 
@@ -128,7 +129,7 @@ def usable_memory_bytes(
         wired_bytes = _number(run(["sysctl", "-n", "iogpu.wired_limit_mb"])) * 2**20
         default_bytes = round(gpu_share(total_bytes / 2**30) * total_bytes)
         return min(wired_bytes or default_bytes, total_bytes)
-    limits = [total_bytes, *_group_limits(root)]
+    limits = [total_bytes, *memory_limits(root)]
     return round(_LINUX_SHARE * min(limits))
 
 
@@ -195,29 +196,3 @@ def _end(child: subprocess.Popen[bytes]) -> None:
 
 def _number(text: str) -> int:
     return int(text) if text.strip().isdecimal() else 0
-
-
-def _group_limits(root: Path) -> Iterator[int]:
-    """Memory limits in bytes of this process's control group and those around it."""
-    try:
-        groups = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return
-    for group in groups:
-        # `0::/a/b` is version 2, `4:memory:/a/b` version 1; within a container the path may be
-        # that of the host, so the top of what is mounted counts as well.
-        _, controllers, name = group.split(":", maxsplit=2)
-        if not controllers:
-            folder, file = "sys/fs/cgroup", "memory.max"
-        elif "memory" in controllers.split(","):
-            folder, file = "sys/fs/cgroup/memory", "memory.limit_in_bytes"
-        else:
-            continue
-        path = PurePosixPath(name.lstrip("/"))
-        for each in (path, *path.parents):
-            try:
-                limit = _number((root / folder / each / file).read_text(encoding="ascii"))
-            except OSError:
-                continue
-            if limit:
-                yield limit

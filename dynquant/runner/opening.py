@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from dynquant.core.facts import ModelFacts
-from dynquant.core.plan import TextFacts
 from dynquant.core.quality import Quality
 from dynquant.corpus import Corpus
 from dynquant.errors import InvalidModelError, TextError
 from dynquant.hub.datasets import HubDatasets
+from dynquant.hub.local import local_source
 from dynquant.hub.models import HubModels
 from dynquant.hub.publishing import HubPublisher
+from dynquant.mlx_backend import slow_blas_sentence
 from dynquant.mlx_backend.folder import check_folder
 from dynquant.mlx_backend.quantizer import MlxQuantizer
 from dynquant.mlx_backend.verify import verify_folder
@@ -32,6 +34,8 @@ __all__ = [
     "verify_finished",
 ]
 
+_logger = logging.getLogger(__name__)
+
 
 @contextmanager
 def open_model(
@@ -41,6 +45,7 @@ def open_model(
     headers_only: bool = False,
     dequantize: bool = False,
     progress: Progress | None = None,
+    check: Callable[[ModelSource, MlxQuantizer], object] | None = None,
 ) -> Iterator[tuple[ModelSource, MlxQuantizer]]:
     """A local folder or a Hub repo, opened.
 
@@ -50,22 +55,31 @@ def open_model(
         headers_only: Download no weights; enough to plan.
         dequantize: Take a model that is quantized already.
         progress: Shows the download.
+        check: Called before weights are downloaded, with headers alone; what it raises ends it.
     """
     settings = Settings.from_environment(os.environ)
     with HubModels(cache_dir=settings.cache_dir, max_cache_bytes=settings.cache_bytes) as hub:
-        if headers_only:
+        if headers_only or check is not None:
             source = hub.fetch_headers(model, revision=revision, allow_quantized=dequantize)
-        else:
-            source = hub.fetch(
-                model, revision=revision, allow_quantized=dequantize, progress=progress
-            )
-        quantizer = MlxQuantizer(
-            source.folder,
-            name=source.name,
-            revision_sha=source.revision_sha,
-            dequantize=dequantize,
-        )
-        yield source, quantizer
+            quantizer = _opened(source, dequantize=dequantize)
+            if check is not None:
+                check(source, quantizer)
+            if headers_only or local_source(model, revision) is not None:
+                yield source, quantizer
+                return
+            model, revision = source.name, source.revision_sha
+        _warn_of_slow_blas()
+        source = hub.fetch(model, revision=revision, allow_quantized=dequantize, progress=progress)
+        yield source, _opened(source, dequantize=dequantize)
+
+
+def _opened(source: ModelSource, *, dequantize: bool) -> MlxQuantizer:
+    return MlxQuantizer(
+        source.folder,
+        name=source.name,
+        revision_sha=source.revision_sha,
+        dequantize=dequantize,
+    )
 
 
 def evaluate_folder(
@@ -78,15 +92,20 @@ def evaluate_folder(
         TextError: The text is too short, or the folder was calibrated on it.
     """
     check_folder(folder)
+    layers = _layers(MlxQuantizer(folder, name=folder.name, dequantize=True))
     text = open_texts().open(evaluation)
-    with open_model(reference) as (_, quantizer):
-        if _layers(MlxQuantizer(folder, name=folder.name, dequantize=True)) != _layers(quantizer):
+    check_not_calibrated_on(folder, text=text.name)
+
+    def check(_source: ModelSource, original: MlxQuantizer) -> None:
+        if layers != _layers(original):
             raise InvalidModelError(
                 f"'{folder.name}' is not of the same model as the reference: their layers differ. "
                 "Pass the original that it was made from to --reference."
             )
+
+    with open_model(reference, check=check, progress=progress) as (_, quantizer):
         windows = quantizer.evaluation_windows(text, num_tokens)
-        check_not_calibrated_on(folder, windows.facts)
+        check_not_calibrated_on(folder, text=text.name, sha256=windows.facts.sha256)
         with progress.track({"evaluate": quantizer.num_blocks}) as on_step:
             original, found = quantizer.evaluate(
                 {folder.name: folder}, {}, windows, on_step=on_step
@@ -94,8 +113,13 @@ def evaluate_folder(
     return original, found[folder.name]
 
 
-def check_not_calibrated_on(folder: Path, facts: TextFacts) -> None:
+def check_not_calibrated_on(folder: Path, *, text: str, sha256: str = "") -> None:
     """Refuse a text that the folder's own plan says it was calibrated on.
+
+    Args:
+        folder: A quantized model.
+        text: What the text is called.
+        sha256: Of its content, once it was read.
 
     Raises:
         TextError: It is that text.
@@ -103,13 +127,13 @@ def check_not_calibrated_on(folder: Path, facts: TextFacts) -> None:
     try:
         plan = json.loads((folder / MARKER).read_text(encoding="utf-8"))
         calibration = plan["calibration"]
-        same = calibration["sha256"] == facts.sha256 or calibration["name"] == facts.name
+        same = text == calibration["name"] or sha256 == calibration["sha256"]
     except (OSError, ValueError, KeyError, TypeError):
-        return  # not a folder of ours: nobody can tell
+        return  # not a folder of ours: nothing tells what it was calibrated on
     if same:
         raise TextError(
-            f"This model was calibrated on '{facts.name}', so figures on it would flatter. "
-            "Pass a text to --eval that it has not seen."
+            f"This model was calibrated on '{text}', so figures on it would flatter. Pass a text "
+            "to --eval that it has not seen."
         )
 
 
@@ -136,3 +160,9 @@ def verify_finished(folder: Path, facts: ModelFacts) -> None:
 def open_texts() -> Corpus:
     """Local files and Hub datasets."""
     return Corpus(open_dataset=HubDatasets().open)
+
+
+def _warn_of_slow_blas() -> None:
+    sentence = slow_blas_sentence()
+    if sentence is not None:
+        _logger.warning(sentence)

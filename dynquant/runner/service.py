@@ -24,7 +24,7 @@ from dynquant.hub.models import HubModels
 from dynquant.hub.publishing import HubPublisher
 from dynquant.jobs.board import DatabaseBoard
 from dynquant.jobs.engine import JobEngine
-from dynquant.log_lines import configure_logging
+from dynquant.log_lines import configure_logging, secrets_in
 from dynquant.runner.job_steps import JobSteps
 from dynquant.runner.live_board import LiveBoard, board_snapshot
 from dynquant.runner.machine import awake, chip_name, keep_memory_flat, usable_memory_bytes
@@ -77,9 +77,11 @@ def serve(settings: Settings, *, watch: Watch | None = None) -> None:
         InvalidOptionError: The database cannot be used, or another process is this runner.
         RetryLaterError: The database does not answer at the start.
     """
-    settings.home.mkdir(parents=True, exist_ok=True)
     configure_logging(
-        settings.home, secrets=_secrets(settings), runner_id=settings.runner_id, verbose=True
+        settings.home,
+        secrets=secrets_in(os.environ),
+        runner_id=settings.runner_id,
+        verbose=True,
     )
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -223,14 +225,3 @@ def _look_up(model: str, revision: str | None, allow_quantized: bool) -> tuple[s
     with HubModels() as hub:
         found = hub.look_up(model, revision=revision, allow_quantized=allow_quantized)
     return found.repo, found.sha
-
-
-def _secrets(settings: Settings) -> list[str]:
-    """What must never stand in a log."""
-    found = (
-        os.environ.get("HF_TOKEN"),
-        settings.space_secret,
-        settings.webhook_secret,
-        settings.database_url if "@" in settings.database_url else None,
-    )
-    return [each for each in found if each]

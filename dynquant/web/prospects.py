@@ -149,7 +149,7 @@ class Prospects:
 
     def _rough(self, listing: Listing, about: FoundModel) -> Prospect:
         """A gated model, of which only the number of parameters is public."""
-        num_parameters = about.num_parameters or sum(listing.sizes.values()) // 2
+        num_parameters = about.num_parameters or listing.num_bytes(listing.weights) // 2
         shape = (max(1, num_parameters // 128), 128)
         layer = LayerProfile(path="all", shape=shape, dtype_bits=16, formats=DEFAULT_MENU)
         inventory = ModelInventory(

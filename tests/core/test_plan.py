@@ -47,6 +47,37 @@ def test_within_a_menu_layers_take_what_fits_of_it_or_stay_as_they_are():
     assert layers[0].formats != (FOUR, EIGHT)
 
 
+def of_widths(*widths: int, formats: str) -> str:
+    """Why a model of layers of these widths keeps some of them as they are."""
+    layers = [make_layer(path=f"{i}", shape=(4, width)) for i, width in enumerate(widths)]
+    menu = [QuantFormat.from_name(name) for name in formats.split(",")]
+    return make_inventory(layers).within(menu).why_unquantized
+
+
+def test_a_model_whose_widths_fit_no_group_says_why_it_stays_as_it_is():
+    said = of_widths(66, 130, 66, formats="4g32,8g64")
+    assert said.startswith(" No layer can be quantized: MLX quantizes groups of 32, 64 or 128")
+    assert "(66, 130)" in said
+
+
+def test_single_layers_of_odd_widths_are_counted_with_their_share():
+    said = of_widths(96, 32, formats="4g32")
+    assert said == ""
+    said = of_widths(96, 48, 48, formats="4g32")
+    assert said.startswith(" 2 of 3 layers, 50% of the weights, cannot be quantized")
+    assert "(48)" in said
+
+
+def test_a_menu_whose_groups_fit_no_layer_is_what_to_change():
+    said = of_widths(96, 48, formats="4g128")
+    assert "--formats" in said
+    assert "(48, 96)" in said
+
+
+def test_of_very_many_widths_a_few_are_named():
+    assert "(1, 3, 5, 7, 9, …)" in of_widths(*range(1, 99, 2), formats="4g32")
+
+
 @given(
     target=st.floats(0.1, 40.0),
     num_parameters=st.integers(1, 10**12),

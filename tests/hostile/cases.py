@@ -179,6 +179,17 @@ def with_code(name: str, **changes: Any) -> Callable[[Path], object]:
     return build
 
 
+def named_template(folder: Path, target: str) -> None:
+    (folder / "additional_chat_templates").mkdir()
+    link(folder, "additional_chat_templates/tool_use.jinja", target)
+
+
+def tokenizer_above(folder: Path) -> None:
+    name = "../tokenizer.9.0.0.json"
+    (folder / TOKENIZER).rename(folder / name)
+    in_tokenizer_config(fast_tokenizer_files=[name])(folder)
+
+
 def only_code(folder: Path) -> None:
     with_code(TOKENIZER_CONFIG, auto_map={"AutoTokenizer": ["m.T", None]})(folder)
     with_code(CONFIG, auto_map={"AutoConfig": "m.C"})(folder)
@@ -217,7 +228,7 @@ HEADERS: dict[str, Case] = {
         lambda f: raw_header(f, deep(200_000).encode()), "not JSON"
     ),
     "one name twice in a header": refused(twice_in_a_header, "twice"),
-    "one name in two shards": refused(twice_in_shards, "twice"),
+    "one name in two shards": refused(twice_in_shards, "both in"),
     "a type that there is not": refused(in_header(NORM, dtype="F7"), NORM),
     "a pickle by another name": refused(
         lambda f: write(f, WEIGHTS, pickle.dumps({"weight": [1.0] * 99})), "corrupt"
@@ -235,10 +246,12 @@ HEADERS: dict[str, Case] = {
 
 INDEXES: dict[str, Case] = {
     "an index that leads out of the folder": refused(
-        index_of("../../model.safetensors"), "not here"
+        index_of("../../model.safetensors"), "plain names"
     ),
-    "an index that names a place on the disk": refused(index_of("/etc/passwd"), "not here"),
-    "an index with a name of NUL and escapes": refused(index_of("a\0\x1b[2J\n\u202e"), "not here"),
+    "an index that names a place on the disk": refused(index_of("/etc/passwd"), "plain names"),
+    "an index with a name of NUL and escapes": refused(
+        index_of("a\0\x1b[2J\n\u202e"), "plain names"
+    ),
     "an index of 100,000 shards": refused(hundred_thousand_shards, "100000 weight file(s)"),
     "an index of lists within lists": refused(lambda f: write(f, INDEX, deep(200_000)), "index"),
     "an index of 2 GB": refused(partial(sparse, name=INDEX, num_bytes=2 << 30), "larger than"),
@@ -251,6 +264,13 @@ FILES: dict[str, Case] = {
     ),
     "a tokenizer that leads to a secret": refused(
         partial(link, name="tokenizer.model", target="../secret"), "link"
+    ),
+    "a named template that leads to a secret": refused(
+        partial(named_template, target="../../secret"), "link"
+    ),
+    "a named template without an end": refused(partial(named_template, target="/dev/zero"), "link"),
+    "named templates that lead elsewhere": refused(
+        partial(link, name="additional_chat_templates", target="../job"), "link"
     ),
     "a config that is a link to itself": refused(partial(link, name=CONFIG, target=CONFIG), "link"),
     "weights that are a link to themselves": refused(
@@ -367,11 +387,10 @@ TOKENIZERS: dict[str, Case] = {
         reason=None,
         step="measure",
     ),
-    "a tokenizer that is only code": refused(
-        only_code,
-        "tokenizer",
-        step="measure",
+    "a tokenizer that is only code": Case(
+        build=only_code, reason=Reason.OWN_CODE, says="tokenizer", step="measure"
     ),
+    "a tokenizer in a folder above": refused(tokenizer_above, "no vocabulary", step="measure"),
     "a tokenizer class that is a command": Case(
         build=in_tokenizer_config(tokenizer_class="os.system"), reason=None, step="measure"
     ),
@@ -410,6 +429,14 @@ def a_template(text: str, reason: Reason | None = None) -> Case:
     return Case(build=partial(template, text=text), reason=reason, step="measure")
 
 
+def templates(folder: Path, *texts: str) -> None:
+    """Named chat templates in files of their own."""
+    for number, text in enumerate(texts):
+        place = folder / "additional_chat_templates" / f"{number}.jinja"
+        place.parent.mkdir(exist_ok=True)
+        place.write_text(text)
+
+
 LOOP = "{% for a in range(99999) %}"
 TEMPLATES: dict[str, Case] = {
     "a template that loops for ever": a_template(
@@ -430,6 +457,16 @@ TEMPLATES: dict[str, Case] = {
     ),
     "a template that includes a file": a_template("{% include '../secret' %}"),
     "a template that is none": a_template("{% for %}"),
+    "a named template that loops for ever": Case(
+        build=lambda f: templates(f, LOOP * 4 + "{% endfor %}" * 4),
+        reason=Reason.TAKES_TOO_LONG,
+        step="measure",
+    ),
+    "a named template that is none beside one that refuses everything": Case(
+        build=lambda f: templates(f, "{% for %}", "{{ raise_exception('no') }}"),
+        reason=None,
+        step="measure",
+    ),
     "a template that refuses everything": a_template("{{ raise_exception('no') }}"),
     "a template that calls itself": a_template("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}"),
     "a template that divides by zero": a_template("{{ 1 / 0 }}"),

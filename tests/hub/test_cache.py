@@ -21,7 +21,7 @@ def fill(hub, cache_dir, size: int = 100_000) -> None:
     for age, repo in enumerate(reversed(REPOS)):
         if ("model", repo) not in hub.repos:
             # Blobs are named by content, so each repo gets one of its own.
-            hub.add(repo, tiny_files(**{"extra.txt": repo.encode().ljust(size, b".")}))
+            hub.add(repo, tiny_files(**{"vocab.txt": repo.encode().ljust(size, b".")}))
         with HubModels(endpoint=hub.url, cache_dir=cache_dir) as models:
             models.fetch(repo)
         then = time.time() - 10_000 * age
@@ -74,7 +74,7 @@ def test_using_a_model_makes_it_the_most_recently_used_one(hub, tmp_path):
 
 def test_a_bounded_cache_makes_room_before_a_download(hub, tmp_path):
     fill(hub, tmp_path)
-    hub.add("alice/next", tiny_files(**{"extra.txt": b"n" * 100_000}))
+    hub.add("alice/next", tiny_files(**{"vocab.txt": b"n" * 100_000}))
     with HubModels(endpoint=hub.url, cache_dir=tmp_path, max_cache_bytes=320_000) as models:
         models.fetch("alice/next")
     assert cached(tmp_path) == {"alice/middle", "alice/new"}
@@ -100,7 +100,7 @@ def test_what_killed_downloads_left_is_removed_unless_somebody_still_downloads(h
 
 
 def test_two_processes_may_download_one_model_at_once(hub, tmp_path):
-    hub.add("alice/new", tiny_files(**{"extra.txt": b"x" * 10**6}))
+    hub.add("alice/new", tiny_files(**{"vocab.txt": b"x" * 10**6}))
     folders = []
 
     def fetch() -> None:
@@ -113,4 +113,4 @@ def test_two_processes_may_download_one_model_at_once(hub, tmp_path):
     for thread in threads:
         thread.join()
     assert len(set(folders)) == 1
-    assert (folders[0] / "extra.txt").stat().st_size == 10**6
+    assert (folders[0] / "vocab.txt").stat().st_size == 10**6

@@ -112,7 +112,7 @@ def test_a_download_tells_its_progress_in_bytes(hub, models):
             announced.append(dict(steps))
             yield lambda step, amount=1: counted.append(amount)
 
-    files = tiny_files(**{"extra.txt": b"x" * 300_000, "original/big.safetensors": b"y" * 10**6})
+    files = tiny_files(**{"vocab.txt": b"x" * 300_000, "original/big.safetensors": b"y" * 10**6})
     hub.add(REPO, files)
     total = sum(len(content) for name, content in files.items() if "/" not in name)
     models.fetch(REPO, progress=Bytes())

@@ -43,6 +43,7 @@ class LocalHub:
         after_request: Called there once a request was answered, or failed.
         ignore_ranges: Whether whole files are sent to who asks for a part.
         announces_xet: Whether files are said to be on Xet too, as nearly all are on the Hub.
+        tells_sizes: Whether lists of files have sizes and hashes, as those of some mirrors do not.
         part_bytes: Uploads that are larger go in parts of this size.
         quota_bytes: What the files in LFS of a namespace may take together.
     """
@@ -76,6 +77,7 @@ class LocalHub:
         self.after_request: Callable[[Request], None] | None = None
         self.ignore_ranges = False
         self.announces_xet = False
+        self.tells_sizes = True
         self.part_bytes = DEFAULT_PART_BYTES
         self.quota_bytes: int | None = None
         self.uploads: dict[str, Upload] = {}

@@ -44,12 +44,14 @@ async def get_user_overview(call: Here, name: str) -> Answer:
 
 @router.api_route(API, methods=GET)
 async def get_info(call: Here, repo: Readable, expand: Expand, blobs: bool = False) -> Answer:
-    return _info(repo, call.commit(repo), expand, with_blobs=blobs)
+    return _info(repo, call.commit(repo), expand, with_blobs=blobs and call.hub.tells_sizes)
 
 
 @router.api_route(API + "/revision/{revision:part}", methods=GET)
-async def get_info_at(repo: Readable, commit: At, expand: Expand, blobs: bool = False) -> Answer:
-    return _info(repo, commit, expand, with_blobs=blobs)
+async def get_info_at(
+    call: Here, repo: Readable, commit: At, expand: Expand, blobs: bool = False
+) -> Answer:
+    return _info(repo, commit, expand, with_blobs=blobs and call.hub.tells_sizes)
 
 
 @router.api_route("/api/{kind:kind}/{repo_id:part}", methods=GET)

@@ -19,13 +19,8 @@ from mlx_lm.utils import save_model as save_weights
 from dynquant.core.formats import QuantFormat
 from dynquant.core.plan import LayerProfile, TextFacts
 from dynquant.mlx_backend.calibration import Windows
-from dynquant.mlx_backend.loading import (
-    Weights,
-    clear_parameters,
-    for_compute,
-    open_model,
-    quantizable,
-)
+from dynquant.mlx_backend.loading import Weights, for_compute, open_model
+from dynquant.mlx_backend.parameters import clear_parameters, quantizable
 from dynquant.mlx_backend.sensitivity import Measurement
 from dynquant.mlx_backend.streaming import BlockModel, BlockWeights
 from tests.families import cast, config_of, save_tokenizer

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 
-from dynquant.errors import InvalidModelError, TextError
-from dynquant.mlx_backend.calibration import cut_windows, open_tokenizer, window_length
+from dynquant.errors import TextError
+from dynquant.mlx_backend.calibration import cut_windows, window_length
+from dynquant.mlx_backend.tokenizing import open_tokenizer
 from dynquant.ports import Text
 from tests.mlx_backend.factories import save_model
 
@@ -243,13 +244,6 @@ def test_a_window_is_as_long_as_the_model_allows_at_most_512(config, expected):
     assert window_length(config) == expected
 
 
-def test_a_tokenizer_is_opened_from_the_models_folder(tmp_path):
-    tokenizer = open_tokenizer(save_model(tmp_path / "model"))
-    ids = tokenizer.encode("a b", add_special_tokens=False)
-    assert tokenizer.decode(ids) == "a b"
-    assert not tokenizer.has_chat_template
-
-
 def test_a_begin_token_that_a_real_tokenizer_adds_is_at_the_front_of_every_window(tmp_path):
     folder = save_model(tmp_path / "model")
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -259,14 +253,3 @@ def test_a_begin_token_that_a_real_tokenizer_adds_is_at_the_front_of_every_windo
     windows = cut(text_of(words(400)), open_tokenizer(folder))
     assert windows.tokens[:, 0].tolist() == [begin] * len(windows.tokens)
     assert begin not in windows.tokens[:, 1:]
-
-
-@pytest.mark.parametrize("content", [None, "", "{", '{"model": 5}'])
-def test_a_model_without_a_working_tokenizer_is_refused_without_its_path(tmp_path, content):
-    folder = save_model(tmp_path / "model")
-    (folder / "tokenizer.json").unlink()
-    if content is not None:
-        (folder / "tokenizer.json").write_text(content)
-    with pytest.raises(InvalidModelError, match="tokenizer of this model cannot be opened") as e:
-        open_tokenizer(folder)
-    assert str(tmp_path) not in str(e.value)

@@ -29,9 +29,10 @@ from dynquant.errors import UnsupportedModelError
 from dynquant.mlx_backend.calibration import Windows
 from dynquant.mlx_backend.encoding import Encoded, decode
 from dynquant.mlx_backend.importance import Importance
-from dynquant.mlx_backend.loading import clear_parameters, quantizable, scalar, set_parameter
+from dynquant.mlx_backend.loading import scalar
 from dynquant.mlx_backend.moments import MomentsObserver
 from dynquant.mlx_backend.observing import Observation, observed, squares
+from dynquant.mlx_backend.parameters import clear_parameters, quantizable, set_parameter
 from dynquant.mlx_backend.quantizer import MlxQuantizer
 from dynquant.mlx_backend.sensitivity import (
     FisherGauge,
@@ -152,6 +153,9 @@ def test_a_family_is_quantized_to_what_was_planned_and_stock_mlx_lm_runs_it(
 ):
     run = Run(family, tmp_path / "source", tmp_path / "out")
     assert run.quantizer._blocks.is_whole == (family in WHOLE)
+    assert not run.quantizer._model.left_out
+    if family in IN_A_FRESH_PROCESS or EVERY_FAMILY:
+        run.quantizer.check_source(run.windows)
     run.quantize()
     record_property("method", run.table.method)
     assert run.table.method == ("block_output" if family in NO_GRADIENT else "fisher")
@@ -166,7 +170,7 @@ def test_a_family_is_quantized_to_what_was_planned_and_stock_mlx_lm_runs_it(
     assert any(fmt != UNQUANTIZED for fmt in run.plan.formats.values())
     check_logits(family, loaded, run.dequantized(), mx.array(run.windows.tokens[-1:]))
     if family in IN_A_FRESH_PROCESS:
-        assert run.quantizer.verify(run.out, run.plan)
+        assert run.quantizer.verify(run.out, run.plan, run.windows)
 
 
 def check_costs(table: CostTable) -> None:

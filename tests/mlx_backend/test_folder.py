@@ -9,13 +9,22 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from dynquant.core.bounds import MAX_SMALL_FILE_BYTES, MAX_SMALL_FILES
 from dynquant.errors import (
     DynquantError,
     InvalidModelError,
     ModelNotFoundError,
     UnsupportedModelError,
 )
-from dynquant.mlx_backend.folder import check_folder, fingerprint, read_header, weight_files
+from dynquant.mlx_backend.folder import (
+    as_loaded,
+    check_folder,
+    fingerprint,
+    read_header,
+    taken_over,
+    weight_files,
+    weights_of,
+)
 from tests.json_values import json_values
 from tests.mlx_backend.factories import write_safetensors
 
@@ -255,9 +264,57 @@ def test_a_shard_of_the_index_that_is_missing_is_named(folder):
     assert "model-2.safetensors" in sentence
 
 
-def test_a_tensor_that_its_shard_lacks_is_named(folder):
+def test_a_tensor_that_no_file_has_is_named(folder):
     set_index(folder, {"weight_map": {"a": "model.safetensors", "b": "model.safetensors"}})
     refused(folder, InvalidModelError, r"places tensor 'b' in 'model\.safetensors'")
+
+
+def test_a_stale_index_does_no_harm_while_the_weights_are_there(folder):
+    set_index(folder, {"weight_map": {"a": "model-00001-of-00002.safetensors"}})
+    check_folder(folder)
+    assert [file.name for file in weight_files(folder)] == ["model.safetensors"]
+
+
+def test_a_sidecar_that_mlx_lm_does_not_read_is_taken_for_left_out(folder, caplog):
+    write_safetensors(folder / "mtp.safetensors", {"mtp.fc": F32}, bytes(32))
+    weight_map = {"a": "model.safetensors", "mtp.fc": "mtp.safetensors"}
+    set_index(folder, {"weight_map": weight_map})
+    with caplog.at_level("INFO"):
+        check_folder(folder)
+    assert weights_of(folder).left_out == {"mtp.safetensors": ("mtp.fc",)}
+    assert "'mtp.fc'" in caplog.text
+    (folder / "mtp.safetensors").unlink()  # nobody needs it
+    check_folder(folder)
+
+
+def test_an_older_export_beside_the_files_of_the_index_is_neither_read_nor_called_corrupt(folder):
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
+    set_index(folder, {"weight_map": {"a": "model-00001-of-00001.safetensors"}})
+    before = fingerprint(folder)
+    write_safetensors(folder / "model.safetensors", {"a": F32}, bytes(range(32)))
+    check_folder(folder)
+    assert [file.name for file in weight_files(folder)] == ["model-00001-of-00001.safetensors"]
+    assert fingerprint(folder) == before
+    with as_loaded(folder) as seen:
+        assert {file.name for file in seen.iterdir()} == {
+            "config.json",
+            "model.safetensors.index.json",
+            "model-00001-of-00001.safetensors",
+        }
+
+
+def test_two_copies_without_an_index_are_refused_by_both_names(folder):
+    (folder / "model.safetensors.index.json").unlink()
+    shutil.copy(folder / "model.safetensors", folder / "model-00001-of-00001.safetensors")
+    sentence = refused(folder, InvalidModelError, "both in")
+    assert "'model.safetensors'" in sentence
+    assert "'model-00001-of-00001.safetensors'" in sentence
+    assert "corrupt" not in sentence
+
+
+def test_a_folder_without_a_second_copy_is_loaded_as_it_is(folder):
+    with as_loaded(folder) as seen:
+        assert seen == folder
 
 
 @pytest.mark.parametrize(
@@ -272,7 +329,7 @@ def test_an_index_may_point_nowhere_outside_the_folder(folder):
     outside = folder.parent / "model-outside.safetensors"
     shutil.copy(folder / "model.safetensors", outside)
     set_index(folder, {"weight_map": {"a": f"../{outside.name}"}})
-    refused(folder, InvalidModelError, "not here")
+    refused(folder, InvalidModelError, "under plain names")
 
 
 def test_a_folder_without_an_index_passes(folder):
@@ -305,3 +362,79 @@ def test_the_fingerprint_depends_on_the_config(folder):
     before = fingerprint(folder)
     (folder / "config.json").write_text(json.dumps({"model_type": "qwen3"}))
     assert fingerprint(folder) != before
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:%s\nsize 9\n" % (b"0" * 64)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "tokenizer.model"])
+def test_a_pointer_of_git_lfs_is_told_with_what_to_run(folder, name):
+    (folder / name).write_bytes(POINTER)
+    sentence = refused(folder, InvalidModelError, "git lfs pull")
+    assert f"'{name}'" in sentence
+
+
+def test_a_pointer_of_git_lfs_in_a_file_that_nobody_needs_does_no_harm(folder):
+    (folder / "picture.png").write_bytes(POINTER)
+    check_folder(folder)
+
+
+def add_template(folder: Path, name: str = "tool_use.jinja", content: str = "x") -> Path:
+    path = folder / "additional_chat_templates" / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(content)
+    return path
+
+
+def test_what_a_quantized_model_takes_over_is_listed_with_its_folder(folder):
+    add_template(folder)
+    for name in ("tokenizer.json", "MODEL_LICENSE", "README.md", "tokenizer.py"):
+        (folder / name).write_text("{}")
+    (folder / "LICENSES").mkdir()
+    (folder / "LICENSES" / "MIT.txt").write_text("Do as you like.")
+    (folder / "original").mkdir()
+    (folder / "original" / "tokenizer.model").write_text("x")
+    (folder / "vocab.txt").mkdir()
+    assert taken_over(folder) == [
+        "LICENSES/MIT.txt",
+        "MODEL_LICENSE",
+        "additional_chat_templates/tool_use.jinja",
+        "tokenizer.json",
+    ]
+    check_folder(folder)
+
+
+def test_a_named_template_may_be_no_link_out_of_the_folder(folder, tmp_path_factory):
+    secret = tmp_path_factory.mktemp("elsewhere") / "secret"
+    secret.write_text("s")
+    path = add_template(folder)
+    path.unlink()
+    path.symlink_to(secret)
+    refused(folder, InvalidModelError, "'additional_chat_templates/tool_use.jinja' is a link")
+
+
+def test_the_folder_of_named_templates_may_be_no_link_either(folder, tmp_path_factory):
+    outside = tmp_path_factory.mktemp("elsewhere")
+    (outside / "a.jinja").write_text("s")
+    (folder / "additional_chat_templates").symlink_to(outside)
+    refused(folder, InvalidModelError, "'additional_chat_templates' is a link")
+
+
+def test_named_templates_are_bounded_in_size_number_and_name(folder):
+    path = add_template(folder)
+    with path.open("wb") as stream:
+        stream.truncate(MAX_SMALL_FILE_BYTES + 1)
+    refused(folder, InvalidModelError, "larger than")
+    path.unlink()
+    odd = add_template(folder, "a\nb.jinja")
+    refused(folder, InvalidModelError, "Rename it")
+    odd.unlink()
+    for number in range(MAX_SMALL_FILES + 1):
+        add_template(folder, f"{number}.jinja")
+    refused(folder, InvalidModelError, "1,001 files beside its weights")
+
+
+def test_a_large_license_is_refused_as_a_large_tokenizer_is(folder):
+    with (folder / "LICENSE").open("wb") as stream:
+        stream.truncate(MAX_SMALL_FILE_BYTES + 1)
+    refused(folder, InvalidModelError, "'LICENSE' is larger than")

@@ -21,14 +21,12 @@ from dynquant.errors import InvalidModelError, NonFiniteError, UnsupportedModelE
 from dynquant.mlx_backend import loading
 from dynquant.mlx_backend.loading import (
     check_finite,
-    clear_parameters,
     compute_dtype,
     for_compute,
     open_model,
-    quantizable,
     scalar,
-    set_parameter,
 )
+from dynquant.mlx_backend.parameters import clear_parameters, quantizable, set_parameter
 from tests.mlx_backend.factories import build_model, save_model
 
 MENU = (QuantFormat(4, 32), QuantFormat(8, 64), QuantFormat(4, 32, "mxfp4"), UNQUANTIZED)
@@ -59,6 +57,22 @@ def test_the_weights_are_those_that_mlx_lm_loads(model_folder):
     assert mx.array_equal(weights["model.layers.1.mlp.up_proj.weight"], expected).item()
 
 
+def test_the_files_of_the_index_count_and_not_an_older_export_beside_them(model_folder):
+    before = open_model(model_folder).lazy_weights()
+    expected = before["model.layers.1.mlp.up_proj.weight"].tolist()
+    stale: Any = mx.load(str(model_folder / "model.safetensors"))
+    stale = {name: array * 2 for name, array in stale.items()}
+    mx.eval(stale)
+    shard = model_folder / "model-00001-of-00001.safetensors"
+    (model_folder / "model.safetensors").rename(shard)
+    index = {"weight_map": dict.fromkeys(stale, shard.name)}
+    (model_folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    for name in ("model.safetensors", "model-0.safetensors"):  # before and behind it in any order
+        mx.save_safetensors(str(model_folder / name), stale)
+    weights = open_model(model_folder).lazy_weights()
+    assert weights["model.layers.1.mlp.up_proj.weight"].tolist() == expected
+
+
 def test_opening_a_model_reads_no_weights(model_folder):
     start = mx.get_active_memory()
     opened = open_model(model_folder)
@@ -70,9 +84,9 @@ def test_opening_a_model_reads_no_weights(model_folder):
 @pytest.mark.parametrize("key", ["torch_dtype", "dtype"])
 def test_weights_take_the_dtype_that_the_config_names(model_folder, key):
     """As `mlx_lm.convert` does; it settles the size of scales and biases."""
-    change_config(model_folder, **{key: "float16"})
+    change_config(model_folder, **{key: "float32"})
     weights = open_model(model_folder).lazy_weights()
-    assert {array.dtype for array in weights.values()} == {mx.float16}
+    assert {array.dtype for array in weights.values()} == {mx.float32}
 
 
 @pytest.mark.parametrize("name", ["torch.float32", "float32"])

@@ -7,7 +7,8 @@ import pytest
 
 from dynquant.core.formats import QuantFormat
 from dynquant.mlx_backend.encoding import Encoded, decode, encode_min_max
-from dynquant.mlx_backend.loading import Weights, quantizable, scalar
+from dynquant.mlx_backend.loading import Weights, scalar
+from dynquant.mlx_backend.parameters import quantizable
 from dynquant.mlx_backend.refining import Pairs, refined
 from tests.mlx_backend.factories import TinyModel, make_batches
 

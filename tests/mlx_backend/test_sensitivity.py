@@ -13,8 +13,9 @@ from mlx_lm.models.switch_layers import SwitchLinear
 from dynquant.errors import NonFiniteError
 from dynquant.mlx_backend.feedback import conditional_variances
 from dynquant.mlx_backend.importance import Importance
-from dynquant.mlx_backend.loading import Weights, quantizable
+from dynquant.mlx_backend.loading import Weights
 from dynquant.mlx_backend.observing import Role
+from dynquant.mlx_backend.parameters import quantizable
 from dynquant.mlx_backend.sensitivity import Measurement, draw_labels, measure_importance
 from tests.mlx_backend.factories import TinyModel, make_batches, make_measurement, make_model
 

@@ -4,13 +4,16 @@ import json
 import sys
 import tempfile
 from pathlib import Path
+from typing import cast
 
+import mlx.core as mx
+import numpy as np
 import pytest
 from mlx_lm.utils import compute_bits_per_weight, load_model
 
 from dynquant.confine import confined
 from dynquant.errors import VerificationError
-from dynquant.mlx_backend import verify
+from dynquant.mlx_backend import stock_run
 from dynquant.mlx_backend.verify import verify_folder
 from tests.mlx_backend.factories import save_model
 
@@ -83,6 +86,105 @@ def test_a_folder_whose_settings_do_not_match_its_arrays_is_refused(tmp_path):
     assert "cannot load or run" in refused(folder)
 
 
+WINDOWS = [[1], [5, 6, 7], list(range(30))]
+
+
+def logits_of(folder: Path, windows) -> list[np.ndarray]:
+    model, _ = load_model(folder)
+    model.set_dtype(mx.float32)
+    return [np.asarray(model(mx.array([ids]))[0]) for ids in windows]
+
+
+def bpw_of(folder: Path) -> float:
+    return float(compute_bits_per_weight(load_model(folder)[0]))
+
+
+def planned_from(folder: Path):
+    return lambda windows: logits_of(folder, windows)
+
+
+def loaded(file: Path) -> dict[str, mx.array]:
+    return cast("dict[str, mx.array]", mx.load(str(file)))
+
+
+def change_weights(folder: Path, change) -> Path:
+    file = folder / "model.safetensors"
+    weights = {name: change(name, array) for name, array in loaded(file).items()}
+    mx.eval(list(weights.values()))
+    mx.save_safetensors(str(file), weights, metadata={"format": "mlx"})
+    return folder
+
+
+def test_a_folder_that_computes_what_was_planned_passes(sound):
+    text = verify_folder(
+        sound,
+        stored_bpw=bpw_of(sound),
+        windows=WINDOWS,
+        planned=planned_from(sound),
+        original=planned_from(sound),
+    )
+    assert text.startswith("The")
+
+
+def test_a_folder_that_computes_another_model_is_refused(sound, tmp_path):
+    other = change_weights(
+        save_model(tmp_path / "other"),
+        lambda name, array: array * 1.5 if "up_proj" in name else array,
+    )
+    with pytest.raises(VerificationError, match="something else from the written model"):
+        verify_folder(other, stored_bpw=bpw_of(other), windows=WINDOWS, planned=planned_from(sound))
+
+
+def test_nan_in_stock_mlx_lm_is_refused_whatever_was_planned(tmp_path):
+    broken = change_weights(
+        save_model(tmp_path / "model"),
+        lambda name, array: array * float("nan") if name.endswith("norm.weight") else array,
+    )
+    with pytest.raises(VerificationError, match="NaN or infinity"):
+        verify_folder(broken, stored_bpw=bpw_of(broken), windows=WINDOWS)
+
+
+def test_a_model_that_overflows_in_its_own_dtype_alone_is_refused(tmp_path):
+    def overflow(name: str, array: mx.array) -> mx.array:
+        factor = 3e4 if "up_proj" in name else 1e-4 if "down_proj" in name else 1.0
+        return (array.astype(mx.float32) * factor).astype(array.dtype)
+
+    folder = change_weights(save_model(tmp_path / "model", dtype=mx.float16), overflow)
+    assert all(np.isfinite(each).all() for each in logits_of(folder, WINDOWS))
+    with pytest.raises(VerificationError, match="NaN or infinity"):
+        verify_folder(
+            folder, stored_bpw=bpw_of(folder), windows=WINDOWS, planned=planned_from(folder)
+        )
+
+
+def always(token: int, folder: Path) -> Path:
+    """A model whose head answers every input with `token`."""
+
+    def one_answer(name: str, array: mx.array) -> mx.array:
+        if name == "model.norm.weight":
+            return mx.zeros_like(array)
+        return array
+
+    change_weights(folder, one_answer)  # all logits are equal, so the first token wins
+    assert token == 0
+    return folder
+
+
+def test_one_token_for_ever_is_refused_unless_the_original_does_the_same(sound, tmp_path):
+    dead = always(0, save_model(tmp_path / "model"))
+    with pytest.raises(VerificationError, match="repeats one token"):
+        verify_folder(
+            dead,
+            stored_bpw=bpw_of(dead),
+            windows=WINDOWS,
+            planned=planned_from(dead),
+            original=planned_from(sound),
+        )
+    assert verify_folder(
+        dead, stored_bpw=bpw_of(dead), windows=WINDOWS, original=planned_from(dead)
+    )
+
+
 @pytest.mark.harden("child and runner")
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel is Linux's")
 def test_what_verifies_shares_no_compiled_code_with_whoever_asks(
@@ -90,15 +192,18 @@ def test_what_verifies_shares_no_compiled_code_with_whoever_asks(
 ):
     """MLX loads libraries from the folder for temporary files, and it could put some there."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    plant = (
-        "import json, os, sys\n"
-        "try:\n"
-        "    open(sys.argv[1] + '/planted.so', 'w')\n"
-        "except OSError: pass\n"
-        "print(json.dumps({'stored_bpw': 16.0, 'text': os.environ['TMPDIR']}))"
-    )
+    plant = """
+import json, os, sys
+import numpy as np
+try:
+    open(sys.argv[1] + "/planted.so", "w")
+except OSError: pass
+facts = {"stored_bpw": 16.0, "text": os.environ["TMPDIR"], "prompt": [], "generated": []}
+facts = json.dumps(facts | {"has_computed": False, "has_own": False}).encode()
+np.savez(sys.stdout.buffer, facts=np.frombuffer(facts, dtype=np.uint8))
+"""
     command = [sys.executable, "-c", plant, str(tmp_path)]
-    monkeypatch.setattr(verify, "confined", lambda _, **terms: confined(command, **terms))
+    monkeypatch.setattr(stock_run, "confined", lambda _, **terms: confined(command, **terms))
     temporary = Path(verify_folder(sound, stored_bpw=16.0))
     assert temporary.parent == tmp_path
     assert list(tmp_path.iterdir()) == []

@@ -185,17 +185,27 @@ def test_replaced_arrays_leave_all_others_and_the_shards_as_they_were(tmp_path):
 
 
 def test_what_belongs_to_the_model_is_copied_and_nothing_else(tmp_path):
-    kept = ["tokenizer__json", "tokenizer_config__json", "merges__txt", "vocab__json", "LICENSE",
-            "NOTICE__txt", "chat_template__jinja", "generation_config__json"]  # fmt: skip
-    dropped = ["README__md", "modeling__py", "model__safetensors", "tokenizer__safetensors"]
-    source = make_source(tmp_path / "src", **{name: name for name in (*kept, *dropped)})
+    kept = [
+        "tokenizer.json", "tokenizer_config.json", "merges.txt", "vocab.json", "tekken.json",
+        "LICENSE", "MODEL_LICENSE", "license.txt", "COPYING", "Notice.txt", "USE_POLICY.md",
+        "chat_template.jinja", "additional_chat_templates/tool_use.jinja", "generation_config.json",
+        "processor_config.json", "sentencepiece.bpe.model",
+    ]  # fmt: skip
+    dropped = [
+        "README.md", "modeling.py", "tokenizer.py", "model.safetensors", "tokenizer.safetensors",
+        "pytorch_model.bin", ".gitattributes", "original/tokenizer.model", "quantize_config.json",
+        "additional_chat_templates/run.py",
+    ]  # fmt: skip
+    source, out = make_source(tmp_path / "src"), tmp_path / "out"
+    for name in (*kept, *dropped):
+        (source / name).parent.mkdir(exist_ok=True)
+        (source / name).write_text(name)
     (source / "tokenizer_folder").mkdir()
-    out = tmp_path / "out"
     write_arrays(out, source, shard_bytes=1 << 20)
-    expected = {name.replace("__", ".") for name in kept}
     written = {"config.json", "model.safetensors", "model.safetensors.index.json"}
-    assert {file.name for file in out.iterdir()} == expected | written
-    assert (out / "LICENSE").read_text() == "LICENSE"
+    files = {file.relative_to(out).as_posix() for file in out.rglob("*") if file.is_file()}
+    assert files == {*kept, *written}
+    assert {(out / name).read_text() for name in kept} == {*kept}
 
 
 def test_the_settings_stand_under_both_names_and_stock_mlx_lm_loads_the_folder(tmp_path):

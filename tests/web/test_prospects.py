@@ -167,7 +167,7 @@ def test_of_a_gated_model_the_parameters_are_known_and_no_more(hub, prospects):
     [
         ({"model_type": "no_such_family"}, "family 'no_such_family', which mlx-lm does not run"),
         ({"model_file": "run.py"}, "never runs code from a model"),
-        ({"quantization_config": {"bits": 4}}, "is a quant of another model"),
+        ({"quantization_config": {"quant_method": "awq"}}, "is a quant of another model"),
         ({"model_type": None}, "names no family|does not run"),
     ],
 )

@@ -22,7 +22,7 @@ def header() -> dict[str, Any]:
 
 
 def test_the_space_gets_the_gradio_that_is_locked_and_a_python_that_is_supported(header):
-    lock = (ROOT / "requirements" / "dev.lock").read_text("utf-8")
+    lock = (ROOT / "requirements" / "run.lock").read_text("utf-8")
     assert (header["sdk"], f"gradio=={header['sdk_version']} " in lock) == ("gradio", True)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     assert f">={header['python_version']}" >= project["requires-python"]

@@ -69,7 +69,7 @@ def test_settings_that_make_no_sense_end_it_in_a_sentence(tmp_path):
         check=False,
         timeout=MAX_SECS,
     )
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert done.stderr.startswith("Error: DYNQUANT_OPERATORS must be names of accounts")
 
 

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 from dynquant.core.artefacts.cost_table import (
+    check_measured_for,
     cost_table_from_json,
     cost_table_to_json,
     is_cost_table,
     matched_table,
+    measured_on_other_text,
 )
 from dynquant.core.artefacts.plan import formats_to_json, plan_to_json, same_request, source_in
 from dynquant.core.artefacts.report import report, report_to_json
@@ -16,12 +18,14 @@ from dynquant.core.artefacts.sensitivities import (
 )
 
 __all__ = [
+    "check_measured_for",
     "cost_table_from_json",
     "cost_table_to_json",
     "facts_from_json",
     "formats_to_json",
     "is_cost_table",
     "matched_table",
+    "measured_on_other_text",
     "plan_to_json",
     "report",
     "report_to_json",

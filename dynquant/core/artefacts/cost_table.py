@@ -11,11 +11,18 @@ from dynquant.core.artefacts.fields import real, string, strings, text_facts, wh
 from dynquant.core.artefacts.json_text import MALFORMED, dumped, parsed
 from dynquant.core.formats import UNQUANTIZED, QuantFormat
 from dynquant.core.plan import CostTable, LayerProfile, ModelInventory
-from dynquant.core.recipe import RECIPE_VERSION
+from dynquant.core.recipe import RECIPE_VERSION, Recipe
 from dynquant.core.together import Together
 from dynquant.errors import DynquantError, SensitivitiesError
 
-__all__ = ["cost_table_from_json", "cost_table_to_json", "is_cost_table", "matched_table"]
+__all__ = [
+    "check_measured_for",
+    "cost_table_from_json",
+    "cost_table_to_json",
+    "is_cost_table",
+    "matched_table",
+    "measured_on_other_text",
+]
 
 _KIND = "dynquant-cost-table"
 _VERSION = 3
@@ -142,8 +149,40 @@ def matched_table(table: CostTable, inventory: ModelInventory, source_sha: str) 
         if all(formats[layer.path] in layer.formats for layer in layers)
     }
     together = table.inventory.together
-    known = replace(inventory, layers=layers, together=together)
+    dtype = table.inventory.dtype  # settled when the source was checked
+    known = replace(inventory, layers=layers, together=together, dtype=dtype)
     return replace(table, inventory=known, polished=polished)
+
+
+def check_measured_for(table: CostTable, recipe: Recipe, *, calibration: str) -> None:
+    """Refuse a table that was measured in another way than `recipe` asks for.
+
+    Args:
+        table: Of the same model.
+        recipe: How to quantize.
+        calibration: Name of the text to calibrate on.
+
+    Raises:
+        SensitivitiesError: Says with what it was measured.
+    """
+    if table.calibration.name != calibration:
+        raise measured_on_other_text(table)
+    for option in ("encoder", "effort", "seed"):
+        measured = getattr(table, option)
+        if measured != getattr(recipe, option):
+            raise SensitivitiesError(
+                f"The cost table was measured with --{option} {measured}. Pass that here too, or "
+                "measure again."
+            )
+
+
+def measured_on_other_text(table: CostTable) -> SensitivitiesError:
+    """Why a table is not used again."""
+    return SensitivitiesError(
+        f"The cost table was measured on another calibration text ('{table.calibration.name}', "
+        f"{table.calibration.num_tokens:,} tokens). Pass the same text and number of tokens, or "
+        "measure again."
+    )
 
 
 def _polished(raw: Mapping[str, Any], layers: tuple[LayerProfile, ...]) -> dict[str, QuantFormat]:

@@ -1,0 +1,136 @@
+"""Sources that are quantized already, told by their config and by the headers of their tensors.
+
+A config may be silent: weights are cast to float8 by hand, or the file that describes a
+quantization is left behind. The dtypes and the names of tensors are not.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+__all__ = ["Tensor", "has_own_scale", "quantized_form", "scale_names"]
+
+_METHODS = {
+    "aqlm": "AQLM",
+    "auto-round": "AutoRound",
+    "autoround": "AutoRound",
+    "awq": "AWQ",
+    "bitnet": "BitNet",
+    "bitsandbytes": "bitsandbytes",
+    "compressed-tensors": "compressed-tensors",
+    "eetq": "EETQ",
+    "exl2": "EXL2",
+    "exl3": "EXL3",
+    "fbgemm_fp8": "float8 (FBGEMM)",
+    "fp8": "float8",
+    "gptq": "GPTQ",
+    "higgs": "HIGGS",
+    "hqq": "HQQ",
+    "intel/auto-round": "AutoRound",
+    "modelopt": "NVIDIA ModelOpt",
+    "mxfp4": "MXFP4",
+    "mxfp8": "MXFP8",
+    "quanto": "Quanto",
+    "quark": "AMD Quark",
+    "spqr": "SpQR",
+    "torchao": "torchao",
+    "vptq": "VPTQ",
+}
+_CODES = {"I8": "int8", "U8": "packed bytes", "I32": "packed int32", "F4": "float4"}
+_CODES |= dict.fromkeys(("F8_E4M3", "F8_E5M2"), "float8")
+_BY_NAME = (
+    (re.compile(r"\.(absmax|quant_map|nested_absmax|quant_state\..+)$"), "bitsandbytes NF4 or FP4"),
+    (re.compile(r"\.SCB$"), "bitsandbytes int8"),
+    (re.compile(r"\.g_idx$"), "GPTQ"),
+    (re.compile(r"\.(trellis|svh|suh)$"), "EXL3"),
+    (re.compile(r"\.(q_scale_max|q_invperm)$"), "EXL2"),
+    (re.compile(r"\.weight_packed$"), "compressed-tensors"),
+    (re.compile(r"_blocks$"), "MXFP4"),
+)
+_WEIGHT = re.compile(r"(weight|_proj|_blocks|_packed|qweight|codes)$")
+_SCALES = ("_scale_inv", "_scale")
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """A tensor as a safetensors header has it.
+
+    Attributes:
+        dtype: Its name there: `BF16`, `F8_E4M3`.
+        shape: Its sizes.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """How many numbers."""
+        return prod(self.shape)
+
+
+def quantized_form(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str | None:
+    """The form that weights are quantized in, in words; None where they are plain floats.
+
+    Args:
+        config: `config.json`.
+        tensors: Name → tensor of all weight files; may be empty where only the config is known.
+
+    >>> quantized_form({"quantization_config": None}, {"lm_head.weight": Tensor("BF16", (8, 8))})
+    >>> quantized_form({}, {"up_proj.weight": Tensor("F8_E4M3", (8, 8))})
+    'float8 (F8_E4M3)'
+    """
+    return _form_said(config) or _form_seen(tensors)
+
+
+def has_own_scale(name: str, tensors: Mapping[str, Tensor]) -> bool:
+    """Whether a weight of codes has a tensor of scales beside it."""
+    return any(scale in tensors for scale in scale_names(name))
+
+
+def scale_names(name: str) -> tuple[str, ...]:
+    """What the tensor of scales of weight `name` may be called; each multiplies the codes."""
+    return tuple(name + suffix for suffix in _SCALES)
+
+
+def _form_said(config: Mapping[str, Any]) -> str | None:
+    text = config.get("text_config")
+    for part in (config, text if isinstance(text, Mapping) else {}):
+        if part.get("quantization"):
+            return "MLX"
+        settings = part.get("quantization_config")
+        if isinstance(settings, Mapping) and settings:
+            method = settings.get("quant_method")
+            if method is None:
+                return "MLX" if "group_size" in settings else "an unnamed form"
+            return _METHODS.get(str(method).lower(), f"'{str(method)[:40]}'")
+        if settings:
+            return "an unnamed form"
+    return None
+
+
+def _form_seen(tensors: Mapping[str, Tensor]) -> str | None:
+    for pattern, form in _BY_NAME:
+        if any(pattern.search(name) for name in tensors):
+            return form
+    if any(name.endswith(".qweight") for name in tensors):
+        return "AWQ" if _is_awq(tensors) else "GPTQ"
+    for name, tensor in tensors.items():
+        if tensor.dtype == "U32" and f"{name.removesuffix('weight')}scales" in tensors:
+            return "MLX"
+        if tensor.dtype in _CODES and len(tensor.shape) > 1 and _WEIGHT.search(name):
+            return f"{_CODES[tensor.dtype]} ({tensor.dtype})"
+    return None
+
+
+def _is_awq(tensors: Mapping[str, Tensor]) -> bool:
+    """AWQ packs along the outputs: its codes are narrower than its scales, and GPTQ's are not."""
+    for name, tensor in tensors.items():
+        scales = tensors.get(name.removesuffix("qweight") + "scales")
+        if name.endswith(".qweight") and scales is not None and tensor.shape and scales.shape:
+            return tensor.shape[-1] < scales.shape[-1]
+    return False

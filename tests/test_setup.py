@@ -1,0 +1,112 @@
+"""`make setup`: what the installer takes from pip's configuration, and how an interruption ends."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from scripts.install_locked import read_settings, uv_environment
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_settings_of_pip_are_read_as_pip_ranks_them():
+    listed = (
+        ":env:.timeout='180'\n"
+        "global.extra-index-url='file:///one file:///two'\n"
+        "global.index-url='https://everybody.example/simple'\n"
+        "global.timeout='15'\n"
+        "install.index-url='https://install.example/simple'\n"
+        "download.index-url='https://download.example/simple'\n"
+    )
+    assert read_settings(listed) == {
+        "extra-index-url": "file:///one file:///two",
+        "index-url": "https://install.example/simple",
+        "timeout": "180",
+    }
+    assert read_settings("") == {}
+
+
+def test_uv_reaches_what_pip_reaches():
+    settings = {
+        "index-url": "https://packages.example/simple",
+        "extra-index-url": "\nfile:///one\nfile:///two",
+        "find-links": "/wheels /more",
+        "cert": "/etc/ssl/own.pem",
+        "proxy": "http://proxy.example:3128",
+        "default-timeout": "180",
+        "constraint": "/etc/constraints.txt",
+    }
+    assert uv_environment(settings, {}) == {
+        "UV_INDEX_STRATEGY": "unsafe-best-match",
+        "UV_DEFAULT_INDEX": "https://packages.example/simple",
+        "UV_INDEX": "file:///one file:///two",
+        "UV_FIND_LINKS": "/wheels,/more",
+        "UV_HTTP_TIMEOUT": "180",
+        "SSL_CERT_FILE": "/etc/ssl/own.pem",
+        "ALL_PROXY": "http://proxy.example:3128",
+    }
+
+
+def test_what_is_set_for_uv_stays():
+    own = {"UV_DEFAULT_INDEX": "https://own.example/simple", "SSL_CERT_FILE": "/own.pem"}
+    found = uv_environment({"index-url": "https://pip.example/simple", "cert": "/pip.pem"}, own)
+    assert found.keys().isdisjoint(own)
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """The setup script, an installer that fails while `broken` exists, and a quick `python3`."""
+    scripts = tmp_path / "scripts"
+    scripts.mkdir()
+    shutil.copy(ROOT / "scripts" / "setup_venv.sh", scripts)
+    installer = "import sys, pathlib; sys.exit(pathlib.Path('broken').exists())"
+    (scripts / "install_locked.py").write_text(installer)
+    (scripts / "openblas_for_mlx.py").touch()
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    python = programs / "python3"
+    python.write_text(
+        f'#!/bin/sh\n[ "$2" = venv ] && set -- "$@" --without-pip\nexec {sys.executable} "$@"\n'
+    )
+    python.chmod(0o755)
+    return tmp_path
+
+
+def set_up(checkout: Path) -> subprocess.CompletedProcess[str]:
+    path = f"{checkout / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    return subprocess.run(
+        ["sh", "scripts/setup_venv.sh", ".venv", "run"],
+        cwd=checkout,
+        env=os.environ | {"PATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_an_environment_whose_setup_did_not_end_is_made_anew(checkout):
+    (checkout / "broken").touch()
+    first = set_up(checkout)
+    assert first.returncode == 1
+    assert "'make setup' tries again" in first.stderr
+    half_installed = checkout / ".venv" / "lib" / "half of a package"
+    half_installed.touch()
+    (checkout / "broken").unlink()
+    assert set_up(checkout).returncode == 0
+    assert not half_installed.exists()
+    assert (checkout / ".venv" / "bin" / "python").exists()
+
+
+def test_a_finished_environment_is_kept_and_brought_up_to_date(checkout):
+    assert set_up(checkout).returncode == 0
+    own = checkout / ".venv" / "lib" / "something of the developer"
+    own.touch()
+    done = set_up(checkout)
+    assert (done.returncode, own.exists()) == (0, True)
+    assert "making" not in done.stdout
