@@ -11,6 +11,7 @@ from dynquant.core.artefacts import cost_table_from_json
 from dynquant.core.formats import DEFAULT_MENU, QuantFormat, parse_menu
 from dynquant.errors import (
     InfeasibleTargetError,
+    InvalidModelError,
     InvalidOptionError,
     NonFiniteError,
     OutputFolderError,
@@ -96,6 +97,7 @@ def test_the_steps_come_in_their_order_and_the_folders_take_their_names_last():
         "calibration_windows",
         "evaluation_windows",
         "check_tokenizer",
+        "check_source",
         "measure",
         "stage",
         "encode",
@@ -131,7 +133,7 @@ def test_progress_announces_every_step_that_is_done():
     job = Job()
     job.run()
     announced = {step for steps in job.progress.announced for step in steps}
-    assert announced == {"measure", "probe", "encode", "verify", "evaluate"}
+    assert announced == {"check", "measure", "probe", "encode", "verify", "evaluate"}
     assert set(job.progress.done) == announced
 
 
@@ -314,7 +316,7 @@ def test_a_table_of_a_model_with_other_layers_is_refused():
 def test_the_alignment_method_hands_out_what_it_measured_and_writes_no_cost_table():
     job = Job()
     (model,) = job.run(aligned(6.0))
-    assert job.log[4] == "align"
+    assert job.log[4:6] == ["check_source", "align"]
     assert job.sensitivities == [{f"layers.{i}": float(i) for i in range(6)}]
     assert "dynquant/cost_table.json" not in job.outputs.finished[model.facts.name]
     assert model.facts.method == "alignment"
@@ -361,12 +363,38 @@ def test_what_of_the_source_is_not_in_use_is_a_note_on_the_card():
 def test_a_forecast_says_why_a_model_cannot_be_made_smaller():
     quantizer = FakeQuantizer(layers=(make_layer(shape=(4, 66)),))
     (found,) = forecast(make_source(), quantizer, make_recipe(16.0))
-    assert found.note.startswith("No layer can be quantized")
+    assert found.notes[-1].startswith("No layer can be quantized")
     with pytest.raises(InfeasibleTargetError, match="No layer can be quantized") as caught:
         forecast(make_source(), quantizer, make_recipe(4.0))
     assert caught.value.min_bpw == caught.value.max_bpw == 16.0
     with pytest.raises(InfeasibleTargetError, match="No layer can be quantized"):
         forecast(make_source(), quantizer, make_recipe(), fit_memory_bytes=10_000)
+
+
+def test_nothing_is_measured_of_a_source_that_stock_mlx_lm_reads_otherwise():
+    job = Job(fails={"check_source": InvalidModelError("Another model.")})
+    with pytest.raises(InvalidModelError):
+        job.run()
+    assert "measure" not in job.log
+    assert "stage" not in job.log
+
+
+def test_what_a_model_does_not_hold_of_its_source_stands_in_forecast_and_facts():
+    note = "The vision part is left out."
+    job = Job()
+    job.quantizer.notes = (note,)
+    (model,) = job.run(make_recipe(4.5))
+    assert note in model.facts.notes
+    (found,) = forecast(make_source(), job.quantizer, make_recipe(4.5))
+    assert found.notes == (note,)
+
+
+def test_a_table_says_which_dtype_results_are_stored_in():
+    job = Job()
+    table = job.table()
+    other = dataclasses.replace(table.inventory, dtype="bfloat16")
+    job.run(table=dataclasses.replace(table, inventory=other))
+    assert job.quantizer.stored_as == "bfloat16"
 
 
 def test_a_plan_close_to_its_target_has_no_note():
@@ -424,4 +452,4 @@ def test_measuring_gives_the_table_of_the_whole_menu():
     table = measure(FakeQuantizer(), make_text(), make_recipe(seed=3), progress=progress)
     assert table.seed == 3
     assert table.inventory.layers[0].formats == DEFAULT_MENU
-    assert progress.announced == [{"measure": 13, "probe": 6}]
+    assert progress.announced == [{"check": 1}, {"measure": 13, "probe": 6}]
