@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -87,3 +88,15 @@ def test_refining_leaves_layers_without_biases_as_they_are(quantizer, write):
     assert changed
     assert changed <= {f"{path}.{name}" for path in affine for name in ("scales", "biases")}
     assert then["it"].mean_kl_nats < first["it"].mean_kl_nats
+
+
+def test_what_of_a_folder_is_left_out_is_noted_for_the_card(tmp_path):
+    folder = save_model(tmp_path / "model", vocab_size=512)
+    assert MlxQuantizer(folder, name="model").notes == ()
+    index = folder / "model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    content["weight_map"]["mtp.fc.weight"] = "mtp.safetensors"
+    index.write_text(json.dumps(content))
+    (note,) = MlxQuantizer(folder, name="model").notes
+    assert "'mtp.fc.weight'" in note
+    assert "'mtp.safetensors'" in note
