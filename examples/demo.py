@@ -4,46 +4,64 @@ A local stand-in for the Hugging Face Hub (`tests/local_hub`) takes the place of
 everything else is what a person runs. The texts are Python's own help, which every Python brings
 along: one half of its topics calibrates, the other half is held out.
 
-First a model becomes three quants by one command. Then another one is uploaded, and nobody asks for
-it: the watcher finds it, and a runner converts and publishes it.
+First one command makes three quants of a model. Then another model is uploaded: the watcher finds
+it, and a runner converts and publishes it.
+
+Every demo starts from nothing and leaves its Hub in out/demo/hub, for `make hub`.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import shutil
+import signal
+import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import time
+from collections.abc import Mapping
+from contextlib import closing
+from datetime import UTC, datetime
 from pathlib import Path
 from pydoc_data import topics
 
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from dynquant.core.job import TERMINAL, Job, JobState
+from dynquant.jobs.board import DatabaseBoard
+from dynquant.settings import Settings
 from tests.local_hub import LocalHub
 from tests.local_hub.texts import add_default_texts
+from tests.web.children import running
+from tests.web.offline import TOKEN, USER, environment
 
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLE = ROOT / "examples" / "sample-2m"
 OUT = ROOT / "out" / "demo"
 SOURCE = "team/sample-2m"
 BPW = "3.5,4.5,6"
-PICK = "you/sample-2m-MLX-4.5bpw"
-TOKENS = "8192"
+PICK = f"{USER}/sample-2m-MLX-4.5bpw"
+# Enough to show every step; the defaults are 16 times that, and the effort `normal`.
+TOKENS = "1024"
+EFFORT = "fast"
 NEWCOMER = "team/newcomer-1m"
-NUM_DOCUMENTS = 4  # of each text that the runner takes; enough for a model of that size
+NUM_DOCUMENTS = 2  # of each text that the runner takes, of some 4,000 characters
+POLL_SECS = 0.2
 
-_RULES = """\
+_CARD = b"---\nlicense: mit\npipeline_tag: text-generation\n---\n# A small model\n"
+
+_RULES = f"""\
 min_parameters: 100K     # else a toy
 rules:
   - name: small
     authors: [team]
     max_parameters: 1M
     bpw: [5]
-    destination: you
+    destination: {USER}
 """
 
 _LOAD_AND_GENERATE = """
@@ -70,53 +88,128 @@ kept = {name: each for name, each in weights.items() if name not in rest}
 mx.save_safetensors(str(folder / "model.safetensors"), kept, {"format": "mlx"})
 """
 
-_UPLOAD = """
-import sys
-from huggingface_hub import HfApi
-
-api = HfApi()
-api.create_repo(sys.argv[1], exist_ok=True)
-api.upload_folder(repo_id=sys.argv[1], folder_path=sys.argv[2])
+_NEXT = f"""
+What to try next:
+  make hub      the pages of this Hub in a browser: {PICK} and its card
+  make serve    the same without a command line: choose a model, press "Convert"
+With the real Hub, after '. .venv/bin/activate':
+  dynquant plan Qwen/Qwen3-8B --bpw 4.5               what it would take; reads only headers
+  dynquant quantize Qwen/Qwen3-0.6B --bpw 4.5 --out quants
+The demo says --effort {EFFORT} and takes few tokens; the defaults take longer and lose less.
 """
 
 
 def main() -> int:
     """Run the demo; returns the exit code of the first command that fails."""
+    for ending in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ending, signal.default_int_handler)
+    if is_open(OUT / "hub"):
+        say("Another program has the demo's Hub open, a demo or 'make hub': stop it first.")
+        return 1
+    shutil.rmtree(OUT, ignore_errors=True)
+    try:
+        with LocalHub(OUT / "hub", clock=lambda: datetime.now(UTC)) as hub:
+            fill(hub)
+            return convert(hub) or watch_a_newcomer(hub) or say(_NEXT)
+    except KeyboardInterrupt:
+        say("\nStopped. 'make demo' starts again from the beginning.")
+        return 130
+
+
+def is_open(folder: Path) -> bool:
+    """Whether a process has the local Hub in `folder` open."""
+    state = folder / "state.db"
+    if not state.exists():
+        return False
+    with closing(sqlite3.connect(state, timeout=0)) as database:
+        try:
+            database.execute("BEGIN EXCLUSIVE")
+        except sqlite3.OperationalError:
+            return True
+        except sqlite3.DatabaseError:  # half written
+            return False
+    return False
+
+
+def fill(hub: LocalHub) -> None:
+    """A user, a model, and the texts that a runner takes by default."""
+    hub.after_request = lambda _: hub.requests.clear()
+    hub.add_user(USER, token=TOKEN, orgs={"team": "write"})
+    files = {file.name: file for file in SAMPLE.iterdir() if file.is_file()}
+    upload(hub, SOURCE, {**files, "README.md": _CARD})
+    add_default_texts(hub, num_documents=NUM_DOCUMENTS)
+
+
+def convert(hub: LocalHub) -> int:
+    """Plan, convert to three sizes, publish, download, generate; the exit code."""
     texts = write_texts(OUT / "texts")
-    with local_hub(OUT / "hub") as url:
-        environment = os.environ | {
-            "HF_ENDPOINT": url,
-            "HF_HOME": str(OUT / "cache"),
-            "HF_HUB_DISABLE_XET": "1",
-            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-            "HF_TOKEN": "hf_local",
-        }
-        upload(SOURCE, SAMPLE, environment)
-        say(f"\nA model is on the local Hub: {url}/{SOURCE}")
-        commands = (
-            ("dynquant", "plan", SOURCE, "--bpw", BPW, "--context", "256"),
-            (
-                *("dynquant", "convert", SOURCE, "--bpw", BPW, "--to", "you"),
-                *("--out", "out/demo/quants", "--context", "256"),
-                *("--calibration", texts[0], "--calibration-tokens", TOKENS),
-                *("--eval", texts[1], "--eval-tokens", TOKENS),
-            ),
-        )
-        for command in commands:
-            say(f"\n$ {shlex.join(command)}")
-            if code := run(("-m", *command), environment):
-                return code
-        say(f"\nDownloaded again and run with stock mlx-lm in a fresh process ({PICK}):")
-        if code := run(("-c", _LOAD_AND_GENERATE, PICK), environment):
+    commands = (
+        ("dynquant", "plan", SOURCE, "--bpw", BPW, "--context", "256"),
+        (
+            *("dynquant", "convert", SOURCE, "--bpw", BPW, "--to", USER),
+            *("--out", "out/demo/quants", "--context", "256", "--effort", EFFORT),
+            *("--calibration", texts[0], "--calibration-tokens", TOKENS),
+            *("--eval", texts[1], "--eval-tokens", TOKENS),
+        ),
+    )
+    say(f"A model is on a Hub of this machine alone: {hub.url}/{SOURCE}")
+    variables = environment(hub, OUT)
+    for command in commands:
+        say(f"\n$ {shlex.join(command)}")
+        if code := run(("-m", *command), variables):
             return code
-        if code := watch_a_newcomer(environment):
+    say(f"\nDownloaded again and run with stock mlx-lm in a fresh process ({PICK}):")
+    return run(("-c", _LOAD_AND_GENERATE, PICK), variables)
+
+
+def watch_a_newcomer(hub: LocalHub) -> int:
+    """One sweep that picks up an upload, and a runner that publishes it; the exit code."""
+    variables = environment(hub, OUT)
+    rules = OUT / "watch.yaml"
+    rules.write_text(_RULES, encoding="utf-8")
+    sweep = ("dynquant", "watch", "--once", "--config", str(rules.relative_to(ROOT)))
+    upload(hub, NEWCOMER, write_newcomer(OUT / "newcomer"))
+    say(f"\nA runner waits for jobs, and {NEWCOMER} is uploaded.\n\n$ dynquant runner &")
+    log = OUT / "runner.log"
+    with running([sys.executable, "-m", "dynquant", "runner"], variables, log=log) as runner:
+        say(f"\nA watcher with these rules sweeps the Hub:\n\n{_RULES}\n$ {shlex.join(sweep)}")
+        if code := run(("-m", *sweep), variables):
             return code
-        say(f"\nIts page, as on the Hub: {url}/{PICK}")
-        if sys.stdin.isatty() and sys.stdout.isatty():
-            input("Look at it in a browser; press Enter to stop. ")
-        else:
-            say("To look at it in a browser: make hub")
+        with closing(DatabaseBoard(Settings.from_environment(variables).database_url)) as board:
+            (job,) = board.list()
+            say(f"\nThe runner takes the job ('dynquant jobs logs {job.id}' would tell):\n")
+            ended = follow(board, job.id, runner)
+    if ended.state is not JobState.PUBLISHED:
+        why = ended.sentence if ended.state in TERMINAL else "The runner ended before the job did."
+        say(f"\nNot published: {why} More is in {log.relative_to(ROOT)}.")
+        return 1
+    say(f"\nPublished: {', '.join(f'{hub.url}/{each.repo_id}' for each in ended.results)}")
     return 0
+
+
+def follow(board: DatabaseBoard, job_id: str, runner: subprocess.Popen[bytes]) -> Job:
+    """Show a bar for each step of a job until it ends, or its runner does."""
+    columns = (
+        TextColumn("{task.description:<24}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bars:
+        step, bar = "wait", bars.add_task("wait", total=None)
+        while True:
+            job = board.get(job_id)
+            if job.progress is not None and job.progress.step != step:
+                bars.update(bar, total=1, completed=1)
+                step, bar = job.progress.step, bars.add_task(job.progress.step, total=1)
+            if job.progress is not None:
+                bars.update(bar, completed=job.progress.fraction)
+            if job.state in TERMINAL or runner.poll() is not None:
+                break
+            time.sleep(POLL_SECS)
+        if job.state is JobState.PUBLISHED:
+            bars.update(bar, total=1, completed=1)
+    return job
 
 
 def write_texts(folder: Path) -> tuple[str, str]:
@@ -132,108 +225,36 @@ def write_texts(folder: Path) -> tuple[str, str]:
     return str(paths[0].relative_to(ROOT)), str(paths[1].relative_to(ROOT))
 
 
-@contextmanager
-def local_hub(folder: Path) -> Iterator[str]:
-    """The address of a local Hub that keeps what it holds in `folder`.
-
-    The texts that a runner takes by default are on it.
-    """
-    with LocalHub(folder) as hub:
-        add_default_texts(hub, num_documents=NUM_DOCUMENTS)
-    server = subprocess.Popen(
-        [sys.executable, "-m", "tests.local_hub", "--folder", str(folder), "--port", "0"],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert server.stdout is not None
-    try:
-        yield server.stdout.readline().strip()
-    finally:
-        server.terminate()
-        server.wait()
-        server.stdout.close()
-
-
-def watch_a_newcomer(environment: Mapping[str, str]) -> int:
-    """One sweep that picks up an upload, and a runner that publishes it; the exit code."""
-    upload(NEWCOMER, write_newcomer(OUT / "newcomer"), environment)
-    rules = OUT / "watch.yaml"
-    rules.write_text(_RULES, encoding="utf-8")
-    say(f"\nSomebody uploads {NEWCOMER}. A watcher with these rules sweeps the Hub:\n\n{_RULES}")
-    shutil.rmtree(OUT / "runner", ignore_errors=True)  # what was queued by an earlier demo
-    environment = {**environment, "DYNQUANT_HOME": str(OUT / "runner")}
-    sweep = ("watch", "--once", "--config", str(rules.relative_to(ROOT)))
-    for options in (("--dry-run",), ()):
-        say(f"$ {shlex.join(('dynquant', *sweep, *options))}")
-        if code := run(("-m", "dynquant", *sweep, *options), environment):
-            return code
-    (job,) = json.loads(ask(("jobs", "list", "--json"), environment))["jobs"]
-    say(f"\n$ dynquant runner &\n$ dynquant jobs logs {job['id']} --follow")
-    log = (OUT / "runner.log").open("w")
-    with (
-        log,
-        subprocess.Popen(
-            [sys.executable, "-m", "dynquant", "runner"],
-            cwd=ROOT,
-            env=environment,
-            stdout=log,
-            stderr=log,
-        ) as runner,
-    ):
-        try:
-            code = run(("-m", "dynquant", "jobs", "logs", job["id"], "--follow"), environment)
-        finally:
-            runner.terminate()
-    return code
-
-
-def write_newcomer(folder: Path) -> Path:
-    """The first block of the sample as a model of its own."""
+def write_newcomer(folder: Path) -> dict[str, Path | bytes]:
+    """The files of a model of its own: the first block of the sample."""
     folder.mkdir(parents=True, exist_ok=True)
     subprocess.run([sys.executable, "-c", _CUT, str(SAMPLE), str(folder)], check=True)
     config = json.loads((SAMPLE / "config.json").read_text(encoding="utf-8"))
-    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 1}))
-    for file in SAMPLE.glob("tokenizer*"):
-        shutil.copyfile(file, folder / file.name)
-    (folder / "README.md").write_text(
-        "---\nlicense: mit\npipeline_tag: text-generation\n---\n# A newcomer\n"
-    )
-    return folder
+    return {
+        **{file.name: file for file in SAMPLE.glob("tokenizer*")},
+        "model.safetensors": folder / "model.safetensors",
+        "config.json": json.dumps(config | {"num_hidden_layers": 1}).encode(),
+        "README.md": _CARD,
+    }
 
 
-def upload(repo_id: str, folder: Path, environment: Mapping[str, str]) -> None:
-    """Upload a model with the client that everybody uses."""
-    subprocess.run(
-        [sys.executable, "-c", _UPLOAD, repo_id, str(folder)],
-        env=dict(environment),
-        check=True,
-        stdout=subprocess.DEVNULL,
-    )
+def upload(hub: LocalHub, repo_id: str, files: Mapping[str, Path | bytes]) -> None:
+    """Put a model on the Hub, as of now."""
+    now = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S.000Z}"
+    hub.add(repo_id, files, created_at=now, last_modified=now)
 
 
-def ask(arguments: tuple[str, ...], environment: Mapping[str, str]) -> str:
-    """What a command of dynquant prints."""
-    return subprocess.run(
-        [sys.executable, "-m", "dynquant", *arguments],
-        cwd=ROOT,
-        env=dict(environment),
-        check=True,
-        stdout=subprocess.PIPE,
-        text=True,
-    ).stdout
-
-
-def run(arguments: tuple[str, ...], environment: Mapping[str, str]) -> int:
+def run(arguments: tuple[str, ...], variables: Mapping[str, str]) -> int:
     """Run Python with `arguments` in the repository's root; returns its exit code."""
     return subprocess.run(
-        [sys.executable, *arguments], cwd=ROOT, env=dict(environment), check=False
+        [sys.executable, *arguments], cwd=ROOT, env=dict(variables), check=False
     ).returncode
 
 
-def say(text: str) -> None:
-    """Print at once, so that it stands where it belongs among what the commands print."""
+def say(text: str) -> int:
+    """Print at once, so that it stands where it belongs among what commands print; returns 0."""
     print(text, flush=True)
+    return 0
 
 
 if __name__ == "__main__":

@@ -18,6 +18,8 @@ from typing import Any
 
 import pytest
 
+from tests.waiting import PATIENCE_SECS
+
 __all__ = [
     "CALIBRATION",
     "HELD_OUT",
@@ -57,8 +59,6 @@ QUICK = (
     "--eval-tokens=512",
 )
 """Options of a conversion that takes seconds."""
-
-_TIMEOUT_SECS = 300  # two cores may be busy with other things
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def run(
         env=environment(**env or {}),
         capture_output=True,
         encoding="utf-8",
-        timeout=_TIMEOUT_SECS,
+        timeout=PATIENCE_SECS,
         preexec_fn=preexec,
         check=False,
     )

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.waiting import PATIENCE_SECS
+
 __all__ = ["PostgresServer", "postgres_server"]
 
 _ACCOUNT = "postgres"
@@ -54,7 +56,12 @@ class PostgresServer:
         # A file and no pipe: the server would keep a pipe open, and this would wait for its end.
         with tempfile.TemporaryFile() as output:
             done = subprocess.run(
-                command, cwd=self._folder, stdout=output, stderr=output, check=False, timeout=60
+                command,
+                cwd=self._folder,
+                stdout=output,
+                stderr=output,
+                check=False,
+                timeout=PATIENCE_SECS,
             )
             output.seek(0)
             assert done.returncode == 0, output.read().decode()

@@ -39,6 +39,7 @@ import psutil
 
 from dynquant.jobs.board import DatabaseBoard
 from tests.local_hub import LocalHub
+from tests.waiting import PATIENCE_SECS
 from tests.watcher.scene import card, stamp
 from tests.web.children import ROOT
 from tests.web.offline import SOURCE, USER, environment, offline_hub
@@ -46,7 +47,6 @@ from tests.web.offline import SOURCE, USER, environment, offline_hub
 SAMPLE_SECS = 3.0
 WARM_UP = 0.4
 """Share of the time in which caches fill and nothing is counted."""
-PATIENCE_SECS = 300.0
 LOOK_SECS, ASK_SECS, UPLOAD_SECS = 0.2, 4.0, 8.0
 """Pauses; without any, the pages would leave no core to the conversions."""
 NUM_DOCUMENTS = 2

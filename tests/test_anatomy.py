@@ -7,6 +7,7 @@ from pathlib import Path
 
 from dynquant.anatomy import anatomy_of, is_known_family, known_families
 from tests.fakes import make_source
+from tests.waiting import PATIENCE_SECS
 
 _ASK_MLX_LM = """
 import json, pkgutil, sys
@@ -30,7 +31,11 @@ json.dump(sorted(filter(runs, names)), sys.stdout)
 
 def test_the_families_that_are_known_are_those_that_mlx_lm_itself_runs():
     asked = subprocess.run(
-        [sys.executable, "-c", _ASK_MLX_LM], capture_output=True, text=True, check=True, timeout=300
+        [sys.executable, "-c", _ASK_MLX_LM],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=PATIENCE_SECS,
     )
     assert sorted(known_families() or ()) == json.loads(asked.stdout.splitlines()[-1])
 

@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -35,6 +34,7 @@ from tests.command_line import (
     snapshot,
 )
 from tests.local_hub import LocalHub
+from tests.waiting import wait_until
 
 pytestmark = [needs_shared, pytest.mark.harden("newcomers")]
 
@@ -579,10 +579,7 @@ def test_a_killed_run_leaves_no_model_and_the_next_run_cleans_up(out):
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    deadline = time.monotonic() + 200
-    while not list(out.glob(".*")) and child.poll() is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_until(lambda: list(out.glob(".*")) or child.poll() is not None)
     os.killpg(child.pid, signal.SIGKILL)
     assert child.wait() == -signal.SIGKILL
     assert [path.name[0] for path in out.iterdir()] == ["."]

@@ -108,7 +108,7 @@ def run_stock(folder: Path, request: StockRequest) -> StockRun:
 
 
 def _places(folder: Path) -> list[Path]:
-    """The folder, and the files that links in it lead to: a snapshot of the Hub's cache has those."""
+    """The folder, and where links in it lead: a snapshot in the cache of the Hub has those."""
     return [folder, *{path.resolve().parent for path in folder.iterdir() if path.is_symlink()}]
 
 

@@ -10,12 +10,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from uuid import uuid4
 
 import psutil
 import pytest
 
 from dynquant.confine import clean_environment, confined
 from tests.confining import as_with_cuda
+from tests.waiting import PATIENCE_SECS, wait_until
 
 pytestmark = pytest.mark.harden("sandboxed compute")
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="the kernel is Linux's")
@@ -33,7 +35,7 @@ def started(command: list[str], home: Path) -> subprocess.CompletedProcess[str]:
         cwd=home,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE_SECS,
         check=False,
     )
 
@@ -267,7 +269,7 @@ def test_what_ran_away_ends_when_its_step_ends(home, has_cuda, harden):
         "    if os.fork(): os._exit(0)\n"
         "    os.setsid()\n"
         "os.close(1); os.close(2)\n"  # or it would be waited for
-        "open('ran', 'w').close(); time.sleep(60)"
+        "open('ran', 'w').close(); time.sleep(3600)"
     )
     code = (
         "import os, subprocess, sys, time\n"
@@ -300,12 +302,14 @@ def test_more_memory_than_it_may_have_is_refused_at_once(home, harden):
 def test_a_child_of_it_that_leaves_its_session_ends_with_it(home):
     code = (
         "import os, subprocess, sys, time\n"
-        "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)', sys.argv[1]],"
+        "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(3600)', sys.argv[1]],"
         " start_new_session=True)"
     )
-    mark = f"grandchild-{os.getpid()}-{time.monotonic_ns()}"
+    mark = f"grandchild-{uuid4()}"
     assert run(code, home, mark).returncode == 0
-    assert not [each for each in psutil.process_iter(["cmdline"]) if mark in _words(each)]
+    wait_until(
+        lambda: not [each for each in psutil.process_iter(["cmdline"]) if mark in _words(each)]
+    )
 
 
 def _words(process: psutil.Process) -> list[str]:

@@ -20,6 +20,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 
+from tests.waiting import PATIENCE_SECS
+
 __all__ = ["FaultyProxy", "Trouble", "TroubleKind", "nothing", "schedule"]
 
 _MAX_HEAD_BYTES = 1 << 16
@@ -119,7 +121,7 @@ class FaultyProxy:
         async def arrive() -> None:
             await asyncio.gather(*self._later)
 
-        asyncio.run_coroutine_threadsafe(arrive(), self._loop).result(timeout=60)
+        asyncio.run_coroutine_threadsafe(arrive(), self._loop).result(timeout=PATIENCE_SECS)
 
     def _run(self) -> None:
         with asyncio.Runner(loop_factory=lambda: self._loop) as runner:

@@ -6,7 +6,6 @@ import contextlib
 import os
 import shutil
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from tests.faults.conversions import (
     verdict,
 )
 from tests.hardening import long_form
+from tests.waiting import wait_until
 
 pytestmark = [
     pytest.mark.hub,
@@ -35,8 +35,6 @@ pytestmark = [
 
 IMPATIENCE = Timing(first_delay_secs=0.05, retry_for_secs=0.1)
 NUM_BYTES = 24_000_000
-BUSY_SECS = 20.0
-"""The system puts away the mounts of a confined child a moment after the child has ended."""
 REASONS = ("disk is full", "cannot be written", " free.")
 
 
@@ -67,10 +65,11 @@ def full(disk: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def read_only(disk: Path) -> Iterator[None]:
     command = ["mount", "-o", "remount,ro", str(disk)]
-    until = time.monotonic() + BUSY_SECS
-    while (done := subprocess.run(command, capture_output=True, check=False)).returncode:
-        assert time.monotonic() < until, done.stderr
-        time.sleep(0.05)
+    # The system puts away the mounts of a confined child a moment after the child has ended.
+    wait_until(
+        lambda: subprocess.run(command, capture_output=True, check=False).returncode == 0,
+        "the disk to be free for remounting",
+    )
     try:
         yield
     finally:

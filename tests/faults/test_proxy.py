@@ -9,6 +9,7 @@ import pytest
 
 from tests.faults.proxy import FaultyProxy, Trouble, TroubleKind, schedule
 from tests.local_hub import LocalHub
+from tests.waiting import PATIENCE_SECS
 
 pytestmark = [pytest.mark.hub, pytest.mark.harden("faults")]
 
@@ -30,7 +31,7 @@ def ask(hub: LocalHub, kind: TroubleKind | None, method: str = "GET", **options)
     with FaultyProxy(int(hub.url.rpartition(":")[2]), plan) as proxy:
         try:
             url = f"http://127.0.0.1:{proxy.port}{PATH}"
-            return httpx2.request(method, url, timeout=20, **options)
+            return httpx2.request(method, url, timeout=PATIENCE_SECS, **options)
         finally:
             proxy.settle()
             assert proxy.met.total() == (kind is not None)

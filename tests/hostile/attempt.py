@@ -14,17 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from dynquant.errors import Reason
+from tests.waiting import PATIENCE_SECS
 
-__all__ = ["MAX_CPU_SECS", "MAX_PEAK_BYTES", "Ending", "apart", "compute"]
-
-MAX_CPU_SECS = 60
-"""Generous: an honest model of this size takes three."""
+__all__ = ["MAX_PEAK_BYTES", "Ending", "apart", "compute"]
 
 MAX_PEAK_BYTES = 1_500_000_000
 """Of which the libraries take a tenth."""
 
 _DATA_BYTES = MAX_PEAK_BYTES
-_WALL_SECS = 300.0
+_MAX_CPU_SECS = 60
+"""Far more than an honest model of this size takes; a process that computes on is ended."""
 
 # Imported once, then forked: MLX and its friends take seconds to import.
 _processes = multiprocessing.get_context("forkserver")
@@ -38,14 +37,12 @@ class Ending:
     Attributes:
         said: Its last word: `result`, or `reason` and `sentence`.
         code: As of a process; minus the signal.
-        cpu_secs: What it took.
         peak_bytes: Largest resident size.
         errors: What it wrote to standard error.
     """
 
     said: dict[str, Any]
     code: int
-    cpu_secs: float
     peak_bytes: int
     errors: str
 
@@ -68,18 +65,17 @@ def apart(work: Callable[..., None], folder: Path, *arguments: str) -> Ending:
     """Run `work`, which says JSON on standard output, in a process with bounds."""
     process = _processes.Process(target=_bounded, args=(work, str(folder), arguments))
     process.start()
-    process.join(_WALL_SECS)
+    process.join(PATIENCE_SECS)
     if process.is_alive():
         process.kill()
         process.join()
     lines = _text(folder / "said").splitlines()
-    taken = json.loads(_text(folder / "taken") or "[0, 0]")
+    peak_bytes = int(_text(folder / "taken") or 0)
     assert process.exitcode is not None
     return Ending(
         said=json.loads(lines[-1]) if lines else {},
         code=process.exitcode,
-        cpu_secs=taken[0],
-        peak_bytes=taken[1],
+        peak_bytes=peak_bytes,
         errors=_text(folder / "errors"),
     )
 
@@ -102,13 +98,12 @@ def _bounded(work: Callable[..., None], folder: str, arguments: tuple[str, ...])
     for number, name in ((1, "said"), (2, "errors")):
         os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), number)
     resource.setrlimit(resource.RLIMIT_DATA, (_DATA_BYTES, _DATA_BYTES))
-    resource.setrlimit(resource.RLIMIT_CPU, (MAX_CPU_SECS, MAX_CPU_SECS))
+    resource.setrlimit(resource.RLIMIT_CPU, (_MAX_CPU_SECS, _MAX_CPU_SECS))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     os.environ |= {"HOME": folder, "HF_HUB_OFFLINE": "1"}
     try:
         work(*arguments)
     finally:
-        used = resource.getrusage(resource.RUSAGE_SELF)
-        taken = [used.ru_utime + used.ru_stime, used.ru_maxrss * 1024]
-        Path(folder, "taken").write_text(json.dumps(taken))
+        peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        Path(folder, "taken").write_text(str(peak_bytes))
         sys.stdout.flush()

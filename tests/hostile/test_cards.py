@@ -9,7 +9,7 @@ import pytest
 
 from dynquant.hub.local import local_source
 from dynquant.runner.spec import JobSpec, recipe_of
-from tests.hostile.attempt import MAX_CPU_SECS, MAX_PEAK_BYTES, apart
+from tests.hostile.attempt import MAX_PEAK_BYTES, apart
 
 pytestmark = pytest.mark.harden("hostile models")
 
@@ -57,6 +57,5 @@ def test_a_card_that_nobody_can_read_carries_no_license_and_does_no_harm(name, t
     ending = apart(read_card, tmp_path, str(model))
     assert ending.reason is None, ending.errors
     assert ending.said["result"] < 10_000
-    assert ending.cpu_secs < MAX_CPU_SECS
     assert ending.peak_bytes < MAX_PEAK_BYTES
     assert not list(tmp_path.rglob("ran"))

@@ -14,7 +14,7 @@ from dynquant.ports import ModelSource
 from dynquant.runner.spec import JobSpec, recipe_of
 from tests.command_line import once
 from tests.hardening import long_form
-from tests.hostile.attempt import MAX_CPU_SECS, MAX_PEAK_BYTES, Ending, compute
+from tests.hostile.attempt import MAX_PEAK_BYTES, Ending, compute
 from tests.hostile.cases import CASES, LONG, SECRET
 from tests.hostile.damage import CHATS, STORIES, make_sound
 
@@ -76,7 +76,6 @@ def tried(place: Path, step: str) -> Ending:
     ending = compute("resolve", place / "job")
     if step == "measure" and ending.reason is None:
         ending = compute("measure", place / "job")
-    assert ending.cpu_secs < MAX_CPU_SECS
     assert ending.peak_bytes < MAX_PEAK_BYTES
     assert outside(place) == before
     return ending

@@ -60,9 +60,6 @@ REFUSED = (
 )
 """One of each kind; all of them go through the same code in `test_folders.py`."""
 
-MAX_SECS = 300.0
-"""Of one job; most take five."""
-
 
 @pytest.fixture
 def field(tmp_path, monkeypatch) -> Iterator[Field]:
@@ -102,7 +99,7 @@ def test_a_runner_refuses_them_all_by_name_and_publishes_the_sound_ones(field, t
         CASES[name].build(folder)
         jobs[name] = submit(field, name, folder)
     runner = field.start()
-    over = {name: field.over(job, MAX_SECS) for name, job in jobs.items()}
+    over = {name: field.over(job) for name, job in jobs.items()}
     assert runner.poll() is None
     lost = {
         name: f"{job.state} {job.reason_code}: {job.sentence}"

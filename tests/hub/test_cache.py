@@ -49,7 +49,7 @@ def test_a_model_in_use_never_goes_also_when_another_process_uses_it(hub, tmp_pa
     let_go = cache.held(tmp_path, "alice/old")
     hold = (
         "import sys, time; from pathlib import Path; from dynquant.hub import cache\n"
-        "cache.held(Path(sys.argv[1]), 'alice/middle'); print(flush=True); time.sleep(60)"
+        "cache.held(Path(sys.argv[1]), 'alice/middle'); print(flush=True); time.sleep(3600)"
     )
     other = subprocess.Popen([sys.executable, "-c", hold, str(tmp_path)], stdout=subprocess.PIPE)
     assert other.stdout is not None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import pytest
@@ -149,11 +148,9 @@ def test_a_token_that_is_nobodys_is_refused(ann, hub):
 @pytest.mark.hub
 def test_a_hub_that_is_slow_is_not_waited_for(ann, hub, monkeypatch):
     monkeypatch.setattr(hardware, "_ASK_SECS", 0.3)
-    hub.fail("GET /oauth/userinfo", action="slow", secs=20.0)
-    began = time.monotonic()
+    hub.fail("GET /oauth/userinfo", action="slow", secs=1e6)
     with pytest.raises(HubUnavailableError, match="took too long"):
         ann.macs()
-    assert time.monotonic() - began < 10.0
 
 
 @pytest.mark.hub

@@ -31,6 +31,7 @@ from dynquant.errors import (
 )
 from dynquant.hub.inbox import HubInbox
 from tests.local_hub import Blob
+from tests.waiting import PATIENCE_SECS
 
 REPO = "you/inbox"
 KEY = ("dataset", REPO)
@@ -590,10 +591,10 @@ def test_a_runner_killed_while_it_finishes_leaves_request_or_result_and_the_next
     setattr(hub, "on_request" if when == "before" else "after_request", kill)
     child = subprocess.Popen(command, env=environment)
     started.put(child)
-    assert child.wait(60) == -signal.SIGKILL
+    assert child.wait(PATIENCE_SECS) == -signal.SIGKILL
     hub.on_request = hub.after_request = None
     assert len(files(hub)) == 1
-    subprocess.run(command, env=environment, check=True, timeout=60)
+    subprocess.run(command, env=environment, check=True, timeout=PATIENCE_SECS)
     assert inbox.pending() == ()
     assert inbox.result(name) == {"state": "published"}
     assert titles(hub) == [f"Result of {name}", f"Request {name}"]

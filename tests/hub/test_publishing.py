@@ -30,6 +30,7 @@ from dynquant.errors import (
 from dynquant.hub import HubPublisher
 from dynquant.ports import ModelPublisher
 from tests.fakes import FakeProgress
+from tests.waiting import PATIENCE_SECS
 
 REPO = "you/Model-MLX-4.5bpw"
 TOKEN = "hf_canary_token"
@@ -567,11 +568,11 @@ def test_a_process_killed_at_any_point_leaves_nothing_half_and_the_next_one_fini
     setattr(hub, "on_request" if when == "before" else "after_request", kill)
     child = subprocess.Popen(command, env=environment)
     started.put(child)
-    assert child.wait(60) == -signal.SIGKILL
+    assert child.wait(PATIENCE_SECS) == -signal.SIGKILL
     hub.on_request = hub.after_request = None
     if ("model", REPO) in hub.repos:
         assert at_the_hub(hub) in ({}, contents(folder))
-    subprocess.run(command, env=environment, check=True, timeout=60)
+    subprocess.run(command, env=environment, check=True, timeout=PATIENCE_SECS)
     assert commits(hub) == [TITLE]
     assert at_the_hub(hub) == contents(folder)
     assert hub.repos["model", REPO].gated

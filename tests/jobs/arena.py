@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 from dynquant.core.job import Job, JobRequest
 from dynquant.jobs.board import DatabaseBoard
 from dynquant.jobs.timing import Timing
+from tests.waiting import wait_until
 
 __all__ = ["QUICK", "Arena", "make_request"]
 
@@ -31,7 +31,6 @@ QUICK = Timing(
     stop_secs=3.0,
 )
 
-PATIENCE_SECS = 40.0
 """For what takes seconds: other work may share the machine."""
 
 
@@ -131,14 +130,12 @@ class Arena:
     def wait_for_mark(self, event: str, job: Job, step: str) -> None:
         self.wait(lambda: step in self.marks(event, job), f"{event} of {step}")
 
-    def wait(
-        self, condition: Callable[[], bool], what: str, *, secs: float = PATIENCE_SECS
-    ) -> None:
-        until = time.monotonic() + secs
-        while not condition():
-            if time.monotonic() > until:
-                raise AssertionError(f"Waited in vain for {what}.\n{self.logs()}")
-            time.sleep(0.02)
+    def wait(self, condition: Callable[[], bool], what: str) -> None:
+        try:
+            wait_until(condition, what)
+        except AssertionError as error:
+            error.add_note(self.logs())
+            raise
 
     def logs(self) -> str:
         return "\n".join(

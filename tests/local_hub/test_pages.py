@@ -13,6 +13,7 @@ import pytest
 from tests.local_hub import LocalHub
 from tests.local_hub.conftest import TOKEN
 from tests.local_hub.markdown import card_html
+from tests.waiting import PATIENCE_SECS
 
 pytestmark = pytest.mark.hub
 
@@ -162,6 +163,8 @@ def test_nothing_of_a_card_runs_in_a_browser(hub: LocalHub, tmp_path):
         "--virtual-time-budget=2000",
         f"{hub.url}/login?token={TOKEN}&next=/alice/attack",
     ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=PATIENCE_SECS, check=True
+    )
     assert "<h1>Hi</h1>" in done.stdout
     assert "<title>alice/attack" in done.stdout

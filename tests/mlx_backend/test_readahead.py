@@ -4,7 +4,6 @@ import ctypes
 import mmap
 import os
 import sys
-import time
 from contextlib import nullcontext
 
 import mlx.core as mx
@@ -15,6 +14,7 @@ from dynquant.mlx_backend.readahead import ReadAhead, Span
 from dynquant.mlx_backend.reverse import backward
 from dynquant.mlx_backend.streaming import BlockModel, BlockWeights, Forward
 from tests.mlx_backend.factories import make_batches, save_model
+from tests.waiting import wait_until
 
 
 def test_a_block_lies_where_the_header_says(tmp_path):
@@ -54,10 +54,7 @@ def test_the_system_reads_what_it_is_asked_for(tmp_path):
     if cached_share(span) > 0.5:
         pytest.skip("this file system keeps its files in memory")
     ahead("model.layers.1")
-    deadline = time.monotonic() + 20
-    while cached_share(span) < 1 and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert cached_share(span) == 1
+    wait_until(lambda: cached_share(span) == 1)
 
 
 def test_what_cannot_be_read_ahead_is_left_to_who_needs_it(tmp_path):

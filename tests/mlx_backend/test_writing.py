@@ -25,6 +25,7 @@ from dynquant.mlx_backend.writing import (
     translated_storage_errors,
 )
 from tests.mlx_backend.factories import build_model, save_model
+from tests.waiting import PATIENCE_SECS
 
 G4, G8 = QuantFormat(4, 64), QuantFormat(8, 32)
 FLOAT = QuantFormat(4, 32, "mxfp4")
@@ -308,7 +309,7 @@ def test_a_disk_that_fills_up_is_told_and_never_a_short_file_kept(tmp_path):
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=PATIENCE_SECS,
         cwd=Path(__file__).parents[2],
     )  # fmt: skip
     assert child.returncode == 0, child.stderr

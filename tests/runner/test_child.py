@@ -18,6 +18,7 @@ from dynquant.runner.child import (
     ChildSilentError,
     run_child,
 )
+from tests.waiting import wait_until
 
 
 def run(code: str, home: Path, **options):
@@ -40,15 +41,6 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-def wait_until(happens, secs: float = 10.0) -> bool:
-    deadline = time.monotonic() + secs
-    while time.monotonic() < deadline:
-        if happens():
-            return True
-        time.sleep(0.05)
-    return False
-
-
 def test_lines_errors_and_exit_code_come_back(tmp_path):
     code = "import sys; print('a'); print('b'); print('oh', file=sys.stderr); sys.exit(3)"
     rc, lines, errors = run(code, tmp_path)
@@ -64,14 +56,13 @@ def test_no_token_and_no_home_of_ours_reaches_a_child(tmp_path, monkeypatch):
     assert f"('HOME', '{tmp_path}')" in lines[0]
 
 
-def test_a_cancelled_child_is_gone_within_two_seconds_with_all_that_it_started(tmp_path):
+def test_a_cancelled_child_is_gone_with_all_that_it_started(tmp_path):
     code = (
         "import subprocess, sys, time\n"
-        "p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
-        "print(p.pid, flush=True); time.sleep(60)"
+        "p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(3600)'])\n"
+        "print(p.pid, flush=True); time.sleep(3600)"
     )
     lines: list[str] = []
-    started = time.monotonic()
     with pytest.raises(ChildCancelledError):
         run_child(
             [sys.executable, "-c", code],
@@ -80,13 +71,13 @@ def test_a_cancelled_child_is_gone_within_two_seconds_with_all_that_it_started(t
             on_line=lines.append,
             is_cancelled=lambda: bool(lines),
         )
-    assert time.monotonic() - started < 10
-    assert wait_until(lambda: not is_alive(int(lines[0])), secs=2)
+    wait_until(lambda: not is_alive(int(lines[0])))
 
 
 def test_a_child_that_takes_too_much_memory_is_killed_and_says_how_much(tmp_path):
     code = (
-        "x = bytearray(300_000_000); x[::4096] = b'a' * len(x[::4096]); import time; time.sleep(60)"
+        "import time; x = bytearray(300_000_000); x[::4096] = b'a' * len(x[::4096]);"
+        " time.sleep(3600)"
     )
     with pytest.raises(ChildMemoryError) as caught:
         run(code, tmp_path, max_memory_bytes=100_000_000)
@@ -102,7 +93,7 @@ def test_what_a_child_says_before_it_crashes_is_kept(tmp_path):
 @pytest.mark.harden("sandboxed compute")
 def test_a_child_that_says_nothing_for_too_long_is_killed(tmp_path):
     with pytest.raises(ChildSilentError):
-        run("import time; time.sleep(60)", tmp_path, max_silent_secs=0.5)
+        run("import time; time.sleep(3600)", tmp_path, max_silent_secs=0.5)
 
 
 def test_a_child_that_never_ends_its_line_is_killed_before_it_fills_our_memory(tmp_path):
@@ -224,7 +215,7 @@ def test_a_compute_child_dies_with_the_process_that_started_it(tmp_path):
         "import threading, time\n"
         "from dynquant.runner.compute import _die_with_parent\n"
         "threading.Thread(target=_die_with_parent, daemon=True).start()\n"
-        "print('ready', flush=True); time.sleep(60)"
+        "print('ready', flush=True); time.sleep(3600)"
     )
     assert dies_with_its_parent(tmp_path, "[sys.executable, '-c', code, mark]", code)
 
@@ -238,7 +229,7 @@ def test_a_confined_child_dies_with_its_parent_and_so_does_what_ran_away_from_it
     """It notices nothing by itself: it holds the interpreter's lock, and its children left."""
     code = (
         "import subprocess, sys\n"
-        "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)', sys.argv[1]],"
+        "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(3600)', sys.argv[1]],"
         " start_new_session=True)\n"
         "print('ready', flush=True)\n"
         "import re; re.match('(a+)+b', 'a' * 60)"

@@ -3,12 +3,10 @@ from __future__ import annotations
 import json
 import logging
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -16,8 +14,10 @@ import pytest
 from dynquant.core.job import Job, JobRequest, JobState, StepProgress
 from dynquant.errors import RetryLaterError
 from dynquant.job_ports import RunnerStatus
+from dynquant.runner import live_board
 from dynquant.runner.live_board import LiveBoard, board_snapshot
 from tests.post_server import Post, taking_posts
+from tests.waiting import wait_until
 
 SECRET = "a secret of the Space"
 AWAY = "The board of this runner is not shown: the Space answers with status 503. Look at its log."
@@ -61,7 +61,6 @@ class Space:
     boards: list[dict[str, Any]] = field(default_factory=list)
     authorizations: list[str | None] = field(default_factory=list)
     paths: list[str] = field(default_factory=list)
-    times: list[float] = field(default_factory=list)
     broken: int | None = None
     answers: threading.Event = field(default_factory=threading.Event)
     port: int = 0
@@ -76,7 +75,6 @@ class Space:
     def take(self, post: Post) -> tuple[int, str]:
         content = json.loads(post.body)
         self.paths.append(post.path)
-        self.times.append(time.monotonic())
         self.authorizations.append(post.headers.get("Authorization"))
         self.answers.wait()
         if self.broken is None:
@@ -99,13 +97,6 @@ def space() -> Iterator[Space]:
         yield space
 
 
-def wait_until(happens, secs: float = 10.0) -> bool:
-    deadline = time.monotonic() + secs
-    while not happens() and time.monotonic() < deadline:
-        time.sleep(0.005)
-    return bool(happens())
-
-
 def showing(space: Space, snapshot, **options) -> LiveBoard:
     return LiveBoard(space.url, SECRET, "mac-studio", snapshot, **{"interval_secs": 0.01} | options)
 
@@ -120,11 +111,11 @@ def test_every_change_is_posted_with_the_secret_and_nothing_twice(space):
         return dict(content)
 
     with showing(space, snapshot):
-        assert wait_until(lambda: num_asked > 5)
+        wait_until(lambda: num_asked > 5)
         content["jobs"] = [2]
-        assert wait_until(lambda: len(space.boards) == 2)
+        wait_until(lambda: len(space.boards) == 2)
         before = num_asked
-        assert wait_until(lambda: num_asked > before + 5)
+        wait_until(lambda: num_asked > before + 5)
     assert space.boards == [
         {"runner_id": "mac-studio", "jobs": [1]},
         {"runner_id": "mac-studio", "jobs": [2]},
@@ -135,16 +126,16 @@ def test_every_change_is_posted_with_the_secret_and_nothing_twice(space):
 
 def test_a_board_that_does_not_change_is_posted_again_in_time(space):
     with showing(space, lambda: {"jobs": []}, repeat_secs=0.1):
-        assert wait_until(lambda: len(space.boards) >= 3)
+        wait_until(lambda: len(space.boards) >= 3)
 
 
 def test_a_space_that_was_away_has_the_board_again_and_each_is_logged_once(space, caplog):
     caplog.set_level(logging.INFO, logger="dynquant.runner.live_board")
     space.broken = 503
     with showing(space, lambda: {"jobs": []}):
-        assert wait_until(lambda: len(space.paths) >= 3)
+        wait_until(lambda: len(space.paths) >= 3)
         space.broken = None
-        assert wait_until(lambda: len(space.boards) == 1)
+        wait_until(lambda: len(space.boards) == 1)
     assert [record.getMessage() for record in caplog.records] == [
         AWAY,
         "The Space shows the board of this runner.",
@@ -160,18 +151,30 @@ def test_an_outage_that_changes_its_mind_all_the_time_does_not_fill_the_log(spac
         return {"jobs": []}
 
     with showing(space, snapshot):
-        assert wait_until(lambda: space.boards)
+        wait_until(lambda: space.boards)
     found = [record.getMessage() for record in caplog.records]
     assert [message.count("50") for message in found] == [1, 1, 0]
 
 
+class Pauses(threading.Event):
+    """Notes how long it was to be waited for, and does not wait so long."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.secs: list[float | None] = []
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.secs.append(timeout)
+        return super().wait(0.001)
+
+
 def test_tries_come_further_apart_while_the_space_is_away(space):
     space.broken = 503
-    with showing(space, lambda: {"jobs": []}):
-        assert wait_until(lambda: len(space.times) >= 5)
-    gaps = [later - earlier for earlier, later in pairwise(space.times)]
-    for number, gap in enumerate(gaps):
-        assert gap >= 0.02 * 2**number
+    board = showing(space, lambda: {"jobs": []}, interval_secs=1.0)
+    board._stopping = pauses = Pauses()
+    with board:
+        wait_until(lambda: len(pauses.secs) >= 6)
+    assert pauses.secs[:6] == [2, 4, 8, 16, 32, 60]
 
 
 @pytest.mark.parametrize(
@@ -181,7 +184,7 @@ def test_tries_come_further_apart_while_the_space_is_away(space):
 def test_what_is_wrong_at_the_space_is_said_with_what_to_do(space, caplog, status, words):
     space.broken = status
     with showing(space, lambda: {"jobs": []}):
-        assert wait_until(lambda: caplog.records)
+        wait_until(lambda: caplog.records)
     assert words in caplog.records[0].getMessage()
     assert set(space.paths) == {"/runner/board"}, "a redirect was followed"
     assert SECRET not in caplog.text
@@ -191,7 +194,7 @@ def test_a_space_that_is_not_there_is_no_error(caplog):
     with serving(Space()) as space:
         pass
     with showing(space, lambda: {"jobs": []}):
-        assert wait_until(lambda: caplog.records)
+        wait_until(lambda: caplog.records)
     assert "the Space does not answer (ConnectionError)" in caplog.text
 
 
@@ -205,23 +208,25 @@ def test_a_board_that_cannot_be_read_is_logged_once_and_tried_again(space, caplo
         return {"jobs": []}
 
     with showing(space, snapshot):
-        assert wait_until(lambda: len(space.boards) == 1)
+        wait_until(lambda: len(space.boards) == 1)
     (record,) = [each for each in caplog.records if each.levelno >= logging.WARNING]
     assert record.getMessage() == (
         f"The board of this runner is not shown: it cannot be read ({type(error).__name__})."
     )
 
 
-def test_it_stops_at_once_though_the_space_is_silent_and_the_next_post_far_away(space):
+def test_it_stops_though_the_space_is_silent_for_ever(space, monkeypatch):
+    monkeypatch.setattr(live_board, "_TIMEOUT_SECS", None)
     space.answers.clear()
     with showing(space, lambda: {"jobs": []}):
-        assert wait_until(lambda: space.paths)
-        started = time.monotonic()
-    assert time.monotonic() - started < 2
-    space.answers.set()
-    with showing(space, lambda: {"jobs": []}, interval_secs=3_600):
-        started = time.monotonic()
-    assert time.monotonic() - started < 2
+        wait_until(lambda: space.paths)
+    assert not space.answers.is_set()
+
+
+def test_it_stops_though_the_next_post_is_far_away(space, monkeypatch):
+    monkeypatch.setattr(live_board, "_STOP_SECS", None)
+    with showing(space, lambda: {"jobs": []}, interval_secs=1e6):
+        wait_until(lambda: space.boards)
 
 
 def test_a_password_in_netrc_does_not_take_the_place_of_the_secret(space, tmp_path, monkeypatch):
@@ -230,7 +235,7 @@ def test_a_password_in_netrc_does_not_take_the_place_of_the_secret(space, tmp_pa
     netrc.chmod(0o600)
     monkeypatch.setenv("NETRC", str(netrc))
     with showing(space, lambda: {"jobs": []}):
-        assert wait_until(lambda: space.boards)
+        wait_until(lambda: space.boards)
     assert space.authorizations == [f"Bearer {SECRET}"]
 
 

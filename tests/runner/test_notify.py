@@ -26,6 +26,7 @@ from dynquant.runner.notify import (
     send,
 )
 from tests.post_server import Post, taking_posts
+from tests.waiting import PATIENCE_SECS
 
 SLACK = "https://hooks.slack.com/services/T0/B0/xyz"
 DISCORD = "https://discord.com/api/webhooks/1/xyz"
@@ -334,7 +335,7 @@ def test_the_certificate_of_the_name_is_asked_for_though_the_address_is_a_number
                 f"https://127.0.0.1:{secure_hook.port}/",
                 json={},
                 verify=str(certificate / "certificate.pem"),
-                timeout=10,
+                timeout=PATIENCE_SECS,
             ).status_code
 
     assert post("localhost") == 204

@@ -25,6 +25,7 @@ from tests.hardening import long_form
 from tests.post_server import Post, taking_posts
 from tests.secrets.search import files_in, teller
 from tests.service.conftest import ROOT, SOURCE, TOKEN, Field, hub, sqlite_field
+from tests.waiting import PATIENCE_SECS
 
 __all__ = ["hub", "sqlite_field"]
 
@@ -68,7 +69,7 @@ def said(run: Field, *words: str, **variables: str) -> bytes:
         cwd=ROOT,
         capture_output=True,
         check=False,
-        timeout=240,
+        timeout=PATIENCE_SECS,
     )
     return done.stdout + done.stderr
 
@@ -137,7 +138,7 @@ def test_no_secret_is_in_anything_that_a_runner_writes_sends_or_answers(
     run.wait(lambda: inbox.result(name), "the answer in the inbox")
     # A crash, with a dump of every thread in the log.
     runner.send_signal(signal.SIGABRT)
-    runner.wait(30)
+    runner.wait(PATIENCE_SECS)
     commands = [
         ("jobs", "list", "--json"),
         ("jobs", "show", done.id, "--json"),

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from dynquant.jobs.board import DatabaseBoard
 from tests.command_line import CALIBRATION, HELD_OUT, MODEL
 from tests.local_hub import LocalHub
 from tests.postgres import PostgresServer, postgres_server
+from tests.waiting import PATIENCE_SECS, wait_until
 
 TOKEN = "hf_canaryCanaryCanaryCanary"
 SECRET = "space-secret-canary-0123"
@@ -81,7 +81,7 @@ class Field:
             capture_output=True,
             text=True,
             check=False,
-            timeout=120,
+            timeout=PATIENCE_SECS,
         )
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout) if "--json" in arguments else done.stdout
@@ -99,20 +99,19 @@ class Field:
             JobRequest(**fields | overrides), revision_sha=sha, recipe_version=RECIPE_VERSION
         )
 
-    def wait(self, happens: Callable[[], Any], what: str, secs: float = 180.0) -> Any:
-        deadline = time.monotonic() + secs
-        while time.monotonic() < deadline:
-            if found := happens():
-                return found
-            time.sleep(0.05)
-        logs = "\n".join(path.read_text()[-3000:] for path in self.folder.glob("*.log"))
-        pytest.fail(f"waited {secs:.0f} s for {what}\n{logs}")
+    def wait(self, happens: Callable[[], Any], what: str) -> Any:
+        try:
+            return wait_until(happens, what)
+        except AssertionError as error:
+            for path in self.folder.glob("*.log"):
+                error.add_note(path.read_text()[-3000:])
+            raise
 
     def has_begun(self, job: Job, step: str) -> bool:
         return any(event.sentence == f"Step {step} begins." for event in self.board.log(job.id))
 
-    def over(self, job: Job, secs: float = 180.0) -> Job:
-        self.wait(lambda: self.board.get(job.id).is_over, "the job to end", secs)
+    def over(self, job: Job) -> Job:
+        self.wait(lambda: self.board.get(job.id).is_over, "the job to end")
         return self.board.get(job.id)
 
     def commits(self, repo: str) -> list[str]:

@@ -15,6 +15,7 @@ import pytest
 from dynquant.core.job import STEPS, JobState
 from tests.command_line import needs_shared
 from tests.service.conftest import SECRET, TOKEN, Field
+from tests.waiting import PATIENCE_SECS
 
 pytestmark = [pytest.mark.hub, pytest.mark.slow, needs_shared]
 chaos = pytest.mark.skipif("DYNQUANT_CHAOS" not in os.environ, reason="set DYNQUANT_CHAOS=1")
@@ -29,8 +30,8 @@ def assert_published_once(field: Field, job, *repos: str) -> None:
     for repo in repos:
         assert len(field.commits(repo)) == 1
         assert field.is_whole(repo)
-    field.wait(lambda: not field.local_jobs(), "the disk to be freed", 30)
-    field.wait(lambda: not field.computing(), "computing to end", 30)
+    field.wait(lambda: not field.local_jobs(), "the disk to be freed")
+    field.wait(lambda: not field.computing(), "computing to end")
 
 
 def kill_in_commit(field: Field, runner) -> threading.Event:
@@ -52,10 +53,10 @@ def test_a_runner_killed_while_it_measures_and_again_in_the_commit_publishes_onc
     job = field.submit(4.5, 6.0)
     runner = field.start()
     field.wait(lambda: field.has_begun(job, "measure"), "measuring")
-    time.sleep(1.0)
+    field.wait(field.computing, "computing")
     runner.kill()
     runner.wait()
-    field.wait(lambda: not field.computing(), "the child to notice", 10)
+    field.wait(lambda: not field.computing(), "the child to notice")
     runner = field.start()
     killed = kill_in_commit(field, runner)
     field.wait(killed.is_set, "the commit")
@@ -68,19 +69,16 @@ def test_a_runner_killed_while_it_measures_and_again_in_the_commit_publishes_onc
     assert all(begun.count(f"Step {step} begins.") == 1 for step in ("encode", "evaluate", "card"))
 
 
-def test_a_cancel_stops_the_work_within_two_seconds_and_frees_the_disk(sqlite_field):
+def test_a_cancel_stops_the_work_and_frees_the_disk(sqlite_field):
     field = sqlite_field
     job = field.submit()
     field.start()
     field.wait(field.computing, "computing")
     field.wait(lambda: field.has_begun(job, "measure"), "measuring")
     field.wait(field.computing, "computing")
-    started = time.monotonic()
     field.board.cancel(job.id)
-    field.wait(lambda: not field.computing(), "computing to end", 10)
-    secs = time.monotonic() - started
-    assert secs < 2 or os.getloadavg()[0] > 3, f"{secs:.1f} s"
-    field.wait(lambda: not field.local_jobs(), "the disk to be freed", 10)
+    field.wait(lambda: not field.computing(), "computing to end")
+    field.wait(lambda: not field.local_jobs(), "the disk to be freed")
     assert field.board.get(job.id).state == JobState.CANCELLED
     assert ("model", REPO) not in field.hub.repos
     # Another attempt goes through, and what is asked for again is the same job.
@@ -112,7 +110,7 @@ def test_the_commands_show_a_job_and_no_secret_is_written_anywhere(sqlite_field)
     assert field.run("jobs", "show", job.id, "--json")["job"]["state"] == "published"
     assert "Step publish begins." in field.run("jobs", "logs", job.id)
     runner.send_signal(signal.SIGTERM)
-    assert runner.wait(30) == 0
+    assert runner.wait(PATIENCE_SECS) == 0
     written = [path for path in field.folder.rglob("*") if path.is_file()]
     assert any(path.name == "dynquant.log" for path in written)
     for path in written:
@@ -129,7 +127,8 @@ def test_a_hub_that_is_away_for_a_while_costs_only_time(sqlite_field):
     field.wait(lambda: field.has_begun(job, "evaluate"), "evaluating")
     fault = field.hub.fail(".", status=503)
     field.wait(lambda: field.has_begun(job, "publish"), "publishing")
-    time.sleep(10)
+    refused = len(field.hub.requests)
+    field.wait(lambda: len(field.hub.requests) > refused + 3, "three requests that are refused")
     field.hub.faults.remove(fault)
     field.over(job)
     assert_published_once(field, job, REPO)
@@ -176,10 +175,10 @@ def test_a_runner_frozen_inside_publish_and_thawed_after_the_takeover_changes_no
     field.wait(stopped.is_set, "publishing")
     frozen_at = time.monotonic()
     field.start("two")
-    field.over(job, 300)
+    field.over(job)
     secs = time.monotonic() - frozen_at
     frozen.send_signal(signal.SIGCONT)
-    time.sleep(10)
+    field.wait(lambda: not field.local_jobs("one"), "the thawed runner to notice")
     assert field.board.get(job.id).runner == "two"
     assert_published_once(field, job, REPO)
     record_property("chaos", f"frozen inside publish: taken over and published after {secs:.1f} s")

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections import Counter
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,6 +15,7 @@ from dynquant.cli.watchtower import Watchtower
 from dynquant.core.watch_status import Errands, WatchAct
 from dynquant.errors import InvalidOptionError, RequestError
 from dynquant.settings import Settings
+from tests.waiting import wait_until
 from tests.watcher.scene import add_model, model_files
 
 pytestmark = pytest.mark.hub
@@ -195,15 +195,10 @@ def test_what_a_space_asks_for_is_done(scene, rules, tmp_path):
             tower.run_errands(Errands(act=WatchAct.SWEEP))
         tower.run_errands(Errands(act=WatchAct.RESUME))
         tower.run_errands(Errands(look_at=("org/Model", "else/Model", "org/Model")))
-        until = time.monotonic() + 30
-        while len(tower.status().reports) < 2 and time.monotonic() < until:
-            time.sleep(0.02)
+        wait_until(lambda: len(tower.status().reports) >= 2)
         assert [job.request.model for job in scene.board.list()] == ["org/Model"]
         assert scene.state.known("else/Model") is None
         tower.run_errands(Errands(act=WatchAct.SWEEP))
         # A model that is asked for twice may be looked at twice.
-        while tower.status().reports[0].num_seen != 3 and time.monotonic() < until:
-            time.sleep(0.02)
-        assert tower.status().reports[0].num_seen == 3
-        while tower.status().is_sweeping and time.monotonic() < until:
-            time.sleep(0.02)
+        wait_until(lambda: tower.status().reports[0].num_seen == 3)
+        wait_until(lambda: not tower.status().is_sweeping)

@@ -16,6 +16,7 @@ from dynquant.core.job import Job, JobState
 from dynquant.core.skips import Skip
 from dynquant.core.watch_config import parse_watch_config
 from tests.jobs.arena import Arena
+from tests.waiting import PATIENCE_SECS
 from tests.watcher.scene import (
     add_dynquant,
     add_model,
@@ -53,7 +54,7 @@ class Sweeps:
             capture_output=True,
             text=True,
             check=False,
-            timeout=120,
+            timeout=PATIENCE_SECS,
         )
 
     def killed(self, now: datetime, death: str) -> None:
@@ -222,7 +223,7 @@ def _all_over(arena: Arena) -> dict[str, str]:
         every = arena.board.list(limit=100)
         return [job for job in every if job.state is not JobState.CANCELLED]
 
-    arena.wait(lambda: all(job.is_over for job in jobs()), "all jobs to be over", secs=300)
+    arena.wait(lambda: all(job.is_over for job in jobs()), "all jobs to be over")
     over = jobs()
     assert {job.state for job in over} == {JobState.PUBLISHED}
     return {job.request.model: job.request.revision or "" for job in over}

@@ -6,7 +6,10 @@ from typing import Any
 
 from playwright.sync_api import Page, expect
 
-expect.set_options(timeout=30_000)  # as long as Playwright waits for everything else
+from tests.waiting import PATIENCE_SECS
+
+PATIENCE_MSECS = 1_000 * PATIENCE_SECS
+expect.set_options(timeout=PATIENCE_MSECS)
 
 LAUNCH: dict[str, Any] = {
     "executable_path": "/usr/bin/chromium",

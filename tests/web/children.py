@@ -5,18 +5,17 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import requests
 
+from tests.waiting import PATIENCE_SECS, wait_until
+
 __all__ = ["ROOT", "answering", "end", "running"]
 
 ROOT = Path(__file__).parents[2]
-_STOP_SECS = 30.0
-START_SECS = 60.0
 
 
 @contextmanager
@@ -42,11 +41,11 @@ def end(process: subprocess.Popen[bytes]) -> None:
     """Ask a process of `running` to stop; then make it, and all that it has started."""
     process.terminate()
     try:
-        process.wait(_STOP_SECS)
+        process.wait(PATIENCE_SECS)
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        process.wait(_STOP_SECS)
+        process.wait(PATIENCE_SECS)
 
 
 def answering(url: str, process: subprocess.Popen[bytes]) -> str:
@@ -55,11 +54,13 @@ def answering(url: str, process: subprocess.Popen[bytes]) -> str:
     Raises:
         AssertionError: They do not come.
     """
-    until = time.monotonic() + START_SECS
-    while time.monotonic() < until and process.poll() is None:
-        try:
-            if requests.get(url, timeout=5).ok:
-                return url
-        except requests.RequestException:
-            time.sleep(0.2)
-    raise AssertionError(f"no pages at {url}; the process ended with {process.poll()}")
+
+    def answers() -> bool:
+        if process.poll() is not None:
+            raise AssertionError(f"no pages at {url}: the process ended with {process.returncode}")
+        with suppress(requests.RequestException):
+            return requests.get(url, timeout=5).ok
+        return False
+
+    wait_until(answers, f"pages at {url}")
+    return url

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.waiting import PATIENCE_SECS
+
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
 from gradio_client import Client
@@ -14,7 +16,7 @@ from huggingface_hub import constants
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from tests.hub.conftest import hub, pauses
-from tests.web.browser import LAUNCH
+from tests.web.browser import LAUNCH, PATIENCE_MSECS
 from tests.web.scene import Field, opened
 
 __all__ = ["hub", "pauses"]
@@ -48,7 +50,7 @@ def field(tmp_path_factory) -> Iterator[Field]:
 
 @pytest.fixture(scope="module")
 def client(field) -> Iterator[Client]:
-    client = Client(field.url, verbose=False, httpx_kwargs={"timeout": 60})
+    client = Client(field.url, verbose=False, httpx_kwargs={"timeout": PATIENCE_SECS})
     yield client
     client.close()
 
@@ -68,6 +70,7 @@ def page(browser) -> Iterator[Page]:
     """A visitor with a browser of their own."""
     context = browser.new_context()
     try:
+        context.set_default_timeout(PATIENCE_MSECS)
         yield context.new_page()
     finally:
         context.close()

@@ -83,13 +83,25 @@ def _fill(hub: LocalHub, num_documents: int | None) -> None:
 
 
 def environment(hub: LocalHub, folder: Path, **extra: str) -> dict[str, str]:
-    """What the pages and their runner have to know of `hub`."""
-    return os.environ | {
+    """Variables under which the commands use `hub`, and keep what they keep in `folder`.
+
+    Settings of this shell for the real Hub, or for another queue, do not come through.
+    """
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("DYNQUANT_", "HF_", "HUGGING_FACE_", "HUGGINGFACE_"))
+    }
+    own = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
+    not_proxied = ",".join(filter(None, (own, "127.0.0.1", "localhost")))
+    return kept | {
         "HF_ENDPOINT": hub.url,
         "HF_HOME": str(folder / "hf"),
         "HF_TOKEN": TOKEN,
         "HF_HUB_DISABLE_XET": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "NO_PROXY": not_proxied,
+        "no_proxy": not_proxied,
         "DYNQUANT_HOME": str(folder / "home"),
         "GRADIO_ANALYTICS_ENABLED": "False",
         **extra,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -45,13 +44,13 @@ from dynquant.web.settings import WebSettings
 from dynquant.web.site import make_site
 from tests.core.card_factories import make_facts, make_ladder, make_original, make_row, make_uniform
 from tests.local_hub import LocalHub
+from tests.waiting import PATIENCE_SECS, wait_until
 from tests.watcher.scene import add_model, model_files
 
 SAMPLE = Path(__file__).parents[2] / "examples" / "sample-2m"
 SOURCE = "team/sample-2m"
 NAMESPACE = "quants"
 WEBHOOK_SECRET = "what-the-hub-was-told"
-PATIENCE_SECS = 30.0
 CHIPS = {"mac-studio": "Apple M2 Ultra", "mac-mini": "Apple M4 Pro"}
 
 
@@ -232,9 +231,7 @@ def served(app: FastAPI, *, port: int = 0) -> Iterator[str]:
     thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
     thread.start()
     try:
-        until = time.monotonic() + PATIENCE_SECS
-        while not server.started and time.monotonic() < until:
-            time.sleep(0.02)
+        wait_until(lambda: server.started, "the pages")
         yield f"http://127.0.0.1:{listening.getsockname()[1]}"
     finally:
         server.should_exit = True

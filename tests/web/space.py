@@ -21,6 +21,7 @@ from tests.hub import duplicating
 from tests.local_hub import LocalHub
 from tests.local_hub.app import app
 from tests.runner.test_live_board import make_runner
+from tests.waiting import PATIENCE_SECS
 from tests.web import sign_in
 from tests.web.browser import settled
 from tests.web.children import answering, running
@@ -56,7 +57,7 @@ class Space:
             f"{self.url}/runner/board",
             json=board,
             headers={"Authorization": f"Bearer {secret}"},
-            timeout=10,
+            timeout=PATIENCE_SECS,
         ).status_code
 
     def request(self) -> JobRequest:
@@ -138,7 +139,7 @@ def signed_in(page: Page, space: Space, user: str) -> None:
 @contextmanager
 def asking(space: Space, token: str | None) -> Iterator[Client]:
     """A program with a token."""
-    options = {"timeout": 60}
+    options = {"timeout": PATIENCE_SECS}
     with closing(
         Client(space.url, oauth_token=token, verbose=False, httpx_kwargs=options)
     ) as client:

@@ -13,6 +13,7 @@ from gradio_client import Client
 from gradio_client.exceptions import AppError
 
 from dynquant.core.job import JobState
+from tests.waiting import PATIENCE_SECS
 from tests.web.scene import NAMESPACE, SOURCE, opened
 
 DOCS = Path(__file__).parents[2] / "docs" / "space.md"
@@ -33,10 +34,10 @@ def test_only_the_four_named_endpoints_are_public(client):
 
 
 def test_over_http_there_are_exactly_the_four_and_all_else_is_private(field):
-    listed = requests.get(f"{field.url}/gradio_api/info", timeout=30).json()
+    listed = requests.get(f"{field.url}/gradio_api/info", timeout=PATIENCE_SECS).json()
     assert set(listed["named_endpoints"]) == {"/plan", "/submit", "/status", "/cancel"}
     assert listed["unnamed_endpoints"] == {}
-    handlers = requests.get(f"{field.url}/config", timeout=30).json()["dependencies"]
+    handlers = requests.get(f"{field.url}/config", timeout=PATIENCE_SECS).json()["dependencies"]
     public = {each["api_name"] for each in handlers if each["api_visibility"] != "private"}
     assert public == {"plan", "submit", "status", "cancel"}
     assert len(handlers) > 10
@@ -59,7 +60,7 @@ def call_mcp(url: str, method: str, **params) -> dict:
         f"{url}/gradio_api/mcp/",
         json={"jsonrpc": "2.0", "id": 1, "method": method, "params": params},
         headers={"Accept": "application/json, text/event-stream"},
-        timeout=60,
+        timeout=PATIENCE_SECS,
     )
     line = next(line for line in answer.text.splitlines() if line.startswith("data: "))
     return json.loads(line.removeprefix("data: "))["result"]
@@ -138,7 +139,7 @@ def test_what_makes_no_sense_is_refused_in_a_sentence(client, field, overrides, 
 @pytest.mark.parametrize("path", ["run/submit", "call/submit", "queue/join"])
 def test_what_is_far_too_large_is_not_read(field, path):
     content = b'{"data":["' + bytes(3_000_000) + b'"]}'
-    answer = requests.post(f"{field.url}/gradio_api/{path}", data=content, timeout=60)
+    answer = requests.post(f"{field.url}/gradio_api/{path}", data=content, timeout=PATIENCE_SECS)
     assert answer.status_code == 413
     assert answer.json()["detail"] == "A request may have 256 kB, and no more."
 

@@ -19,6 +19,7 @@ from dynquant.web.limits import LIMITS, Limit
 from dynquant.web.settings import WebSettings
 from dynquant.web.snapshots import Snapshots
 from tests.hardening import long_form
+from tests.waiting import PATIENCE_SECS
 from tests.web.scene import NAMESPACE, SOURCE, Field, opened
 
 pytestmark = [
@@ -139,7 +140,7 @@ def attack(space: Field, *, num_examples: int, number: int) -> Counter[int]:
     statuses: Counter[int] = Counter()
     # The server ends a connection that waits for five seconds, as while examples are made up.
     no_reuse = httpx2.Limits(max_keepalive_connections=0)
-    client = httpx2.Client(base_url=space.url, timeout=60, limits=no_reuse)
+    client = httpx2.Client(base_url=space.url, timeout=PATIENCE_SECS, limits=no_reuse)
 
     def answered(answer: httpx2.Response, said: Any) -> None:
         statuses[answer.status_code] += 1

@@ -14,6 +14,7 @@ from dynquant.errors import RetryLaterError
 from dynquant.web.guard import MAX_BODY_BYTES, MAX_DEPTH, _depth
 from dynquant.web.limits import LIMITS, Limit, Limits
 from dynquant.web.settings import WebSettings
+from tests.waiting import PATIENCE_SECS
 from tests.web.browser import settled
 from tests.web.scene import NAMESPACE, SOURCE, Field, opened, populated
 
@@ -33,7 +34,9 @@ def space(tmp_path_factory) -> Iterator[Field]:
 
 def post(space: Field, content: bytes | None = None, path: str = "plan", **options):
     body = {"content": content} if content is not None else {"json": options.pop("json", PLAN)}
-    return httpx2.post(f"{space.url}/gradio_api/run/{path}", timeout=60, **body, **options)
+    return httpx2.post(
+        f"{space.url}/gradio_api/run/{path}", timeout=PATIENCE_SECS, **body, **options
+    )
 
 
 @pytest.mark.parametrize("origin", STRANGERS)
@@ -52,7 +55,7 @@ def test_the_own_page_and_programs_may(space):
 @pytest.mark.parametrize("path", ["/", "/live/board", "/config"])
 @pytest.mark.parametrize("host", ["evil.example:7860", "localhost.evil.example", "127.0.0.1.x", ""])
 def test_a_name_of_somebody_else_that_leads_to_ones_own_machine_shows_nothing(field, path, host):
-    answer = httpx2.get(f"{field.url}{path}", headers={"Host": host}, timeout=60)
+    answer = httpx2.get(f"{field.url}{path}", headers={"Host": host}, timeout=PATIENCE_SECS)
     assert answer.status_code == 403
     assert "127.0.0.1 or localhost" in answer.json()["error"]
 
@@ -80,7 +83,7 @@ def test_a_request_that_is_too_large_is_refused_with_and_without_a_length(space)
     large = b'{"data": ["' + b"x" * MAX_BODY_BYTES + b'"]}'
     assert post(space, large).status_code == 413
     parts = iter([large[:1000], large[1000:]])
-    answer = httpx2.post(f"{space.url}/gradio_api/run/plan", content=parts, timeout=60)
+    answer = httpx2.post(f"{space.url}/gradio_api/run/plan", content=parts, timeout=PATIENCE_SECS)
     assert answer.status_code == 413
     assert "256 kB" in answer.json()["error"]
 
@@ -136,7 +139,7 @@ def test_an_endpoint_that_there_is_not_is_no_error_of_the_server(space):
     answer = post(space, path="nothing")
     assert answer.status_code == 404
     assert answer.json()["error"] == "There is no such endpoint here."
-    handlers = httpx2.get(f"{space.url}/config", timeout=60).json()["dependencies"]
+    handlers = httpx2.get(f"{space.url}/config", timeout=PATIENCE_SECS).json()["dependencies"]
     foresee = next(each["id"] for each in handlers if each["api_name"] == "foresee")
     for path, number, status in (
         ("plan", 0, 404),
@@ -150,7 +153,7 @@ def test_an_endpoint_that_there_is_not_is_no_error_of_the_server(space):
 @pytest.mark.parametrize("session", ["", None])
 def test_nobody_joins_the_queue_without_a_session(space, session):
     call = {"data": [{}] * 4, "fn_index": 0, "session_hash": session}
-    answer = httpx2.post(f"{space.url}/gradio_api/queue/join", json=call, timeout=60)
+    answer = httpx2.post(f"{space.url}/gradio_api/queue/join", json=call, timeout=PATIENCE_SECS)
     assert answer.status_code == 422
     assert "name a session" in answer.json()["error"]
 
@@ -206,7 +209,7 @@ def test_a_job_of_another_visitor_is_theirs_and_an_operators(space):
 
 @pytest.mark.parametrize("path", ["/", "/job", "/board", "/gallery", "/live/board", "/nothing"])
 def test_every_answer_tells_browsers_what_they_may_do(space, path):
-    headers = httpx2.get(f"{space.url}{path}", timeout=60).headers
+    headers = httpx2.get(f"{space.url}{path}", timeout=PATIENCE_SECS).headers
     assert headers["X-Content-Type-Options"] == "nosniff"
     assert headers["Referrer-Policy"] == "strict-origin-when-cross-origin"
     policy = headers["Content-Security-Policy"]
@@ -215,7 +218,7 @@ def test_every_answer_tells_browsers_what_they_may_do(space, path):
 
 
 def test_on_ones_own_machine_nobody_frames_the_pages(field):
-    policy = httpx2.get(field.url, timeout=60).headers["Content-Security-Policy"]
+    policy = httpx2.get(field.url, timeout=PATIENCE_SECS).headers["Content-Security-Policy"]
     assert policy.endswith("frame-ancestors 'self'")
 
 
@@ -292,7 +295,7 @@ def test_a_stranger_who_looks_too_often_is_told_so_and_others_are_not(space, mon
 def test_the_page_foresees_only_what_counted_as_a_look(space, monkeypatch):
     few = {"look at models": Limit(burst=3, secs=1e6)}
     monkeypatch.setattr(space.service._limits, "_limits", few)
-    handlers = httpx2.get(f"{space.url}/config", timeout=60).json()["dependencies"]
+    handlers = httpx2.get(f"{space.url}/config", timeout=PATIENCE_SECS).json()["dependencies"]
     foresee = next(each["id"] for each in handlers if each["api_name"] == "foresee")
     fresh = {"X-Forwarded-For": "203.0.113.9"}  # somebody who has not looked at anything yet
 

@@ -1,36 +1,39 @@
-"""What many open pages cost."""
+"""What many open pages get. How quickly: benchmarks/responsiveness.py."""
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-from pathlib import Path
+import asyncio
 
+import httpx
 import pytest
 
 from dynquant.core.job import StepProgress
+from tests.waiting import PATIENCE_SECS
 
-pytestmark = [pytest.mark.hub, pytest.mark.slow]
+pytestmark = [pytest.mark.hub]
 
 NUM_PAGES = 200
-SECS = 12.0
-ROOT = Path(__file__).parents[2]
 
 
-def test_two_hundred_open_pages_are_all_answered(field, record_property):
+def test_two_hundred_open_pages_are_all_answered_and_told_nothing_twice(field):
     job_id = field.submit()
     field.run(job_id, StepProgress(step="measure", fraction=0.5))
-    command = [sys.executable, "-m", "tests.web.load", field.url, job_id, str(NUM_PAGES), str(SECS)]
-    done = subprocess.run(
-        command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True, timeout=10 * SECS
-    )
-    found = json.loads(done.stdout)
-    line = (
-        f"{NUM_PAGES} pages: {found['looks_per_sec']:.0f} looks per second, median "
-        f"{1000 * found['median_secs']:.0f} ms, 95 % under {1000 * found['p95_secs']:.0f} ms"
-    )
-    record_property("load", line)
-    sys.stdout.write(line + "\n")
-    # How quickly is for the report: it depends on what else this machine does.
-    assert found["num_pages"] == NUM_PAGES
+
+    async def looks(client: httpx.AsyncClient) -> tuple[str, bytes]:
+        """What a page that was just opened gets, and what it gets when it looks again."""
+        first = await client.get("/live/job", params={"job": job_id})
+        mark = first.raise_for_status().json()["mark"]
+        again = await client.get("/live/job", params={"job": job_id, "seen": mark})
+        return mark, again.raise_for_status().content
+
+    async def all_at_once() -> list[tuple[str, bytes]]:
+        limits = httpx.Limits(max_connections=None)
+        async with httpx.AsyncClient(
+            base_url=field.url, timeout=PATIENCE_SECS, limits=limits
+        ) as client:
+            return await asyncio.gather(*(looks(client) for _ in range(NUM_PAGES)))
+
+    found = asyncio.run(all_at_once())
+    assert len(found) == NUM_PAGES
+    assert len({mark for mark, _ in found}) == 1
+    assert {again for _, again in found} == {b""}

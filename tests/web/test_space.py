@@ -13,6 +13,7 @@ from gradio_client.exceptions import AppError
 from playwright.sync_api import Page, expect
 
 from dynquant.core.job import Job, JobRequest, JobState, PublishedRepo, StepProgress
+from tests.waiting import PATIENCE_SECS
 from tests.web.browser import settled
 from tests.web.scene import SOURCE, make_family, publish
 from tests.web.space import SECRET, Space, asking, opened_space, visiting
@@ -125,5 +126,10 @@ def test_only_runners_with_the_secret_post_boards(space):
     assert space.post(secret="guess-guess-guess-guess") == 401
     url = f"{space.url}/runner/board"
     headers = {"Authorization": f"Bearer {SECRET}"}
-    assert requests.post(url, data=b"{}", headers=headers, timeout=10).status_code == 422
-    assert requests.post(url, data=bytes(5_000_000), headers=headers, timeout=10).status_code == 413
+    assert requests.post(url, data=b"{}", headers=headers, timeout=PATIENCE_SECS).status_code == 422
+    assert (
+        requests.post(
+            url, data=bytes(5_000_000), headers=headers, timeout=PATIENCE_SECS
+        ).status_code
+        == 413
+    )

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -36,6 +35,7 @@ from dynquant.web.space_watch import SpaceWatch
 from tests.local_hub import LocalHub
 from tests.local_hub.conftest import client_home, talk_to
 from tests.runner.test_live_board import make_job, make_runner
+from tests.waiting import PATIENCE_SECS, wait_until
 from tests.watcher.factories import make_config, make_rule
 from tests.watcher.scene import add_model
 from tests.watcher.test_webhook import SECRET as HUB_SECRET
@@ -46,7 +46,6 @@ __all__ = ["client_home", "talk_to"]
 
 ROOT = Path(__file__).parents[2]
 SECRET = "a-secret-of-the-space"
-PATIENCE_SECS = 90.0
 
 
 def make_status(**overrides: Any) -> WatchStatus:
@@ -80,6 +79,7 @@ class Runner:
     url: str
     status: WatchStatus | None = field(default_factory=make_status)
     errands: list[Errands] = field(default_factory=list)
+    num_rounds: int = 0
 
     def board(self) -> LiveBoard:
         return LiveBoard(
@@ -89,10 +89,16 @@ class Runner:
             self._snapshot,
             on_errands=self.errands.append,
             interval_secs=0.02,
-            repeat_secs=0.02,
+            repeat_secs=0.0,
         )
 
+    def wait_for_rounds(self) -> None:
+        """Until the Space has answered another two posts."""
+        enough = self.num_rounds + 3
+        wait_until(lambda: self.num_rounds >= enough)
+
     def _snapshot(self) -> dict[str, Any]:
+        self.num_rounds += 1
         shown = board_snapshot([make_job()], [make_runner()])
         return shown if self.status is None else shown | {"watch": status_to_json(self.status)}
 
@@ -106,7 +112,7 @@ class Space:
     def post(self, content: bytes) -> int:
         headers = {"X-Webhook-Secret": HUB_SECRET}
         return requests.post(
-            f"{self.url}/webhooks/hub", data=content, headers=headers, timeout=20
+            f"{self.url}/webhooks/hub", data=content, headers=headers, timeout=PATIENCE_SECS
         ).status_code
 
 
@@ -120,13 +126,6 @@ def space() -> Iterator[Space]:
     add_webhook(app, Webhook(HUB_SECRET, covers=watch.covers, look=watch.look_at))
     with served(app) as url:
         yield Space(url, watch, now)
-
-
-def waited(happens) -> bool:
-    until = time.monotonic() + PATIENCE_SECS
-    while not happens() and time.monotonic() < until:
-        time.sleep(0.01)
-    return bool(happens())
 
 
 def is_told(space: Space) -> bool:
@@ -153,7 +152,7 @@ def test_before_a_runner_has_told_of_a_watcher_nobody_can_say_anything(space):
     plain = Runner(space.url, status=None)
     with plain.board():
         space.watch.pause()
-        time.sleep(0.2)
+        plain.wait_for_rounds()
     assert plain.errands == []  # who has no watcher gets no errands
     assert space.watch.collect().act is WatchAct.PAUSE
 
@@ -161,35 +160,35 @@ def test_before_a_runner_has_told_of_a_watcher_nobody_can_say_anything(space):
 def test_what_the_hub_posts_to_the_space_reaches_the_runner_once(space):
     runner = Runner(space.url)
     with runner.board():
-        assert waited(lambda: is_told(space))
+        wait_until(lambda: is_told(space))
         assert space.post(body()) == 202
         assert space.post(body()) == 409
         assert space.post(body(repo={"name": "else/Model"})) == 403
-        assert waited(lambda: runner.errands)
-        time.sleep(0.1)
+        wait_until(lambda: runner.errands)
+        runner.wait_for_rounds()
     assert runner.errands == [Errands(look_at=("org/Model",))]
 
 
 def test_an_operator_at_the_space_steers_the_watcher_of_the_runner(space):
     runner = Runner(space.url)
     with runner.board():
-        assert waited(lambda: is_told(space))
+        wait_until(lambda: is_told(space))
         for act, number in ((space.watch.sweep, 1), (space.watch.pause, 2)):
             assert "within half a minute" in act()
-            assert waited(lambda: len(runner.errands) == number)  # noqa: B023
+            wait_until(lambda: len(runner.errands) == number)  # noqa: B023
         runner.status = make_status(is_paused=True)
-        assert waited(lambda: space.watch.status().is_paused)
+        wait_until(lambda: space.watch.status().is_paused)
         with pytest.raises(RequestError, match="paused"):
             space.watch.sweep()
         space.watch.resume()
-        assert waited(lambda: len(runner.errands) == 3)
+        wait_until(lambda: len(runner.errands) == 3)
     assert [each.act for each in runner.errands] == list(WatchAct)
 
 
 def test_a_runner_that_has_gone_away_is_not_spoken_of_as_if_it_were_there(space):
     runner = Runner(space.url)
     with runner.board():
-        assert waited(lambda: is_told(space))
+        wait_until(lambda: is_told(space))
     space.now[0] += 600
     with pytest.raises(RetryLaterError, match="in the last minutes"):
         space.watch.status()
@@ -220,11 +219,11 @@ def test_a_real_runner_tells_the_space_of_its_watcher_and_runs_its_errands(
             [sys.executable, "-m", "dynquant", "runner"], cwd=ROOT, env=environment
         ) as runner:
             try:
-                assert waited(lambda: is_told(space))
-                assert waited(lambda: len(space.watch.status().reports) == 1)  # the first sweep
+                wait_until(lambda: is_told(space))
+                wait_until(lambda: len(space.watch.status().reports) == 1)  # the first sweep
                 add_model(hub, "org/Model", datetime.now(UTC))
                 assert space.post(body()) == 202
-                assert waited(lambda: space.watch.status().latest)
+                wait_until(lambda: space.watch.status().latest)
                 assert space.watch.status().latest[0].repo_id == "org/Model"
             finally:
                 runner.terminate()

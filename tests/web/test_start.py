@@ -14,35 +14,24 @@ import app
 from dynquant.errors import InvalidOptionError
 from dynquant.settings import Settings
 from dynquant.web.settings import WebSettings
+from tests.waiting import PATIENCE_SECS
 
 ROOT = Path(__file__).parents[2]
 
-MAX_CPU_SECS = 2.0
-"""Beside what importing Gradio alone takes, which is most of it, and by the processor's time:
-the clock counts whatever else the machine does. On two quiet cores Gradio took 3.7 s of the
-clock, the rest 0.9 s."""
-
-MAX_SECS = 120.0
-"""Of the clock, on whatever machine; more is a hang."""
+HEAVY = {"dbos", "mlx", "mlx_lm", "tokenizers", "transformers"}
+"""What converting needs, and the pages do not; benchmarks/responsiveness.py times the start."""
 
 _START = """
-import json, resource, sys
-def cpu_secs():
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    return used.ru_utime + used.ru_stime
-import gradio
-before = cpu_secs()
+import json, os, sys
 from dynquant.settings import Settings
 from dynquant.web.settings import WebSettings
-import os, app
+import app
 app.make_app(Settings.from_environment(os.environ), WebSettings.from_environment(os.environ))
-used = cpu_secs() - before
-foreign = sorted({name.partition(".")[0] for name in sys.modules} & {"mlx", "mlx_lm"})
-print(json.dumps({"cpu_secs": used, "foreign": foreign}))
+print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules})))
 """
 
 
-def test_it_starts_quickly_and_without_mlx(tmp_path):
+def test_it_starts_without_what_only_converting_needs(tmp_path):
     environment = os.environ | {"DYNQUANT_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, "-c", _START],
@@ -51,11 +40,11 @@ def test_it_starts_quickly_and_without_mlx(tmp_path):
         capture_output=True,
         text=True,
         check=True,
-        timeout=MAX_SECS,
+        timeout=PATIENCE_SECS,
     )
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert found["foreign"] == []
-    assert found["cpu_secs"] < MAX_CPU_SECS
+    loaded = set(json.loads(done.stdout.splitlines()[-1]))
+    assert "gradio" in loaded
+    assert loaded & HEAVY == set()
     assert str(tmp_path) not in done.stderr
 
 
@@ -67,7 +56,7 @@ def test_settings_that_make_no_sense_end_it_in_a_sentence(tmp_path):
         capture_output=True,
         text=True,
         check=False,
-        timeout=MAX_SECS,
+        timeout=PATIENCE_SECS,
     )
     assert done.returncode == 2
     assert done.stderr.startswith("Error: DYNQUANT_OPERATORS must be names of accounts")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from dataclasses import replace
 from xml.etree import ElementTree as ET
 
@@ -22,9 +21,8 @@ from dynquant.web.service import Board
 from dynquant.web.sparkline import sparkline
 from tests.core.card_factories import make_facts
 from tests.runner.test_live_board import make_job, make_runner
+from tests.waiting import wait_until
 from tests.web.scene import NAMESPACE, make_family, publish
-
-PATIENCE_SECS = 30.0
 
 
 def test_each_layer_has_a_bar_as_high_as_its_bits():
@@ -92,9 +90,7 @@ def test_nobody_waits_for_the_list_of_finished_models(hub, pauses):
         HubSearch(endpoint=hub.url, token=False, sleep=pauses.append), namespace=NAMESPACE
     )
     assert catalogue.known() == ()
-    until = time.monotonic() + PATIENCE_SECS
-    while not catalogue.known() and time.monotonic() < until:
-        time.sleep(0.02)
+    wait_until(catalogue.known)
     assert [each.repo_id for each in catalogue.known()] == ["quants/Qwen3-0.6B-MLX-3.5bpw"]
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -15,6 +14,7 @@ from dynquant.errors import RequestError
 from dynquant.settings import Settings
 from dynquant.web.reception import Visitor
 from dynquant.web.settings import WebSettings
+from tests.waiting import PATIENCE_SECS, wait_until
 from tests.watcher.scene import add_model, model_files
 from tests.watcher.test_webhook import body
 from tests.web.browser import settled
@@ -28,7 +28,6 @@ rules:
      destination: quants, hours_per_day: 8}
   - {name: "macs", search: <b>, memory: [16GB, 32GB], destination: "quants/{model}-{bpw}"}
 """
-PATIENCE_SECS = 30.0
 
 
 @pytest.fixture(scope="module")
@@ -43,21 +42,11 @@ def field(tmp_path_factory) -> Iterator[Field]:
         yield field
 
 
-@pytest.fixture(autouse=True)
-def patient() -> None:
-    expect.set_options(timeout=PATIENCE_SECS * 1_000)
-
-
-def waited(happens: Callable[[], object]) -> bool:
-    until = time.monotonic() + PATIENCE_SECS
-    while not happens() and time.monotonic() < until:
-        time.sleep(0.05)
-    return bool(happens())
-
-
 def post(field: Field, content: bytes, secret: str = WEBHOOK_SECRET) -> requests.Response:
     headers = {"X-Webhook-Secret": secret, "Content-Type": "application/json"}
-    return requests.post(f"{field.url}/webhooks/hub", data=content, headers=headers, timeout=30)
+    return requests.post(
+        f"{field.url}/webhooks/hub", data=content, headers=headers, timeout=PATIENCE_SECS
+    )
 
 
 def models(field: Field) -> list[str]:
@@ -127,7 +116,7 @@ def test_the_hub_posts_and_the_repo_is_looked_at_at_once(field):
     content = body(repo={"name": "org/Pushed", "headSha": "1" * 40})
     answer = post(field, content)
     assert (answer.status_code, answer.text) == (202, "'org/Pushed' will be looked at.")
-    assert waited(lambda: "org/Pushed" in models(field))
+    wait_until(lambda: "org/Pushed" in models(field))
     assert "org/Other" not in models(field)
     assert post(field, content).status_code == 409
     talk = body(event={"action": "create", "scope": "discussion"}, repo={"headSha": "2" * 40})
@@ -147,12 +136,12 @@ def test_what_is_forged_or_too_large_or_covered_by_no_rule_brings_nothing_about(
             f"{field.url}/webhooks/hub",
             data=endless,
             headers={"X-Webhook-Secret": WEBHOOK_SECRET},
-            timeout=30,
+            timeout=PATIENCE_SECS,
         )
         assert answer.status_code == 413
     except requests.ConnectionError:  # it hung up before all was said
         pass
-    assert requests.get(f"{field.url}/webhooks/hub", timeout=30).status_code != 202
+    assert requests.get(f"{field.url}/webhooks/hub", timeout=PATIENCE_SECS).status_code != 202
     assert len(field.hub.requests) == asked
 
 
@@ -163,7 +152,7 @@ def test_a_webhook_queues_nothing_while_the_watcher_is_paused(field):
         add_model(field.hub, "org/Paused", datetime.now(UTC))
         num_reports = len(field.service.watch.status().reports)
         assert post(field, body(repo={"name": "org/Paused"})).status_code == 202
-        assert waited(lambda: len(field.service.watch.status().reports) > num_reports)
+        wait_until(lambda: len(field.service.watch.status().reports) > num_reports)
         assert "org/Paused" not in models(field)
     finally:
         field.service.watch.resume()
@@ -189,7 +178,10 @@ def test_without_rules_the_page_says_how_to_set_some(tmp_path, browser):
         page = browser.new_page()
         settled(page, f"{field.url}/watcher")
         expect(page.locator("#dq-watcher")).to_contain_text("DYNQUANT_WATCH_CONFIG")
-        assert requests.post(f"{field.url}/webhooks/hub", timeout=30).status_code in {404, 405}
-        found = requests.get(f"{field.url}/live/watcher", timeout=30).json()
+        assert requests.post(f"{field.url}/webhooks/hub", timeout=PATIENCE_SECS).status_code in {
+            404,
+            405,
+        }
+        found = requests.get(f"{field.url}/live/watcher", timeout=PATIENCE_SECS).json()
         assert "has no rules" in found["html"]
         page.close()

@@ -12,14 +12,12 @@ import pytest
 from gradio_client import Client
 from playwright.sync_api import expect
 
+from tests.waiting import PATIENCE_SECS
 from tests.web.browser import settled
 from tests.web.children import answering, running
 from tests.web.offline import SOURCE, environment, offline_hub
 
 pytestmark = [pytest.mark.browser, pytest.mark.hub, pytest.mark.slow]
-
-CONVERSION_SECS = 360.0
-STOP_SECS = 60.0
 
 
 @pytest.fixture(scope="module")
@@ -53,12 +51,12 @@ def test_a_model_is_converted_and_published_from_a_browser(url, page):
     page.get_by_role("button", name="Convert").click()
     page.wait_for_url("**/job?job=*")
     tag = page.locator("#dq-job .dq-tag")
-    expect(tag).to_have_text("Published", timeout=CONVERSION_SECS * 1_000)
+    expect(tag).to_have_text("Published", timeout=PATIENCE_SECS * 1_000)
     expect(page.locator(".dq-card h2")).to_have_text("you/sample-2m-MLX-5.0bpw")
     expect(page.get_by_role("region", name="Quality beside")).to_contain_text("This model")
 
     job_id = page.url.rpartition("=")[2]
-    with closing(Client(url, verbose=False, httpx_kwargs={"timeout": 60})) as client:
+    with closing(Client(url, verbose=False, httpx_kwargs={"timeout": PATIENCE_SECS})) as client:
         status = client.predict(job_id, api_name="/status")
     assert status["results"][0]["repo_id"] == "you/sample-2m-MLX-5.0bpw"
 
@@ -68,5 +66,5 @@ def test_who_stops_the_pages_stops_their_runner(process):
     runners = pages.children()
     assert len(runners) == 1
     pages.terminate()
-    _, alive = psutil.wait_procs([pages, *runners], timeout=STOP_SECS)
+    _, alive = psutil.wait_procs([pages, *runners], timeout=PATIENCE_SECS)
     assert alive == []
