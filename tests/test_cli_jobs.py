@@ -3,31 +3,31 @@
 from __future__ import annotations
 
 import getpass
+import io
+from collections.abc import Iterator
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from dynquant.core.naming import local_name
 from dynquant.jobs.board import DatabaseBoard
 from tests.command_line import MODEL, call, needs_shared
 from tests.local_hub import LocalHub
+from tests.local_hub.for_commands import hub_for_commands
 
 pytestmark = [pytest.mark.hub, needs_shared]
 
 
 @pytest.fixture(autouse=True)
-def queue(tmp_path, monkeypatch):
-    """An empty queue, and a Hub with one model."""
-    from huggingface_hub import close_session, constants
-
-    monkeypatch.setenv("DYNQUANT_HOME", str(tmp_path))
-    monkeypatch.delenv("HF_TOKEN", raising=False)
-    with LocalHub() as hub:
+def hub(tmp_path) -> Iterator[LocalHub]:
+    """An empty queue, and a Hub with one model and one text."""
+    with hub_for_commands(tmp_path) as hub:
         hub.add("org/sample-2m", MODEL)
-        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf"))
-        yield
-        close_session()
+        sink = io.BytesIO()
+        pq.write_table(pa.table({"text": ["Once upon a time."]}), sink)
+        hub.add("org/text", {"train.parquet": sink.getvalue()}, kind="dataset")
+        yield hub
 
 
 def submit(*options: str):
@@ -97,6 +97,8 @@ def test_a_job_is_cancelled_and_tried_again():
             2,
             "begin with https://",
         ),
+        (("submit", "./sample-2m", "--bpw", "4", "--to", "you"), 2, "no folder './sample-2m'"),
+        (("submit", str(MODEL), "--bpw", "4", "--to", "you"), 2, "Runners take models from the"),
         (("jobs", "show", "nothing"), 2, "nothing"),
         (("jobs", "cancel", "nothing"), 2, "nothing"),
         (("jobs", "retry", "nothing"), 2, "nothing"),
@@ -108,6 +110,28 @@ def test_what_makes_no_sense_is_said(arguments, code, says):
     done = call(*arguments)
     assert done.code == code
     assert says in done.err
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--bpw=nan",), "positive number"),
+        (("--bpw=4,4.0",), "Two of the targets are the same"),
+        (("--to=you/fixed-name", "--bpw=4,5"), "is one repo, and there are 2 models"),
+        (("--to=a/b/c",), "cannot be the id of a repo"),
+        (("--to=me@home",), "cannot be the id of a repo"),
+        (("--effort=best",), "There is no effort"),
+        (("--calibration=org/none",), "no dataset 'org/none'"),
+        (("--calibration=org/text", "--eval=org/text"), "is the one to calibrate on"),
+        (("--eval=org/text:default:test",), "no split 'test'"),
+        (("--notify=ftp://a.b",), "begin with https://"),
+    ],
+)
+def test_what_no_runner_could_do_is_not_queued(options, says):
+    done = submit(*options)
+    assert done.code == 2
+    assert says in done.err
+    assert call("jobs", "list", "--json").check().json["jobs"] == []
 
 
 def test_who_asks_too_often_is_told_when_to_come_back(monkeypatch):

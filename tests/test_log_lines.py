@@ -15,7 +15,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dynquant.errors import InvalidOptionError
-from dynquant.log_lines import LOG_FILE, Redactor, configure_logging, job_context
+from dynquant.log_lines import (
+    LOG_FILE,
+    Redactor,
+    configure_logging,
+    job_context,
+    log_to_terminal,
+    secrets_in,
+)
 
 logger = logging.getLogger("dynquant.tests")
 
@@ -284,3 +291,32 @@ def assert_gone(home: Path, secret: str, *, secrets: list[str], hidden: str) -> 
             assert hidden not in text
             assert json.dumps(hidden)[1:-1] not in text
             assert repr(hidden)[1:-1] not in text
+
+
+@pytest.mark.parametrize("verbose", [False, True])
+def test_a_command_logs_lines_to_the_terminal_and_tracebacks_only_on_request(verbose):
+    terminal = Terminal()
+    with contextlib.redirect_stderr(terminal):
+        log_to_terminal(secrets=[TOKEN], verbose=verbose)
+        logger.info("a detail")
+        try:
+            fail(ValueError(f"two\nlines {TOKEN}"))
+        except ValueError:
+            logger.exception("It failed")
+    said = terminal.getvalue()
+    assert "ERROR   It failed (ValueError: two lines [redacted])" in said
+    assert TOKEN not in said
+    assert ("a detail" in said, "Traceback" in said) == (verbose, verbose)
+    assert (said.count("\n") == 1) is not verbose
+
+
+def test_the_secrets_of_an_environment_are_its_tokens_and_urls_with_passwords():
+    environment = {
+        "HF_TOKEN": "hf_a",
+        "DYNQUANT_SPACE_SECRET": "b",
+        "DYNQUANT_WEBHOOK_SECRET": " ",
+        "DYNQUANT_DATABASE_URL": "postgresql://u:c@host/d",
+        "DYNQUANT_HOME": "/e",
+    }
+    assert secrets_in(environment) == ["hf_a", "b", "postgresql://u:c@host/d"]
+    assert secrets_in({"DYNQUANT_DATABASE_URL": "sqlite:////f"}) == []

@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+import os
+import pwd
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
 from dynquant.errors import InvalidOptionError
-from dynquant.settings import Settings
+from dynquant.settings import Settings, user_name
+
+NAMES = ("LOGNAME", "USER", "LNAME", "USERNAME")
 
 
 def read(**environment: str) -> Settings:
@@ -80,6 +85,7 @@ def test_the_runner_is_called_as_the_machine_is(monkeypatch, host, runner_id):
         ("INBOX_REPO", "inbox"),
         ("SPACE_URL", "http://me.hf.space"),
         ("SPACE_SECRET", "short"),
+        ("CACHE_DIR", "\udcff"),
     ],
 )
 def test_a_value_that_makes_no_sense_is_named_by_its_variable_and_not_repeated(name, value):
@@ -112,3 +118,48 @@ def test_only_a_cache_of_our_own_has_a_bound(tmp_path):
     bounded = Settings.from_environment(home | {"DYNQUANT_CACHE_GB": "500"})
     assert bounded.cache_dir == tmp_path / "cache"
     assert bounded.cache_bytes == 500 * 10**9
+
+
+@pytest.mark.parametrize("name", ["a b", "100%41", "what?x", "ü#y"])
+def test_the_database_is_in_the_home_folder_whatever_that_is_called(tmp_path, name):
+    url = read(HOME=str(tmp_path / name)).database_url
+    assert sa.make_url(url).database == f"{tmp_path / name}/jobs.sqlite"
+
+
+def nobody(uid: int) -> None:
+    raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+
+@pytest.fixture
+def nameless(monkeypatch) -> None:
+    """A user id without an entry, as in containers, and no variable that helps."""
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    for name in (*NAMES, "HOME", "HF_HOME", "HF_HUB_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.harden("mishaps")
+def test_a_user_without_a_name_has_one(nameless, monkeypatch):
+    assert user_name() == f"uid-{os.getuid()}"
+    for value, name in (("ann", "ann"), ("a\nb\udcff", "ab"), ("x" * 99, "x" * 64), ("\t", "uid-")):
+        monkeypatch.setenv("USER", value)
+        assert user_name().startswith(name)
+        assert len(user_name()) <= 64
+
+
+@pytest.mark.harden("mishaps")
+def test_a_user_without_a_home_has_to_name_a_folder(nameless, tmp_path):
+    with pytest.raises(InvalidOptionError, match=r"^DYNQUANT_HOME must be set.*HOME is not set"):
+        read()
+    settings = read(HOME=str(tmp_path))
+    assert settings.home == tmp_path
+    assert settings.cache_dir == tmp_path / "cache"  # the client's own would be a folder named '~'
+    named = {"DYNQUANT_HOME": str(tmp_path), "HF_HOME": "/cache"}
+    assert Settings.from_environment(named).cache_dir is None
+
+
+@pytest.mark.harden("mishaps")
+@pytest.mark.parametrize("name", ["HOME", "CACHE_DIR", "WATCH_CONFIG"])
+def test_the_home_of_a_user_that_is_not_here_is_refused(name):
+    with pytest.raises(InvalidOptionError, match=f"^DYNQUANT_{name} begins with '~'"):
+        read(**{name: "~nobody-of-that-name/x"})

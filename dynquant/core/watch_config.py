@@ -7,6 +7,7 @@ from dataclasses import fields
 from typing import Any
 
 from dynquant.core.naming import quantized_name, repo_ids
+from dynquant.core.recipe import Recipe
 from dynquant.core.rules import Rule, WatchConfig
 from dynquant.core.yaml_fields import (
     FLAG,
@@ -225,6 +226,7 @@ def _contradiction(rule: Rule) -> str | None:
     model = f"{(*rule.authors, 'somebody')[0]}/model"
     targets = rule.bpw or tuple(map(float, range(1, len(rule.memory_bytes) + 1)))
     try:
+        Recipe(targets_bpw=targets)
         repo_ids(rule.destination, {quantized_name(model, each): (model, each) for each in targets})
     except InvalidOptionError as error:
         return str(error)

@@ -21,6 +21,7 @@ __all__ = [
     "certificates_problem",
     "check_connection",
     "check_imports",
+    "check_token",
     "is_bearer",
     "proxy_for",
     "proxy_in_use",
@@ -64,6 +65,16 @@ def check_connection() -> None:
         InvalidOptionError: Names the variable.
     """
     if problem := proxy_problem() or certificates_problem():
+        raise InvalidOptionError(problem)
+
+
+def check_token() -> None:
+    """Refuse a token that cannot be one; none at all is no problem here.
+
+    Raises:
+        InvalidOptionError: Names where it is.
+    """
+    if problem := token_problem():
         raise InvalidOptionError(problem)
 
 

@@ -19,7 +19,7 @@ from dynquant.errors import InvalidModelError, InvalidOptionError, ModelNotFound
 from dynquant.hub.local_files import LocalFile
 from dynquant.ports import ModelSource
 
-__all__ = ["gated_fields", "license_fields", "local_source"]
+__all__ = ["gated_fields", "license_fields", "local_source", "require_readable"]
 
 _LICENSE_FIELDS = ("license", "license_name", "license_link")
 _GATED_PREFIX = "extra_gated_"
@@ -98,7 +98,7 @@ def local_source(
         if (complaint := _complaint_about_path(model, folder)) is not None:
             raise ModelNotFoundError(complaint)
         return None
-    _require_readable(folder, model)
+    require_readable(folder)
     if (repo := _cached_repo(folder.resolve())) is not None:
         raise ModelNotFoundError(
             f"'{model}' is where '{repo}' is cached, with all its commits. Pass '{repo}', or the "
@@ -123,12 +123,18 @@ def local_source(
     )
 
 
-def _require_readable(folder: Path, model: str) -> None:
-    if not os.access(folder, os.R_OK | os.X_OK):
+def require_readable(folder: Path) -> None:
+    """Refuse a folder with files that may not be read, also where this is found out hours later.
+
+    Raises:
+        ModelNotFoundError: The folder itself may not be read.
+        InvalidModelError: Names the file.
+    """
+    if folder.is_dir() and not os.access(folder, os.R_OK | os.X_OK):
         raise ModelNotFoundError(
-            f"The folder '{model}' may not be read. Change its permissions, or pass another one."
+            f"The folder '{folder}' may not be read. Change its permissions, or pass another one."
         )
-    for path in folder.iterdir():
+    for path in folder.glob("*"):
         if path.is_file() and not os.access(path, os.R_OK):
             raise InvalidModelError(
                 f"'{path.name}' in the folder of the model may not be read. Change its permissions."

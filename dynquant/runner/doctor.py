@@ -22,7 +22,7 @@ from dynquant.core.figures import size
 from dynquant.crash_report import report_crash
 from dynquant.errors import DynquantError
 from dynquant.hub.accounts import WRITE
-from dynquant.hub.client_environment import check_connection, proxy_in_use, token_problem
+from dynquant.hub.client_environment import check_connection, check_token, proxy_in_use
 from dynquant.hub.publishing import HubPublisher
 from dynquant.jobs.board import DatabaseBoard
 from dynquant.runner.machine import usable_memory_bytes
@@ -221,8 +221,7 @@ def _connection() -> str:
 
 
 def _token() -> str:
-    if (problem := token_problem()) is not None:
-        raise _MissingError(problem)
+    check_token()
     account = HubPublisher().account()
     if not account.may_write:
         raise _MissingError(

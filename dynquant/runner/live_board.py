@@ -92,7 +92,7 @@ class LiveBoard:
             repeat_secs: Between two posts when nothing changes: a restarted Space knows nothing.
         """
         self._url = f"{url.rstrip('/')}/runner/board"
-        self._authorization = {"Authorization": f"Bearer {secret}"}
+        self._headers = {"Content-Type": "application/json", "Authorization": f"Bearer {secret}"}
         self._runner_id = runner_id
         self._snapshot = snapshot
         self._on_errands = on_errands
@@ -120,15 +120,19 @@ class LiveBoard:
 
     def _run(self) -> None:
         delay_secs = self._interval_secs
-        while not self._stopping.is_set():
-            trouble = self._show()
-            if trouble is not None:
-                self._tell(trouble)
-                longer_secs = min(2 * delay_secs, _LONGEST_DELAY_SECS)
-                delay_secs = longer_secs if trouble else self._interval_secs
-            self._stopping.wait(delay_secs)
+        # The secret is for this address only, so no redirect is followed.
+        with httpx2.Client(
+            headers=self._headers, timeout=_TIMEOUT_SECS, follow_redirects=False
+        ) as client:
+            while not self._stopping.is_set():
+                trouble = self._show(client)
+                if trouble is not None:
+                    self._tell(trouble)
+                    longer_secs = min(2 * delay_secs, _LONGEST_DELAY_SECS)
+                    delay_secs = longer_secs if trouble else self._interval_secs
+                self._stopping.wait(delay_secs)
 
-    def _show(self) -> str | None:
+    def _show(self, client: httpx2.Client) -> str | None:
         """Why the Space could not be shown the board; empty if it was, None if it need not be."""
         try:
             body = json.dumps({"runner_id": self._runner_id, **self._snapshot()}).encode()
@@ -137,21 +141,15 @@ class LiveBoard:
             return f"it cannot be read ({type(error).__name__})."
         if body == self._shown and time.monotonic() < self._due:
             return None
-        trouble = self._post(body)
+        trouble = self._post(client, body)
         if not trouble:
             self._shown, self._due = body, time.monotonic() + self._repeat_secs
         return trouble
 
-    def _post(self, body: bytes) -> str:
+    def _post(self, client: httpx2.Client, body: bytes) -> str:
         """Why it did not arrive; empty if it did."""
         try:
-            response = httpx2.post(
-                self._url,
-                content=body,
-                headers={"Content-Type": "application/json", **self._authorization},
-                timeout=_TIMEOUT_SECS,
-                follow_redirects=False,  # the secret is for this address only
-            )
+            response = client.post(self._url, content=body)
         except httpx2.HTTPError as error:
             return f"the Space does not answer ({type(error).__name__}). Check that it is running."
         status = response.status_code

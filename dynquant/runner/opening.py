@@ -14,7 +14,7 @@ from dynquant.core.quality import Quality
 from dynquant.corpus import Corpus
 from dynquant.errors import InvalidModelError, TextError
 from dynquant.hub.datasets import HubDatasets
-from dynquant.hub.local import local_source
+from dynquant.hub.local import local_source, require_readable
 from dynquant.hub.models import HubModels
 from dynquant.hub.publishing import HubPublisher
 from dynquant.mlx_backend import slow_blas_sentence
@@ -91,6 +91,7 @@ def evaluate_folder(
         InvalidModelError: The folder is of another model than the reference.
         TextError: The text is too short, or the folder was calibrated on it.
     """
+    require_readable(folder)
     check_folder(folder)
     layers = _layers(MlxQuantizer(folder, name=folder.name, dequantize=True))
     text = open_texts().open(evaluation)
@@ -153,6 +154,7 @@ def verify_finished(folder: Path, facts: ModelFacts) -> None:
         InvalidModelError: Its files are not whole.
         VerificationError: It does not load, or is not what its plan says.
     """
+    require_readable(folder)
     check_folder(folder)
     verify_folder(folder, stored_bpw=facts.plan.stored_bpw)
 

@@ -18,6 +18,7 @@ from dynquant.core.job import JobState
 from dynquant.core.watch_status import Errands, WatchStatus, status_to_json
 from dynquant.corpus import Corpus
 from dynquant.errors import DynquantError
+from dynquant.hub.client_environment import check_connection, check_token
 from dynquant.hub.datasets import HubDatasets
 from dynquant.hub.inbox import HubInbox
 from dynquant.hub.models import HubModels
@@ -74,9 +75,12 @@ def serve(settings: Settings, *, watch: Watch | None = None) -> None:
         watch: The watcher, if there are rules for it.
 
     Raises:
-        InvalidOptionError: The database cannot be used, or another process is this runner.
+        InvalidOptionError: The database or what the environment says of the Hub cannot be used, or
+            another process is this runner.
         RetryLaterError: The database does not answer at the start.
     """
+    check_connection()
+    check_token()
     configure_logging(
         settings.home,
         secrets=secrets_in(os.environ),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from contextlib import closing
 
 import pytest
@@ -10,6 +11,7 @@ from dynquant.core.job import JobRequest
 from dynquant.jobs import tables
 from dynquant.jobs.board import DatabaseBoard
 from dynquant.jobs.database import Database
+from dynquant.runner import doctor
 from dynquant.runner.doctor import examine
 from tests.local_hub import LocalHub
 
@@ -39,11 +41,19 @@ def test_a_machine_that_has_everything_is_good_and_nothing_is_changed(hub, tmp_p
     hub.add_user("you", token=TOKEN, orgs={"team": "write"})
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     found = findings(tmp_path)
-    wanted = {"Python", "settings", "MLX", "sandbox", "memory", "disk", "database", "Hub token"}
-    assert set(found) == wanted
-    assert all(each.good for each in found.values() if each.what != "disk")
+    assert set(found) == {
+        "Python", "settings", "home", "characters", "MLX", "OpenBLAS", "sandbox", "memory", "disk",
+        "database", "connection", "Hub token",
+    }  # fmt: skip
+    # How large the disk is, and what else is installed, is up to the machine.
+    assert all(each.good for each in found.values() if each.what not in {"disk", "OpenBLAS"})
     assert "'mac'" in found["settings"].sentence
+    assert "can be written" in found["home"].sentence
+    assert "UTF-8" in found["characters"].sentence
     assert "MLX 0." in found["MLX"].sentence
+    blas = found["OpenBLAS"]
+    assert blas.good or "apt-get install libopenblas0-pthread" in blas.sentence
+    assert "without a proxy" in found["connection"].sentence
     assert "no network" in found["sandbox"].sentence
     assert "you, team" in found["Hub token"].sentence
     assert "sqlite answers; 0 runners" in found["database"].sentence
@@ -86,6 +96,47 @@ def test_without_a_token_the_doctor_says_how_to_get_one(hub, tmp_path):
     found = findings(tmp_path)["Hub token"]
     assert not found.good
     assert "HF_TOKEN" in found.sentence
+
+
+@pytest.mark.harden("mishaps")
+def test_what_of_the_environment_cannot_work_is_said(hub, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("ALL_PROXY", "socks://ann:s3cret-pw@127.0.0.1:1")
+    monkeypatch.setenv("HF_TOKEN", f'"{TOKEN}"')
+    monkeypatch.setattr(sys, "getfilesystemencoding", lambda: "ascii")
+    space = {"DYNQUANT_SPACE_URL": hub.url, "DYNQUANT_SPACE_SECRET": "0123456789abcdef"}
+    found = findings(tmp_path / "file", **space)
+    for what, says in {
+        "home": "DYNQUANT_HOME",
+        "characters": "C.UTF-8",
+        "connection": "ALL_PROXY names a proxy of the kind 'socks'",
+        "Hub token": "The token in HF_TOKEN has quotes around it",
+        "Space": "ALL_PROXY",
+    }.items():
+        assert not found[what].good, what
+        assert says in found[what].sentence
+    for secret in ("s3cret-pw", TOKEN):
+        assert secret not in str(found)
+
+
+@pytest.mark.harden("mishaps")
+def test_a_proxy_that_can_work_is_named(hub, tmp_path, monkeypatch):
+    monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:1")
+    monkeypatch.setenv("NO_PROXY", "localhost")
+    monkeypatch.setattr(constants, "ENDPOINT", "http://hub.invalid")
+    found = findings(tmp_path)
+    assert found["connection"].good
+    assert "through the proxy that ALL_PROXY names" in found["connection"].sentence
+
+
+@pytest.mark.harden("mishaps")
+def test_a_finding_that_fails_itself_leaves_the_others(hub, tmp_path, monkeypatch):
+    monkeypatch.setenv("DYNQUANT_HOME", str(tmp_path))
+    monkeypatch.setattr(doctor, "reach", lambda: 1 / 0)
+    found = findings(tmp_path)
+    assert not found["sandbox"].good
+    assert "did not foresee (ZeroDivisionError" in found["sandbox"].sentence
+    assert found["memory"].good
 
 
 def test_settings_that_make_no_sense_are_the_only_thing_to_mend(tmp_path):

@@ -195,7 +195,7 @@ def test_a_space_that_is_not_there_is_no_error(caplog):
         pass
     with showing(space, lambda: {"jobs": []}):
         wait_until(lambda: caplog.records)
-    assert "the Space does not answer (ConnectionError)" in caplog.text
+    assert "the Space does not answer (ConnectError)" in caplog.text
 
 
 @pytest.mark.parametrize("error", [RetryLaterError("away"), TypeError("a bug")])

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -48,18 +51,43 @@ def test_it_starts_without_what_only_converting_needs(tmp_path):
     assert str(tmp_path) not in done.stderr
 
 
-def test_settings_that_make_no_sense_end_it_in_a_sentence(tmp_path):
-    environment = os.environ | {"DYNQUANT_HOME": str(tmp_path), "DYNQUANT_OPERATORS": "a b"}
+@pytest.mark.harden("mishaps")
+@pytest.mark.parametrize(
+    ("variables", "says"),
+    [
+        ({"DYNQUANT_OPERATORS": "a b"}, "DYNQUANT_OPERATORS must be names of accounts"),
+        ({"GRADIO_SERVER_PORT": "http"}, "GRADIO_SERVER_PORT must be a number"),
+        ({"ALL_PROXY": "socks://127.0.0.1:1"}, "ALL_PROXY names a proxy of the kind 'socks'"),
+        ({"HF_ENDPOINT": "huggingface.co"}, "HF_ENDPOINT must be the web address of a Hub"),
+    ],
+)
+def test_an_environment_that_makes_no_sense_ends_it_in_a_sentence(tmp_path, variables, says):
     done = subprocess.run(
         [sys.executable, str(ROOT / "app.py")],
-        env=environment,
+        env=os.environ | {"DYNQUANT_HOME": str(tmp_path)} | variables,
         capture_output=True,
         text=True,
         check=False,
         timeout=PATIENCE_SECS,
     )
     assert done.returncode == 2
-    assert done.stderr.startswith("Error: DYNQUANT_OPERATORS must be names of accounts")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"Error: {says}")
+
+
+@pytest.mark.harden("mishaps")
+def test_an_address_that_is_taken_is_told_before_anything_is_started(tmp_path, monkeypatch):
+    home = tmp_path / "home"
+    monkeypatch.setenv("DYNQUANT_HOME", str(home))
+    monkeypatch.setattr(app, "_configure_logging", lambda *_: None)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        monkeypatch.setenv("GRADIO_SERVER_PORT", str(taken.getsockname()[1]))
+        said = io.StringIO()
+        with contextlib.redirect_stderr(said), pytest.raises(SystemExit) as ended:
+            app.main()
+    assert ended.value.code == 2
+    assert "another program may do so already. Set GRADIO_SERVER_PORT" in said.getvalue()
+    assert not home.exists()
 
 
 def test_a_space_that_no_runner_could_show_its_board_to_does_not_start(tmp_path):
