@@ -213,13 +213,18 @@ def already_published(
             revision_sha=source.revision_sha,
             target_bpw=target,
             recipe=recipe,
-            calibration=calibration.name,
-            evaluation=evaluation.name,
+            calibration=_known_by(calibration),
+            evaluation=_known_by(evaluation),
         )
         if not same_request(plan, asked):
             return None
         found.append(model)
     return found
+
+
+def _known_by(text: Text) -> dict[str, str]:
+    """By what a finished model tells whether it was made with `text`: a file by its content."""
+    return {"source_sha256": text.source_sha256} if text.source_sha256 else {"name": text.name}
 
 
 def publish(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
-from dynquant.core.artefacts.fields import real, string, strings, text_facts, whole
+from dynquant.core.artefacts.fields import real, string, strings, text_facts, text_to_json, whole
 from dynquant.core.artefacts.json_text import MALFORMED, dumped, parsed
 from dynquant.core.formats import UNQUANTIZED, QuantFormat
 from dynquant.core.plan import CostTable, LayerProfile, ModelInventory
@@ -39,7 +39,7 @@ def cost_table_to_json(table: CostTable) -> str:
             "effort": table.effort,
             "recipe_version": RECIPE_VERSION,
             "seed": table.seed,
-            "calibration": asdict(table.calibration),
+            "calibration": text_to_json(table.calibration),
             "scales": dict(table.scales),
             "together": list(map(list, inventory.together.probes)),
             "layers": [
