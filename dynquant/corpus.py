@@ -30,7 +30,8 @@ _TEXT_LIKE = (".txt", ".md", ".json", *_LINES, *_TABLE)
 _PIECE_BYTES = 16 * 2**20
 """A larger text is cut at the next end of line, so that it never has to fit in memory."""
 _MAX_LINE_BYTES = 64 * 2**20
-"""Of a file of JSON objects; one that is all on one line is no such file."""
+"""A longer line is refused in a file of JSON objects, and cut in a plain text."""
+_CONTINUATIONS = range(0x80, 0xC0)  # bytes of UTF-8 that begin no character
 _BATCH_ROWS = 256
 _NUM_LISTED = 30
 _TOOLS, _TEMPLATE_KWARGS = "tools", "chat_template_kwargs"
@@ -174,8 +175,9 @@ def _text_documents(path: Path) -> Iterator[str]:
         with path.open("rb") as stream:
             rest = b""
             while piece := rest + stream.read(_PIECE_BYTES):
-                piece += stream.readline(_PIECE_BYTES)
-                piece, rest = _cut_between_characters(piece)
+                piece += (line := stream.readline(_MAX_LINE_BYTES))
+                is_cut = len(line) == _MAX_LINE_BYTES
+                piece, rest = _cut_between_characters(piece) if is_cut else (piece, b"")
                 text = _decoded(piece, path.name, offset)
                 if offset == 0:
                     text = text.removeprefix("\ufeff")
@@ -187,15 +189,9 @@ def _text_documents(path: Path) -> Iterator[str]:
 
 
 def _cut_between_characters(piece: bytes) -> tuple[bytes, bytes]:
-    """`piece` up to its last whole character, and the rest; for lines that do not end in it."""
-    if piece.endswith(b"\n"):
-        return piece, b""
-    try:
-        piece.decode()
-    except UnicodeDecodeError as error:
-        if error.reason == "unexpected end of data" and error.start:
-            return piece[: error.start], piece[error.start :]
-    return piece, b""
+    """`piece` without its last character in UTF-8, which may not be whole, and that character."""
+    size = next((n for n in range(1, 4) if piece[-n] not in _CONTINUATIONS), 4)
+    return piece[:-size], piece[-size:]
 
 
 def _line_documents(path: Path, column: str | None) -> Iterator[Document]:

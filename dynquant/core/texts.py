@@ -27,6 +27,14 @@ _INSTEAD_OF_CONTENT = (
 )
 
 
+# What chat templates read of a message: those of transformers' documentation, and of Olmo
+# (functions), Cohere (tool_plan, tool_results), Kimi and GLM (tools). The rest of a row, such as
+# the metadata of who wrote it, goes nowhere.
+_READ_BY_TEMPLATES = frozenset(
+    {"role", "content", "name", "tool_call_id", "functions", "tool_results", "tools"}
+).union(_INSTEAD_OF_CONTENT)
+
+
 class MalformedChatError(ValueError):
     """A row is not a chat; the message goes on where `<the row>` stands before it."""
 
@@ -36,8 +44,8 @@ class Chat:
     """A chat, of JSON types alone, with well-formed texts.
 
     Attributes:
-        messages: Each has a `role`, mostly a `content`, which is text, and what else its row had:
-            chat templates read `tool_calls`, `tool_call_id`, `name`, `reasoning_content` and more.
+        messages: Each has a `role`, mostly a `content`, which is text, and what else chat templates
+            read: `tool_calls`, `tool_call_id`, `name`, `reasoning_content` and so on.
         tools: Declarations of the functions that the assistant may call.
         template_kwargs: Further arguments of the chat template, such as `enable_thinking`.
     """
@@ -137,10 +145,10 @@ class _PlainCopy:
 
 
 def _message(copied: _PlainCopy, raw: object) -> dict[str, Any]:
-    message = copied(raw)
-    if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+    if not isinstance(raw, Mapping) or not isinstance(raw.get("role"), str):
         raise _not_a_chat()
-    message = {key: value for key, value in message.items() if value is not None}
+    read = copied({key: raw[key] for key in raw if key in _READ_BY_TEMPLATES})
+    message = {key: value for key, value in read.items() if value is not None}
     content = message.get("content")
     if isinstance(content, list):
         content = message["content"] = "".join(map(_text_of_part, content))
