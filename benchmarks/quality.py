@@ -39,6 +39,7 @@ from benchmarks.peers import EQUAL_BPW, REQUIREMENTS, Attempt, Outcome, attempts
 from benchmarks.report import markdown, picture
 from benchmarks.stored_bits import stored_bpw
 from dynquant.console import ConsoleProgress, stdout
+from dynquant.core.artefacts.fields import text_to_json
 from dynquant.core.quality import Quality
 from dynquant.errors import DynquantError
 from dynquant.mlx_backend.calibration import Windows
@@ -190,8 +191,8 @@ def benchmarked(model: Path, options: argparse.Namespace, work: Path) -> dict[st
         "command": command(sys.argv[1:]),
         "revision": revision(),
         "versions": tool_versions(),
-        "calibration": asdict(windows.facts),
-        "evaluation": asdict(held_out.facts),
+        "calibration": text_to_json(windows.facts),
+        "evaluation": text_to_json(held_out.facts),
         "original": asdict(original),
         "rows": [asdict(row) for row in rows],
         "bars": list(bars(rows)),

@@ -21,6 +21,7 @@ import numpy as np
 
 from dynquant.core.allocate import allocate
 from dynquant.core.formats import DEFAULT_MENU
+from dynquant.core.overlap import Sketch
 from dynquant.core.plan import TextFacts
 from dynquant.core.recipe import EFFORTS
 from dynquant.mlx_backend.calibration import Windows
@@ -210,7 +211,7 @@ def random_windows(count: int, length: int, config: dict[str, Any], *, seed: int
     tokens = np.random.default_rng(seed).integers(0, config["vocab_size"], (count, length))
     return Windows(
         tokens=tokens.astype(np.int32),
-        shingles=np.zeros(0, dtype=np.uint64),
+        sketch=Sketch(np.zeros(0, dtype=np.uint64)),
         facts=TextFacts(
             name="random", sha256="", num_tokens=int(tokens.size), window_tokens=length
         ),

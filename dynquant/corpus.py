@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -11,8 +12,9 @@ from typing import Any, BinaryIO, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dynquant.core.texts import MalformedChatError, chat_of, well_formed
 from dynquant.errors import HubUnavailableError, TextError
-from dynquant.ports import Text
+from dynquant.ports import Document, Text
 
 __all__ = ["DEFAULT_CALIBRATION", "DEFAULT_EVALUATION", "Corpus", "DatasetFiles"]
 
@@ -27,10 +29,13 @@ _TABLE = (".parquet",)
 _TEXT_LIKE = (".txt", ".md", ".json", *_LINES, *_TABLE)
 _PIECE_BYTES = 16 * 2**20
 """A larger text is cut at the next end of line, so that it never has to fit in memory."""
+_MAX_LINE_BYTES = 64 * 2**20
+"""A longer line is refused in a file of JSON objects, and cut in a plain text."""
+_CONTINUATIONS = range(0x80, 0xC0)  # bytes of UTF-8 that begin no character
 _BATCH_ROWS = 256
 _NUM_LISTED = 30
-
-Document = str | Sequence[Mapping[str, str]]
+_TOOLS, _TEMPLATE_KWARGS = "tools", "chat_template_kwargs"
+"""Columns beside a chat, as trl and the datasets made for it name them."""
 
 
 class DatasetFiles(Protocol):
@@ -72,6 +77,7 @@ class Corpus:
         `notes.txt` (anything but the following is one plain text in UTF-8), `chats.jsonl` (an
         object per line), `chats.parquet`, either of the last two with `:column`, or a dataset.
         The column is `messages` or `text` if none is named. Rows without text are passed over.
+        Beside a chat, `tools` and `chat_template_kwargs` are read too.
 
         Raises:
             TextError: No such file or dataset, not UTF-8, no text in it, or no such column.
@@ -80,7 +86,7 @@ class Corpus:
         path, column = _local_file(source) if self._allow_files else (None, None)
         try:
             if path is not None:
-                text = Text(name=path.name, documents=_documents_of_file(path, column))
+                text = _text_of_file(path, column)
             else:
                 text = self._text_of_dataset(source)
             is_empty = next(text.documents(), None) is None
@@ -138,6 +144,21 @@ def _is(kind: Callable[[Path], bool], path: Path) -> bool:
         return False
 
 
+def _text_of_file(path: Path, column: str | None) -> Text:
+    name = well_formed(path.name)  # a name of bytes that are no UTF-8 cannot be written on a card
+    try:
+        with path.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256")
+    except OSError as error:
+        raise _unreadable(name) from error
+    digest.update(repr(column).encode("utf-8", "backslashreplace"))
+    return Text(
+        name=f"{name}:{column}" if column else name,
+        documents=_documents_of_file(path, column),
+        source_sha256=digest.hexdigest(),
+    )
+
+
 def _documents_of_file(path: Path, column: str | None) -> Callable[[], Iterator[Document]]:
     if path.suffix.lower() in _LINES:
         return partial(_line_documents, path, column)
@@ -152,8 +173,11 @@ def _text_documents(path: Path) -> Iterator[str]:
     offset = 0
     try:
         with path.open("rb") as stream:
-            while piece := stream.read(_PIECE_BYTES):
-                piece += stream.readline()
+            rest = b""
+            while piece := rest + stream.read(_PIECE_BYTES):
+                piece += (line := stream.readline(_MAX_LINE_BYTES))
+                is_cut = len(line) == _MAX_LINE_BYTES
+                piece, rest = _cut_between_characters(piece) if is_cut else (piece, b"")
                 text = _decoded(piece, path.name, offset)
                 if offset == 0:
                     text = text.removeprefix("\ufeff")
@@ -164,12 +188,24 @@ def _text_documents(path: Path) -> Iterator[str]:
         raise _unreadable(path.name) from error
 
 
+def _cut_between_characters(piece: bytes) -> tuple[bytes, bytes]:
+    """`piece` without its last character in UTF-8, which may not be whole, and that character."""
+    size = next((n for n in range(1, 4) if piece[-n] not in _CONTINUATIONS), 4)
+    return piece[:-size], piece[-size:]
+
+
 def _line_documents(path: Path, column: str | None) -> Iterator[Document]:
     offset = 0
     try:
         with path.open("rb") as stream:
-            for number, line in enumerate(stream, 1):
+            lines = iter(partial(stream.readline, _MAX_LINE_BYTES + 1), b"")
+            for number, line in enumerate(lines, 1):
                 where = f"Line {number} of '{path.name}'"
+                if len(line) > _MAX_LINE_BYTES:
+                    raise TextError(
+                        f"{where} is longer than {_MAX_LINE_BYTES >> 20} MiB. Write one object "
+                        "per line, or pass the text as a .txt file."
+                    )
                 row = _row(_decoded(line, path.name, offset), where)
                 offset += len(line)
                 if row is None:
@@ -177,7 +213,7 @@ def _line_documents(path: Path, column: str | None) -> Iterator[Document]:
                 column = column or _chosen(row, where)
                 if column not in row:
                     raise _no_column(where, column, row)
-                document = _document(row[column], f"{where}, '{column}',")
+                document = _document(row[column], f"{where}, '{column}',", beside=row)
                 if document is not None:
                     yield document
     except OSError as error:
@@ -205,15 +241,23 @@ def _table_documents(
     try:
         for open_file in files:
             with open_file() as stream, pq.ParquetFile(stream, pre_buffer=False) as table:
-                if column not in table.schema_arrow.names:
-                    raise _no_column(f"'{name}'", column, table.schema_arrow.names)
+                schema = table.schema_arrow
+                if column not in schema.names:
+                    raise _no_column(f"'{name}'", column, schema.names)
+                columns = [column]
+                if pa.types.is_nested(schema.field(schema.names.index(column)).type):
+                    columns += [each for each in (_TOOLS, _TEMPLATE_KWARGS) if each in schema.names]
                 for group in range(table.num_row_groups):
                     for batch in table.iter_batches(
-                        _BATCH_ROWS, row_groups=[group], columns=[column], use_threads=False
+                        _BATCH_ROWS, row_groups=[group], columns=columns, use_threads=False
                     ):
-                        for value in batch.column(0).to_pylist():
+                        for row in range(batch.num_rows):
                             number += 1
-                            document = _document(value, f"Row {number} of '{name}', '{column}',")
+                            where = f"Row {number} of '{name}', '{column}',"
+                            values = {each: _value(batch, each, row, where) for each in columns}
+                            document = _document(
+                                values[column], where, beside=values, drop_nulls=True
+                            )
                             if document is not None:
                                 yield document
     except (pa.ArrowException, OSError) as error:
@@ -239,26 +283,39 @@ def _chosen(columns: Sequence[str] | Mapping[str, Any], where: str) -> str:
     )
 
 
-def _document(value: Any, where: str) -> Document | None:
-    """A text, or a chat of which `role` and `content` are kept; None if there is nothing in it."""
+def _value(batch: pa.RecordBatch, column: str, row: int, where: str) -> Any:
+    try:
+        return batch.column(batch.schema.names.index(column))[row].as_py()
+    except UnicodeDecodeError as error:  # Arrow takes any bytes for text
+        raise TextError(f"{where} is not UTF-8 text. Pass another text.") from error
+
+
+def _document(
+    value: Any, where: str, *, beside: Mapping[str, Any], drop_nulls: bool = False
+) -> Document | None:
+    """A text or a chat; None if there is nothing in it.
+
+    Args:
+        value: What the column holds.
+        where: The row, for an error.
+        beside: The row, which may hold what else the chat's template takes.
+        drop_nulls: Whether a null stands for a missing key, as in tables.
+    """
     if value is None or value == []:
         return None
     if isinstance(value, str):
-        return value if value.strip() else None
+        return well_formed(value) if value.strip() else None
     if not isinstance(value, list):
         raise TextError(f"{where} is neither a text nor a chat but {type(value).__name__}.")
-    chat = [
-        {"role": message["role"], "content": message["content"]}
-        for message in value
-        if isinstance(message, dict)
-        and isinstance(message.get("role"), str)
-        and isinstance(message.get("content"), str)
-    ]
-    if len(chat) < len(value):
-        raise TextError(
-            f"{where} is not a chat: every message needs a 'role' and a 'content' that are text."
+    try:
+        return chat_of(
+            value,
+            tools=beside.get(_TOOLS),
+            template_kwargs=beside.get(_TEMPLATE_KWARGS),
+            drop_nulls=drop_nulls,
         )
-    return chat
+    except MalformedChatError as error:
+        raise TextError(f"{where} {error}") from error
 
 
 def _decoded(content: bytes, name: str, offset: int) -> str:

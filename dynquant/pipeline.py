@@ -112,7 +112,6 @@ def check(
     quantizer: Quantizer[W],
     recipe: Recipe,
     *,
-    calibration: Text,
     outputs: OutputStore,
     table: CostTable | None = None,
 ) -> list[Forecast]:
@@ -122,7 +121,6 @@ def check(
         source: Where the model came from; its folder may hold headers only.
         quantizer: The open model.
         recipe: How.
-        calibration: Text to measure and encode with.
         outputs: Where the folders are to go.
         table: A cost table of an earlier measurement of the same model.
 
@@ -133,7 +131,7 @@ def check(
     outputs.check(list(job.targets), source=source.name)
     if table is not None:
         matched_table(table, quantizer.inventory(recipe.menu), quantizer.revision_sha)
-        check_measured_for(table, recipe, calibration=calibration.name)
+        check_measured_for(table, recipe)
     return forecast(source, quantizer, recipe)
 
 
@@ -254,13 +252,18 @@ def already_published(
             revision_sha=source.revision_sha,
             target_bpw=target,
             recipe=recipe,
-            calibration=calibration.name,
-            evaluation=evaluation.name,
+            calibration=_known_by(calibration),
+            evaluation=_known_by(evaluation),
         )
         if not same_request(plan, asked):
             return None
         found.append(model)
     return found
+
+
+def _known_by(text: Text) -> dict[str, str]:
+    """By what a finished model tells whether it was made with `text`: a file by its content."""
+    return {"source_sha256": text.source_sha256} if text.source_sha256 else {"name": text.name}
 
 
 def publish(

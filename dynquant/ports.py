@@ -12,8 +12,11 @@ from dynquant.core.formats import QuantFormat
 from dynquant.core.plan import CostTable, ModelInventory, QuantPlan, TextFacts
 from dynquant.core.quality import Quality
 from dynquant.core.recipe import Effort
+from dynquant.core.texts import Chat
 
 __all__ = [
+    "Chat",
+    "Document",
     "ModelHub",
     "ModelPublisher",
     "ModelSource",
@@ -27,6 +30,9 @@ __all__ = [
     "W",
     "Windows",
 ]
+
+Document = str | Chat
+"""Plain text, or a chat."""
 
 
 class OnStep(Protocol):
@@ -68,12 +74,15 @@ class Text:
 
     Attributes:
         name: What the person called it, without folders: `heldout.txt`, or a dataset's name.
-        documents: Gives a fresh pass over the documents; each is plain text, or a chat as
-            messages with `role` and `content`.
+        documents: Gives a fresh pass over the documents; their texts are well-formed, see
+            `core.texts.well_formed`.
+        source_sha256: Hash of the file and the name of its column; empty for a dataset, whose
+            name alone says which text it is.
     """
 
     name: str
-    documents: Callable[[], Iterator[str | Sequence[Mapping[str, str]]]]
+    documents: Callable[[], Iterator[Document]]
+    source_sha256: str = ""
 
 
 class ModelHub(Protocol):
@@ -284,7 +293,10 @@ class Quantizer(Protocol[W]):
         keep_going: Callable[[], bool],
         on_step: OnStep,
     ) -> dict[float, QuantPlan]:
-        """Plans of the same size that the whole model finds better; target → plan."""
+        """Plans of the same size that the whole model finds better; target → plan.
+
+        Empty where `keep_going` left no time for a round.
+        """
         ...
 
     def refine(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
+from itertools import repeat
 from pathlib import Path
 from typing import Generic
 
@@ -50,6 +52,7 @@ class Conversion(Generic[W]):
         source: Where the model came from.
         quantizer: The open model.
         recipe: How.
+        clock: Seconds of a clock that never goes back; for the time budget.
 
     Raises:
         InfeasibleTargetError: A target lies outside the feasible range.
@@ -58,7 +61,15 @@ class Conversion(Generic[W]):
     _windows: W
     _held_out: W
 
-    def __init__(self, source: ModelSource, quantizer: Quantizer[W], recipe: Recipe) -> None:
+    def __init__(
+        self,
+        source: ModelSource,
+        quantizer: Quantizer[W],
+        recipe: Recipe,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._clock = clock
         self._source = source
         self._quantizer = quantizer
         self._recipe = recipe
@@ -107,9 +118,8 @@ class Conversion(Generic[W]):
             SensitivitiesError: It belongs to another model or text, or was measured otherwise.
         """
         table = matched_table(table, self._inventory, self._quantizer.revision_sha)
-        text = self._windows.facts
-        check_measured_for(table, self._recipe, calibration=text.name)
-        if table.calibration != text:
+        check_measured_for(table, self._recipe)
+        if not table.calibration.is_same_text(self._windows.facts):
             raise measured_on_other_text(table)
         self._quantizer.store_as(table.inventory.dtype)
         return table
@@ -148,7 +158,7 @@ class Conversion(Generic[W]):
                 plans,
                 self._windows,
                 effort=effort,
-                keep_going=self._within_budget(),
+                keep_going=next(self._budget_in_shares(1)),
                 on_step=on_step,
             )
         polished = {**table.polished, **{bpw: plan.formats for bpw, plan in better.items()}}
@@ -178,13 +188,16 @@ class Conversion(Generic[W]):
         if not effort.num_refine_steps:
             return
         with progress.track({"refine": effort.num_refine_steps * len(plans)}) as on_step:
-            self._quantizer.refine(
-                {folders[name]: plan for name, plan in plans.items()},
-                self._windows,
-                effort=effort,
-                keep_going=self._within_budget(),
-                on_step=on_step,
-            )
+            for (name, plan), keep_going in zip(
+                plans.items(), self._budget_in_shares(len(plans)), strict=True
+            ):
+                self._quantizer.refine(
+                    {folders[name]: plan},
+                    self._windows,
+                    effort=effort,
+                    keep_going=keep_going,
+                    on_step=on_step,
+                )
 
     def verify(
         self, plans: Mapping[str, QuantPlan], folders: Mapping[str, Path], progress: Progress
@@ -294,10 +307,23 @@ class Conversion(Generic[W]):
             return plan
         return with_formats(table.inventory, plan, formats)
 
-    def _within_budget(self) -> Callable[[], bool]:
-        """Whether the time budget, which begins now, is not spent."""
-        budget, started = self._recipe.time_budget_mins, time.monotonic()
-        return lambda: budget is None or time.monotonic() - started < 60 * budget
+    def _budget_in_shares(self, num_shares: int) -> Iterator[Callable[[], bool]]:
+        """For one part of the work after another, whether its time is not spent.
+
+        The time budget begins now. Each part has an equal share of what is left when it begins,
+        so that what one does not need goes to those behind it.
+        """
+        budget_mins = self._recipe.time_budget_mins
+        if budget_mins is None:
+            yield from repeat(lambda: True, num_shares)
+            return
+        end = self._clock() + 60 * budget_mins
+        for num_left in range(num_shares, 0, -1):
+            now = self._clock()
+            yield partial(self._is_before, now + (end - now) / num_left)
+
+    def _is_before(self, deadline_secs: float) -> bool:
+        return self._clock() < deadline_secs
 
     def _rung(self, name: str, plan: QuantPlan, quality: Quality) -> Rung:
         return Rung(

@@ -39,8 +39,9 @@ def make_source(**overrides: Any) -> ModelSource:
     return ModelSource(**fields | overrides)
 
 
-def make_text(name: str = "text.txt") -> Text:
-    return Text(name=name, documents=lambda: iter([name]))
+def make_text(name: str = "text.txt", content: str = "") -> Text:
+    """A text that is its name, unless it is another."""
+    return Text(name=name, documents=lambda: iter([content or name]))
 
 
 def make_quality(**overrides: Any) -> Quality:
@@ -61,7 +62,7 @@ def make_quality(**overrides: Any) -> Quality:
 
 @dataclass(frozen=True)
 class FakeWindows:
-    """Windows of a text; texts of one name are the same text."""
+    """Windows of a text; what they are compared by is the text itself."""
 
     facts: TextFacts
 
@@ -237,7 +238,10 @@ class FakeQuantizer:
     def _windows(self, step: str, text: Text, num_tokens: int) -> FakeWindows:
         self._step(step)
         facts = TextFacts(
-            name=text.name, sha256=text.name, num_tokens=num_tokens, window_tokens=256
+            name=text.name,
+            sha256="".join(map(str, text.documents())),
+            num_tokens=num_tokens,
+            window_tokens=256,
         )
         return FakeWindows(facts)
 

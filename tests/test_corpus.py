@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,8 +14,21 @@ from hypothesis import strategies as st
 from dynquant import corpus as corpus_module
 from dynquant.corpus import DEFAULT_CALIBRATION, DEFAULT_EVALUATION, Corpus
 from dynquant.errors import HubUnavailableError, TextError
+from dynquant.ports import Chat
 
-CHAT = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
+MESSAGES = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
+CHAT = Chat(messages=tuple(MESSAGES))
+CALL = {"function": {"name": "weather", "arguments": {"city": "Oslo"}}}
+TOOL = {"function": {"name": "weather"}}
+TOOL_CHAT = Chat(
+    messages=(
+        {"role": "user", "content": "Weather?"},
+        {"role": "assistant", "tool_calls": [CALL]},
+        {"role": "tool", "content": "rain", "tool_call_id": "1"},
+    ),
+    tools=(TOOL,),
+    template_kwargs={"enable_thinking": True},
+)
 
 
 @dataclass(frozen=True)
@@ -83,23 +97,165 @@ def test_a_large_text_comes_in_pieces_cut_at_ends_of_lines(tmp_path_factory, con
 def test_json_lines_hold_texts_or_chats(corpus, tmp_path):
     path = write(tmp_path / "a.jsonl", "\ufeff" + lines({"text": "one"}, {"text": " "}) + "\n")
     assert list(corpus.open(path).documents()) == ["one"]
-    rows = lines({"messages": CHAT, "text": "x"}, {"messages": []}, {"messages": CHAT[:1]})
+    rows = lines({"messages": MESSAGES, "text": "x"}, {"messages": []}, {"messages": MESSAGES[:1]})
     text = corpus.open(write(tmp_path / "b.JSONL", rows))
     assert text.name == "b.JSONL"
-    assert list(text.documents()) == [CHAT, CHAT[:1]]
+    assert list(text.documents()) == [CHAT, Chat(messages=CHAT.messages[:1])]
 
 
 def test_parquet_files_hold_texts_or_chats(corpus, tmp_path):
     pq.write_table(pa.table({"text": ["one", None, "two"]}), tmp_path / "a.parquet")
-    pq.write_table(pa.table({"text": ["x"], "messages": [CHAT]}), tmp_path / "b.parquet")
+    pq.write_table(pa.table({"text": ["x"], "messages": [MESSAGES]}), tmp_path / "b.parquet")
     assert list(corpus.open(str(tmp_path / "a.parquet")).documents()) == ["one", "two"]
     assert list(corpus.open(str(tmp_path / "b.parquet")).documents()) == [CHAT]
+
+
+def test_a_chat_that_calls_tools_comes_with_all_that_its_template_reads(corpus, tmp_path):
+    row = {
+        "messages": [
+            {"role": "user", "content": [{"type": "text", "text": "Weather?"}]},
+            {"role": "assistant", "content": None, "tool_calls": [CALL]},
+            {"role": "tool", "content": "rain", "tool_call_id": "1"},
+        ],
+        "tools": [TOOL],
+        "chat_template_kwargs": {"enable_thinking": True},
+    }
+    text = corpus.open(write(tmp_path / "a.jsonl", lines(row, {"messages": MESSAGES})))
+    assert list(text.documents()) == [TOOL_CHAT, CHAT]
+
+
+def test_a_table_fills_with_nulls_what_a_message_lacks(corpus, tmp_path):
+    """All structs of a column have the same keys there."""
+    other = {"function": {"name": "time", "arguments": {"zone": "CET"}}}
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": "Weather?"},
+                {"role": "assistant", "content": None, "tool_calls": [call]},
+                {"role": "tool", "content": "rain", "tool_call_id": "1"},
+            ],
+            "tools": json.dumps([TOOL]),
+            "chat_template_kwargs": {"enable_thinking": True},
+        }
+        for call in (CALL, other)
+    ]
+    table = pa.Table.from_pylist(rows)
+    assert table["messages"][0].as_py()[1]["tool_calls"][0]["function"]["arguments"] == {
+        "city": "Oslo",
+        "zone": None,
+    }
+    pq.write_table(table, tmp_path / "a.parquet")
+    first, second = corpus.open(str(tmp_path / "a.parquet")).documents()
+    assert first == TOOL_CHAT
+    assert second.messages[1] == {"role": "assistant", "tool_calls": [other]}
+
+
+def test_a_text_has_no_tools_though_a_column_is_called_so(corpus, tmp_path):
+    pq.write_table(pa.table({"text": ["one"], "tools": [b"\xff"]}), tmp_path / "a.parquet")
+    assert list(corpus.open(str(tmp_path / "a.parquet")).documents()) == ["one"]
+
+
+HALF = "thanks \ud83d see you"
+WHOLE = "thanks \ufffd see you"
+
+
+def test_half_an_emoji_is_read_as_a_replacement_character(corpus, tmp_path):
+    path = write(tmp_path / "a.jsonl", lines({"text": HALF}, {"text": "\ud83d\ude00"}))
+    assert "\\ud83d" in Path(path).read_text()
+    assert list(corpus.open(path).documents()) == [WHOLE, "\N{GRINNING FACE}"]
+    row = {
+        "messages": [
+            {"role": "user", "content": HALF, "name": HALF},
+            {"role": "assistant", "tool_calls": [{HALF: HALF}]},
+        ],
+        "tools": [{HALF: HALF}],
+    }
+    (chat,) = corpus.open(write(tmp_path / "b.jsonl", lines(row))).documents()
+    assert chat == Chat(
+        messages=(
+            {"role": "user", "content": WHOLE, "name": WHOLE},
+            {"role": "assistant", "tool_calls": [{WHOLE: WHOLE}]},
+        ),
+        tools=({WHOLE: WHOLE},),
+    )
+
+
+@pytest.mark.parametrize("content", [b"\xed\xa0\xbd half", b"gr\xfc\xdfe"])
+def test_a_table_whose_text_is_no_unicode_is_refused_with_its_row(corpus, tmp_path, content):
+    cells = pa.array([b"fine", content], pa.binary())
+    text = pa.StringArray.from_buffers(2, *cells.buffers()[1:])  # unchecked, as some writers do
+    pq.write_table(pa.table({"text": text}), tmp_path / "a.parquet")
+    with pytest.raises(TextError, match=r"Row 2 of 'a\.parquet', 'text', is not UTF-8 text"):
+        list(corpus.open(str(tmp_path / "a.parquet")).documents())
+
+
+def test_a_file_name_that_is_no_unicode_can_be_told(corpus, tmp_path):
+    path = tmp_path / os.fsdecode(b"gr\xfc\xdfe.txt")
+    path.write_text("one")
+    text = corpus.open(str(path))
+    assert text.name == "gr\ufffd\ufffde.txt"
+    assert list(text.documents()) == ["one"]
+
+
+def test_null_characters_and_all_ends_of_lines_are_text(corpus, tmp_path):
+    path = write(tmp_path / "a.txt", "a\0b\r\nc\rd\u2028e")
+    assert list(corpus.open(path).documents()) == ["a\0b\nc\rd\u2028e"]
+    path = write(tmp_path / "a.jsonl", '{"text": "a\\u0000b\\r\\nc"}\r\n{"text": "d"}\r\n')
+    assert list(corpus.open(path).documents()) == ["a\0b\r\nc", "d"]
+
+
+@given(st.text(alphabet="aä€😀\r", min_size=1, max_size=40).filter(str.strip))
+def test_a_line_beyond_all_bounds_is_cut_between_characters(tmp_path_factory, content):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(corpus_module, "_PIECE_BYTES", 5)
+        patch.setattr(corpus_module, "_MAX_LINE_BYTES", 7)
+        path = tmp_path_factory.mktemp("corpus") / "a.txt"
+        text = Corpus(open_dataset=FakeDatasets().open).open(write(path, content))
+        pieces = [str(piece) for piece in text.documents()]
+    assert "".join(pieces).replace("\r", "") == content.replace("\r", "")
+    assert all(len(piece.encode()) <= 5 + 7 + 4 for piece in pieces)
+
+
+def test_an_object_beyond_all_bounds_is_refused_with_its_line(corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr(corpus_module, "_MAX_LINE_BYTES", 1 << 20)
+    path = write(tmp_path / "a.jsonl", lines({"text": "x"}, {"text": "x" * (1 << 20)}))
+    with pytest.raises(TextError, match=r"Line 2 of 'a\.jsonl' is longer than 1 MiB"):
+        list(corpus.open(path).documents())
+
+
+def test_a_row_that_is_nested_without_end_is_refused_with_its_line(corpus, tmp_path):
+    deep = json.dumps({"messages": MESSAGES})[:-1] + ', "tools": ' + "[" * 500 + "]" * 500 + "}"
+    path = write(tmp_path / "a.jsonl", deep)
+    assert list(corpus.open(path).documents()) == [CHAT]  # no declaration of a tool
+    deep = '{"messages": [{"role": "user", "content": "hi", "name": %s}]}' % ("[" * 99 + "]" * 99)
+    with pytest.raises(TextError, match=r"Line 1 of .*, 'messages', is nested more than 32 deep"):
+        corpus.open(write(tmp_path / "a.jsonl", deep))
+
+
+def test_a_file_is_known_by_its_content_and_column_under_any_name(corpus, tmp_path):
+    rows = lines({"text": "one", "story": "two"})
+    names = {
+        name: corpus.open(write(tmp_path / name, rows)).source_sha256
+        for name in ("a.jsonl", "b.jsonl")
+    }
+    assert len(set(names.values())) == 1
+    others = {
+        corpus.open(f"{tmp_path / 'a.jsonl'}:story").source_sha256,
+        corpus.open(write(tmp_path / "a.jsonl", rows + rows)).source_sha256,
+    }
+    assert len(others | set(names.values())) == 3
+
+
+def test_a_dataset_is_known_by_its_name(tmp_path):
+    pq.write_table(pa.table({"text": ["one"]}), tmp_path / "a.parquet")
+    text = Corpus(open_dataset=FakeDatasets(tmp_path / "a.parquet").open).open("org/name")
+    assert text.source_sha256 == ""
 
 
 def test_a_column_can_be_named(corpus, tmp_path):
     path = write(tmp_path / "a.jsonl", lines({"text": "no", "story": "yes"}))
     text = corpus.open(f"{path}:story")
-    assert text.name == "a.jsonl"
+    assert text.name == "a.jsonl:story"  # so that the command on a card makes the same again
     assert list(text.documents()) == ["yes"]
     pq.write_table(pa.table({"text": ["no"], "story": ["yes"]}), tmp_path / "a.parquet")
     assert list(corpus.open(f"{tmp_path / 'a.parquet'}:story").documents()) == ["yes"]

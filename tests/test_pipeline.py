@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from dynquant.errors import (
 )
 from dynquant.pipeline import Alignment, Recipe, forecast, measure, quantize
 from dynquant.ports import OutputStore, Progress, Quantizer
+from dynquant.steps import Conversion
 from tests.core.factories import make_layer
 from tests.fakes import (
     FakeOutputs,
@@ -63,7 +65,7 @@ class Job:
             options.pop("source", make_source()),
             quantizer,
             recipe or make_recipe(),
-            calibration=make_text("calibration.txt"),
+            calibration=options.pop("calibration", make_text("calibration.txt")),
             evaluation=make_text(evaluation),
             outputs=outputs,
             progress=progress,
@@ -145,6 +147,7 @@ def test_the_most_effort_polishes_before_encoding_and_refines_after_it():
         "polish",
         "encode",
         "refine",
+        "refine",
     ]
 
 
@@ -177,6 +180,39 @@ def test_with_no_time_left_nothing_is_improved():
     assert "polish" not in job.progress.done
     assert "refine" not in job.progress.done
     assert "refine" in job.log
+
+
+def test_a_time_budget_is_shared_between_the_sizes_and_what_one_leaves_goes_on():
+    now_mins = 0.0
+    steps: dict[Path, int] = {}
+
+    class Refiner(FakeQuantizer):
+        """A step takes a minute, and one size needs no more than two."""
+
+        def refine(self, plans, windows, *, effort, keep_going, on_step):
+            nonlocal now_mins
+            (folder,) = plans
+            steps[folder] = 0
+            while keep_going() and steps[folder] < (2 if folder.name == "second" else 99):
+                steps[folder] += 1
+                now_mins += 1
+
+    recipe = make_recipe(3.0, 4.5, 6.0, effort="fast", refine=True, time_budget_mins=30)
+    job = Conversion(make_source(), Refiner(), recipe, clock=lambda: 60 * now_mins)
+    job.read(calibration=make_text("a"), evaluation=make_text("b"))
+    plans = job.allocate(job.measure(FakeProgress()))
+    folders = dict(zip(plans, map(Path, ("first", "second", "third")), strict=True))
+    job.encode(plans, None, folders, FakeProgress())
+    assert list(steps.values()) == [10, 2, 18]
+
+
+def test_a_cost_table_serves_for_its_calibration_text_under_another_name():
+    job = Job()
+    job.run(calibration=make_text("renamed.txt", content="calibration.txt"), table=job.table())
+    assert "measure" not in job.log
+    other = make_text("calibration.txt", content="something else")
+    with pytest.raises(SensitivitiesError, match="measured on another calibration text"):
+        job.run(calibration=other, table=job.table())
 
 
 def test_every_folder_has_its_card_pictures_and_artefacts():

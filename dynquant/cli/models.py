@@ -247,9 +247,7 @@ def quantize(
 
     def refuse(source: ModelSource, headers: MlxQuantizer) -> None:
         known(headers)
-        found = check(
-            source, headers, recipe, calibration=calibration_text, outputs=outputs, table=table
-        )
+        found = check(source, headers, recipe, outputs=outputs, table=table)
         require_room(out, found)
 
     progress = console.ConsoleProgress()

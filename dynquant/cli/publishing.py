@@ -126,9 +126,7 @@ def convert(
         if there is not None:
             _show(there, as_json=as_json)
             return
-        found = check(
-            source, quantizer, recipe, calibration=calibration_text, outputs=outputs, table=table
-        )
+        found = check(source, quantizer, recipe, outputs=outputs, table=table)
         require_room(out, found)
     with (
         open_model(

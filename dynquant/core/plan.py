@@ -153,7 +153,17 @@ class TextFacts:
         sha256: Hash of the text that was used.
         num_tokens: Tokens that were used.
         window_tokens: Length of a window.
-        chat_formatted: Whether the model's chat template was put around it.
+        chat_formatted: Whether all of it went through the model's chat template.
+        num_chats: Chats in the text that was read; 0 also in files of earlier versions.
+        num_chats_formatted: Those of them that went through the chat template; the others were
+            read as plain text.
+        chat_refusal: Why the template refused the first of those, on one line; empty if it
+            refused none, or there is no template.
+        template_date: The date, as in 2024-07-26, that the template was given instead of the day's;
+            empty if it asked for none.
+        source_sha256: Hash of the file and the name of its column; empty for a dataset.
+        sketch: Of the text that was read, as `core.overlap.Sketch.to_text` writes it, shortened;
+            of artefacts only `plan.json` has it, for the calibration text.
     """
 
     name: str
@@ -161,6 +171,19 @@ class TextFacts:
     num_tokens: int
     window_tokens: int
     chat_formatted: bool = False
+    num_chats: int = 0
+    num_chats_formatted: int = 0
+    chat_refusal: str = ""
+    template_date: str = ""
+    source_sha256: str = ""
+    sketch: str = field(default="", compare=False, repr=False)
+
+    def is_same_text(self, other: TextFacts) -> bool:
+        """Whether the same windows were cut of the same text, whatever its name."""
+        mine, theirs = (
+            (facts.sha256, facts.num_tokens, facts.window_tokens) for facts in (self, other)
+        )
+        return mine == theirs
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -105,11 +105,27 @@ def _explained(name: str, explanations: dict[str, str]) -> str:
 
 
 def _text_facts(text: TextFacts) -> str:
-    chat = ", in the model's chat format" if text.chat_formatted else ""
-    return (
-        f"{code(text.name)}, {text.num_tokens:,} tokens in windows of "
-        f"{text.window_tokens:,}{chat}, sha256 {code(text.sha256)}"
+    parts = (
+        f"{code(text.name)}, {text.num_tokens:,} tokens in windows of {text.window_tokens:,}",
+        _chat_facts(text),
+        f"sha256 {code(text.sha256)}",
     )
+    return ", ".join(filter(None, parts))
+
+
+def _chat_facts(text: TextFacts) -> str:
+    """What the model's chat template made of the chats in a text."""
+    if not text.num_chats:  # or made by a version that did not count them
+        return "in the model's chat format" if text.chat_formatted else ""
+    chats = f"{text.num_chats:,} chat{'' if text.num_chats == 1 else 's'}"
+    if not (text.num_chats_formatted or text.chat_refusal):
+        return f"{chats} as plain text, since the model has no chat template"
+    said = f"{text.num_chats_formatted:,} of {chats} through the model's chat template"
+    if text.template_date:
+        said += f" with the date {escape(text.template_date)}"
+    if text.num_chats_formatted < text.num_chats:
+        said += f", the others as plain text; the template refused: {code(text.chat_refusal)}"
+    return said
 
 
 def _files_note(facts: ModelFacts) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Self
@@ -12,9 +12,11 @@ from typing import Any, Self
 import mlx.core as mx
 import numpy as np
 
+from dynquant.core.overlap import Sketch, Sketcher, is_too_much, share_of
 from dynquant.core.plan import TextFacts
 from dynquant.errors import InvalidModelError, TextError
-from dynquant.ports import Text
+from dynquant.mlx_backend.templates import ChatTemplate
+from dynquant.ports import Document, Text
 
 __all__ = [
     "CHUNK_LOGITS",
@@ -38,9 +40,11 @@ CHUNK_LOGITS = 1 << 21
 _SPREAD = 32  # windows are spread over up to this many times the tokens asked for
 _CHUNK_CHARACTERS = 1 << 20
 _MAX_ID = 2**31 - 1
-_SHINGLE_TOKENS = 32
+_MIN_CONTEXT_TOKENS = 32
 _SAMPLE, _MAX_FIRST = "a", 4  # of what a tokenizer may put before a text
-_MAX_OVERLAP = 0.05
+_SCAFFOLDING = frozenset({"system", "developer"})
+"""Roles whose messages many chats have in common: sharing them makes no two texts the same."""
+_NUM_STORED_HASHES = 1024  # of a sketch in `plan.json`: 11 kB
 
 
 @dataclass(frozen=True)
@@ -49,15 +53,13 @@ class Windows:
 
     Attributes:
         tokens: (windows, seq), int32.
-        shingles: Hashes of every run of 32 tokens in the text that was read, uint64.
+        sketch: Stretches of the text that was read, of chats without the words of their template.
         facts: What the card says about the text.
-        num_first: Tokens at the start of each that the tokenizer puts before every text.
     """
 
     tokens: np.ndarray
-    shingles: np.ndarray
+    sketch: Sketch
     facts: TextFacts
-    num_first: int = 0
 
     def batches(self, start: int = 0, stop: int | None = None, *, vocab: int = 1) -> list[mx.array]:
         """Windows from `start` to `stop` in batches, each (batch, seq), int32.
@@ -75,18 +77,15 @@ class Windows:
         """Refuse to evaluate on what was calibrated on.
 
         Raises:
-            TextError: The texts are the same, or more than 5 % of these windows begin
-                with 32 tokens that the calibration text has too.
+            TextError: The texts are the same, or overlap as `core.overlap.is_too_much` has it.
         """
-        starts = _shingles(self.tokens[:, self.num_first : self.num_first + _SHINGLE_TOKENS])
-        share = float(np.isin(starts, calibration.shingles).mean()) if len(starts) else 0.0
-        if self.facts.sha256 == calibration.facts.sha256:
-            share = 1.0
-        if share > _MAX_OVERLAP:
+        is_same = self.facts.sha256 == calibration.facts.sha256
+        if is_same or is_too_much(self.sketch, known=calibration.sketch):
+            share = 1.0 if is_same else share_of(self.sketch, known=calibration.sketch)
             raise TextError(
-                f"The evaluation text '{self.facts.name}' shares {share:.0%} of its windows with "
-                "the calibration text, so its figures would flatter. Pass a text to --eval that "
-                "the calibration did not see."
+                f"The evaluation text '{self.facts.name}' shares {share:.0%} of its text with the "
+                "calibration text, so its figures would flatter. Pass a text to --eval that the "
+                "calibration did not see."
             )
 
 
@@ -102,9 +101,9 @@ def window_length(config: Mapping[str, Any]) -> int:
     for each in configs:
         for name in _CONTEXTS:
             context = each.get(name) or MAX_WINDOW_TOKENS
-            if not isinstance(context, int | float) or not context >= _SHINGLE_TOKENS:
+            if not isinstance(context, int | float) or not context >= _MIN_CONTEXT_TOKENS:
                 raise InvalidModelError(
-                    f"{name} in config.json must be a number of at least {_SHINGLE_TOKENS}. "
+                    f"{name} in config.json must be a number of at least {_MIN_CONTEXT_TOKENS}. "
                     "Ask the model's author."
                 )
             contexts.append(int(min(MAX_WINDOW_TOKENS, context)))
@@ -154,12 +153,16 @@ def cut_windows(
     digest, first = hashlib.sha256(), _first_tokens(tokenizer, num_tokens=num_tokens)
     parts: list[np.ndarray] = []
     length = window_tokens - len(first)  # of a window's own text
-    count, wanted, chat = 0, _SPREAD * num_windows * length, False
+    count, wanted = 0, _SPREAD * num_windows * length
+    template, sketcher = ChatTemplate(tokenizer), Sketcher()
+    num_plain = 0
     for piece in _pieces(text.documents()):
-        rendered = None if isinstance(piece, str) else _rendered(piece, tokenizer)
-        chat = chat or rendered is not None
+        rendered = None if isinstance(piece, str) else template.render(piece)
+        num_plain += rendered is None
         if rendered is None:
             rendered = _plain(piece, first=not parts)
+        for own in [piece] if isinstance(piece, str) else piece.contents(without=_SCAFFOLDING):
+            sketcher.add(own)
         digest.update(rendered.encode())
         parts.append(_encoded(rendered, tokenizer, num_tokens=num_tokens))
         count += len(parts[-1])
@@ -171,7 +174,16 @@ def cut_windows(
             f"{min_windows * length:,} are needed. Pass a longer text.",
             num_tokens_needed=min_windows * length,
         )
-    stream = np.concatenate(parts)
+    if template.refusal:
+        logger.warning(
+            "The chat template wrote %d of %d chats of '%s'; the others are read as plain text. "
+            "It refused the first of them: %s",
+            template.num_formatted,
+            template.num_chats,
+            text.name,
+            template.refusal,
+        )
+    stream, sketch = np.concatenate(parts), sketcher.sketch()
     if np.array_equal(stream[: len(first)], first):  # a chat template has put it there
         stream = stream[len(first) :]
     whole = stream[: len(stream) // length * length].reshape(-1, length)
@@ -180,21 +192,24 @@ def cut_windows(
     chosen = np.concatenate([np.tile(first, (kept, 1)), chosen], axis=1)
     return Windows(
         tokens=chosen,
-        shingles=_shingles(stream),
+        sketch=sketch,
         facts=TextFacts(
             name=text.name,
             sha256=digest.hexdigest(),
             num_tokens=int(chosen.size),
             window_tokens=window_tokens,
-            chat_formatted=chat,
+            chat_formatted=template.num_formatted > 0 and not num_plain,
+            num_chats=template.num_chats,
+            num_chats_formatted=template.num_formatted,
+            chat_refusal=template.public_refusal,
+            template_date=template.date,
+            source_sha256=text.source_sha256,
+            sketch=sketch.shortened(_NUM_STORED_HASHES).to_text(),
         ),
-        num_first=len(first),
     )
 
 
-def _pieces(
-    documents: Iterator[str | Sequence[Mapping[str, str]]],
-) -> Iterator[str | Sequence[Mapping[str, str]]]:
+def _pieces(documents: Iterator[Document]) -> Iterator[Document]:
     """Documents, long texts in chunks so that no more is tokenized than is used."""
     for document in documents:
         if not isinstance(document, str):
@@ -204,25 +219,10 @@ def _pieces(
             yield document[start : start + _CHUNK_CHARACTERS]
 
 
-def _rendered(chat: Sequence[Mapping[str, str]], tokenizer: Any) -> str | None:
-    """A chat as its template has it; None where there is none, or it does not take this chat.
-
-    Templates are programs of strangers. transformers runs them in Jinja's sandbox; what they
-    raise there is theirs, and so is how much they write.
-    """
-    if not getattr(tokenizer, "has_chat_template", False):
-        return None
-    try:
-        return str(tokenizer.apply_chat_template(list(chat), tokenize=False))[:_CHUNK_CHARACTERS]
-    except Exception as error:  # noqa: BLE001
-        logger.debug("The chat template does not take a chat: %s", error)
-        return None
-
-
-def _plain(piece: str | Sequence[Mapping[str, str]], *, first: bool) -> str:
+def _plain(piece: Document, *, first: bool) -> str:
     if isinstance(piece, str):
         return piece if first else f"\n\n{piece}"
-    return "\n\n".join(chain([""], (message["content"] for message in piece)))
+    return "\n\n".join(chain([""], piece.contents()))
 
 
 def _first_tokens(tokenizer: Any, *, num_tokens: int | None) -> np.ndarray:
@@ -253,16 +253,3 @@ def _encoded(
             f"{num_tokens or _MAX_ID:,}. Take tokenizer and weights from one version of the model."
         )
     return ids.astype(np.int32)
-
-
-def _shingles(tokens: np.ndarray) -> np.ndarray:
-    """Hash of every run of 32 tokens along the last axis, flattened, uint64."""
-    if tokens.shape[-1] < _SHINGLE_TOKENS:
-        return np.zeros(0, dtype=np.uint64)
-    rng = np.random.default_rng(0)
-    factors = rng.integers(1, 2**63, _SHINGLE_TOKENS, dtype=np.uint64) | np.uint64(1)
-    total = np.zeros((*tokens.shape[:-1], tokens.shape[-1] - _SHINGLE_TOKENS + 1), dtype=np.uint64)
-    for offset, factor in enumerate(factors):
-        end = tokens.shape[-1] - _SHINGLE_TOKENS + 1 + offset
-        total += tokens[..., offset:end].astype(np.uint64) * factor
-    return total.reshape(-1)

@@ -39,7 +39,7 @@ def polished(
     keep_going: Callable[[], bool],
     on_step: Callable[[], None] = lambda: None,
 ) -> dict[float, QuantPlan]:
-    """Plans of the same size with less KL divergence on `windows`.
+    """Plans of the same size with less KL divergence on `windows`; none if there was no round.
 
     Args:
         measurement: The model, and the calibration windows that the encoder learns from.
@@ -50,9 +50,13 @@ def polished(
         num_rounds: How many rounds at most.
         keep_going: Asked before each round.
         on_step: Called after each block of each round.
+
+    Returns:
+        Target → the best plan of the rounds that were made. Without a round it is empty, so that
+        a cost table does not note as polished what another run has time for.
     """
     outer = measurement.paths_in(None)
-    best = dict(plans)
+    best, num_done = dict(plans), 0
     tried: dict[float, list[Swap]] = {target: [] for target in plans}
     together: dict[float, Swap] = {}
     for _ in range(num_rounds):
@@ -94,4 +98,5 @@ def polished(
                 if mine[name] < start and not changes[name][1].keys() & chosen.keys()
                 for path, fmt in changes[name][1].items()
             }
-    return best
+        num_done += 1
+    return best if num_done else {}

@@ -4,7 +4,8 @@ Each round is one streamed pass forward and one backward of KL(original ‖ quan
 the calibration windows, with gradients of scales and biases alone, and one step of Adam.
 Steps are counted in quantization steps of each group, so that one rate serves all formats.
 What is kept is the round with the least KL on windows that no gradient saw, and nothing
-if none is better than the start.
+if none is better than the start. Every fourth round is looked at, and the last, whichever ended
+the rounds: their number, the time budget, or a gradient that could not be taken.
 
 Besides what a pass takes, scales and biases are held with the two moments of Adam: 24 bytes
 per group. The idea is that of `mlx_lm.quant.dwq`, which holds both models at once.
@@ -169,7 +170,8 @@ def refined(
         batches: Calibration windows, each (batch, seq), int32; one step takes one.
         held_out: Other windows, for the choice.
         num_steps: Steps of Adam.
-        keep_going: Asked before each step.
+        keep_going: Asked before each step. Once it says no, the steps that were made are still
+            looked at, which takes two passes forward over `held_out`.
         on_step: Called after each step.
 
     Returns:
@@ -189,31 +191,34 @@ def refined(
 
     first = best = held_out_kl()
     kept = dict(pairs.shifts)
-    for step in range(1, num_steps + 1):
-        if not keep_going():
-            break
-        batch = [batches[(step - 1) % len(batches)]]
-        teacher = Forward(blocks, BlockWeights(blocks, original), batch)
-        student = Forward(blocks, quantized(), batch, record=(0,))
+
+    def look() -> None:
+        nonlocal best, kept
+        found = held_out_kl()
+        logger.info("refining, step %d: held-out KL %.4g, at first %.4g", num_done, found, first)
+        if found < best:
+            best, kept = found, dict(pairs.shifts)
+
+    def step(batch: mx.array) -> None:
+        teacher = Forward(blocks, BlockWeights(blocks, original), [batch])
+        student = Forward(blocks, quantized(), [batch], record=(0,))
         _advance(teacher, student)
         pairs.begin_step()
-        try:
-            backward(
-                student,
-                quantized(),
-                loss=_divergence_from(teacher.logits()),
-                gauge=pairs,
-                on_block=pairs.finish_block,
-            )
-        except NoGradientError as error:
-            logger.warning("This model cannot be refined: %s", str(error).splitlines()[0][:200])
-            return {}
+        backward(
+            student,
+            quantized(),
+            loss=_divergence_from(teacher.logits()),
+            gauge=pairs,
+            on_block=pairs.finish_block,
+        )
+
+    num_done = 0
+    for num_done in _made(step, batches, num_steps=num_steps, keep_going=keep_going):
         on_step()
-        if step % _STEPS_BETWEEN_LOOKS == 0:
-            found = held_out_kl()
-            logger.info("refining, step %d: held-out KL %.4g, at first %.4g", step, found, first)
-            if found < best:
-                best, kept = found, dict(pairs.shifts)
+        if num_done % _STEPS_BETWEEN_LOOKS == 0:
+            look()
+    if num_done % _STEPS_BETWEEN_LOOKS:
+        look()
     pairs.shifts = kept
     if best >= first:
         return {}
@@ -222,6 +227,25 @@ def refined(
         for path in affine
         for name, array in zip(("scales", "biases"), pairs.stored_pair(path), strict=True)
     }
+
+
+def _made(
+    step: Callable[[mx.array], None],
+    batches: Sequence[mx.array],
+    *,
+    num_steps: int,
+    keep_going: Callable[[], bool],
+) -> Iterator[int]:
+    """Make steps; the number of those that were made, after each."""
+    for index in range(num_steps):
+        if not keep_going():
+            return
+        try:
+            step(batches[index % len(batches)])
+        except NoGradientError as error:
+            logger.warning("This model cannot be refined: %s", str(error).splitlines()[0][:200])
+            return
+        yield index + 1
 
 
 def _divergence_from(targets: Iterator[mx.array]) -> Loss:

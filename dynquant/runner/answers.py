@@ -193,8 +193,8 @@ class Asked:
                 revision_sha=source["revision_sha"],
                 target_bpw=self.targets[name],
                 recipe=self.recipe,
-                calibration=texts["calibration"],
-                evaluation=texts["evaluation"],
+                calibration={"name": texts["calibration"]},
+                evaluation={"name": texts["evaluation"]},
             )
             _require(same_request(plan, asked))
             _require({rung.name for rung in facts.ladder} == self.targets.keys())

@@ -7,9 +7,13 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
+from dynquant.core.artefacts.fields import text_facts, whole
+from dynquant.core.artefacts.json_text import MALFORMED
 from dynquant.core.facts import ModelFacts
+from dynquant.core.overlap import Sketch, is_too_much
 from dynquant.core.quality import Quality
 from dynquant.corpus import Corpus
 from dynquant.errors import InvalidModelError, TextError
@@ -18,6 +22,7 @@ from dynquant.hub.local import local_source, require_readable
 from dynquant.hub.models import HubModels
 from dynquant.hub.publishing import HubPublisher
 from dynquant.mlx_backend import slow_blas_sentence
+from dynquant.mlx_backend.calibration import Windows
 from dynquant.mlx_backend.folder import check_folder
 from dynquant.mlx_backend.quantizer import MlxQuantizer
 from dynquant.mlx_backend.verify import verify_folder
@@ -35,6 +40,8 @@ __all__ = [
 ]
 
 _logger = logging.getLogger(__name__)
+_MAX_TOKENS_CUT_AGAIN = 1 << 20
+"""A plan is a stranger's, and so is how long a text it says to cut."""
 
 
 @contextmanager
@@ -95,7 +102,6 @@ def evaluate_folder(
     check_folder(folder)
     layers = _layers(MlxQuantizer(folder, name=folder.name, dequantize=True))
     text = open_texts().open(evaluation)
-    check_not_calibrated_on(folder, text=text.name)
 
     def check(_source: ModelSource, original: MlxQuantizer) -> None:
         if layers != _layers(original):
@@ -106,7 +112,7 @@ def evaluate_folder(
 
     with open_model(reference, check=check, progress=progress) as (_, quantizer):
         windows = quantizer.evaluation_windows(text, num_tokens)
-        check_not_calibrated_on(folder, text=text.name, sha256=windows.facts.sha256)
+        check_not_calibrated_on(folder, windows, partial(quantizer.calibration_windows, text))
         with progress.track({"evaluate": quantizer.num_blocks}) as on_step:
             original, found = quantizer.evaluate(
                 {folder.name: folder}, {}, windows, on_step=on_step
@@ -114,8 +120,14 @@ def evaluate_folder(
     return original, found[folder.name]
 
 
-def check_not_calibrated_on(folder: Path, *, text: str, sha256: str = "") -> None:
-    """Refuse a text that the folder's own plan says it was calibrated on.
+def check_not_calibrated_on(folder: Path, windows: Windows, cut: Callable[[int], Windows]) -> None:
+    """Refuse a text that the folder's own plan tells to hold what it was calibrated on.
+
+    Args:
+        folder: A quantized model; without a plan of ours there is nothing to compare with.
+        windows: The evaluation text.
+        cut: Cuts so many tokens of that text as a calibration text is cut; for plans of earlier
+            versions, which know nothing but a hash of the text that was cut.
 
     Args:
         folder: A quantized model.
@@ -123,18 +135,31 @@ def check_not_calibrated_on(folder: Path, *, text: str, sha256: str = "") -> Non
         sha256: Of its content, once it was read.
 
     Raises:
-        TextError: It is that text.
+        TextError: The text holds what the model was calibrated on.
     """
     try:
         plan = json.loads((folder / MARKER).read_text(encoding="utf-8"))
-        calibration = plan["calibration"]
-        same = text == calibration["name"] or sha256 == calibration["sha256"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return  # not a folder of ours: nothing tells what it was calibrated on
-    if same:
+        calibration = text_facts(plan["calibration"])
+        stored = plan.get("calibration_sketch")
+        sketch = Sketch.from_text(stored) if stored else None
+        num_tokens = whole(plan["request"]["calibration_tokens"])
+    except (OSError, *MALFORMED):
+        return
+    facts = windows.facts
+    if sketch is not None:
+        is_known = is_too_much(windows.sketch, known=sketch)
+        is_known |= bool(facts.source_sha256) and facts.source_sha256 == calibration.source_sha256
+    elif num_tokens > _MAX_TOKENS_CUT_AGAIN:
+        is_known = False
+    else:
+        try:
+            is_known = cut(num_tokens).facts.is_same_text(calibration)
+        except TextError:  # too short to be that text
+            is_known = False
+    if is_known:
         raise TextError(
-            f"This model was calibrated on '{text}', so figures on it would flatter. Pass a text "
-            "to --eval that it has not seen."
+            f"This model was calibrated on text that '{facts.name}' holds, so figures on it would "
+            "flatter. Pass a text to --eval that it has not seen."
         )
 
 

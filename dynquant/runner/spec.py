@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
 from dynquant.core.formats import DEFAULT_MENU, parse_menu
 from dynquant.core.recipe import Recipe
-from dynquant.ports import ModelSource, Text
+from dynquant.ports import Chat, Document, ModelSource, Text
 
 __all__ = ["JobSpec", "Limits", "open_saved_text", "recipe_of", "save_text"]
 
@@ -120,10 +120,10 @@ def save_text(text: Text, stream: TextIO, *, max_chars: int) -> None:
     """Write the beginning of a text, at most about `max_chars`, for a child without network."""
     num_chars = 0
     for document in text.documents():
-        content = document if isinstance(document, str) else [*map(dict, document)]
-        if isinstance(content, str):
-            content = content[: max_chars - num_chars]
-        line = json.dumps(content, ensure_ascii=False)
+        if isinstance(document, str):
+            line = json.dumps(document[: max_chars - num_chars], ensure_ascii=False)
+        else:
+            line = json.dumps(asdict(document), ensure_ascii=False)
         stream.write(line + "\n")
         num_chars += len(line)
         if num_chars >= max_chars:
@@ -133,9 +133,20 @@ def save_text(text: Text, stream: TextIO, *, max_chars: int) -> None:
 def open_saved_text(path: Path, *, name: str) -> Text:
     """What `save_text` wrote, under the name that it had."""
 
-    def documents() -> Iterator[str | Sequence[Mapping[str, str]]]:
+    def documents() -> Iterator[Document]:
         with path.open(encoding="utf-8") as stream:
             for line in stream:
-                yield json.loads(line)
+                saved = json.loads(line)
+                yield saved if isinstance(saved, str) else _chat(saved)
 
     return Text(name=name, documents=documents)
+
+
+def _chat(saved: Mapping[str, Any] | list[Any]) -> Chat:
+    if isinstance(saved, list):  # by an earlier version, for a job that is under way
+        return Chat(messages=tuple(saved))
+    return Chat(
+        messages=tuple(saved["messages"]),
+        tools=tuple(saved["tools"]),
+        template_kwargs=saved["template_kwargs"],
+    )

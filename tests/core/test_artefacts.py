@@ -59,6 +59,24 @@ def test_a_cost_table_comes_back_as_it_was_to_the_last_digit():
     assert cost_table_to_json(cost_table_from_json(text, name="t.json")) == text
 
 
+def test_a_cost_table_of_a_version_that_did_not_count_chats_is_read():
+    content = table_json()
+    content["calibration"] = {
+        "name": "a.txt", "sha256": "ab", "num_tokens": 9, "window_tokens": 3, "chat_formatted": True
+    }  # fmt: skip
+    found = cost_table_from_json(json.dumps(content), name="t.json").calibration
+    assert found == TextFacts(
+        name="a.txt", sha256="ab", num_tokens=9, window_tokens=3, chat_formatted=True
+    )
+
+
+def test_texts_are_the_same_by_what_was_read_of_them():
+    text = make_table().calibration
+    assert text.is_same_text(replace(text, name="other.txt", chat_refusal="x", sketch="y"))
+    for change in ({"sha256": "x"}, {"num_tokens": 1}, {"window_tokens": 1}):
+        assert not text.is_same_text(replace(text, **change))
+
+
 @given(st.lists(st.floats(0, allow_nan=False, allow_infinity=False), min_size=2, max_size=2))
 def test_every_cost_survives_the_way_through_json(costs):
     layer = make_layer(dict(zip(("3g64", "8g64"), costs, strict=True)))

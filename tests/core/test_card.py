@@ -239,12 +239,47 @@ def test_the_python_example_is_python():
 
 
 def test_chat_format_and_fallback_are_said():
+    # as versions wrote it that did not count chats
     chat = TextFacts(name="c", sha256="0" * 64, num_tokens=10, window_tokens=5, chat_formatted=True)
     card = render(make_facts(1, calibration=chat, method="block_output"))
     assert "in the model's chat format" in card
     assert "fallback" in card
     assert "| Predicted cost |" in card
     assert "gradient" in render(make_facts(1, method="alignment"))
+
+
+@pytest.mark.parametrize(
+    ("chats", "said"),
+    [
+        ({"num_chats": 1_200, "num_chats_formatted": 1_200}, "1,200 of 1,200 chats through the "),
+        (
+            {"num_chats": 1, "num_chats_formatted": 1},
+            "1 of 1 chat through the model's chat template, ",
+        ),
+        (
+            {"num_chats": 40, "num_chats_formatted": 1, "chat_refusal": "Roles must alternate."},
+            (
+                "1 of 40 chats through the model's chat template, the others as plain text; the "
+                "template refused: `Roles must alternate.`, sha256"
+            ),
+        ),
+        (
+            {"num_chats": 40, "num_chats_formatted": 0, "chat_refusal": "<b>no</b> | no"},
+            (
+                "0 of 40 chats through the model's chat template, the others as plain text; the "
+                "template refused: <code>&#60;b&#62;no&#60;/b&#62; &#124; no</code>"
+            ),
+        ),
+        ({"num_chats": 40}, "40 chats as plain text, since the model has no chat template"),
+        (
+            {"num_chats": 4, "num_chats_formatted": 4, "template_date": "2024-07-26"},
+            "4 of 4 chats through the model's chat template with the date 2024-07-26, sha256",
+        ),
+    ],
+)
+def test_the_card_says_what_the_chat_template_made_of_the_chats(chats, said):
+    text = TextFacts(name="c", sha256="0" * 64, num_tokens=10, window_tokens=5, **chats)
+    assert said in render(make_facts(1, calibration=text))
 
 
 def rows_of_other_sizes(card):

@@ -92,6 +92,12 @@ TEXTS = st.builds(
     num_tokens=COUNT,
     window_tokens=COUNT,
     chat_formatted=st.booleans(),
+    num_chats=COUNT,
+    num_chats_formatted=COUNT,
+    chat_refusal=TEXT,
+    template_date=TEXT,
+    source_sha256=TEXT,
+    sketch=TEXT,
 )
 RUNGS = st.builds(
     Rung,
@@ -348,8 +354,8 @@ CALLS: dict[str, Any] = {
     "revision_sha": "c1899de289a04d12100db370d81485cdf75e47ca",
     "target_bpw": 4.5,
     "recipe": Recipe(targets_bpw=(3.5, 4.5), evaluation_tokens=8_192),
-    "calibration": "dynquant-calibration-v1",
-    "evaluation": "Salesforce/wikitext:wikitext-2-raw-v1:test:text",
+    "calibration": {"name": "dynquant-calibration-v1"},
+    "evaluation": {"name": "Salesforce/wikitext:wikitext-2-raw-v1:test:text"},
 }
 
 
@@ -371,8 +377,9 @@ def test_a_model_answers_the_request_that_made_it():
         {"source": "Qwen/Qwen3-1.7B"},
         {"revision_sha": "0" * 40},
         {"target_bpw": 4.25},
-        {"calibration": "other.txt"},
-        {"evaluation": "other.txt"},
+        {"calibration": {"name": "other.txt"}},
+        {"evaluation": {"name": "other.txt"}},
+        {"calibration": {"source_sha256": "ab" * 32}},
         {"encoder": "wls"},
         {"seed": 1},
         {"menu": DEFAULT_MENU[1:]},
@@ -386,6 +393,13 @@ def test_another_request_is_another_model(change):
     if not change.keys() <= CALLS.keys():
         change = {"recipe": replace(CALLS["recipe"], **change)}
     assert not is_same(full_facts(), **change)
+
+
+def test_a_file_is_the_same_text_under_any_name_and_another_under_its_own():
+    there = full_facts()
+    there = replace(there, calibration=replace(there.calibration, source_sha256="ab" * 32))
+    assert is_same(there, calibration={"source_sha256": "ab" * 32})
+    assert not is_same(there, calibration={"source_sha256": "cd" * 32})
 
 
 def test_a_model_of_thresholds_is_never_the_same():

@@ -12,6 +12,7 @@ import pytest
 from dynquant.corpus import Corpus
 from dynquant.errors import HubUnavailableError, TextError
 from dynquant.hub import HubDatasets
+from dynquant.ports import Chat
 from tests.local_hub import CONVERTED, LocalHub, Repo
 
 pytestmark = pytest.mark.hub
@@ -63,9 +64,10 @@ def test_chats_come_as_messages_with_role_and_content(corpus, hub):
     add_converted(hub, files)
     text = corpus.open(NAME)
     assert text.name.endswith(":messages")
-    assert list(text.documents()) == [
-        [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
-    ]
+    (read,) = text.documents()
+    assert read == Chat(
+        messages=({"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"})
+    )
 
 
 def test_config_split_and_column_can_be_named(corpus, hub):

@@ -17,6 +17,7 @@ from mlx_lm.utils import _get_classes, save_config
 from mlx_lm.utils import save_model as save_weights
 
 from dynquant.core.formats import QuantFormat
+from dynquant.core.overlap import Sketch
 from dynquant.core.plan import LayerProfile, TextFacts
 from dynquant.mlx_backend.calibration import Windows
 from dynquant.mlx_backend.loading import Weights, for_compute, open_model
@@ -179,7 +180,7 @@ def make_windows(tokens: np.ndarray, **facts: Any) -> Windows:
     }
     return Windows(
         tokens=tokens.astype(np.int32),
-        shingles=np.zeros(0, dtype=np.uint64),
+        sketch=Sketch(np.zeros(0, dtype=np.uint64)),
         facts=TextFacts(**fields | facts),
     )
 

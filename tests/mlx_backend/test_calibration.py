@@ -13,10 +13,11 @@ from tokenizers.processors import TemplateProcessing
 from dynquant.errors import TextError
 from dynquant.mlx_backend.calibration import cut_windows, window_length
 from dynquant.mlx_backend.tokenizing import open_tokenizer
-from dynquant.ports import Text
+from dynquant.ports import Chat, Text
 from tests.mlx_backend.factories import save_model
 
-CHAT = [{"role": "user", "content": "hi there"}, {"role": "assistant", "content": "hello you"}]
+MESSAGES = ({"role": "user", "content": "hi there"}, {"role": "assistant", "content": "hello you"})
+CHAT = Chat(messages=MESSAGES)
 
 
 class FakeTokenizer:
@@ -42,6 +43,8 @@ class ChatTokenizer(FakeTokenizer):
 
     def apply_chat_template(self, messages: list[dict[str, str]], *, tokenize: bool) -> str:
         assert not tokenize
+        if any(m["content"] == "too hard" for m in messages):
+            raise ValueError("Roles must alternate.")
         return "".join(f"<{m['role']}> {m['content']} <end> " for m in messages)
 
 
@@ -52,6 +55,16 @@ def text_of(*documents, name: str = "text.txt") -> Text:
 def words(count: int, *, start: int = 0) -> str:
     """Running text in which every word is another one."""
     return " ".join(f"w{i}" for i in range(start, start + count))
+
+
+def chat_of(*contents: str, system: str | None = None) -> Chat:
+    """A chat of a user and an assistant who take turns."""
+    first = () if system is None else ({"role": "system", "content": system},)
+    roles = itertools.cycle(("user", "assistant"))
+    turns = tuple(
+        {"role": role, "content": said} for role, said in zip(roles, contents, strict=False)
+    )
+    return Chat(messages=first + turns)
 
 
 def cut(text: Text, tokenizer=None, **overrides):
@@ -77,7 +90,7 @@ def test_every_window_begins_with_what_the_tokenizer_puts_before_a_text():
 
 
 def test_a_chat_whose_template_begins_as_the_tokenizer_does_begins_so_once():
-    chats = [[{"role": "user", "content": words(50, start=50 * i)}] for i in range(10)]
+    chats = [chat_of(words(50, start=50 * i)) for i in range(10)]
     windows = cut(text_of(*chats), ChatTokenizer(first=[0]))  # the first word's id
     assert windows.tokens[0, :3].tolist() == [0, 1, 2]
 
@@ -150,6 +163,26 @@ def test_chats_go_through_the_chat_template():
     windows = cut(text_of(*[CHAT] * 40), tokenizer)
     assert tokenizer.encoded[0] == "<user> hi there <end> <assistant> hello you <end> "
     assert windows.facts.chat_formatted
+    assert (windows.facts.num_chats, windows.facts.num_chats_formatted) == (40, 40)
+    assert windows.facts.chat_refusal == ""
+
+
+def test_one_chat_that_the_template_takes_does_not_stand_for_all(caplog):
+    chats = [chat_of("too hard" if i else "hi there", words(40, start=40 * i)) for i in range(40)]
+    tokenizer = ChatTokenizer()
+    facts = cut(text_of(*chats), tokenizer).facts
+    assert tokenizer.encoded[1] == f"\n\ntoo hard\n\n{words(40, start=40)}"
+    assert (facts.num_chats, facts.num_chats_formatted) == (40, 1)
+    assert not facts.chat_formatted
+    assert facts.chat_refusal == "ValueError"  # the words are not in the template itself
+    assert "wrote 1 of 40 chats of 'text.txt'" in caplog.text
+    assert "It refused the first of them: Roles must alternate." in caplog.text
+
+
+def test_plain_text_among_chats_is_not_chat_formatted():
+    facts = cut(text_of(*[CHAT] * 20, words(300)), ChatTokenizer()).facts
+    assert facts.num_chats == facts.num_chats_formatted == 20
+    assert not facts.chat_formatted
 
 
 def test_chats_are_plain_text_to_a_model_without_a_template():
@@ -157,6 +190,15 @@ def test_chats_are_plain_text_to_a_model_without_a_template():
     windows = cut(text_of(*[CHAT] * 40), tokenizer)
     assert tokenizer.encoded[0] == "\n\nhi there\n\nhello you"
     assert not windows.facts.chat_formatted
+    assert (windows.facts.num_chats, windows.facts.num_chats_formatted) == (40, 0)
+    assert windows.facts.chat_refusal == ""
+
+
+def test_of_a_message_without_content_nothing_is_plain_text():
+    call = {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}
+    tokenizer = FakeTokenizer()
+    cut(text_of(*[Chat(messages=(MESSAGES[0], call, MESSAGES[1]))] * 40), tokenizer)
+    assert tokenizer.encoded[0] == "\n\nhi there\n\nhello you"
 
 
 def test_plain_text_gets_no_template():
@@ -173,7 +215,7 @@ def pair(calibration: Text, evaluation: Text):
 @pytest.mark.parametrize("name", ["text.txt", "other.txt"])
 def test_evaluating_on_the_calibration_text_is_refused_under_any_name(name):
     calibration, evaluation = pair(text_of(words(2000)), text_of(words(2000), name=name))
-    with pytest.raises(TextError, match=f"'{name}' shares 100% of its windows"):
+    with pytest.raises(TextError, match=f"'{name}' shares 100% of its text"):
         evaluation.check_disjoint(calibration)
 
 
@@ -186,13 +228,13 @@ def test_another_stretch_of_the_same_windows_is_refused():
 
 def test_a_text_that_overlaps_in_part_is_refused():
     calibration, evaluation = pair(text_of(words(2000)), text_of(words(2000, start=1500)))
-    with pytest.raises(TextError, match=r"shares \d\d% of its windows"):
+    with pytest.raises(TextError, match=r"shares \d\d% of its text"):
         evaluation.check_disjoint(calibration)
 
 
 def test_texts_that_share_single_sentences_pass():
     tokenizer = FakeTokenizer()
-    quote = words(31)  # shorter than what is compared
+    quote = words(12)
     calibration = cut(text_of(quote, words(2000, start=5000)), tokenizer, num_windows=8)
     evaluation = cut(text_of(quote, words(2000, start=9000)), tokenizer, num_windows=8)
     evaluation.check_disjoint(calibration)
@@ -204,6 +246,41 @@ def test_disjoint_texts_of_the_same_words_pass():
     texts = [" ".join(f"w{i}" for i in rng.integers(0, 50, 3000)) for _ in range(2)]
     calibration, evaluation = pair(*(text_of(t) for t in texts))
     evaluation.check_disjoint(calibration)
+
+
+class LetterTokenizer(FakeTokenizer):
+    """A token per character; all but letters are unknown to it."""
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        return [ord(c) % 26 + 1 if c.isalpha() else 0 for c in text]
+
+
+def test_texts_that_share_indentation_and_unknown_characters_pass():
+    """Half of the 32 tokens that a window begins with may be such to a small vocabulary."""
+    code = [
+        "\n".join(f"{' ' * 40}{'=' * 40} {word}" for word in words(900, start=start).split())
+        for start in (0, 5000)
+    ]
+    tokenizer = LetterTokenizer()
+    calibration, evaluation = (cut(text_of(each), tokenizer, num_windows=8) for each in code)
+    evaluation.check_disjoint(calibration)
+    other_lines = code[0].replace(" ", "").replace("\n", " ")
+    with pytest.raises(TextError, match="shares 100%"):
+        cut(text_of(other_lines), tokenizer, num_windows=8).check_disjoint(calibration)
+
+
+@pytest.mark.parametrize("tokenizer", [FakeTokenizer(), ChatTokenizer()])
+def test_chats_overlap_by_what_is_said_and_not_by_how_it_is_introduced(tokenizer):
+    system = "You are a helpful assistant. " + words(30, start=90_000)
+    chats = [
+        [chat_of(words(20, start=start + 20 * i), "yes", system=system) for i in range(100)]
+        for start in (0, 5000)
+    ]
+    calibration, other = (cut(text_of(*each), tokenizer, num_windows=8) for each in chats)
+    other.check_disjoint(calibration)
+    said = text_of(*(" ".join(chat.contents()) for chat in chats[0][::-1]))
+    with pytest.raises(TextError, match=r"shares \d\d% of its text"):
+        cut(said, tokenizer, num_windows=8).check_disjoint(calibration)
 
 
 def test_windows_shorter_than_what_is_compared_rest_on_the_hash():

@@ -23,6 +23,7 @@ from mlx_lm.utils import compute_bits_per_weight, load_model
 
 from dynquant.core.allocate import allocate
 from dynquant.core.formats import UNQUANTIZED, QuantFormat
+from dynquant.core.overlap import Sketch
 from dynquant.core.plan import CostTable, QuantPlan, TextFacts
 from dynquant.core.recipe import EFFORTS, Effort
 from dynquant.errors import UnsupportedModelError
@@ -82,7 +83,7 @@ def random_windows(family: str) -> Windows:
     facts = TextFacts(
         name="random", sha256="0" * 64, num_tokens=tokens.size, window_tokens=tokens.shape[1]
     )
-    return Windows(tokens=tokens, shingles=np.zeros(0, dtype=np.uint64), facts=facts)
+    return Windows(tokens=tokens, sketch=Sketch(np.zeros(0, dtype=np.uint64)), facts=facts)
 
 
 @dataclass

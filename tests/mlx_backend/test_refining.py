@@ -6,10 +6,12 @@ import mlx.core as mx
 import pytest
 
 from dynquant.core.formats import QuantFormat
+from dynquant.mlx_backend import refining
 from dynquant.mlx_backend.encoding import Encoded, decode, encode_min_max
 from dynquant.mlx_backend.loading import Weights, scalar
 from dynquant.mlx_backend.parameters import quantizable
 from dynquant.mlx_backend.refining import Pairs, refined
+from dynquant.mlx_backend.reverse import NoGradientError, backward
 from tests.mlx_backend.factories import TinyModel, make_batches
 
 FMT = QuantFormat(2, 32)
@@ -98,6 +100,40 @@ def test_no_step_begins_that_there_is_no_time_for(tied):
         on_step=lambda: steps.append(1),
     )
     assert len(steps) == 2
+
+
+@pytest.mark.parametrize("num_made", [1, 3, 5, 6])
+def test_what_was_gained_before_time_ran_out_is_kept(tied, num_made):
+    """Whether or not the steps end where their gain is looked at anyway."""
+    stored, formats = quantized(tied)
+    asked = count()
+    better = refine(tied, stored, formats, num_steps=32, keep_going=lambda: next(asked) < num_made)
+    assert kl(tied, stored | better, formats) < kl(tied, stored, formats)
+    whole = refine(tied, stored, formats, num_steps=num_made)
+    assert whole.keys() == better.keys()
+    assert all(mx.array_equal(whole[name], better[name]).item() for name in whole)
+
+
+def test_without_a_step_nothing_changes_and_nothing_is_looked_at_again(tied, caplog):
+    stored, formats = quantized(tied)
+    with caplog.at_level("INFO"):
+        assert refine(tied, stored, formats, num_steps=8, keep_going=lambda: False) == {}
+    assert "held-out KL" not in caplog.text
+
+
+def test_what_was_gained_before_a_gradient_could_not_be_taken_is_kept(tied, monkeypatch):
+    stored, formats = quantized(tied)
+    made = count()
+
+    def no_third(*args, **kwargs):
+        if next(made) == 2:
+            raise NoGradientError("An operation without a gradient.")
+        return backward(*args, **kwargs)
+
+    monkeypatch.setattr(refining, "backward", no_third)
+    better = refine(tied, stored, formats, num_steps=8)
+    assert next(made) == 3
+    assert kl(tied, stored | better, formats) < kl(tied, stored, formats)
 
 
 def test_only_one_block_is_held_while_scales_and_biases_move(tied):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
-from dynquant.core.artefacts.fields import real, string, strings, text_facts, whole
+from dynquant.core.artefacts.fields import real, string, strings, text_facts, text_to_json, whole
 from dynquant.core.artefacts.json_text import MALFORMED, dumped, parsed
 from dynquant.core.formats import UNQUANTIZED, QuantFormat
 from dynquant.core.plan import CostTable, LayerProfile, ModelInventory
@@ -46,7 +46,7 @@ def cost_table_to_json(table: CostTable) -> str:
             "effort": table.effort,
             "recipe_version": RECIPE_VERSION,
             "seed": table.seed,
-            "calibration": asdict(table.calibration),
+            "calibration": text_to_json(table.calibration),
             "scales": dict(table.scales),
             "together": list(map(list, inventory.together.probes)),
             "layers": [
@@ -154,19 +154,16 @@ def matched_table(table: CostTable, inventory: ModelInventory, source_sha: str) 
     return replace(table, inventory=known, polished=polished)
 
 
-def check_measured_for(table: CostTable, recipe: Recipe, *, calibration: str) -> None:
+def check_measured_for(table: CostTable, recipe: Recipe) -> None:
     """Refuse a table that was measured in another way than `recipe` asks for.
 
     Args:
         table: Of the same model.
         recipe: How to quantize.
-        calibration: Name of the text to calibrate on.
 
     Raises:
         SensitivitiesError: Says with what it was measured.
     """
-    if table.calibration.name != calibration:
-        raise measured_on_other_text(table)
     for option in ("encoder", "effort", "seed"):
         measured = getattr(table, option)
         if measured != getattr(recipe, option):

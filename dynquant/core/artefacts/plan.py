@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
 
+from dynquant.core.artefacts.fields import text_to_json
 from dynquant.core.artefacts.json_text import MALFORMED, dumped, number_or_null, parsed
 from dynquant.core.artefacts.request import request_of
 from dynquant.core.facts import ModelFacts
@@ -57,7 +57,8 @@ def plan_to_json(facts: ModelFacts) -> str:
             "stored_bpw": plan.stored_bpw,
             "predicted_kl_nats": number_or_null(plan.predicted_kl_nats),
             "lower_bound_nats": number_or_null(plan.lower_bound_nats),
-            "calibration": asdict(facts.calibration),
+            "calibration": text_to_json(facts.calibration),
+            "calibration_sketch": facts.calibration.sketch,
             "versions": dict(facts.versions),
             "command": facts.command,
             "request": request_of(facts),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from dynquant.core.artefacts.fields import text_to_json
 from dynquant.core.artefacts.json_text import dumped, number_or_null
 from dynquant.core.facts import ModelFacts, QuantizedRow, Rung
 
@@ -30,8 +31,8 @@ def report(facts: ModelFacts) -> dict[str, Any]:
         "target_bpw": facts.plan.target_bpw,
         "stored_bpw": facts.plan.stored_bpw,
         "predicted_kl_nats": number_or_null(facts.plan.predicted_kl_nats),
-        "evaluation": asdict(facts.evaluation),
-        "calibration": asdict(facts.calibration),
+        "evaluation": text_to_json(facts.evaluation),
+        "calibration": text_to_json(facts.calibration),
         "memory_bytes": facts.memory_bytes,
         "context_tokens": facts.context_tokens,
         "rows": list(map(_row, facts.rows)),

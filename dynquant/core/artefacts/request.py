@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dynquant.core.artefacts.fields import text_to_json
 from dynquant.core.facts import ModelFacts
 from dynquant.core.formats import QuantFormat
 from dynquant.core.recipe import RECIPE_VERSION, Recipe
@@ -30,9 +30,9 @@ def request_of(facts: ModelFacts) -> dict[str, Any]:
         "time_budget_mins": facts.time_budget_mins,
         "seed": facts.seed,
         "menu": _names(facts.menu),
-        "calibration": asdict(facts.calibration),
+        "calibration": text_to_json(facts.calibration),
         "calibration_tokens": facts.calibration_tokens,
-        "evaluation": asdict(facts.evaluation),
+        "evaluation": text_to_json(facts.evaluation),
         "evaluation_tokens": facts.evaluation_tokens,
     }
 
@@ -43,8 +43,8 @@ def requested(
     revision_sha: str,
     target_bpw: float,
     recipe: Recipe,
-    calibration: str,
-    evaluation: str,
+    calibration: Mapping[str, str],
+    evaluation: Mapping[str, str],
 ) -> dict[str, Any]:
     """What is asked for, as far as it is known before a text was read; see `same_request`.
 
@@ -53,8 +53,8 @@ def requested(
         revision_sha: Commit of it.
         target_bpw: One of the recipe's targets.
         recipe: How to quantize.
-        calibration: Name of the calibration text.
-        evaluation: Name of the evaluation text.
+        calibration: Fields of `TextFacts` by which the calibration text is known.
+        evaluation: The same of the evaluation text.
     """
     return {
         "recipe_version": RECIPE_VERSION,
@@ -69,9 +69,9 @@ def requested(
         "time_budget_mins": recipe.time_budget_mins,
         "seed": recipe.seed,
         "menu": _names(recipe.menu),
-        "calibration": {"name": calibration},
+        "calibration": dict(calibration),
         "calibration_tokens": recipe.calibration_tokens,
-        "evaluation": {"name": evaluation},
+        "evaluation": dict(evaluation),
         "evaluation_tokens": recipe.evaluation_tokens,
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from math import isfinite, prod
 from typing import Any
 
@@ -93,7 +94,9 @@ def _planned(raw: Mapping[str, Any]) -> dict[str, Any]:
         "refine": request["refine"] is True,
         "time_budget_mins": None if budget is None else real(budget),
         "seed": whole(raw["seed"]),
-        "calibration": text_facts(raw["calibration"]),
+        "calibration": replace(
+            text_facts(raw["calibration"]), sketch=string(raw.get("calibration_sketch", ""))
+        ),
         "calibration_tokens": whole(request["calibration_tokens"]),
         "evaluation_tokens": whole(request["evaluation_tokens"]),
         "versions": strings(raw["versions"]),
