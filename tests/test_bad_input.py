@@ -360,7 +360,7 @@ def test_a_text_that_cannot_be_used_is_refused(option, name, content, says, tmp_
 
 
 def test_evaluating_on_the_calibration_text_is_refused(out, tmp_path):
-    says = "shares 100% of its windows with the calibration text"
+    says = "shares 100% of its text with the calibration text"
     assert_refused(quantize(MODEL, out, f"--eval={CALIBRATION}"), says)
     under_another_name = tmp_path / "unseen.txt"
     shutil.copyfile(CALIBRATION, under_another_name)
