@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import resource
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -162,7 +163,7 @@ def test_no_path_of_this_machine_is_in_what_gets_published(made, said):
 
 
 @pytest.mark.slow
-def test_evaluating_a_folder_gives_the_figures_of_its_report(said):
+def test_evaluating_a_folder_gives_the_figures_of_its_report(said, tmp_path):
     model = said[1]
     words = ("evaluate", model["folder"], f"--reference={MODEL}", "--eval-tokens=512")
     found = call(*words, f"--eval={HELD_OUT}", "--json").check().json
@@ -176,7 +177,13 @@ def test_evaluating_a_folder_gives_the_figures_of_its_report(said):
     refused = call(*words, f"--eval={CALIBRATION}", "--json")
     assert refused.code == 2
     assert refused.out == ""
-    assert "was calibrated on 'calibration.txt'" in refused.err
+    assert "calibrated on text that 'calibration.txt' holds" in refused.err
+    under_another_name, of_that_name = tmp_path / "unseen.txt", tmp_path / "calibration.txt"
+    shutil.copyfile(CALIBRATION, under_another_name)
+    shutil.copyfile(HELD_OUT, of_that_name)
+    refused = call(*words, f"--eval={under_another_name}")
+    assert "calibrated on text that 'unseen.txt' holds" in refused.err
+    call(*words, f"--eval={of_that_name}").check()
 
 
 def test_measuring_once_serves_several_quantizations(tmp_path, tmp_path_factory):

@@ -13,6 +13,7 @@ from tests.command_line import (
     MODEL,
     QUICK,
     call,
+    copy_model,
     ladder,
     needs_shared,
     quick_table,
@@ -59,6 +60,34 @@ def test_a_reused_cost_table_gives_the_weights_that_measuring_gave(tmp_path, tmp
     for name in NAMES:
         again = tmp_path / name / "dynquant" / "cost_table.json"
         assert again.read_text() == table.read_text()
+
+
+@pytest.mark.slow
+def test_a_cost_table_serves_on_another_day_although_the_chat_template_writes_the_date(tmp_path):
+    """As those of Llama 3 and Granite do; between these zones there are 26 hours."""
+    model, chats = copy_model(tmp_path / "model"), tmp_path / "chats.jsonl"
+    (model / "chat_template.jinja").write_text(
+        "Today: {{ strftime_now('%d %B %Y') }}\n"
+        "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}"
+    )
+    text = CALIBRATION.read_text()[:60_000]
+    rows = (
+        {"messages": [{"role": "user", "content": text[i : i + 500]}]}
+        for i in range(0, 60_000, 500)
+    )
+    chats.write_text("\n".join(map(json.dumps, rows)))
+    options = ["--effort=fast", "--encoder=minmax", f"--calibration={chats}"]
+    options += ["--formats=3g64,4g64,8g64", "--calibration-tokens=512"]
+    table, out = tmp_path / "table.json", tmp_path / "out"
+    run("measure", model, f"--out={table}", *options, env={"TZ": "Etc/GMT+12"}).check()
+    options += [f"--eval={HELD_OUT}", "--eval-tokens=512", f"--cost-table={table}"]
+    run("quantize", model, "--bpw=4", f"--out={out}", *options, env={"TZ": "Etc/GMT-14"}).check()
+    (papers,) = out.glob("*/dynquant")
+    calibration = json.loads((papers / "plan.json").read_text())["calibration"]
+    assert calibration == json.loads(table.read_text())["calibration"]
+    assert calibration["template_date"] == "2024-07-26"
+    card = (papers.parent / "README.md").read_text()
+    assert "120 of 120 chats through the model's chat template with the date 2024-07-26" in card
 
 
 def test_another_seed_samples_other_labels(tmp_path, tmp_path_factory):
