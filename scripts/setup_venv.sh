@@ -53,9 +53,10 @@ if not (importlib.util.find_spec("venv") and importlib.util.find_spec("ensurepip
     )
 CHECK
     echo "setup: making $venv with $python"
-    mkdir -p "$venv"
+    rm -rf "$venv/bin" # first: what is left then counts as gone, should the next line be cut off
+    rm -rf "$venv"
+    mkdir "$venv"
     : >"$unfinished"
-    find -H "$venv" -mindepth 1 ! -name "${unfinished##*/}" -delete
     "$python" -m venv "$venv" || fail "'$python -m venv $venv' failed, see above."
 fi
 : >"$unfinished"
