@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from dynquant.errors import InvalidOptionError
 
@@ -197,9 +197,16 @@ def _database_url(text: str) -> str:
             "must look like 'sqlite:////folder/jobs.sqlite' or "
             "'postgresql://user:password@host:5432/database'"
         )
-    if not is_sqlite and not urlsplit(text).path.strip("/"):
+    if not is_sqlite and not _url_parts(text).path.strip("/"):
         raise ValueError("must end in the name of a database: 'postgresql://host:5432/database'")
     return text
+
+
+def _url_parts(text: str) -> SplitResult:
+    try:
+        return urlsplit(text)
+    except ValueError as error:
+        raise ValueError("must be a web address; its host cannot be read") from error
 
 
 def _concurrency(text: str) -> int:
@@ -238,7 +245,7 @@ def _repo_id(text: str) -> str:
 
 
 def _space_url(text: str) -> str:
-    parts = urlsplit(text)
+    parts = _url_parts(text)
     is_local = parts.hostname in {"localhost", "127.0.0.1"}
     if not parts.hostname or not (parts.scheme == "https" or (parts.scheme == "http" and is_local)):
         raise ValueError("must begin with https://, since a secret is sent there")

@@ -239,6 +239,7 @@ def test_a_repo_that_is_not_on_the_hub_is_refused(tmp_path, out):
         ("", "--bpw must be numbers"),
         ("4,", "--bpw must be numbers"),
         ("4;5", "--bpw must be numbers"),
+        ("4_5", "--bpw must be numbers"),
         ("nan", "positive number"),
         ("inf", "positive number"),
         ("0", "positive number"),

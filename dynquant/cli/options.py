@@ -130,6 +130,8 @@ def _option_errors(option: str, value: str) -> Iterator[None]:
 def targets_in(text: str) -> tuple[float, ...]:
     """Bits per weight of `--bpw`."""
     with _option_errors("--bpw", text):
+        if "_" in text:
+            raise ValueError(text)  # Python reads 4_5 as 45
         return tuple(float(part) for part in text.split(","))
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -76,7 +77,43 @@ def test_an_unknown_effort_is_refused_with_the_known_ones(effort):
         Recipe(targets_bpw=(), effort=effort)
 
 
-@pytest.mark.parametrize("budget", [-1, float("nan"), float("inf"), "ten"])
+@pytest.mark.parametrize("budget", [-1, float("nan"), float("inf"), 1e9, True, "ten"])
 def test_a_time_budget_that_is_no_number_of_minutes_is_refused(budget):
     with pytest.raises(InvalidOptionError, match="minutes"):
         Recipe(targets_bpw=(), time_budget_mins=budget)
+
+
+@pytest.mark.parametrize(
+    "targets", [(math.nan,), (math.inf,), (0.0,), (-4.0,), (32.1,), (True,), ("4",), (4.5, 0.0)]
+)
+def test_a_target_that_no_model_could_have_is_refused(targets):
+    with pytest.raises(InvalidOptionError, match="positive number of bits per weight, at most 32"):
+        Recipe(targets_bpw=targets)
+
+
+def test_targets_whose_models_would_have_one_name_are_refused():
+    for targets in ((4.0, 4.0), (4.5, 4.500001)):
+        with pytest.raises(InvalidOptionError, match="Two of the targets are the same"):
+            Recipe(targets_bpw=targets)
+    with pytest.raises(InvalidOptionError, match="at most 32 targets"):
+        Recipe(targets_bpw=tuple(3 + i / 100 for i in range(33)))
+    assert len(Recipe(targets_bpw=tuple(3 + i / 100 for i in range(32))).targets_bpw) == 32
+
+
+@pytest.mark.parametrize("name", ["calibration_tokens", "evaluation_tokens", "context_tokens"])
+@pytest.mark.parametrize("value", [0, -1, 10**10, 1.5, True, "512"])
+def test_a_number_of_tokens_that_makes_no_sense_is_refused(name, value):
+    with pytest.raises(InvalidOptionError, match=r"must be a whole number from 1 to "):
+        Recipe(targets_bpw=(4.5,), **{name: value})
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 0.5, None])
+def test_a_seed_is_a_whole_number_of_32_bits(seed):
+    with pytest.raises(InvalidOptionError, match="The seed must be a whole number from 0 to 4,294"):
+        Recipe(targets_bpw=(4.5,), seed=seed)
+
+
+@pytest.mark.parametrize("tolerance", [-0.1, 1.5, math.nan])
+def test_a_tolerance_is_a_share(tolerance):
+    with pytest.raises(InvalidOptionError, match="tolerance must lie between 0 and 1"):
+        Alignment(low=QuantFormat(4, 64), high=QuantFormat(8, 64), tolerance=tolerance)

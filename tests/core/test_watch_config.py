@@ -233,3 +233,9 @@ def test_the_documentation_has_every_key():
     schema = json.loads(schema_text())["properties"]
     for key, about in (schema | schema["rules"]["items"]["properties"]).items():
         assert f"| `{key}` | {about['description']} |" in page
+
+
+def test_targets_whose_models_would_have_one_name_are_refused():
+    said = complaint(rule("bpw: [4.5, 4.500001]", instead_of="bpw: [4.5]"))
+    assert "Two of the targets are the same" in said
+    assert said.startswith("watch.yaml, line 2")
