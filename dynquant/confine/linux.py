@@ -25,6 +25,7 @@ by itself, and nothing may connect."""
 
 # From linux/prctl.h, sched.h, mount.h, seccomp.h, filter.h, audit.h and landlock.h.
 _PR_SET_PDEATHSIG, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS, _PR_SET_CHILD_SUBREAPER = 1, 22, 38, 36
+_PR_CAPBSET_DROP, _NUM_CAPABILITIES, _CAP_DAC_OVERRIDE = 24, 64, 1
 _CLONE_NEWNS, _CLONE_NEWIPC, _CLONE_NEWUSER = 1 << 17, 1 << 27, 1 << 28
 _CLONE_NEWPID, _CLONE_NEWNET = 1 << 29, 1 << 30
 _MS_NOSUID_NODEV_NOEXEC, _MS_REC_PRIVATE = 0b1110, 1 << 14 | 1 << 18
@@ -45,14 +46,16 @@ _IGNORED_CALLS: tuple[_Call, ...] = (
     # can give away what one cannot read. Compilers and Python's shutil call them on their own files
     # as well, and what they make is of use without.
     ("chmod", 90, -1), ("fchmod", 91, 52), ("fchmodat", 268, 53), ("fchmodat2", 452, 452),
+    ("utime", 132, -1), ("utimes", 235, -1), ("futimesat", 261, -1), ("utimensat", 280, 88),
 )  # fmt: skip
 _REFUSED_CALLS: tuple[_Call, ...] = (
     ("connect", 42, 203), ("io_uring_setup", 425, 425),  # which could make sockets too
-    # Permissions again.
+    # Permissions again, and the names of files in folders that may not be listed.
     ("chown", 92, -1), ("fchown", 93, 55), ("lchown", 94, -1), ("fchownat", 260, 54),
     ("setxattr", 188, 5), ("lsetxattr", 189, 6), ("fsetxattr", 190, 7), ("setxattrat", 463, 463),
     ("removexattr", 197, 14), ("lremovexattr", 198, 15), ("fremovexattr", 199, 16),
     ("removexattrat", 466, 466),
+    ("inotify_init", 253, -1), ("inotify_init1", 294, 26), ("fanotify_init", 300, 262),
     # Memory and keys of others; without an IPC namespace, that of PostgreSQL for example.
     ("ptrace", 101, 117), ("process_vm_readv", 310, 270), ("process_vm_writev", 311, 271),
     ("shmget", 29, 194), ("semget", 64, 190), ("msgget", 68, 186), ("mq_open", 240, 180),
@@ -70,6 +73,7 @@ _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
 _RULE_PATH_BENEATH = 1
 _EXECUTE, _WRITE_FILE, _READ_FILE, _READ_DIR, _TRUNCATE = 1, 1 << 1, 1 << 2, 1 << 3, 1 << 14
 _READ = _READ_FILE | _READ_DIR
+_MAKE_NODES = 1 << 6 | 1 << 9 | 1 << 11  # devices and sockets
 _ON_FILES = _EXECUTE | _WRITE_FILE | _READ_FILE | _TRUNCATE
 _CHANGES = {1: 0b1111111110010, 2: 1 << 13, 3: _TRUNCATE}
 """Landlock's version → what it knows of writing, removing, making and moving files."""
@@ -112,6 +116,7 @@ def give_up(
     owns_pids = is_apart and not has_cuda
     _stay_behind(kernel, owns_pids=owns_pids)
     has_own_proc = owns_pids and kernel.mount_proc()
+    kernel.drop_capabilities()
     kernel.allow_files(writable, readable, has_own_proc=has_own_proc, may_write_to_itself=has_cuda)
     kernel.refuse_calls(allow_unix_sockets=has_cuda)
 
@@ -218,6 +223,16 @@ class _Kernel:
             return False
         return bool(libc.mount(b"proc", b"/proc", b"proc", no_flags, None) == 0)
 
+    def drop_capabilities(self) -> None:
+        """Leave the command nothing of what root may do, in its own namespace or outside.
+
+        But for reading and writing files of other accounts where Landlock allows it: in a container
+        root often works in folders of an account of the host.
+        """
+        for capability in range(_NUM_CAPABILITIES):
+            if capability != _CAP_DAC_OVERRIDE:
+                self.prctl(_PR_CAPBSET_DROP, capability)
+
     def allow_files(
         self,
         writable: Sequence[str],
@@ -235,7 +250,7 @@ class _Kernel:
         if version < 1 or rules < 0:
             return
         to_write = changes & (_WRITE_FILE | _TRUNCATE)
-        self._allow(rules, writable, changes | _READ)
+        self._allow(rules, writable, (changes & ~_MAKE_NODES) | _READ)
         self._allow(rules, readable, _READ)
         self._allow(rules, code_places(), _READ | _EXECUTE)
         self._allow(rules, listed_places(), _READ_DIR)

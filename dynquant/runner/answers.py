@@ -37,7 +37,13 @@ MAX_SAMPLE_CHARS = 10_000
 """Of what a model wrote when it was tried; 24 tokens have some hundred."""
 
 _MAX_PART_CHARS = 200
+_MAX_LAYERS = 20_000
+"""That may be quantized; the cards of more take minutes to draw."""
+
 _MAX_NOTE_CHARS = 2_000
+_MAX_ROWS = 100
+"""Of the table of a card, and versions of tools; there are three rows and a few versions."""
+
 _MAX_FIGURES = 10_000
 """More than one for each target, one for each uniform format and the original."""
 
@@ -138,6 +144,7 @@ class Asked:
             table = cost_table_from_json(text, name="cost_table.json")
             _require(table.source == self.source["name"])
             _require(table.source_sha == self.source["revision_sha"])
+            _require(len(table.inventory.layers) <= _MAX_LAYERS)
         return cost_table_to_json(table)
 
     def samples(self, raw: Any) -> dict[str, str]:
@@ -165,40 +172,54 @@ class Asked:
         """
         with _checking("papers"):
             facts = facts_from_json(plan, report, name=name)
-            source, texts = self.source, self.texts
-            known = replace(
-                facts,
-                name=name,
-                source=source["name"],
-                source_is_repo=source["is_repo"],
-                source_is_private=source["is_private"],
-                revision_sha=source["revision_sha"],
-                license_fields=source["license_fields"],
-                gated=source["gated"],
-                gated_fields=gate(source["gated_fields"]),
-                command=command_of(
-                    self.recipe,
-                    source=source["name"],
-                    revision_sha=source["revision_sha"],
-                    calibration=texts["calibration"],
-                    evaluation=texts["evaluation"],
-                ),
-                notes=(*filter(is_note, facts.notes[:MAX_NOTES]), *notes_on(facts.plan)),
-            )
+            _require_bounds(facts)
+            known = self._with_what_is_known(facts, name)
             for field in fields(facts):
                 if getattr(facts, field.name) != getattr(known, field.name):
                     _refuse(field.name)
             asked = requested(
-                source=source["name"],
-                revision_sha=source["revision_sha"],
+                source=self.source["name"],
+                revision_sha=self.source["revision_sha"],
                 target_bpw=self.targets[name],
                 recipe=self.recipe,
-                calibration={"name": texts["calibration"]},
-                evaluation={"name": texts["evaluation"]},
+                calibration={"name": self.texts["calibration"]},
+                evaluation={"name": self.texts["evaluation"]},
             )
             _require(same_request(plan, asked))
-            _require({rung.name for rung in facts.ladder} == self.targets.keys())
+            _require(sorted(rung.name for rung in facts.ladder) == sorted(self.targets))
         return facts
+
+    def _with_what_is_known(self, facts: ModelFacts, name: str) -> ModelFacts:
+        """`facts` with what the runner knows of the model `name` in the place of what they say."""
+        source = self.source
+        command = command_of(
+            self.recipe,
+            source=source["name"],
+            revision_sha=source["revision_sha"],
+            **self.texts,
+        )
+        return replace(
+            facts,
+            name=name,
+            source=source["name"],
+            source_is_repo=source["is_repo"],
+            source_is_private=source["is_private"],
+            revision_sha=source["revision_sha"],
+            license_fields=source["license_fields"],
+            gated=source["gated"],
+            gated_fields=gate(source["gated_fields"]),
+            command=command,
+            notes=(*filter(is_note, facts.notes[:MAX_NOTES]), *notes_on(facts.plan)),
+        )
+
+
+def _require_bounds(facts: ModelFacts) -> None:
+    """Refuse what would make a card that takes long to write, or that no page can show."""
+    _require(len(facts.layers) <= _MAX_LAYERS)
+    _require(len(facts.rows) <= _MAX_ROWS and len(facts.versions) <= _MAX_ROWS)
+    labels = (row.label for row in facts.rows)
+    texts = (facts.model_type, facts.method, *map(str, facts.versions.items()), *labels)
+    _require(all(len(each) <= _MAX_PART_CHARS for each in texts))
 
 
 def _progress(said: Mapping[str, Any]) -> Mapping[str, Any]:

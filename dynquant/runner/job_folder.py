@@ -32,6 +32,9 @@ PAPERS = "papers"
 
 _COPIED = "models-copied"
 _COPY_BYTES = 1 << 24
+_MAX_TEXT_BYTES = 32_000_000
+"""Of a cost table or a plan; those of the largest models have a few million."""
+
 _WEIGHTS = re.compile(r"model(-\d{5,9}-of-\d{5,9})?\.safetensors")
 _ITS_OWN = frozenset({"config.json", "model.safetensors.index.json"})
 
@@ -84,7 +87,7 @@ class JobFolder:
     def read(self, name: str) -> str | None:
         """A file that the runner has written; None if it has not."""
         with _distrusting(), HeldFolder.open(self.path) as held:
-            return held.read_text(name, max_bytes=MAX_SMALL_FILE_BYTES)
+            return held.read_text(name, max_bytes=2 * _MAX_TEXT_BYTES)
 
     @contextmanager
     def written(self, name: str) -> Iterator[TextIO]:
@@ -105,7 +108,7 @@ class JobFolder:
         """
         *folders, last = names
         with _distrusting(), HeldFolder.open(self.path, WORK, *folders) as held:
-            text = held.read_text(last, max_bytes=MAX_SMALL_FILE_BYTES)
+            text = held.read_text(last, max_bytes=_MAX_TEXT_BYTES)
         if text is None:
             raise distrusted(f"there is no {last!r}")
         return text

@@ -230,6 +230,48 @@ def test_nobody_is_let_in_to_what_it_may_not_read_itself(home, tmp_path, act, ha
 
 
 @on_linux
+@pytest.mark.parametrize("has_cuda", [False, True])
+def test_no_power_of_root_is_left(home, has_cuda, harden):
+    """In its user namespace it had all of them, and mounts, devices and new ones to try them on."""
+    code = "print(*[line for line in open('/proc/self/status') if line.startswith('Cap')])"
+    command = confined([sys.executable, "-c", code], writable=[home])
+    done = started(as_with_cuda(command) if has_cuda else command, home)
+    found = dict(line.split(":") for line in done.stdout.splitlines() if line.strip())
+    left = {name.strip(): int(value, 16) for name, value in found.items()}
+    assert left.keys() == {"CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"}
+    files_of_others = 1 << 1  # where Landlock lets it
+    assert not any(each & ~files_of_others for each in left.values())
+    harden("refused")
+
+
+@on_linux
+@pytest.mark.parametrize(
+    "act",
+    [
+        "os.utime(secret, (0, 0)) or os.stat(secret).st_mtime == 0",
+        "libc.inotify_add_watch(libc.inotify_init1(0), folder.encode(), 0xfff) >= 0",
+        "os.open(secret[1:], 0, dir_fd=libc.syscall(428, -100, b'/', 0x8001)) or True",
+        "os.mknod('device', 0o60600, os.makedev(254, 0)) or True",
+        "socket.socket(socket.AF_UNIX).bind('socket') or True",
+        "os.link(secret, 'mine') or True",
+        "os.chdir(folder) or bool(os.listdir('.'))",
+        "os.open('/proc/self/root' + secret, 0) and True",
+        "bool(os.open(f'/proc/{os.getppid()}/root{secret}', 0))",
+    ],
+)
+def test_no_other_way_leads_to_what_is_not_its_own(home, tmp_path, act, harden):
+    (tmp_path / "secret").write_text("canary")
+    code = (
+        "import ctypes, os, socket, sys\n"
+        "secret, folder = sys.argv[1:]\nlibc = ctypes.CDLL(None)\n"
+        f"try: worked = {act}\nexcept OSError: worked = False\nprint(worked)"
+    )
+    done = run(code, home, tmp_path / "secret", tmp_path)
+    assert done.stdout == "False\n", done
+    harden("refused")
+
+
+@on_linux
 @pytest.mark.parametrize(
     "act",
     [
