@@ -19,6 +19,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import chat_template_utils
 
+from dynquant.core.markdown import clean
 from dynquant.core.texts import Chat, well_formed
 
 __all__ = ["MAX_RENDERED_CHARACTERS", "ChatTemplate"]
@@ -108,9 +109,9 @@ class ChatTemplate:
         self.date = _NOON.date().isoformat()
 
     def _note_refusal(self, error: Exception) -> None:
-        kind, said = type(error).__name__, " ".join(str(error).split())
-        self.refusal = (said or kind)[:_MAX_REFUSAL_CHARACTERS]
-        source = " ".join(str(getattr(self._tokenizer, "chat_template", "")).split())
+        kind, said = type(error).__name__, clean(str(error)[:_MAX_REFUSAL_CHARACTERS])
+        self.refusal = said or kind
+        source = clean(str(getattr(self._tokenizer, "chat_template", "")))
         is_own = isinstance(error, _WritesNothingError) or (said and said in source)
         self.public_refusal = self.refusal if is_own else kind
 
