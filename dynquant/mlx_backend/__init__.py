@@ -59,8 +59,8 @@ def slow_blas_sentence() -> str | None:
     if mx.default_device() != mx.cpu:
         return None
     return (
-        "MLX finds no OpenBLAS on this machine. With it, dynquant is 5 to 10 times faster on this CPU: "
-        "on Debian and Ubuntu 'sudo apt-get install libopenblas0-pthread'."
+        "MLX finds no OpenBLAS on this machine. With it, dynquant is 5 to 10 times faster on this "
+        "CPU: on Debian and Ubuntu 'sudo apt-get install libopenblas0-pthread'."
     )
 
 

@@ -15,7 +15,6 @@ from uuid import uuid4
 import psutil
 import pytest
 
-from dynquant import confine
 from dynquant.confine import clean_environment, confined
 from tests.confining import as_with_cuda
 from tests.waiting import PATIENCE_SECS, wait_until
@@ -431,16 +430,3 @@ def test_where_no_namespace_may_be_made_the_rest_holds(home, tmp_path, harden):
     assert (home / "here").exists()
     assert not (tmp_path / "there").exists()
     harden("refused")
-
-
-@pytest.mark.harden("mishaps")
-def test_a_token_is_hidden_also_where_the_user_has_no_home(tmp_path, monkeypatch):
-    def homeless() -> Path:
-        raise RuntimeError("Could not determine home directory.")
-
-    monkeypatch.setattr(Path, "home", homeless)
-    monkeypatch.setenv("HF_HOME", str(tmp_path))
-    (tmp_path / "token").touch()
-    (tmp_path / "own").touch()
-    monkeypatch.setenv("HF_TOKEN_PATH", str(tmp_path / "own"))
-    assert confine._places_of_keys() == [str(tmp_path / "token"), str(tmp_path / "own")]

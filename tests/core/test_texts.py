@@ -128,7 +128,8 @@ def test_what_declares_no_tool_is_not_passed_on(tools):
 
 def test_arguments_of_the_template_are_names_with_values():
     given_ = {"enable_thinking": False, "a b": 1, "unset": None}
-    for raw in (given_, json.dumps(given_)):
+    both: tuple[object, ...] = (given_, json.dumps(given_))
+    for raw in both:
         assert chat_of([USER], template_kwargs=raw).template_kwargs == {"enable_thinking": False}
     for raw in (None, "", "no JSON", [1], 5):
         assert chat_of([USER], template_kwargs=raw).template_kwargs == {}

@@ -50,7 +50,12 @@ def opened(model):
 @pytest.fixture
 def at(monkeypatch):
     """Moves the clock of this process to another zone; these two are on different days always."""
-    yield lambda zone: (monkeypatch.setenv("TZ", zone), time.tzset())
+
+    def move(zone: str) -> None:
+        monkeypatch.setenv("TZ", zone)
+        time.tzset()
+
+    yield move
     monkeypatch.undo()
     time.tzset()
 
@@ -80,11 +85,13 @@ IF_KNOWN = (
     [(TODAY, "Friday, 26 July 2024 12:00 [user]"), (IF_KNOWN, "26 Jul 2024 [user]")],
 )
 def test_a_template_is_told_the_same_day_on_every_day(opened, at, source, expected):
-    template, real = opened(source), []
+    template = opened(source)
+    real: list[str] = []
     for zone in ("Etc/GMT+12", "Etc/GMT-14"):
         at(zone)
         assert template.render(CHAT).startswith(expected)
-        rendered, _ = render_jinja_template([list(CHAT.messages)], chat_template=source)
+        messages = [dict(message) for message in CHAT.messages]
+        rendered = render_jinja_template([messages], chat_template=source)[0]
         real += rendered
     assert template.date == "2024-07-26"
     assert real[0] != real[1]  # transformers goes by the clock, before and afterwards
