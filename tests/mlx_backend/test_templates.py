@@ -142,7 +142,7 @@ def test_a_reason_that_holds_words_of_the_chat_stays_off_the_card(opened):
 def test_a_long_reason_is_cut(opened):
     template = opened("{{ raise_exception('why ' * 1000) }}")
     template.render(CHAT)
-    assert len(template.refusal) == 200
+    assert 190 < len(template.refusal) <= 200
 
 
 def test_a_template_that_writes_nothing_has_refused(opened):
