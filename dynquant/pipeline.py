@@ -184,9 +184,10 @@ def quantize(
     job = Conversion(source, quantizer, recipe)
     outputs.check(list(job.targets), source=source.name)
     job.read(calibration=calibration, evaluation=evaluation)
+    known = job.reuse(table) if table and recipe.alignment is None else None
     job.check(progress)
     if recipe.alignment is None:
-        table = job.polish(job.reuse(table) if table else job.measure(progress), progress)
+        table = job.polish(known or job.measure(progress), progress)
         plans = job.allocate(table)
     else:
         table = None

@@ -184,8 +184,6 @@ def test_a_cost_table_that_does_not_fit_is_refused_before_the_download(
         ((f"--cost-table={of_repo}", "--encoder=wls"), "--encoder minmax"),
         ((f"--cost-table={of_repo}", "--seed=1"), "--seed 0"),
         ((f"--cost-table={of_repo}", "--formats=3g64,5g64"), "no cost of '5g64'"),
-        ((f"--cost-table={of_repo}", f"--calibration={HELD_OUT}", f"--eval={CALIBRATION}"),
-         "another calibration text"),
     ):  # fmt: skip
         assert_refused_before_work(call(*words, *options), hub, says)
 
@@ -200,11 +198,6 @@ def test_evaluating_refuses_what_does_not_fit_before_the_download(hub, tmp_path)
     ):
         done = call("evaluate", folder, f"--reference={REPO}", *words)
         assert_refused_before_work(done, hub, says)
-    plan = copy_model(tmp_path / "quant") / "dynquant" / "plan.json"
-    plan.parent.mkdir()
-    plan.write_text(json.dumps({"calibration": {"name": "heldout.txt", "sha256": "0"}}))
-    done = call("evaluate", tmp_path / "quant", f"--reference={REPO}", f"--eval={HELD_OUT}")
-    assert_refused_before_work(done, hub, "was calibrated on 'heldout.txt'")
 
 
 def test_publishing_refuses_a_destination_before_a_model_is_loaded(hub, tmp_path, monkeypatch):

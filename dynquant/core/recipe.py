@@ -202,8 +202,8 @@ def command_of(
     if (alignment := recipe.alignment) is not None:
         words += ["--method", "alignment", "--low", alignment.low.name]
         words += ["--high", alignment.high.name, "--tolerance", f"{alignment.tolerance:g}"]
-    elif recipe.menu != _DEFAULT.menu:
-        words += ["--formats", ",".join(fmt.name for fmt in recipe.menu)]
+    elif set(recipe.menu) != set(_DEFAULT.menu):
+        words += ["--formats", ",".join(fmt.name for fmt in sorted(set(recipe.menu)))]
     words += ["--calibration", calibration, "--eval", evaluation]
     for option, value, default in (
         ("--encoder", recipe.encoder, _DEFAULT.encoder),

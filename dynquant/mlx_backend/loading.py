@@ -395,9 +395,9 @@ def open_model(folder: Path, *, dequantize: bool = False) -> ModelFolder:
         stamps=before,
     )
     opened, config = _with_config(blank, said)
+    skeleton = opened.skeleton  # a model that does not build is refused here
     with load_errors_in_our_words(str(said.get("model_type")), form):
         require_ropes_read(_without_quantization(config))
-    skeleton = opened.skeleton  # a model that does not build is refused here
     if opened.quantized:
         require_dequantized(opened.lazy_weights(), quantizable(skeleton))
     return opened

@@ -29,13 +29,13 @@ from dynquant.mlx_backend.calibration import (
     vocabulary_size,
     window_length,
 )
-from dynquant.mlx_backend.comparing import streamed_logits
+from dynquant.mlx_backend.comparing import are_finite, streamed_logits
 from dynquant.mlx_backend.conversion import encode_plans
 from dynquant.mlx_backend.encoders import LayerEncoder, stored_by
 from dynquant.mlx_backend.evaluation import compare
 from dynquant.mlx_backend.folder import fingerprint, weights_of
 from dynquant.mlx_backend.importance import Importance
-from dynquant.mlx_backend.loading import open_model
+from dynquant.mlx_backend.loading import check_finite, open_model
 from dynquant.mlx_backend.measuring import measure_costs
 from dynquant.mlx_backend.memory import cache_bytes, conversion_bytes
 from dynquant.mlx_backend.moments import MomentsObserver
@@ -212,6 +212,9 @@ class MlxQuantizer:
         model.require_nothing_lost()
         sample = sample_windows(windows.tokens)
         logits = streamed_logits(self._blocks, model.lazy_weights, sample)
+        if not are_finite(logits):
+            for path, array in model.lazy_weights().items():
+                check_finite({path: array})  # names the layer whose weight is damaged
         is_sound = check_reference(model, logits, sample)
         inventory = self.inventory(())
         if self._is_half:

@@ -22,7 +22,7 @@ from dynquant.mlx_backend.loading import ModelFolder, scalar
 from dynquant.mlx_backend.observing import Observation, observed
 from dynquant.mlx_backend.stock_run import StockFailedError, StockRequest, run_stock
 from dynquant.mlx_backend.streaming import BlockModel, BlockWeights, Forward
-from dynquant.mlx_backend.verify import MAX_SAME_KL_NATS
+from dynquant.mlx_backend.verify import same_kl_nats
 
 __all__ = ["check_reference", "leaves_float16", "sample_windows"]
 
@@ -79,7 +79,7 @@ def check_reference(
             "in another layout."
         ) from error
     apart = mean_kl_nats(logits, run.computed)
-    if not apart <= MAX_SAME_KL_NATS[mx.default_device().type]:
+    if not apart <= same_kl_nats(run):
         raise InvalidModelError(
             f"Stock mlx-lm computes something else from the original than dynquant does (mean KL "
             f"{apart:.2g} nats), so the result would be another model. Please report this model at "

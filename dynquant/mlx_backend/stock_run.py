@@ -7,6 +7,7 @@ the folder to load, no token is inherited, and the process is confined as far as
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -21,11 +22,13 @@ from typing import IO, Any
 import numpy as np
 
 from dynquant.confine import clean_environment, confined, is_confined
+from dynquant.errors import disk_errors_translated
 
 __all__ = ["StockFailedError", "StockRequest", "StockRun", "run_stock"]
 
 _TIMEOUT_SECS = 3600
 _MAX_ANSWER_BYTES = 4 << 30
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _PROMPT = "The"
 _NUM_GENERATED = 24
 
@@ -57,7 +60,8 @@ class StockRun:
 
     Attributes:
         stored_bpw: As `mlx_lm` counts it.
-        computed: Logits of each window in the dtype that dynquant computes in here, (seq, vocab).
+        computed: Logits of each window in float32, (seq, vocab); block by block in the dtype that
+            dynquant computes in here.
         own: The same in the model's own dtype; None where this machine cannot compute in it.
         prompt: Token ids of the prompt.
         generated: Token ids that came after it.
@@ -77,10 +81,12 @@ def run_stock(folder: Path, request: StockRequest) -> StockRun:
 
     Raises:
         StockFailedError: It does not load or run.
+        StorageFullError: The folder for temporary files is full.
     """
     command = [sys.executable, "-m", "dynquant.mlx_backend.stock_run", str(folder.absolute())]
     # The answer comes through a file without a name, which nothing else can put in its place.
     with (
+        disk_errors_translated(),
         tempfile.TemporaryFile() as answer,
         tempfile.TemporaryDirectory(prefix="dynquant-stock-") as home,
     ):
@@ -103,6 +109,8 @@ def run_stock(folder: Path, request: StockRequest) -> StockRun:
         if child.returncode != 0:
             said = child.stderr.decode("utf-8", errors="replace").strip().splitlines()
             reason = (said or [f"it ended with code {child.returncode}"])[-1]
+            if any(os.strerror(code) in reason for code in _DISK_ERRORS):
+                raise OSError(errno.ENOSPC, reason)
             raise StockFailedError(reason.replace(str(folder), "the folder")[:300])
         return _read(answer, len(request.windows))
 
@@ -181,10 +189,10 @@ def _can_compute_in_own_dtype(model: Any) -> bool:
 
 
 def _compute_wider(model: Any) -> None:
-    """Have `model` compute in the dtype that dynquant computes in on this machine."""
-    from dynquant.mlx_backend.loading import compute_dtype, is_floating  # noqa: PLC0415
+    """Have `model` compute in float32."""
+    import mlx.core as mx  # noqa: PLC0415
 
-    model.apply(lambda each: each.astype(compute_dtype(each.dtype)) if is_floating(each) else each)
+    model.set_dtype(mx.float32)
 
 
 def _generated(model: Any, tokenizer: Any) -> dict[str, Any]:

@@ -176,7 +176,7 @@ class Asked:
             known = self._with_what_is_known(facts, name)
             for field in fields(facts):
                 if getattr(facts, field.name) != getattr(known, field.name):
-                    _refuse(field.name)
+                    _refuse((field.name, getattr(facts, field.name), getattr(known, field.name)))
             asked = requested(
                 source=self.source["name"],
                 revision_sha=self.source["revision_sha"],

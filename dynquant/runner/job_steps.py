@@ -15,7 +15,7 @@ import logging
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -190,7 +190,9 @@ class JobSteps:
             ids = destinations(source.name, recipe, request.destination, self._publisher)
             texts = {role: self._open_text(call, role) for role in _TEXTS}
             names = {role: text.name for role, text in texts.items()}
-            there = already_published(source, recipe, ids, self._publisher, **texts)
+            # The child reads a copy, so that its plan knows a text by its name alone.
+            known = {role: replace(text, source_sha256="") for role, text in texts.items()}
+            there = already_published(source, recipe, ids, self._publisher, **known)
             fields = {key: value for key, value in asdict(source).items() if key != "folder"}
             forecasts = []
             if there is None:

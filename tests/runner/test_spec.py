@@ -28,7 +28,8 @@ def text_of(*documents: str | Chat) -> Text:
 @given(st.lists(st.text() | chats, max_size=4))
 def test_a_saved_text_is_what_it_was(tmp_path_factory, documents):
     path = tmp_path_factory.mktemp("spec") / "calibration.jsonl"
-    save_text(text_of(*documents), path, max_chars=1 << 20)
+    with path.open("w", encoding="utf-8") as stream:
+        save_text(text_of(*documents), stream, max_chars=1 << 20)
     text = open_saved_text(path, name="org/name:messages")
     assert text.name == "org/name:messages"
     assert repr(list(text.documents())) == repr(documents)  # NaN is itself here
@@ -46,5 +47,6 @@ def test_chats_that_an_earlier_version_saved_are_read(tmp_path):
 @pytest.mark.parametrize("document", ["x" * 90, Chat(messages=MESSAGES)])
 def test_no_more_is_saved_than_is_needed(tmp_path, document):
     path = tmp_path / "calibration.jsonl"
-    save_text(text_of(*[document] * 1000), path, max_chars=1000)
+    with path.open("w", encoding="utf-8") as stream:
+        save_text(text_of(*[document] * 1000), stream, max_chars=1000)
     assert 1000 <= len(path.read_text()) < 1200

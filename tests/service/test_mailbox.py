@@ -68,7 +68,7 @@ def test_a_request_in_the_inbox_is_done_shown_live_and_answered_there(sqlite_fie
     assert result["state"] == "published"
     assert [each["repo_id"] for each in result["results"]] == ["you/sample-2m-MLX-4.5bpw"]
     assert not inbox.pending()
-    field.wait(lambda: "published" in states(space), "the live board", 30)
+    field.wait(lambda: "published" in states(space), "the live board")
     assert "running" in states(space)
     (job,) = space.boards[-1]["jobs"]
     assert job["request"]["requester"] == "ann"
