@@ -302,8 +302,8 @@ def test_a_cost_table_that_is_none_is_refused(before, monkeypatch, code, harden)
 )
 def test_what_is_no_part_of_the_model_is_not_published(before, victim, monkeypatch, code, harden):
     script = (
-        "honestly()\n"
-        f"model = here / 'models' / {NAME!r}\nweights = model / 'model.safetensors'\n{code}"
+        f"leave()\nmodel = here / 'models' / {NAME!r}\n"
+        f"weights = model / 'model.safetensors'\n{code}\nanswer()"
     )
     runner = before("encode")
     take_over(monkeypatch, {"encode": script}, victim)
