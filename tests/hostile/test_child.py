@@ -296,7 +296,7 @@ def test_a_cost_table_that_is_none_is_refused(before, monkeypatch, code, harden)
         "os.rename(model, here / 'away'); model.symlink_to(here / 'away')",
         "os.rename(model, here / 'away'); model.symlink_to(Path(evil[0]).parent)",
         "(model.parent / 'Qwen3-8B-MLX-4.5bpw').mkdir()",
-        "[(model / f'{n}').touch() for n in range(8_000)]",
+        "[(model / f'{n}').write_bytes(b'') for n in range(8_000)]",
         "os.rename(model.parent, here / 'away')",
     ],
 )
