@@ -62,8 +62,12 @@ fi
 : >"$unfinished"
 
 echo "setup: installing requirements/$part.lock into $venv"
-"$venv/bin/python" scripts/install_locked.py "$part" ||
+"$venv/bin/python" scripts/install_locked.py "$part" || {
+    # Without a network nothing was begun, and what was there is as good as before.
+    begun=$(find "$venv"/lib/python*/site-packages -maxdepth 0 -newer "$unfinished")
+    [ -n "$begun" ] || rm "$unfinished"
     fail "the packages could not be installed, see above. 'make setup' tries again."
+}
 if [ "$(uname -s)" = Linux ] && [ "$part" = run ]; then
     # Without it everything works, only slower; the hint says so.
     "$venv/bin/python" scripts/openblas_for_mlx.py || true

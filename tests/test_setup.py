@@ -59,14 +59,23 @@ def test_what_is_set_for_uv_stays():
     assert found.keys().isdisjoint(own)
 
 
+INSTALLER = """
+import pathlib, sys, sysconfig
+fails = pathlib.Path("fails")
+when = fails.read_text() if fails.exists() else "never"
+if when != "before it begins":
+    pathlib.Path(sysconfig.get_path("purelib"), "package").mkdir(exist_ok=True)
+sys.exit(when != "never")
+"""
+
+
 @pytest.fixture
 def checkout(tmp_path):
-    """The setup script, an installer that fails while `broken` exists, and a quick `python3`."""
+    """The setup script, an installer that fails where `fails` says so, and a quick `python3`."""
     scripts = tmp_path / "scripts"
     scripts.mkdir()
     shutil.copy(ROOT / "scripts" / "setup_venv.sh", scripts)
-    installer = "import sys, pathlib; sys.exit(pathlib.Path('broken').exists())"
-    (scripts / "install_locked.py").write_text(installer)
+    (scripts / "install_locked.py").write_text(INSTALLER)
     (scripts / "openblas_for_mlx.py").touch()
     programs = tmp_path / "bin"
     programs.mkdir()
@@ -91,16 +100,25 @@ def set_up(checkout: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_an_environment_whose_setup_did_not_end_is_made_anew(checkout):
-    (checkout / "broken").touch()
+    (checkout / "fails").write_text("halfway")
     first = set_up(checkout)
     assert first.returncode == 1
     assert "'make setup' tries again" in first.stderr
     half_installed = checkout / ".venv" / "lib" / "half of a package"
     half_installed.touch()
-    (checkout / "broken").unlink()
+    (checkout / "fails").unlink()
     assert set_up(checkout).returncode == 0
     assert not half_installed.exists()
     assert (checkout / ".venv" / "bin" / "python").exists()
+
+
+def test_without_a_network_the_environment_stays_as_it_was(checkout):
+    assert set_up(checkout).returncode == 0
+    own = checkout / ".venv" / "lib" / "something of the developer"
+    own.touch()
+    (checkout / "fails").write_text("before it begins")
+    assert [set_up(checkout).returncode for _ in range(2)] == [1, 1]
+    assert own.exists()
 
 
 def test_a_finished_environment_is_kept_and_brought_up_to_date(checkout):
