@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
-import time
+import uuid
 from pathlib import Path
 from uuid import uuid4
 
@@ -318,7 +318,7 @@ def test_what_ran_away_ends_when_its_step_ends(home, has_cuda, harden):
         "subprocess.Popen([sys.executable, '-c', sys.argv[1], sys.argv[2]])\n"
         "while not os.path.exists('ran'): time.sleep(0.01)"
     )
-    mark = f"run-away-{os.getpid()}-{time.monotonic_ns()}"
+    mark = f"run-away-{uuid.uuid4()}"
     command = confined([sys.executable, "-c", code, run_away, mark], writable=[home])
     done = started(as_with_cuda(command) if has_cuda else command, home)
     assert done.returncode == 0, done
