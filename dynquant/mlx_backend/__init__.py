@@ -46,6 +46,8 @@ _OPENBLAS, FAST_BLAS = _preload_openblas()
 """The library that was loaded, and its name or path as LD_PRELOAD takes it."""
 
 os.environ.setdefault("MLX_ENABLE_TF32", "0")
+# As mlx-lm does: transformers says at its import that there is no PyTorch, which nothing here uses.
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 HAS_FAST_BLAS = _OPENBLAS is not None or not sys.platform.startswith("linux")
 """Whether float32 matrix products on the CPU run at full speed."""
 
