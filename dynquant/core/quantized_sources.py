@@ -9,10 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import prod
 from typing import Any
 
-__all__ = ["Tensor", "has_own_scale", "quantized_form", "scale_names"]
+__all__ = ["Tensor", "quantized_form", "scale_names"]
 
 _METHODS = {
     "aqlm": "AQLM",
@@ -67,11 +66,6 @@ class Tensor:
     dtype: str
     shape: tuple[int, ...]
 
-    @property
-    def size(self) -> int:
-        """How many numbers."""
-        return prod(self.shape)
-
 
 def quantized_form(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str | None:
     """The form that weights are quantized in, in words; None where they are plain floats.
@@ -85,11 +79,6 @@ def quantized_form(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> 
     'float8 (F8_E4M3)'
     """
     return _form_said(config) or _form_seen(tensors)
-
-
-def has_own_scale(name: str, tensors: Mapping[str, Tensor]) -> bool:
-    """Whether a weight of codes has a tensor of scales beside it."""
-    return any(scale in tensors for scale in scale_names(name))
 
 
 def scale_names(name: str) -> tuple[str, ...]:
