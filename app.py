@@ -107,7 +107,7 @@ def main() -> None:
 
 
 def _configure_logging(settings: Settings, web: WebSettings) -> None:
-    """Log into a file; on a Space, whose files nobody reaches, everything to its log.
+    """Log into a file; on a Space, whose files cannot be fetched, everything goes to its log.
 
     Raises:
         InvalidOptionError: The file cannot be written.

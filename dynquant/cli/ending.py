@@ -125,7 +125,7 @@ def _say_error(sentence: str, *more: str) -> None:
 def _say(*lines: str) -> None:
     from dynquant import console
 
-    with contextlib.suppress(OSError):  # the disk is full, or nobody reads stderr any more
+    with contextlib.suppress(OSError):  # the disk is full, or stderr has no reader left
         for line in lines:
             console.stderr.print(line)
 
@@ -139,7 +139,7 @@ def _discard_output() -> None:
 
 
 def _log_death(death: threading.ExceptHookArgs) -> None:
-    """A thread that nobody waits for ends by an error: a line in the log, no traceback."""
+    """An error ended a thread that is never joined: a line in the log, no traceback."""
     if death.exc_value is None or isinstance(death.exc_value, SystemExit):
         return
     name = death.thread.name if death.thread is not None else "a thread"

@@ -97,7 +97,7 @@ def submit(
     from dynquant.hub.models import HubModels
 
     targets = targets_in(bpw)
-    # What no runner could do is refused before it is queued.
+    # A request that no runner could do is refused before it is queued.
     Recipe(targets_bpw=targets, menu=menu_in(formats), effort=effort, time_budget_mins=time_budget)
     _check_texts(calibration, evaluation)
     options: dict[str, JobOption] = {

@@ -1,4 +1,4 @@
-"""What a process needs before it does anything: open streams, a folder to work in, one for scratch.
+"""Prepare a process: open streams, a folder to work in, a folder for temporary files.
 
 Nothing heavy is imported here: it runs before all else, also where all else would fail.
 """

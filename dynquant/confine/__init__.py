@@ -32,7 +32,7 @@ def is_confined() -> bool:
 
 
 def clean_environment(home: Path, extra: Mapping[str, str]) -> dict[str, str]:
-    """What a child gets of our environment: no tokens, and a home in which there are none."""
+    """The environment of a child: ours without tokens, and a home that holds no token."""
     environment = {key: os.environ[key] for key in _INHERITED if key in os.environ}
     # Nothing that a model could have left in a folder is imported before the child is confined.
     fixed = {

@@ -1,4 +1,4 @@
-"""What Linux can take from a process: files, sockets, permissions, and other processes."""
+"""Confinement on Linux: files, sockets, permissions, and other processes."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ def _exit_code(status: int) -> int:
 
 
 class _Kernel:
-    """What Linux offers and Python does not; a call that the kernel refuses changes nothing."""
+    """System calls that Python does not offer; a call that the kernel refuses changes nothing."""
 
     def __init__(self) -> None:
         self._libc = ctypes.CDLL(None, use_errno=True)

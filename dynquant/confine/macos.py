@@ -80,7 +80,7 @@ def profile(*, readable: Iterable[str], writable: Iterable[str]) -> str:
 
 
 def sandbox_exec(*, readable: Sequence[str], writable: Sequence[str]) -> list[str]:
-    """What to put before a command; empty except on a Mac, and there where no profile works."""
+    """The words before a confined command; empty on other systems and where no profile works."""
     if not _IS_MAC:
         return []
     if _takes_all_away():

@@ -1,4 +1,4 @@
-"""What every confined process may read: Python, compilers, libraries, and what the system says.
+"""Places that every confined process may read: Python, compilers, libraries, facts of the system.
 
 A list of what may be read needs no knowledge of where people keep their keys.
 """

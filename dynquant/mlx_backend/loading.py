@@ -36,7 +36,7 @@ from dynquant.mlx_backend.dequantizing import (
     require_dequantized,
 )
 from dynquant.mlx_backend.direct_embeddings import used_directly
-from dynquant.mlx_backend.folder import as_loaded, check_folder, stamps, tensors_of
+from dynquant.mlx_backend.folder import check_folder, stamps, tensors_of
 from dynquant.mlx_backend.leftovers import dropped, require_held
 from dynquant.mlx_backend.parameters import clear_parameters, quantizable, takes_mode
 from dynquant.mlx_backend.ropes import require_ropes_read
@@ -183,12 +183,6 @@ class ModelFolder:
         said = text_config.get("vocab_size")
         # The larger embedding is that of the tokens, unless somebody made it look so.
         return min([max(rows), *([said] if isinstance(said, int) else [])]) if rows else None
-
-    @contextmanager
-    def files(self) -> Iterator[Path]:
-        """A folder with just the files that count, for another program to load."""
-        with as_loaded(self.folder) as folder:
-            yield folder
 
     @contextmanager
     def in_our_words(self) -> Iterator[None]:

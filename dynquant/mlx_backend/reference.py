@@ -18,6 +18,7 @@ import psutil
 from dynquant.errors import InvalidModelError, NonFiniteError
 from dynquant.memory_limits import memory_limits
 from dynquant.mlx_backend.comparing import are_finite, mean_kl_nats
+from dynquant.mlx_backend.folder import as_loaded
 from dynquant.mlx_backend.loading import ModelFolder, scalar
 from dynquant.mlx_backend.observing import Observation, observed
 from dynquant.mlx_backend.stock_run import StockFailedError, StockRequest, run_stock
@@ -71,7 +72,7 @@ def check_reference(
         windows=windows, settings=model.settings, by_blocks=not _fits_in_memory(model)
     )
     try:
-        with model.files() as folder:
+        with as_loaded(model.folder) as folder:
             run = run_stock(folder, request)
     except StockFailedError as error:
         raise InvalidModelError(
@@ -116,20 +117,13 @@ def leaves_float16(
             peaks.append(_peak(call.x))
         return call.y
 
-    def pending() -> list[mx.array]:
-        nonlocal peaks
-        found, peaks = peaks, []
-        waiting.extend(found)
-        return found
-
-    waiting: list[mx.array] = []
     forward = Forward(blocks, BlockWeights(blocks, lambda: dict(load())), batches)
     with observed(layers, note):  # type: ignore[arg-type]
         while forward.next_block is not None:
-            forward.step(pending)
-            waiting += [_peak(each) for call in forward.last_calls for each in call.inputs()]
-            largest = max([largest, *map(scalar, waiting)])
-            waiting.clear()
+            forward.step(peaks.copy)
+            peaks.extend(_peak(each) for call in forward.last_calls for each in call.inputs())
+            largest = max([largest, *map(scalar, peaks)])
+            peaks.clear()
     return not largest * _MARGIN <= _MAX_FLOAT16
 
 
