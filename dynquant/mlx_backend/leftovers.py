@@ -15,7 +15,7 @@ from dynquant.mlx_backend.stock import Weights
 __all__ = ["dropped", "require_held"]
 
 _NAMES_AT_ONCE = 1000  # keyword arguments that a function of MLX takes
-_NAMED = re.compile(r'^\{ "(t\d+)"; \}$', re.MULTILINE)
+_USED = re.compile(r'^"t(\d+)" ->', re.MULTILINE)
 
 
 def dropped(read: Weights, kept: Weights) -> list[str]:
@@ -74,8 +74,10 @@ def require_held(
 def _inputs_of(made: list[mx.array], arrays: list[mx.array]) -> set[int]:
     """Indices of the `arrays` that some of `made` are computed from."""
     graph = io.StringIO()
-    mx.export_to_dot(graph, *made, **{f"t{index}": array for index, array in enumerate(arrays)})
-    return {int(name[1:]) for name in _NAMED.findall(graph.getvalue())}
+    # A reshape to the same shape is its own input, so each array gets an operation to go into.
+    used = [mx.expand_dims(array, 0) for array in made]
+    mx.export_to_dot(graph, *used, **{f"t{index}": array for index, array in enumerate(arrays)})
+    return set(map(int, _USED.findall(graph.getvalue())))
 
 
 def parameters_of(model: object) -> Weights:

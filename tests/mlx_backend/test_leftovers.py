@@ -26,6 +26,13 @@ def test_a_tensor_that_became_a_part_of_another_is_not_dropped():
     assert dropped(read, kept) == ["w4"]
 
 
+def test_a_tensor_under_another_object_is_not_dropped():
+    read = weights(2)
+    kept = {"same": read["w0"].reshape(4, 4), "made": mx.stack([read["w1"], read["w1"]])}
+    assert kept["same"] is not read["w0"]
+    assert dropped(read, kept) == []
+
+
 def test_more_tensors_than_a_call_names_are_looked_for_in_turn():
     read = weights(2500)
     kept = {"stacked": mx.stack([read[f"w{index}"] for index in range(2400)])}

@@ -27,7 +27,8 @@ def test_two_hundred_open_pages_are_all_answered_and_told_nothing_twice(field):
         return mark, again.raise_for_status().content
 
     async def all_at_once() -> list[tuple[str, bytes]]:
-        limits = httpx.Limits(max_connections=None)
+        # The server closes a connection that was idle for a while, just as a page may ask again.
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
         async with httpx.AsyncClient(
             base_url=field.url, timeout=PATIENCE_SECS, limits=limits
         ) as client:
