@@ -105,6 +105,7 @@ class Reason(StrEnum):
     # The repo to publish to.
     DESTINATION_FORBIDDEN = "destination_forbidden"
     DESTINATION_TAKEN = "destination_taken"
+    DESTINATION_TOO_OPEN = "destination_too_open"
     NOT_SIGNED_IN = "not_signed_in"
     CARD_REFUSED = "card_refused"
     # The world outside.

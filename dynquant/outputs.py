@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from dynquant.core.artefacts import facts_from_json, source_in
+from dynquant.core.artefacts import facts_from_json, origin_in
 from dynquant.core.facts import ModelFacts
 from dynquant.core.papers import PLAN, REPORT
 from dynquant.errors import OutputFolderError, disk_errors_translated
@@ -66,11 +66,11 @@ class OutputFolders:
             for name in names:
                 if _is_locked(self._staged(name)):
                     raise _busy(name)
-                other = source_in(read_text(self.final(name) / PLAN) or "")
-                if source and other and other != source:
+                other = origin_in(read_text(self.final(name) / PLAN) or "")
+                if source and other and other.name != source:
                     raise OutputFolderError(
-                        f"'{self._root}' holds '{name}', which was made of '{other}' and not of "
-                        f"'{source}'. Pass another --out, or move it away."
+                        f"'{self._root}' holds '{name}', which was made of '{other.name}' and "
+                        f"not of '{source}'. Pass another --out, or move it away."
                     )
 
     @contextmanager

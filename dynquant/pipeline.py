@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from dynquant.core.access import Access
 from dynquant.core.allocate import check_target
 from dynquant.core.artefacts import (
     check_measured_for,
@@ -19,6 +20,7 @@ from dynquant.core.artefacts import (
 from dynquant.core.facts import ModelFacts
 from dynquant.core.formats import DEFAULT_MENU
 from dynquant.core.naming import quantized_name, repo_ids
+from dynquant.core.origin import Origin
 from dynquant.core.papers import CARD, card, is_own_card, papers
 from dynquant.core.plan import CostTable
 from dynquant.core.planning import Forecast, fitting_bpw, memory_to_run_bytes
@@ -46,6 +48,7 @@ __all__ = [
     "forecast",
     "measure",
     "publish",
+    "quant_access",
     "quantize",
 ]
 
@@ -210,26 +213,48 @@ def quantize(
 
 
 def destinations(
-    source: str, recipe: Recipe, destination: str, publisher: ModelPublisher
+    source: ModelSource,
+    recipe: Recipe,
+    destination: str,
+    publisher: ModelPublisher,
+    *,
+    private: bool | None,
+    variant: str = "",
 ) -> dict[str, str]:
     """Name of each target → the repo to publish it as; each was looked at.
 
     Args:
-        source: Repo id or folder name of the original.
+        source: The original.
         recipe: The targets.
         destination: A namespace or a repo id, see `core.naming.repo_ids`.
         publisher: The Hub.
+        private: See `quant_access`.
+        variant: See `core.naming.repo_ids`.
 
     Raises:
         InvalidOptionError: `destination` makes no repo ids.
-        DestinationError: A repo is not ours to write.
+        DestinationError: A repo is not ours to write, or more open than the quant has to be.
     """
+    name = source.name
     ids = repo_ids(
-        destination, {quantized_name(source, bpw): (source, bpw) for bpw in recipe.targets_bpw}
+        destination,
+        {quantized_name(name, bpw): (name, bpw) for bpw in recipe.targets_bpw},
+        variant=variant,
     )
+    access = quant_access(source.access, private=private)
     for repo_id in ids.values():
-        publisher.check(repo_id, source=source)
+        publisher.check(repo_id, origin=source.origin, access=access)
     return ids
+
+
+def quant_access(source: Access, *, private: bool | None) -> Access:
+    """Who may read a quant.
+
+    Args:
+        source: Who may read its source.
+        private: Whether the quant is private; None is private where the source is.
+    """
+    return Access(is_private=source.is_private if private is None else private, gated=source.gated)
 
 
 def already_published(
@@ -274,6 +299,7 @@ def publish(
     *,
     outputs: OutputStore,
     private: bool | None,
+    access_now: Callable[[Origin], Access],
     progress: Progress,
 ) -> list[PublishedModel]:
     """Publish finished folders, each under its repo id, their cards linked with each other.
@@ -286,7 +312,9 @@ def publish(
         repo_ids: Name of a model → repo id.
         publisher: The Hub.
         outputs: Reads and writes the cards.
-        private: Whether new repos are private; None is private where the source is.
+        private: See `quant_access`.
+        access_now: Tells who may read a repo now: a source may have been closed since it was
+            quantized.
         progress: Shows the bytes.
 
     Raises:
@@ -297,8 +325,13 @@ def publish(
 
         Each knows what was `published` before it.
     """
+    access = {}
     for facts in models.values():
-        publisher.check(repo_ids[facts.name], source=facts.source)
+        source = facts.source_access
+        if facts.source_is_repo:
+            source = source.closed_like(access_now(facts.origin))
+        access[facts.name] = quant_access(source, private=private)
+        publisher.check(repo_ids[facts.name], origin=facts.origin, access=access[facts.name])
     published: list[PublishedModel] = []
     for folder, facts in models.items():
         repo_id = repo_ids[facts.name]
@@ -309,10 +342,9 @@ def publish(
             model = publisher.publish(
                 folder,
                 repo_id,
-                source=facts.source,
+                origin=facts.origin,
                 title=f"{facts.name} of {facts.source}@{facts.revision_sha[:12]}",
-                private=facts.source_is_private if private is None else private,
-                gated=facts.gated,
+                access=access[facts.name],
                 progress=progress,
             )
         except DynquantError as error:

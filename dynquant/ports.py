@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, Self, TypeVar
 
+from dynquant.core.access import Access
 from dynquant.core.formats import QuantFormat
+from dynquant.core.origin import Origin
 from dynquant.core.plan import CostTable, ModelInventory, QuantPlan, TextFacts
 from dynquant.core.quality import Quality
 from dynquant.core.recipe import Effort
@@ -56,6 +58,7 @@ class ModelSource:
         gated: How a gated repo lets people in: `auto` or `manual`; empty for an open one.
         gated_fields: The `extra_gated_*` fields of the card.
         is_private: Whether only some may read the repo.
+        hub_id: The Hub's own id of the repo, see `core.origin.Origin`; may be empty.
     """
 
     name: str
@@ -66,6 +69,17 @@ class ModelSource:
     gated: str = ""
     gated_fields: Mapping[str, object] = field(default_factory=dict)
     is_private: bool = False
+    hub_id: str = ""
+
+    @property
+    def origin(self) -> Origin:
+        """What a quant of it names as its source."""
+        return Origin(name=self.name, hub_id=self.hub_id)
+
+    @property
+    def access(self) -> Access:
+        """Who may read it."""
+        return Access(is_private=self.is_private, gated=self.gated)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,11 +144,12 @@ class PublishedModel:
 class ModelPublisher(Protocol):
     """Where finished models go; a reader finds a whole model there, or none."""
 
-    def check(self, repo_id: str, *, source: str) -> None:
-        """Refuse before any work when `repo_id` could not be published to.
+    def check(self, repo_id: str, *, origin: Origin, access: Access) -> None:
+        """Refuse before any work when a quant of `origin` could not be published there.
 
         Raises:
-            DestinationError: No token, no permission, or the repo holds something else.
+            DestinationError: No token, no permission, the repo holds something else, or more
+                people may read it than `access` says.
         """
         ...
 
@@ -147,10 +162,9 @@ class ModelPublisher(Protocol):
         folder: Path,
         repo_id: str,
         *,
-        source: str,
+        origin: Origin,
         title: str,
-        private: bool,
-        gated: str,
+        access: Access,
         progress: Progress,
     ) -> PublishedModel:
         """Make the repo hold exactly the files of `folder`, in one commit.

@@ -50,6 +50,9 @@ class Settings:
         watch_config: Rules of the watcher; None for no watcher.
         watch_cron: When it looks for new models.
         inbox_repo: Private dataset repo from which requests are taken.
+        publish_to: Account or organization that models are published to unless a job says another.
+        inbox_destinations: Other namespaces and name templates that requests by mail may name.
+        inbox_private_sources: Private repos of the operator that requests by mail may name.
         space_url: Space that shows this runner's board.
         space_secret: What the Space knows the runner by.
         webhook_secret: What the Hub sends along when it posts that a repo has changed.
@@ -67,6 +70,9 @@ class Settings:
     watch_config: Path | None = None
     watch_cron: str = "*/15 * * * *"
     inbox_repo: str | None = None
+    publish_to: str | None = None
+    inbox_destinations: tuple[str, ...] = ()
+    inbox_private_sources: tuple[str, ...] = ()
     space_url: str | None = None
     space_secret: str | None = field(default=None, repr=False)
     webhook_secret: str | None = field(default=None, repr=False)
@@ -95,6 +101,9 @@ class Settings:
             watch_config=read.optional("WATCH_CONFIG", _path),
             watch_cron=read("WATCH_CRON", str, default="*/15 * * * *"),
             inbox_repo=read.optional("INBOX_REPO", _repo_id),
+            publish_to=read.optional("PUBLISH_TO", _account),
+            inbox_destinations=read.optional("INBOX_DESTINATIONS", _listed) or (),
+            inbox_private_sources=read.optional("INBOX_PRIVATE_SOURCES", _repo_ids) or (),
             space_url=read.optional("SPACE_URL", _space_url),
             space_secret=read.optional("SPACE_SECRET", _secret),
             webhook_secret=read.optional("WEBHOOK_SECRET", _secret),
@@ -241,6 +250,20 @@ def _flag(text: str) -> bool:
 def _repo_id(text: str) -> str:
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", text, re.ASCII):
         raise ValueError("must be a repo id such as 'your-name/dynquant-inbox'")
+    return text
+
+
+def _listed(text: str) -> tuple[str, ...]:
+    return tuple(filter(None, map(str.strip, text.split(","))))
+
+
+def _repo_ids(text: str) -> tuple[str, ...]:
+    return tuple(map(_repo_id, _listed(text)))
+
+
+def _account(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9])?", text):
+        raise ValueError("must be one account or organization")
     return text
 
 

@@ -265,6 +265,7 @@ class Conversion(Generic[W]):
             gated=source.gated,
             gated_fields=source.gated_fields,
             source_is_private=source.is_private,
+            source_id=source.hub_id,
             layers=inventory.layers,
             plan=plan,
             menu=recipe.menu,

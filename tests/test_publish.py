@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from dynquant.core.access import Access
+from dynquant.core.origin import Origin
 from dynquant.core.papers import CARD, papers
 from dynquant.errors import HubQuotaError
 from dynquant.outputs import OutputFolders
@@ -19,25 +21,25 @@ from tests.fakes import FakeProgress
 
 @dataclass
 class FakePublisher:
-    """Remembers, by repo, the card and whether the repo is private; some have no room."""
+    """Remembers, by repo, the card and who may read the repo; some have no room."""
 
     full: set[str] = field(default_factory=set)
     cards: dict[str, str] = field(default_factory=dict)
-    private: dict[str, bool] = field(default_factory=dict)
+    access: dict[str, Access] = field(default_factory=dict)
 
-    def check(self, repo_id: str, *, source: str) -> None:
+    def check(self, repo_id: str, *, origin: Origin, access: Access) -> None:
         pass
 
     def published(self, repo_id: str) -> tuple[PublishedModel, str] | None:
         return None
 
     def publish(
-        self, folder: Path, repo_id: str, *, private: bool, **_others: Any
+        self, folder: Path, repo_id: str, *, access: Access, **_others: Any
     ) -> PublishedModel:
         if repo_id in self.full:
             raise HubQuotaError("No storage is left.")
         self.cards[repo_id] = (folder / CARD).read_text(encoding="utf-8")
-        self.private[repo_id] = private
+        self.access[repo_id] = access
         return PublishedModel(repo_id=repo_id, commit_sha="c0ffee", url="", is_new=True)
 
 
@@ -53,7 +55,9 @@ class Finished:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(content, encoding="utf-8")
 
-    def publish(self, namespace: str, *, private: bool | None = None) -> None:
+    def publish(
+        self, namespace: str, *, private: bool | None = None, now: Access = Access()
+    ) -> None:
         publisher: ModelPublisher = self.hub
         publish(
             {self.folder: self.facts},
@@ -61,6 +65,7 @@ class Finished:
             publisher,
             outputs=OutputFolders(self.folder.parent),
             private=private,
+            access_now=lambda _origin: now,
             progress=FakeProgress(),
         )
 
@@ -81,7 +86,17 @@ def test_what_is_made_of_a_private_model_is_private_unless_somebody_says_otherwi
 ):
     model = Finished(tmp_path, source_is_private=source_is_private)
     model.publish("me", private=asked)
-    assert [*model.hub.private.values()] == [is_private]
+    assert [each.is_private for each in model.hub.access.values()] == [is_private]
+
+
+@pytest.mark.harden("publishing")
+@pytest.mark.parametrize("now", [Access(is_private=True), Access(gated="manual")], ids=str)
+def test_a_source_that_was_closed_while_it_was_quantized_has_a_closed_quant(tmp_path, now):
+    model = Finished(tmp_path)
+    model.publish("me", now=now)
+    assert [*model.hub.access.values()] == [now]
+    model.publish("me", private=False, now=now)  # asked for in so many words
+    assert [*model.hub.access.values()] == [Access(gated=now.gated)]
 
 
 def test_each_destination_gets_a_card_of_its_own(tmp_path):
@@ -116,6 +131,7 @@ def test_what_was_published_before_it_went_wrong_is_known(tmp_path):
             publisher,
             outputs=OutputFolders(tmp_path),
             private=None,
+            access_now=lambda _origin: Access(),
             progress=FakeProgress(),
         )
     assert caught.value.published == ((f"me/{first.facts.name}", "c0ffee"),)

@@ -49,6 +49,7 @@ from dynquant.pipeline import (
     check,
     destinations,
     forecast,
+    quant_access,
     quantize,
 )
 from dynquant.pipeline import publish as publish_models
@@ -91,7 +92,7 @@ def convert(
 
     What is published already, of the same commit and made the same way, is not made again.
     """
-    from dynquant.runner.opening import open_model, open_publisher, open_texts
+    from dynquant.runner.opening import access_now, open_model, open_publisher, open_texts
     from dynquant.runner.speed import timed
 
     progress = console.ConsoleProgress()
@@ -117,7 +118,7 @@ def convert(
         quantizer,
     ):
         forecast(source, quantizer, recipe)  # what cannot work is refused before the download
-        ids = destinations(source.name, recipe, to, publisher)
+        ids = destinations(source, recipe, to, publisher, private=private)
         texts = open_texts()
         calibration_text, evaluation_text = texts.open(calibration), texts.open(evaluation)
         there = already_published(
@@ -157,6 +158,7 @@ def convert(
             publisher,
             outputs=outputs,
             private=private,
+            access_now=access_now,
             progress=progress,
         ),
         as_json=as_json,
@@ -174,7 +176,7 @@ def publish(
     as_json: Json = False,
 ) -> None:
     """Publish finished models, each in one commit; what is there already is left alone."""
-    from dynquant.runner.opening import open_publisher, verify_finished
+    from dynquant.runner.opening import access_now, open_publisher, verify_finished
 
     models = {each: read_facts(each) for each in finished_folders(folder)}
     ids = repo_ids(
@@ -182,7 +184,8 @@ def publish(
     )
     publisher = open_publisher()
     for facts in models.values():  # before they are loaded, which may take minutes
-        publisher.check(ids[facts.name], source=facts.source)
+        access = quant_access(facts.source_access, private=private)
+        publisher.check(ids[facts.name], origin=facts.origin, access=access)
     for each, facts in models.items():
         verify_finished(each, facts)
     _show(
@@ -192,6 +195,7 @@ def publish(
             publisher,
             outputs=OutputFolders(folder),
             private=private,
+            access_now=access_now,
             progress=console.ConsoleProgress(),
         ),
         as_json=as_json,

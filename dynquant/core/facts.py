@@ -6,7 +6,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from dynquant.core.access import Access
 from dynquant.core.formats import QuantFormat
+from dynquant.core.origin import Origin
 from dynquant.core.plan import LayerProfile, QuantPlan, TextFacts
 from dynquant.core.quality import Quality
 
@@ -60,6 +62,7 @@ class ModelFacts:
     Attributes:
         name: Name of the quantized model, such as `Qwen3-8B-MLX-4.5bpw`.
         source: Repo id, or the folder's own name for a local model; never a path.
+        source_id: The Hub's own id of the repo, see `core.origin.Origin`; may be empty.
         source_is_repo: Whether `source` is a repo on the Hub.
         revision_sha: Commit of the source, or the fingerprint of its weights.
         model_type: Family, such as `qwen3`.
@@ -115,12 +118,23 @@ class ModelFacts:
     gated: str = ""
     gated_fields: Mapping[str, object] = field(default_factory=dict)
     source_is_private: bool = False
+    source_id: str = ""
     menu: tuple[QuantFormat, ...] = ()
     calibration_tokens: int = 0
     evaluation_tokens: int = 0
     effort: str = "normal"
     refine: bool = False
     time_budget_mins: float | None = None
+
+    @property
+    def origin(self) -> Origin:
+        """The source, as its quants name it."""
+        return Origin(name=self.source, hub_id=self.source_id)
+
+    @property
+    def source_access(self) -> Access:
+        """Who might read the source when it was quantized."""
+        return Access(is_private=self.source_is_private, gated=self.gated)
 
     def cost_nats(self, layer: LayerProfile) -> float:
         """What the chosen format of `layer` costs; NaN if that was never measured."""

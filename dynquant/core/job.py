@@ -97,7 +97,9 @@ class JobRequest:
         revision: Branch, tag or commit; a job's own request has the commit.
         targets_bpw: Stored bits per weight, one repo each.
         destination: Namespace or name template of the repos to publish.
-        requester: Who asked; jobs take turns between requesters.
+        requester: Account or user that asked; jobs take turns between requesters.
+        requester_id: The Hub's own id of that account, which an account that takes the name later
+            does not get; empty for users of this machine.
         private: Whether new repos are private; those of a private model are in any case, unless
             `public` says otherwise.
         public: Whether new repos are public though the model is private.
@@ -110,6 +112,7 @@ class JobRequest:
     targets_bpw: tuple[float, ...]
     destination: str = ""
     requester: str
+    requester_id: str = ""
     priority: Priority = Priority.PERSON
     private: bool = False
     public: bool = False

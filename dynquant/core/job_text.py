@@ -62,8 +62,9 @@ def request_to_json(request: JobRequest) -> dict[str, Any]:
         "priority": request.priority.name.lower(),
         "options": {name: _listed(value) for name, value in request.options.items()},
     }
-    if not request.public:  # runners of before do not know it, and refuse what they do not know
-        del raw["public"]
+    for name in ("public", "requester_id"):
+        if not raw[name]:  # runners of before do not know it, and refuse what they do not know
+            del raw[name]
     return raw
 
 
@@ -86,6 +87,7 @@ def request_from_json(raw: object) -> JobRequest:
         targets_bpw=_targets(raw.get("targets_bpw")),
         destination=_text(raw, "destination", may_be_empty=True),
         requester=_text(raw, "requester"),
+        requester_id=_text(raw, "requester_id", may_be_empty=True),
         priority=_priority(raw.get("priority", "person")),
         private=_flag(raw, "private"),
         public=_flag(raw, "public"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import shlex
 from collections.abc import Mapping
@@ -24,6 +25,7 @@ __all__ = [
     "Effort",
     "Recipe",
     "command_of",
+    "variant_of",
 ]
 
 RECIPE_VERSION = 7
@@ -218,3 +220,30 @@ def command_of(
             words += [option, str(value)]
     flags = {"--refine": recipe.refine, "--dequantize": recipe.dequantize}
     return shlex.join([*words, *(flag for flag, is_set in flags.items() if is_set)])
+
+
+_VARIANT_DIGITS = 8
+
+
+def variant_of(
+    recipe: Recipe,
+    *,
+    texts: Mapping[str, str],
+    default_texts: Mapping[str, str],
+    revision_sha: str = "",
+) -> str:
+    """What tells a quant of `recipe` from one of the default recipe; empty for that one.
+
+    Args:
+        recipe: How to quantize; its targets do not count.
+        texts: Names of the texts: `calibration` and `evaluation`.
+        default_texts: The same of the default recipe.
+        revision_sha: Commit of the source where it is not the latest; else empty.
+    """
+    asked, default = (
+        command_of(replace(each, targets_bpw=()), source="", revision_sha=sha, **names)
+        for each, sha, names in ((recipe, revision_sha, texts), (_DEFAULT, "", default_texts))
+    )
+    if asked == default:
+        return ""
+    return f"custom-{hashlib.sha256(asked.encode()).hexdigest()[:_VARIANT_DIGITS]}"

@@ -23,6 +23,8 @@ class Account:
 
     Attributes:
         name: The user.
+        hub_id: The Hub's own id of the user, which an account that takes the name later does not
+            get.
         namespaces: The user and the organizations that it may write in.
         role: Of the token: `read`, `write` or `fineGrained`.
         scopes: Of a fine-grained token, account, organization or repo → what it may do there; what
@@ -30,6 +32,7 @@ class Account:
     """
 
     name: str
+    hub_id: str
     namespaces: tuple[str, ...]
     role: str
     scopes: Mapping[str, frozenset[str]] = field(default_factory=dict)
@@ -58,6 +61,7 @@ def account_of(told: Mapping[str, Any]) -> Account:
         orgs = [org["name"] for org in told.get("orgs", ()) if _may_write_in(org)]
         return Account(
             name=told["name"],
+            hub_id=str(told.get("id") or ""),  # a mirror may leave it out
             namespaces=(told["name"], *orgs),
             role=token.get("role", ""),
             scopes=_scopes(token.get("fineGrained", {})),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,9 +21,10 @@ from dynquant.errors import (
 from dynquant.hub.local import gated_fields, license_fields
 from dynquant.ports import ModelSource
 
-__all__ = ["Listing", "refuse_unusable"]
+__all__ = ["Listing", "hub_id_of", "refuse_unusable"]
 
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt")
+_HUB_ID = re.compile(r"[0-9A-Za-z]{1,64}")
 _QUANT_OF = "base_model:quantized:"
 
 
@@ -39,6 +41,7 @@ class Listing:
         card: The front matter of its card.
         gated: `auto` or `manual`; empty for an open repo.
         is_private: Whether only some may read it.
+        hub_id: The Hub's own id of the repo; empty behind a mirror that leaves it out.
     """
 
     repo: str
@@ -49,6 +52,7 @@ class Listing:
     card: Mapping[str, Any]
     gated: str
     is_private: bool
+    hub_id: str
 
     @classmethod
     def of(cls, info: ModelInfo) -> Listing:
@@ -79,11 +83,21 @@ class Listing:
             card=info.card_data.to_dict() if info.card_data is not None else {},
             gated=info.gated or "",
             is_private=bool(info.private),
+            hub_id=hub_id_of(info),
         )
 
     def is_other_answer_than(self, other: Listing) -> bool:
         """Whether both are about one commit, which never changes, and say different things."""
         return (self.repo, self.sha) == (other.repo, other.sha) and self != other
+
+    def is_same_model_as(self, other: Listing) -> bool:
+        """Whether both commits hold the same files of a model, whatever their cards say."""
+
+        def blobs(listing: Listing) -> dict[str, str]:
+            names = {*listing.weights, *listing.others} - {"README.md"}
+            return {name: listing.etags[name] for name in names}
+
+        return self.sha == other.sha or blobs(self) == blobs(other)
 
     @property
     def weights(self) -> list[str]:
@@ -125,7 +139,14 @@ class Listing:
             gated=self.gated,
             gated_fields=gated_fields(self.card),
             is_private=self.is_private,
+            hub_id=self.hub_id,
         )
+
+
+def hub_id_of(info: ModelInfo) -> str:
+    """The Hub's own id of a repo; the client keeps it without giving it a name of its own."""
+    found = vars(info).get("_id")
+    return found if isinstance(found, str) and _HUB_ID.fullmatch(found) else ""
 
 
 def refuse_unusable(listing: Listing, *, allow_quantized: bool) -> None:

@@ -16,6 +16,7 @@ from typing import Any, cast
 
 from huggingface_hub import HfApi, constants, hf_hub_url
 
+from dynquant.core.access import Access
 from dynquant.core.bounds import (
     MAX_HEADER_BYTES,
     MAX_PLANNING_FILE_BYTES,
@@ -24,12 +25,13 @@ from dynquant.core.bounds import (
 )
 from dynquant.core.figures import size
 from dynquant.core.model_files import CONFIG, INDEX
+from dynquant.core.origin import Origin
 from dynquant.core.weight_files import chosen_files, is_settled, weight_map_in
-from dynquant.errors import HubUnavailableError, ModelNotFoundError, StorageFullError
+from dynquant.errors import HubUnavailableError, ModelNotFoundError, Reason, StorageFullError
 from dynquant.hub import cache
 from dynquant.hub.calls import NUM_DOWNLOAD_TRIES, TIMEOUT_SECS, HubCaller
 from dynquant.hub.headers import read_header_bytes, tensors_in, write_ghost
-from dynquant.hub.listing import Listing, refuse_unusable
+from dynquant.hub.listing import Listing, hub_id_of, refuse_unusable
 from dynquant.hub.local import local_source
 from dynquant.hub.local_files import LocalFile
 from dynquant.hub.transfers import ByteCount
@@ -220,6 +222,24 @@ class HubModels:
             )
         refuse_unusable(listing, allow_quantized=allow_quantized)
         return self._sized(listing) if listing.unsized else listing
+
+    def access_of(self, origin: Origin) -> Access:
+        """Who may read a model now; a model that is gone or hidden counts as a private one.
+
+        Raises:
+            HubUnavailableError: Network, rate limit, 5xx, or the Hub does not accept the token.
+        """
+        try:
+            info = self._call(
+                lambda: self._api.model_info(origin.name, timeout=TIMEOUT_SECS), repo=origin.name
+            )
+        except ModelNotFoundError as error:
+            if error.reason is Reason.TOKEN_REFUSED:  # which says nothing about the model
+                raise HubUnavailableError(str(error)) from error
+            return Access(is_private=True)
+        if not Origin(name=origin.name, hub_id=hub_id_of(info)).is_same_as(origin):
+            return Access(is_private=True)
+        return Access(is_private=bool(info.private), gated=info.gated or "")
 
     def _sized(self, listing: Listing) -> Listing:
         """The listing with the sizes that requests for the files themselves tell."""

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Literal
+from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import (
@@ -30,7 +30,9 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]
     enable_progress_bars,
 )
 
-from dynquant.core.artefacts import source_in
+from dynquant.core.access import Access
+from dynquant.core.artefacts import origin_in
+from dynquant.core.origin import Origin
 from dynquant.errors import (
     CardError,
     DestinationError,
@@ -75,6 +77,7 @@ class _Remote:
     head: str
     oids: Mapping[str, str]
     sizes: Mapping[str, int]
+    access: Access
 
     @property
     def is_empty(self) -> bool:
@@ -105,21 +108,23 @@ class HubPublisher:
         self._api = HfApi(endpoint=endpoint, token=token, library_name="dynquant")
         self._call = HubCaller.to_write(self._api.endpoint, sleep=sleep)
 
-    def check(self, repo_id: str, *, source: str) -> None:
-        """Refuse before any work when `repo_id` could not be published to.
+    def check(self, repo_id: str, *, origin: Origin, access: Access) -> None:
+        """Refuse before any work when a quant of `origin` could not be published to `repo_id`.
 
         Args:
             repo_id: `namespace/name`.
-            source: Repo id or folder name of the original.
+            origin: The original.
+            access: Who may read the quant.
 
         Raises:
             DestinationError: No token or none that may write there, or the repo holds
-                something that dynquant did not make of `source`.
+                something that dynquant did not make of `origin`, or more people may read it.
             HubUnavailableError: Network, rate limit, 5xx.
         """
         self._require_permission(repo_id)
         if (remote := self._remote(repo_id)) is not None:
-            self._require_ours(remote, source)
+            self._require_ours(remote, origin)
+            _require_no_more_open(remote, access)
 
     def published(self, repo_id: str) -> tuple[PublishedModel, str] | None:
         """What dynquant published there, and its `dynquant/plan.json`; None if nothing."""
@@ -133,10 +138,9 @@ class HubPublisher:
         folder: Path,
         repo_id: str,
         *,
-        source: str,
+        origin: Origin,
         title: str,
-        private: bool,
-        gated: str,
+        access: Access,
         progress: Progress,
     ) -> PublishedModel:
         """Make the repo hold exactly the files of `folder`, in one commit; none if it does.
@@ -146,10 +150,10 @@ class HubPublisher:
         Args:
             folder: A finished model.
             repo_id: `namespace/name`; made if it is not there.
-            source: Repo id or folder name of the original.
+            origin: The original.
             title: Of the commit.
-            private: Whether a new repo is private; one that is there stays as it is.
-            gated: How a new repo lets people in: `auto` or `manual`; empty is an open one.
+            access: Who may read the quant. A new or empty repo is closed to all others before
+                anything is sent; one that holds a quant has to be closed to them already.
             progress: Shows the step `publish`, in bytes that the Hub holds.
 
         Raises:
@@ -169,13 +173,18 @@ class HubPublisher:
         there = self._remote(repo_id)
         if CARD in files and not (there and there.has(CARD, files[CARD])):
             self._require_valid_card(repo_id, files[CARD].path)
-        remote = there or self._create(repo_id, private=private)
-        if remote.is_empty and gated:
-            self._gate(remote.repo_id, gated)
+        remote = there or self._create(repo_id, private=access.is_private)
+        if remote.is_empty:
+            remote = self._tightened(remote, access)
         total = sum(file.num_bytes for file in files.values())
         with progress.track({"publish": total}) as on_step:
             return self._bring_about(
-                remote, files, source=source, title=title, on_stored=_counter(files, on_step)
+                remote,
+                files,
+                origin=origin,
+                title=title,
+                access=access,
+                on_stored=_counter(files, on_step),
             )
 
     def _bring_about(
@@ -183,14 +192,16 @@ class HubPublisher:
         remote: _Remote,
         files: Mapping[str, LocalFile],
         *,
-        source: str,
+        origin: Origin,
         title: str,
+        access: Access,
         on_stored: OnStored,
     ) -> PublishedModel:
         """Commit until the repo holds `files`: once, unless somebody else commits meanwhile."""
         is_new = False
         for pause_secs in _PAUSES_SECS:
-            self._require_ours(remote, source)
+            self._require_ours(remote, origin)
+            _require_no_more_open(remote, access)
             changed = {name: file for name, file in files.items() if not remote.has(name, file)}
             stale = sorted(set(remote.oids) - set(files) - {_HUBS_OWN})
             on_stored(set(files) - set(changed))
@@ -263,6 +274,7 @@ class HubPublisher:
                     for each in siblings
                 },
                 sizes={each.rfilename: each.size or 0 for each in siblings},
+                access=Access(is_private=bool(info.private), gated=info.gated or ""),
             )
 
         return self._call(ask, repo=repo_id)
@@ -274,8 +286,8 @@ class HubPublisher:
             )
         return remote
 
-    def _require_ours(self, remote: _Remote, source: str) -> None:
-        """Refuse a repo that somebody else filled."""
+    def _require_ours(self, remote: _Remote, origin: Origin) -> None:
+        """Refuse a repo that holds anything else than a quant of `origin`."""
         if remote.is_empty:
             return
         if PLAN not in remote.oids:
@@ -284,13 +296,20 @@ class HubPublisher:
                 "nothing of others. Publish under another name, or delete that repo first.",
                 reason=Reason.DESTINATION_TAKEN,
             )
-        theirs = source_in(self._read_plan(remote)) or "a model that its plan does not name"
-        if theirs != source:
-            raise DestinationError(
-                f"'{remote.repo_id}' holds a quant of {theirs!r:.200}, not of '{source}'. Publish "
-                "under another name, or delete that repo first.",
-                reason=Reason.DESTINATION_TAKEN,
-            )
+        theirs = origin_in(self._read_plan(remote))
+        if theirs is not None and theirs.is_same_as(origin):
+            return
+        named = theirs.name if theirs is not None else "a model that its plan does not name"
+        what = (
+            f"of an earlier model that was called '{origin.name}'"
+            if named == origin.name
+            else f"of {named!r:.200}, not of '{origin.name}'"
+        )
+        raise DestinationError(
+            f"'{remote.repo_id}' holds a quant {what}. Publish under another name, or delete that "
+            "repo first.",
+            reason=Reason.DESTINATION_TAKEN,
+        )
 
     def _require_valid_card(self, repo_id: str, card: Path) -> None:
         """Ask what the client itself asks the Hub only once all weights are there."""
@@ -331,9 +350,27 @@ class HubPublisher:
         )
         return self._require_remote(repo_id)
 
-    def _gate(self, repo_id: str, gated: str) -> None:
-        mode: Literal["auto", "manual"] = "auto" if gated == "auto" else "manual"
-        self._call(lambda: self._api.update_repo_settings(repo_id, gated=mode), repo=repo_id)
+    def _tightened(self, remote: _Remote, access: Access) -> _Remote:
+        """An empty repo, closed to all whom `access` leaves out; read back.
+
+        Raises:
+            DestinationError: The Hub says that it is still more open.
+        """
+        settings: dict[str, Any] = {}
+        if access.is_private and not remote.access.is_private:
+            settings["visibility"] = "private"
+        if remote.access.has_weaker_gate_than(access):  # also of a private one: it may be opened
+            settings["gated"] = "auto" if access.gated == "auto" else "manual"
+        if not settings:
+            return remote
+        repo_id = remote.repo_id
+        self._call(lambda: self._api.update_repo_settings(repo_id, **settings), repo=repo_id)
+        for pause_secs in (0.0, *_PAUSES_SECS):
+            self._call.sleep(pause_secs)  # the Hub may give the answer of before for a while
+            remote = self._require_remote(repo_id)
+            if not remote.access.is_more_open_than(access):
+                return remote
+        raise _too_open(remote, access)
 
     def _commit(
         self,
@@ -424,6 +461,28 @@ def _counter(files: Mapping[str, LocalFile], on_step: OnStep) -> OnStored:
         on_step("publish", sum(files[name].num_bytes for name in new))
 
     return on_stored
+
+
+def _require_no_more_open(remote: _Remote, access: Access) -> None:
+    """Refuse a repo with files that people may read whom `access` leaves out.
+
+    Its owner has to close it, since it was open on purpose; an empty repo is closed when files go
+    there.
+
+    Raises:
+        DestinationError: It is more open.
+    """
+    if remote.access.is_more_open_than(access) and not remote.is_empty:
+        raise _too_open(remote, access)
+
+
+def _too_open(remote: _Remote, access: Access) -> DestinationError:
+    return DestinationError(
+        f"'{remote.repo_id}' is {remote.access}, and this quant has to be {access}, as its source "
+        "is or as was asked for. Make that repo as closed in its settings on the Hub, or publish "
+        "under another name.",
+        reason=Reason.DESTINATION_TOO_OPEN,
+    )
 
 
 def _require_whole(remote: _Remote, files: Mapping[str, LocalFile]) -> None:

@@ -204,6 +204,7 @@ class Asked:
             source=source["name"],
             source_is_repo=source["is_repo"],
             source_is_private=source["is_private"],
+            source_id=source["hub_id"],
             revision_sha=source["revision_sha"],
             license_fields=source["license_fields"],
             gated=source["gated"],

@@ -24,9 +24,9 @@ from dynquant.core.bounds import MAX_HEADER_BYTES, MAX_SMALL_FILE_BYTES
 from dynquant.core.figures import size
 from dynquant.core.job import JobRequest, PublishedRepo, StepProgress
 from dynquant.core.job_text import results_to_text
-from dynquant.core.naming import quantized_name
+from dynquant.core.naming import is_ours, quantized_name
 from dynquant.core.papers import CARD, papers
-from dynquant.core.recipe import Recipe
+from dynquant.core.recipe import Recipe, variant_of
 from dynquant.corpus import DEFAULT_CALIBRATION, DEFAULT_EVALUATION
 from dynquant.errors import (
     InvalidOptionError,
@@ -34,6 +34,7 @@ from dynquant.errors import (
     StorageFullError,
     disk_errors_translated,
 )
+from dynquant.hub.listing import Listing
 from dynquant.hub.models import HubModels
 from dynquant.hub.transfers import go_by_plain_http
 from dynquant.log_lines import job_context
@@ -187,7 +188,14 @@ class JobSteps:
             source = hub.fetch_headers(
                 found.repo, revision=found.sha, allow_quantized=call.recipe.dequantize
             )
-            ids = destinations(source.name, recipe, request.destination, self._publisher)
+            ids = destinations(
+                source,
+                recipe,
+                request.destination,
+                self._publisher,
+                private=_private(request),
+                variant=_variant(call, hub, found),
+            )
             texts = {role: self._open_text(call, role) for role in _TEXTS}
             names = {role: text.name for role, text in texts.items()}
             # The child reads a copy, so that its plan knows a text by its name alone.
@@ -244,16 +252,17 @@ class JobSteps:
         for name in ids:
             folder = call.folder.models / name
             models[folder] = read_facts(folder)
-        return _results(
-            publish(
+        with self._open_hub() as hub:
+            published = publish(
                 models,
                 ids,
                 self._publisher,
                 outputs=OutputFolders(call.folder.models),
-                private=call.request.private or (False if call.request.public else None),
+                private=_private(call.request),
+                access_now=hub.access_of,
                 progress=_Reported(call),
             )
-        )
+        return _results(published)
 
     def _require_model(self, call: _Call) -> ModelSource:
         """The model in the cache; the texts and the spec are in the job's folder then."""
@@ -372,6 +381,25 @@ class JobSteps:
             report=report,
             is_cancelled=call.is_cancelled,
         )
+
+
+def _variant(call: _Call, hub: HubModels, found: Listing) -> str:
+    """What sets a quant apart that a stranger asked for: it must not replace a better one."""
+    request = call.request
+    if is_ours(request.requester):
+        return ""
+    latest = hub.look_up(found.repo, allow_quantized=call.recipe.dequantize)
+    return variant_of(
+        call.recipe,
+        texts={role: str(request.options.get(role) or default) for role, default in _TEXTS.items()},
+        default_texts=_TEXTS,
+        revision_sha="" if found.is_same_model_as(latest) else found.sha,
+    )
+
+
+def _private(request: JobRequest) -> bool | None:
+    """Whether what is made is private; None is private where the source is."""
+    return request.private or (False if request.public else None)
 
 
 def _most_bytes(size_bytes: int) -> int:

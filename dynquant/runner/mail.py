@@ -17,14 +17,18 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from dynquant.core.job import TERMINAL, Job, JobRequest, JobState
+from dynquant.core.naming import is_ours
 from dynquant.core.recipe import RECIPE_VERSION
 from dynquant.errors import RequestError, RetryLaterError
 from dynquant.job_ports import JobBoard
 from dynquant.outputs import read_text, write_file
+from dynquant.runner.mail_policy import MailPolicy
 
 __all__ = ["Announcer", "Inbox", "InboxEntry", "Mailroom"]
 
 _MAX_TOLD = 5_000
+_MAX_OPEN = 200
+"""Jobs by mail that wait or run at one time; further requests stay in the inbox."""
 _FIRST_PAUSE_SECS, _LONGEST_PAUSE_SECS = 10.0, 600.0
 """After which a request that cannot be taken is tried again: each try asks the Hub."""
 _SET_ASIDE = (
@@ -81,9 +85,11 @@ class Mailroom:
     Args:
         inbox: Where requests come from.
         board: Where jobs are.
+        policy: What a request may ask for.
         memory: File that remembers which job came of which request, for those that are cancelled
             while this runner is away.
-        look_up: Repo id, revision, whether a quant will do → today's name and commit.
+        look_up: Repo id, revision, whether private repos of the operator count → today's name and
+            commit.
         clock: Seconds that only go forward.
     """
 
@@ -92,12 +98,14 @@ class Mailroom:
         inbox: Inbox,
         board: JobBoard,
         *,
+        policy: MailPolicy,
         memory: Path,
         look_up: Callable[[str, str | None, bool], tuple[str, str]],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._inbox = inbox
         self._board = board
+        self._policy = policy
         self._memory = memory
         self._look_up = look_up
         self._clock = clock
@@ -113,6 +121,8 @@ class Mailroom:
         entries = self._inbox.pending(skip=self._jobs.keys() | waiting)
         gone = self._inbox.gone(self._jobs.keys() | self._later.keys())
         for entry in entries:
+            if len(self._jobs) >= _MAX_OPEN:
+                break
             try:
                 self._take(entry)
                 self._later.pop(entry.name, None)
@@ -135,8 +145,9 @@ class Mailroom:
         except RequestError as error:
             self._inbox.finish(entry.name, _refusal(error.reason, str(error)))
             return
-        if job.is_over and job.state != JobState.PUBLISHED and _is_newer(entry, job):
-            self._board.retry(job.id)  # who asks again for what had failed asks for an attempt
+        may_retry = job.is_over and job.state != JobState.PUBLISHED and not _is_of_operator(job)
+        if may_retry and _is_newer(entry, job):
+            self._board.retry(job.id)  # asking again for what had failed asks for an attempt
         self._jobs[entry.name] = job.id
 
     def _put_off(self, name: str, error: RetryLaterError) -> None:
@@ -161,6 +172,8 @@ class Mailroom:
         if result.get("state") != JobState.CANCELLED or job_id in self._jobs.values():
             return  # another runner answered it, or somebody else still wants it
         with suppress(RequestError):  # it is over, or set aside
+            if _is_of_operator(self._board.get(job_id)):
+                return
             self._board.cancel(job_id)
             _logger.info("Job %s was cancelled by who had asked for it", job_id)
 
@@ -178,11 +191,12 @@ class Mailroom:
         del self._jobs[name]
 
     def _submitted(self, request: JobRequest) -> Job:
+        admitted = self._policy.admitted(request)
         name, sha = self._look_up(
-            request.model, request.revision, bool(request.options.get("dequantize"))
+            admitted.model, admitted.revision, self._policy.may_name_private(admitted.model)
         )
         return self._board.submit(
-            replace(request, model=name), revision_sha=sha, recipe_version=RECIPE_VERSION
+            replace(admitted, model=name), revision_sha=sha, recipe_version=RECIPE_VERSION
         )
 
 
@@ -236,6 +250,11 @@ def _remembered(memory: Path) -> dict[str, str]:
     """Request → job, as far as a line of the file says it."""
     lines = (read_text(memory) or "").splitlines()
     return {name: job_id for name, _, job_id in (line.partition(" ") for line in lines) if job_id}
+
+
+def _is_of_operator(job: Job) -> bool:
+    """Whether this machine asked for the job itself, so that no request by mail may change it."""
+    return is_ours(job.request.requester)
 
 
 def _attempt(job: Job) -> str:

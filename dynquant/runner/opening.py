@@ -10,9 +10,11 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+from dynquant.core.access import Access
 from dynquant.core.artefacts.fields import text_facts, whole
 from dynquant.core.artefacts.json_text import MALFORMED
 from dynquant.core.facts import ModelFacts
+from dynquant.core.origin import Origin
 from dynquant.core.overlap import Sketch, is_too_much
 from dynquant.core.quality import Quality
 from dynquant.corpus import Corpus
@@ -32,6 +34,7 @@ from dynquant.settings import Settings
 
 __all__ = [
     "OutputFolders",
+    "access_now",
     "evaluate_folder",
     "open_model",
     "open_publisher",
@@ -170,6 +173,12 @@ def _layers(quantizer: MlxQuantizer) -> set[tuple[str, tuple[int, ...]]]:
 def open_publisher() -> HubPublisher:
     """The Hub, with the token that is found there."""
     return HubPublisher()
+
+
+def access_now(origin: Origin) -> Access:
+    """Who may read a model on the Hub now, see `HubModels.access_of`."""
+    with HubModels() as hub:
+        return hub.access_of(origin)
 
 
 def verify_finished(folder: Path, facts: ModelFacts) -> None:

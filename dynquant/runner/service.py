@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import lru_cache
 from typing import Any, Protocol
 
 import psutil
@@ -30,6 +31,7 @@ from dynquant.runner.job_steps import JobSteps
 from dynquant.runner.live_board import LiveBoard, board_snapshot
 from dynquant.runner.machine import awake, chip_name, keep_memory_flat, usable_memory_bytes
 from dynquant.runner.mail import Announcer, Mailroom
+from dynquant.runner.mail_policy import MailPolicy
 from dynquant.runner.notify import notify
 from dynquant.runner.sandbox import reach, statement
 from dynquant.settings import Settings
@@ -137,7 +139,13 @@ def _surroundings(
     if settings.inbox_repo is not None:
         inbox = HubInbox(settings.inbox_repo)
         rounds.append(
-            Mailroom(inbox, board, memory=settings.home / "mail.txt", look_up=_look_up).do_round
+            Mailroom(
+                inbox,
+                board,
+                policy=mail_policy(settings),
+                memory=settings.home / "mail.txt",
+                look_up=_look_up,
+            ).do_round
         )
     threads = [
         threading.Thread(target=_repeat, args=(each, stopping), daemon=True) for each in rounds
@@ -225,7 +233,22 @@ class _Wakefulness:
             self._awake = None
 
 
-def _look_up(model: str, revision: str | None, allow_quantized: bool) -> tuple[str, str]:  # noqa: FBT001
-    with HubModels() as hub:
-        found = hub.look_up(model, revision=revision, allow_quantized=allow_quantized)
+def mail_policy(settings: Settings) -> MailPolicy:
+    """What this machine takes from its inbox."""
+
+    @lru_cache(maxsize=1)
+    def default_destination() -> str:
+        return settings.publish_to or HubPublisher().account().name
+
+    return MailPolicy(
+        default_destination=default_destination,
+        destinations=settings.inbox_destinations,
+        private_sources=settings.inbox_private_sources,
+    )
+
+
+def _look_up(model: str, revision: str | None, as_operator: bool) -> tuple[str, str]:  # noqa: FBT001
+    """A model as strangers see it, or as the token of this machine does."""
+    with HubModels(token=None if as_operator else False) as hub:
+        found = hub.look_up(model, revision=revision)
     return found.repo, found.sha

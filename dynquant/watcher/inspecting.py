@@ -153,17 +153,17 @@ class Inspector:
         there = self._hub.dynquants_of(source)
         if not there:
             return targets
-        names = {target: quantized_name(source, target) for target in targets}
-        ours = repo_ids(
-            rule.destination, {name: (source, target) for target, name in names.items()}
-        )
+        names = {quantized_name(source, target): (source, target) for target in targets}
+        ours = repo_ids(rule.destination, names)
+        by_default = repo_ids("anywhere", names)
 
         def is_there(target: float) -> bool:
-            name = names[target]
+            name = quantized_name(source, target)
+            _, _, default = by_default[name].partition("/")
             return any(
                 self._is_of(each, candidate)
                 for each in there
-                if each == ours[name] or each.endswith(f"/{name}")
+                if each == ours[name] or each.partition("/")[2] in {name, default}
             )
 
         return tuple(target for target in targets if not is_there(target))

@@ -33,11 +33,13 @@ class Visitor:
 
     Attributes:
         name: Account on the Hub, or as `core.naming.local_name` says.
+        hub_id: The Hub's own id of the account; empty for a user of this machine.
         namespaces: Where they may have copies put.
         is_operator: Whether every job is theirs to cancel.
     """
 
     name: str
+    hub_id: str = ""
     namespaces: tuple[str, ...] = ()
     is_operator: bool = False
 
@@ -46,8 +48,10 @@ class Visitor:
 
         What the watcher asked for is no account's, whatever it was called when it did.
         """
-        asked = job.request.requester == self.name and job.request.priority is Priority.PERSON
-        return asked or self.is_operator
+        request = job.request
+        # An account of the same name may be another one by now, so its id counts.
+        asked = (request.requester, request.requester_id) == (self.name, self.hub_id)
+        return self.is_operator or (asked and request.priority is Priority.PERSON)
 
 
 class Reception:
@@ -94,8 +98,9 @@ class Reception:
             return None
         return Visitor(
             name=account.name,
+            hub_id=account.hub_id,
             namespaces=account.namespaces,
-            is_operator=account.name in self._settings.operators,
+            is_operator=account.hub_id in self._settings.operator_ids,
         )
 
     def require(self, token: str | None) -> Visitor:

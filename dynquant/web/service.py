@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from dynquant.core.formats import QuantFormat, parse_menu
 from dynquant.core.job import Job, JobOption, JobRequest
 from dynquant.core.naming import quantized_name, repo_ids
 from dynquant.core.watch_status import WatchStatus
-from dynquant.corpus import DEFAULT_CALIBRATION
+from dynquant.corpus import CALIBRATIONS, DEFAULT_CALIBRATION
 from dynquant.errors import InvalidOptionError, RequestError
 from dynquant.hub.search import FoundModel, HubSearch
 from dynquant.hub.visitor import HubVisitor
@@ -24,13 +24,7 @@ from dynquant.web.settings import WebSettings
 from dynquant.web.shared import Shared
 from dynquant.web.watch_desk import WatchDesk
 
-__all__ = ["CALIBRATIONS", "DEFAULT_CONTEXT_TOKENS", "Board", "Order", "Service"]
-
-CALIBRATIONS: Mapping[str, str] = {
-    "Conversations (Tulu 3)": DEFAULT_CALIBRATION,
-    "Articles (WikiText-2, training part)": "Salesforce/wikitext:wikitext-2-raw-v1:train:text",
-}
-"""What people may calibrate on. Not any text: to a runner a name may be a file of its own."""
+__all__ = ["DEFAULT_CONTEXT_TOKENS", "Board", "Order", "Service"]
 
 DEFAULT_CONTEXT_TOKENS = 4_096
 _FRESH_SECS = 2.0
@@ -235,6 +229,7 @@ class Service:
                 targets_bpw=order.targets_bpw,
                 destination=self._destination(visitor, order, prospect),
                 requester=visitor.name,
+                requester_id=visitor.hub_id,
                 private=_private(visitor, order),
                 options=_options(order),
                 notify_url=order.notify_url.strip() or None,

@@ -11,6 +11,7 @@ from dynquant.errors import InvalidOptionError
 __all__ = ["WebSettings"]
 
 _LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
+_OPERATOR = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}:([0-9A-Za-z]{1,64})")
 _ACCOUNT = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9])?")
 
 
@@ -19,7 +20,8 @@ class WebSettings:
     """How the pages are served.
 
     Attributes:
-        operators: Accounts that may cancel every job and choose where models go.
+        operator_ids: The Hub's own ids of the accounts that may cancel every job and choose where
+            models go.
         publish_to: Namespace that models are published to; None is that of the runner's token.
         is_space: Whether this is a Space, where everybody is a stranger.
         signs_in: Whether visitors can sign in with Hugging Face.
@@ -27,7 +29,7 @@ class WebSettings:
         host: Where the pages listen.
     """
 
-    operators: frozenset[str] = frozenset()
+    operator_ids: frozenset[str] = frozenset()
     publish_to: str | None = None
     is_space: bool = False
     signs_in: bool = False
@@ -49,12 +51,11 @@ class WebSettings:
         is_space = bool(environment.get("SPACE_ID"))
         # With a domain of one's own there are several, of which the first is the Hub's.
         host = environment.get("SPACE_HOST", "").split(",")[0].strip()
-        names = _accounts(environment, "DYNQUANT_OPERATORS")
         namespaces = _accounts(environment, "DYNQUANT_PUBLISH_TO")
         if len(namespaces) > 1:
             raise InvalidOptionError("DYNQUANT_PUBLISH_TO must be one account or organization.")
         return cls(
-            operators=frozenset(names),
+            operator_ids=_operator_ids(environment),
             publish_to=namespaces[0] if namespaces else None,
             is_space=is_space,
             # Elsewhere Gradio would sign everybody in as the owner of this machine's token.
@@ -71,3 +72,16 @@ def _accounts(environment: Mapping[str, str], name: str) -> list[str]:
             f"{name} must be names of accounts on the Hub, with commas between them."
         )
     return found
+
+
+def _operator_ids(environment: Mapping[str, str]) -> frozenset[str]:
+    """Each with a name, for people to read; the name alone may be another account's by tomorrow."""
+    found = [each.strip() for each in environment.get("DYNQUANT_OPERATORS", "").split(",")]
+    matches = [_OPERATOR.fullmatch(each) for each in found if each]
+    if not all(matches):
+        raise InvalidOptionError(
+            "DYNQUANT_OPERATORS must be accounts on the Hub with their ids, as 'name:id', with "
+            "commas between them. The id of 'name' is '_id' at "
+            "https://huggingface.co/api/users/name/overview."
+        )
+    return frozenset(each[1] for each in matches if each is not None)

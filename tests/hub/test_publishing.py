@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +18,8 @@ from typing import Any
 import pytest
 from huggingface_hub import HfApi, constants
 
+from dynquant.core.access import Access
+from dynquant.core.origin import Origin
 from dynquant.errors import (
     CardError,
     DestinationError,
@@ -34,6 +37,7 @@ from tests.waiting import PATIENCE_SECS
 
 REPO = "you/Model-MLX-4.5bpw"
 TOKEN = "hf_canary_token"
+ORIGIN = Origin(name="org/Model")
 TITLE = "Model-MLX-4.5bpw of org/Model@c0ffee"
 WEIGHTS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
 
@@ -79,8 +83,7 @@ def folder(tmp_path) -> Path:
 
 def publish(publisher: ModelPublisher, folder: Path, **options):
     progress = options.pop("progress", FakeProgress())
-    arguments: dict[str, Any] = {"source": "org/Model", "title": TITLE}
-    arguments |= {"private": False, "gated": ""}
+    arguments: dict[str, Any] = {"origin": ORIGIN, "title": TITLE, "access": Access()}
     return publisher.publish(
         folder, options.pop("repo", REPO), progress=progress, **arguments | options
     )
@@ -156,7 +159,7 @@ def test_a_repo_that_somebody_else_filled_is_never_overwritten(
 ):
     hub.add(REPO, theirs)
     with pytest.raises(DestinationError, match=says) as caught:
-        publisher.check(REPO, source="org/Model")
+        publisher.check(REPO, origin=ORIGIN, access=Access())
     assert caught.value.reason == Reason.DESTINATION_TAKEN
     with pytest.raises(DestinationError, match=says):
         publish(publisher, folder)
@@ -165,7 +168,7 @@ def test_a_repo_that_somebody_else_filled_is_never_overwritten(
 
 def test_an_empty_repo_is_filled(hub, publisher, folder):
     HfApi(endpoint=hub.url, token=TOKEN).create_repo(REPO, visibility="private")
-    publisher.check(REPO, source="org/Model")
+    publisher.check(REPO, origin=ORIGIN, access=Access())
     publish(publisher, folder)
     assert hub.repos["model", REPO].private  # as it was made
     assert at_the_hub(hub) == contents(folder)
@@ -186,17 +189,121 @@ def test_a_reader_finds_a_whole_model_or_none_at_every_moment(hub, publisher, fo
 
 @pytest.mark.parametrize(("private", "gated"), [(True, ""), (False, "auto"), (True, "manual")])
 def test_a_new_repo_is_as_private_and_gated_as_asked(hub, publisher, folder, private, gated):
-    publish(publisher, folder, private=private, gated=gated)
+    publish(publisher, folder, access=Access(is_private=private, gated=gated))
     repo = hub.repos["model", REPO]
     assert repo.private is private
     assert (repo.gated or "") == gated
 
 
 def test_a_repo_that_is_there_keeps_its_visibility(hub, publisher, folder):
-    publish(publisher, folder, private=True)
+    publish(publisher, folder, access=Access(is_private=True))
     (folder / "config.json").write_text("{}")
-    publish(publisher, folder, private=False)
+    publish(publisher, folder, access=Access())
     assert hub.repos["model", REPO].private
+
+
+CLOSED = (Access(is_private=True), Access(gated="manual"), Access(gated="auto"))
+
+
+def seen_while_open(hub, access: Access) -> list[str]:
+    """What is asked for while more people may read the repo than `access` says."""
+    seen: list[str] = []
+
+    def look(request) -> None:
+        repo = hub.repos.get(("model", REPO))
+        if repo is not None:
+            found = Access(is_private=repo.private, gated=repo.gated or "")
+            if found.is_more_open_than(access):
+                seen.append(f"{request.method} {request.path}")
+
+    hub.on_request = look
+    return seen
+
+
+@pytest.mark.harden("publishing")
+@pytest.mark.parametrize("access", CLOSED, ids=str)
+def test_new_weights_do_not_go_into_a_repo_of_ours_that_is_still_open(
+    hub, publisher, folder, access
+):
+    publish(publisher, folder)
+    before = at_the_hub(hub)
+    (folder / WEIGHTS[0]).write_bytes(b"new".ljust(1_500_000, b"."))
+    hub.requests.clear()
+    for attempt in (
+        lambda: publisher.check(REPO, origin=ORIGIN, access=access),
+        lambda: publish(publisher, folder, access=access),
+    ):
+        with pytest.raises(DestinationError, match=r"is public, and .* has to be") as caught:
+            attempt()
+        assert caught.value.reason == Reason.DESTINATION_TOO_OPEN
+    assert at_the_hub(hub) == before
+    assert not hub.asked("preupload|lfs|/commit/")
+
+
+@pytest.mark.harden("publishing")
+@pytest.mark.parametrize("access", CLOSED, ids=str)
+def test_an_empty_open_repo_of_that_name_is_closed_before_anything_is_sent(
+    hub, publisher, folder, access
+):
+    HfApi(endpoint=hub.url, token=TOKEN).create_repo(REPO, visibility="public")
+    publisher.check(REPO, origin=ORIGIN, access=access)
+    seen = seen_while_open(hub, access)
+    publish(publisher, folder, access=access)
+    assert not [each for each in seen if re.search("preupload|lfs|/commit/", each)]
+    repo = hub.repos["model", REPO]
+    assert not Access(is_private=repo.private, gated=repo.gated or "").is_more_open_than(access)
+    assert at_the_hub(hub) == contents(folder)
+
+
+@pytest.mark.harden("publishing")
+def test_a_repo_that_stays_open_although_it_was_to_be_closed_gets_nothing(hub, publisher, folder):
+    HfApi(endpoint=hub.url, token=TOKEN).create_repo(REPO, visibility="public")
+
+    def reopen(request) -> None:
+        if request.path.endswith("/settings"):
+            hub.repos["model", REPO].private = False
+
+    hub.after_request = reopen
+    with pytest.raises(DestinationError, match="is public, and this quant has to be private"):
+        publish(publisher, folder, access=Access(is_private=True))
+    assert at_the_hub(hub) == {}
+
+
+def test_a_repo_that_is_opened_while_weights_are_stored_gets_no_commit(hub, publisher, folder):
+    publish(publisher, folder, access=Access(is_private=True))
+    before = at_the_hub(hub)
+    (folder / WEIGHTS[0]).write_bytes(b"new".ljust(1_500_000, b"."))
+
+    def disturb(request) -> None:
+        if "/commit/" in request.path and hub.repos["model", REPO].private:
+            hub.repos["model", REPO].private = False
+            hub.repos["model", REPO].commit({"note.txt": b"hello"})
+
+    hub.on_request = disturb
+    with pytest.raises(DestinationError, match="is public, and this quant has to be private"):
+        publish(publisher, folder, access=Access(is_private=True))
+    assert at_the_hub(hub) == before | {"note.txt": b"hello"}
+
+
+@pytest.mark.harden("publishing")
+def test_a_new_owner_of_a_name_inherits_no_repo_of_the_one_before(hub, publisher, folder):
+    plan = {"source": "org/Model", "source_id": "65a0000000000000000000aa"}
+    write_model(folder, **{"dynquant/plan.json": json.dumps(plan).encode()})
+    first = Origin(name="org/Model", hub_id="65a0000000000000000000aa")
+    publish(publisher, folder, origin=first)
+    second = Origin(name="org/Model", hub_id="66b0000000000000000000bb")
+    with pytest.raises(DestinationError, match="an earlier model that was called 'org/Model'"):
+        publisher.check(REPO, origin=second, access=Access())
+    with pytest.raises(DestinationError, match="an earlier model"):
+        publish(publisher, folder, origin=second)
+
+
+def test_a_source_that_was_renamed_goes_on_in_its_repo(publisher, folder):
+    plan = {"source": "org/Model", "source_id": "65a0000000000000000000aa"}
+    write_model(folder, **{"dynquant/plan.json": json.dumps(plan).encode()})
+    publish(publisher, folder, origin=Origin(name="org/Model", hub_id=plan["source_id"]))
+    renamed = Origin(name="org/New", hub_id=plan["source_id"])
+    publisher.check(REPO, origin=renamed, access=Access())
 
 
 def test_progress_counts_every_byte_once(publisher, folder):
@@ -225,7 +332,7 @@ def test_an_organization_that_the_account_belongs_to_is_fine(hub, publisher, fol
 
 def test_another_namespace_is_refused_before_any_work(hub, publisher):
     with pytest.raises(DestinationError, match=r"belongs to 'you'.*one of: you, team;"):
-        publisher.check("mallory/Model", source="org/Model")
+        publisher.check("mallory/Model", origin=ORIGIN, access=Access())
 
 
 def test_a_role_that_may_only_read_an_organization_is_refused_and_leaves_nothing(
@@ -255,10 +362,10 @@ def test_a_fine_grained_token_publishes_where_it_may_write_and_is_refused_elsewh
     publisher = HubPublisher(endpoint=hub.url, token="hf_fine")
     for repo in ("you/Model", "team/Model"):
         if repo in allowed:
-            publisher.check(repo, source="org/Model")
+            publisher.check(repo, origin=ORIGIN, access=Access())
         else:
             with pytest.raises(DestinationError, match="fine-grained token in use may not") as no:
-                publisher.check(repo, source="org/Model")
+                publisher.check(repo, origin=ORIGIN, access=Access())
             assert no.value.reason == Reason.NO_ACCESS
 
 
@@ -283,13 +390,15 @@ def test_a_card_that_the_hub_does_not_take_is_refused_in_its_words_before_anythi
 def test_a_token_that_may_only_read_is_refused_before_any_work(hub):
     hub.add_user("reader", token="hf_reader", role="read")
     with pytest.raises(DestinationError, match="may only read") as caught:
-        HubPublisher(endpoint=hub.url, token="hf_reader").check("reader/M", source="org/Model")
+        HubPublisher(endpoint=hub.url, token="hf_reader").check(
+            "reader/M", origin=ORIGIN, access=Access()
+        )
     assert caught.value.reason == Reason.NO_ACCESS
 
 
 def test_without_a_token_the_error_says_how_to_get_one(hub, tmp_path):
     with pytest.raises(DestinationError, match="HF_TOKEN") as caught:
-        HubPublisher(endpoint=hub.url).check(REPO, source="org/Model")
+        HubPublisher(endpoint=hub.url).check(REPO, origin=ORIGIN, access=Access())
     assert caught.value.reason == Reason.NOT_SIGNED_IN
     assert "HF_TOKEN to a token that may write there" in str(caught.value)
 
@@ -535,11 +644,13 @@ def test_every_request_may_fail_once_and_one_whole_repo_comes_of_it(
 KILLED = """
 import sys
 from pathlib import Path
+from dynquant.core.access import Access
+from dynquant.core.origin import Origin
 from dynquant.hub import HubPublisher
 from tests.fakes import FakeProgress
 HubPublisher().publish(
-    Path(sys.argv[1]), sys.argv[2], source="org/Model", title=sys.argv[3], private=False,
-    gated="manual", progress=FakeProgress(),
+    Path(sys.argv[1]), sys.argv[2], origin=Origin(name="org/Model"), title=sys.argv[3],
+    access=Access(gated="manual"), progress=FakeProgress(),
 )
 """
 

@@ -20,7 +20,17 @@ only: set HF_HUB_DISABLE_XET=1 before Python starts.
 
 from tests.local_hub.answers import Answer, Request
 from tests.local_hub.faults import Fault
-from tests.local_hub.hub import LocalHub
+from tests.local_hub.hub import LocalHub, account_id
 from tests.local_hub.repos import CONVERTED, Blob, Commit, Repo
 
-__all__ = ["CONVERTED", "Answer", "Blob", "Commit", "Fault", "LocalHub", "Repo", "Request"]
+__all__ = [
+    "CONVERTED",
+    "Answer",
+    "Blob",
+    "Commit",
+    "Fault",
+    "LocalHub",
+    "Repo",
+    "Request",
+    "account_id",
+]

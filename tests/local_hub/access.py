@@ -89,7 +89,7 @@ def whoami(hub: LocalHub, request: Request) -> dict[str, Any]:
         }
     return {
         "type": "user",
-        "id": user,
+        "id": hub.account_id(user),
         "name": user,
         "fullname": user.capitalize(),
         "isPro": False,
@@ -112,7 +112,7 @@ def overview(hub: LocalHub, name: str) -> dict[str, Any]:
     if name not in hub.tokens.values():
         raise refusal(404, "This user does not exist")
     return {
-        "_id": name,
+        "_id": hub.account_id(name),
         "type": "user",
         "user": name,
         "fullname": name.capitalize(),

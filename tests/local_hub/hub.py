@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,6 +19,16 @@ from tests.local_hub.server import ServerThread
 from tests.local_hub.store import Key, Store
 
 DEFAULT_PART_BYTES = 20 * 10**6
+
+
+def account_id(name: str) -> str:
+    """The stable id of the account that has had `name` from the beginning."""
+    return _digest(f"account {name}")
+
+
+def _digest(text: str) -> str:
+    """Of the length of the Hub's own ids."""
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
 class LocalHub:
@@ -35,6 +47,7 @@ class LocalHub:
         orgs: User → organization → "read" or "write".
         hardware: User → what they have, as the Hub tells it.
         discreet: Users who do not show their hardware.
+        accounts: User → stable id, of those whose name another account had before.
         renamed: Old id → new id.
         requests: Everything that was asked so far.
         faults: What goes wrong; the first that matches is taken.
@@ -71,6 +84,8 @@ class LocalHub:
         self.hardware: dict[str, list[Any]] = {}
         self.discreet: set[str] = set()
         self.renamed: dict[str, str] = {}
+        self.accounts: dict[str, str] = {}
+        self._num_born: Counter[Key] = Counter()
         self.requests: list[Request] = []
         self.faults: list[Fault] = []
         self.on_request: Callable[[Request], None] | None = None
@@ -109,6 +124,7 @@ class LocalHub:
     ) -> Repo:
         """A new repo with one commit; `files` may be a folder."""
         repo = Repo(id=repo_id, **attributes)
+        repo.hub_id = self.new_hub_id(repo.key)
         content = folder_files(files) if isinstance(files, Path) else files
         repo.commit(content, date=repo.last_modified)
         self.repos[repo.key] = repo
@@ -128,6 +144,15 @@ class LocalHub:
         self.token_roles[token] = role
         self.orgs.setdefault(name, {}).update(orgs or {})
         self.hardware.setdefault(name, []).extend(hardware)
+
+    def account_id(self, name: str) -> str:
+        """The stable id of an account; `accounts` has those that changed hands."""
+        return self.accounts.get(name) or account_id(name)
+
+    def new_hub_id(self, key: Key) -> str:
+        """A stable id for a repo that is new under its name."""
+        self._num_born[key] += 1
+        return _digest(f"{'/'.join(key)} {self._num_born[key]}")
 
     def fail(self, pattern: str, **attributes: Any) -> Fault:
         self.faults.append(Fault(pattern, **attributes))

@@ -75,6 +75,7 @@ async def post_repo(call: Here, body: _New) -> Answer:
     if repo.key in call.hub.repos:
         message = f"You already created this {body.type} repo: {repo.id}"
         return json_answer({"error": message, "url": url}, 409, {"X-Error-Message": message})
+    repo.hub_id = call.hub.new_hub_id(repo.key)
     repo.sdk = body.sdk
     repo.created_at = repo.last_modified = now = call.hub.now()
     repo.commit({".gitattributes": GITATTRIBUTES}, title="initial commit", author=user, date=now)

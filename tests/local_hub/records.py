@@ -25,7 +25,7 @@ INFO = (*FULL, "cardData", "config", "safetensors", "usedStorage", "model-index"
 
 def describe(repo: Repo, commit: Commit | None, names: Iterable[str]) -> dict[str, Any]:
     """The record of a repo with the named fields, as far as they have a value."""
-    record: dict[str, Any] = {"_id": repo.id, "id": repo.id}
+    record: dict[str, Any] = {"_id": repo.hub_id or repo.id, "id": repo.id}
     if repo.kind == "model":
         record["modelId"] = repo.id
     for name in names:

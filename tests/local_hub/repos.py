@@ -102,6 +102,7 @@ class Repo:
     """A repo with its access rules. `readers` are the users who may read it if not everyone may.
 
     Attributes:
+        hub_id: Stays when the repo is renamed; a new repo of the same name gets another.
         gated: False, "auto" or "manual"; True is "manual".
         card_data: The metadata, if it is not to be read from README.md.
         branches: Name → commit; those that start with `refs/` are conversions and pull requests.
@@ -111,6 +112,7 @@ class Repo:
 
     id: str
     kind: str = "model"
+    hub_id: str = ""
     private: bool = False
     gated: bool | str = False
     disabled: bool = False

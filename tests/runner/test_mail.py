@@ -13,6 +13,7 @@ from dynquant.core.job import (
     JobRequest,
     JobState,
     Outcome,
+    Priority,
     PublishedRepo,
     begun,
     cancelled,
@@ -20,8 +21,10 @@ from dynquant.core.job import (
     job_id,
     retried,
 )
+from dynquant.core.recipe import RECIPE_VERSION
 from dynquant.errors import ModelNotFoundError, RequestError, RetryLaterError
-from dynquant.runner.mail import Announcer, Mailroom
+from dynquant.runner.mail import _MAX_OPEN, Announcer, Mailroom
+from dynquant.runner.mail_policy import MailPolicy
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
 RESULT = PublishedRepo(repo_id="you/M-MLX-4.5bpw", commit_sha="c0ffee")
@@ -137,14 +140,20 @@ def clock() -> list[float]:
 def make_room(board, inbox, tmp_path, looked_up, clock) -> Callable[[], Mailroom]:
     """A runner's mailroom, as it is after each start."""
 
-    def look_up(model, revision, allow_quantized):
+    def look_up(model, revision, as_operator):
         looked_up.append(model)
-        if model == "org/none":
+        if model == "org/none" or (model.startswith("you/secret") and not as_operator):
             raise ModelNotFoundError("There is no such model.")
         return model.replace("org/m", "org/M"), "5ha"
 
+    policy = MailPolicy(default_destination=lambda: "you", private_sources=("you/secret-for-all",))
     return lambda: Mailroom(
-        inbox, board, memory=tmp_path / "mail.txt", look_up=look_up, clock=lambda: clock[0]
+        inbox,
+        board,
+        policy=policy,
+        memory=tmp_path / "mail.txt",
+        look_up=look_up,
+        clock=lambda: clock[0],
     )
 
 
@@ -230,6 +239,55 @@ def test_a_request_that_is_cancelled_cancels_the_job_that_came_of_it(
     inbox.put(make_request(), at=NOW + timedelta(minutes=1))
     room.do_round()
     assert board.jobs[identity].state is JobState.WAITING
+
+
+@pytest.mark.harden("inbox")
+def test_what_a_visitor_may_not_ask_for_is_answered_and_never_queued(room, inbox, board):
+    forged = [
+        inbox.put(make_request(**asked))
+        for asked in (
+            {"destination": "another-org"},
+            {"public": True},
+            {"model": "you/secret"},
+            {"requester": "local:operator"},
+            {"options": {"calibration_tokens": 1e15}},
+        )
+    ]
+    inbox.put(make_request(model="you/secret-for-all", priority=Priority.WATCHER))
+    room.do_round()
+    assert [inbox.results[name]["state"] for name in forged] == ["refused"] * len(forged)
+    (job,) = board.jobs.values()
+    assert (job.request.model, job.request.priority) == ("you/secret-for-all", Priority.PERSON)
+
+
+@pytest.mark.harden("inbox")
+@pytest.mark.parametrize("requester", ["local:operator", "the watcher"])
+def test_no_mail_cancels_or_retries_a_job_of_the_operator(room, inbox, board, requester):
+    ours = make_request(model="org/M", requester=requester)
+    identity = board.submit(ours, revision_sha="5ha", recipe_version=RECIPE_VERSION).id
+    name = inbox.put(make_request(model="org/M"))
+    room.do_round()
+    assert [*board.jobs] == [identity]  # the same request is the same job
+    inbox.finish(name, {"state": "cancelled"})
+    room.do_round()
+    assert board.jobs[identity].state is JobState.WAITING
+    board.end(identity, JobState.FAILED)
+    inbox.put(make_request(model="org/M"), at=NOW + timedelta(minutes=5))
+    room.do_round()
+    assert board.jobs[identity].state is JobState.FAILED
+
+
+@pytest.mark.harden("inbox")
+def test_a_flood_of_mail_stays_in_the_inbox(room, inbox, board):
+    for number in range(_MAX_OPEN + 50):
+        inbox.put(make_request(model=f"org/x{number}", requester=f"made-up-{number}"))
+    for _ in range(3):
+        room.do_round()
+    assert len(board.jobs) == _MAX_OPEN
+    board.end(next(iter(board.jobs)), JobState.PUBLISHED)
+    for _ in range(2):
+        room.do_round()
+    assert len(board.jobs) == _MAX_OPEN + 1
 
 
 @pytest.mark.parametrize("result", [{"state": "published"}, {}])

@@ -13,9 +13,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from dynquant.core.access import Access
 from dynquant.core.job import JobRequest, PublishedRepo
 from dynquant.core.job_text import results_to_text
 from dynquant.core.naming import quantized_name, repo_ids
+from dynquant.core.origin import Origin
 from dynquant.core.papers import PLAN
 from dynquant.hub.publishing import HubPublisher
 from dynquant.ports import OnStep
@@ -59,10 +61,9 @@ class PublishingSteps(FakeSteps):
             found = HubPublisher().publish(
                 folder,
                 ids[name],
-                source=request.model,
+                origin=Origin(name=request.model),
                 title=f"{name} of {request.revision}",
-                private=request.private,
-                gated="",
+                access=Access(is_private=request.private),
                 progress=Silent(),
             )
             published.append(PublishedRepo(repo_id=found.repo_id, commit_sha=found.commit_sha))

@@ -153,8 +153,10 @@ def test_thirty_models_over_several_sweeps_and_three_deaths_are_published_each_o
     ours = {f"org/small-{number}": (4.5, 6.0) for number in range(8)}
     ours |= {f"org/late-{number}": (4.5, 6.0) for number in range(3)}
     ours |= {"org/old-weights": (4.5, 6.0)}
-    right = {f"you/{name[4:]}-MLX-{bpw}bpw": name for name, each in ours.items() for bpw in each}
-    right |= {f"you/large-{number}-3.5": f"org/large-{number}" for number in range(4)}
+    right = {
+        f"you/org__{name[4:]}-MLX-{bpw}bpw": name for name, each in ours.items() for bpw in each
+    }
+    right |= {f"you/org__large-{number}-3.5": f"org/large-{number}" for number in range(4)}
     monkeypatch.setenv("HF_ENDPOINT", hub.url)
     monkeypatch.setenv("HF_TOKEN", "hf_you")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
@@ -230,7 +232,7 @@ def _all_over(arena: Arena) -> dict[str, str]:
 
 
 def _small(number: int) -> set[str]:
-    return {f"you/small-{number}-MLX-{bpw}bpw" for bpw in ("4.5", "6.0")}
+    return {f"you/org__small-{number}-MLX-{bpw}bpw" for bpw in ("4.5", "6.0")}
 
 
 def _made(hub) -> dict[str, tuple[str, str, int]]:

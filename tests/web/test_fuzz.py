@@ -19,6 +19,7 @@ from dynquant.web.limits import LIMITS, Limit
 from dynquant.web.settings import WebSettings
 from dynquant.web.snapshots import Snapshots
 from tests.hardening import long_form
+from tests.local_hub import account_id
 from tests.waiting import PATIENCE_SECS
 from tests.web.scene import NAMESPACE, SOURCE, Field, opened
 
@@ -124,7 +125,9 @@ def machine(tmp_path_factory) -> Iterator[Field]:
 def space(tmp_path_factory) -> Iterator[Field]:
     """A Space, where the Hub says whose a token is; without limits, which would end the fuzz."""
     folder = tmp_path_factory.mktemp("fuzz-space")
-    settings = WebSettings(publish_to=NAMESPACE, is_space=True, operators=frozenset({"bob"}))
+    settings = WebSettings(
+        publish_to=NAMESPACE, is_space=True, operator_ids=frozenset({account_id("bob")})
+    )
     with opened(folder, settings=settings, snapshots=Snapshots(), space_secret=SECRET) as space:
         endless = dict.fromkeys(LIMITS, Limit(burst=10**9, secs=1e-6))
         with pytest.MonkeyPatch.context() as patch:

@@ -14,6 +14,7 @@ from dynquant.errors import RetryLaterError
 from dynquant.web.guard import MAX_BODY_BYTES, MAX_DEPTH, _depth
 from dynquant.web.limits import LIMITS, Limit, Limits
 from dynquant.web.settings import WebSettings
+from tests.local_hub import account_id
 from tests.waiting import PATIENCE_SECS
 from tests.web.browser import settled
 from tests.web.scene import NAMESPACE, SOURCE, Field, opened, populated
@@ -27,7 +28,9 @@ STRANGERS = ["https://evil.example", "http://127.0.0.1:1", "null", "https://hugg
 @pytest.fixture(scope="module")
 def space(tmp_path_factory) -> Iterator[Field]:
     """The pages as on a Space, where everybody is a stranger."""
-    settings = WebSettings(publish_to=NAMESPACE, is_space=True, operators=frozenset({"bob"}))
+    settings = WebSettings(
+        publish_to=NAMESPACE, is_space=True, operator_ids=frozenset({account_id("bob")})
+    )
     with opened(tmp_path_factory.mktemp("space"), settings=settings) as space:
         yield space
 

@@ -35,7 +35,7 @@ def make_reception(**settings) -> tuple[Reception, list[str]]:
         asked.append(token)
         if token != TOKEN:
             raise DestinationError("The Hub does not accept it.")
-        return Account(name="ann", namespaces=("ann", "team"), role="read")
+        return Account(name="ann", hub_id="id0ann", namespaces=("ann", "team"), role="read")
 
     def macs(token: str) -> tuple[Mac, ...]:
         asked.append(token)
@@ -59,7 +59,9 @@ def test_on_a_space_the_hub_says_who_a_visitor_is():
     assert reception.visitor(None) is None
     assert reception.visitor("hf_forged") is None
     for _ in range(5):
-        assert reception.require(TOKEN) == Visitor(name="ann", namespaces=("ann", "team"))
+        assert reception.require(TOKEN) == Visitor(
+            name="ann", hub_id="id0ann", namespaces=("ann", "team")
+        )
     assert asked.count(TOKEN) == 1
 
 
@@ -89,7 +91,7 @@ def test_what_cannot_be_a_token_is_not_shown_to_the_hub(token):
 
 
 def test_operators_are_a_list_in_the_settings():
-    reception, _ = make_reception(operators=frozenset({"ann"}))
+    reception, _ = make_reception(operator_ids=frozenset({"id0ann"}))
     assert reception.require(TOKEN).is_operator
 
 
@@ -138,6 +140,17 @@ def test_a_job_belongs_to_who_asked_for_it_and_to_operators():
 
 
 @pytest.mark.harden("web")
+def test_a_new_account_of_an_old_name_owns_no_job_and_operates_nothing():
+    request = replace(make_job().request, requester="ann", requester_id="id0ann")
+    assert Visitor(name="ann", hub_id="id0ann").owns(make_job(request=request))
+    assert not Visitor(name="ann", hub_id="id1new").owns(make_job(request=request))
+    of_before = replace(request, requester_id="")  # an earlier version kept no id
+    assert not Visitor(name="ann", hub_id="id1new").owns(make_job(request=of_before))
+    reception, _ = make_reception(operator_ids=frozenset({"id0of0the0first0ann"}))
+    assert not reception.require(TOKEN).is_operator
+
+
+@pytest.mark.harden("web")
 def test_an_account_named_like_a_user_of_the_machine_or_the_watcher_owns_nothing_of_theirs():
     for requester in (local_name("ann"), WATCHER):
         job = make_job(request=replace(make_job().request, requester=requester))
@@ -153,12 +166,12 @@ def test_settings_come_from_the_environment():
         SPACE
         | {
             "OAUTH_CLIENT_ID": "id",
-            "DYNQUANT_OPERATORS": "ann, bob",
+            "DYNQUANT_OPERATORS": "ann:65a1, bob:65b2,",
             "DYNQUANT_PUBLISH_TO": "quants",
         }
     )
     assert web == WebSettings(
-        operators=frozenset({"ann", "bob"}),
+        operator_ids=frozenset({"65a1", "65b2"}),
         publish_to="quants",
         is_space=True,
         signs_in=True,
@@ -178,7 +191,11 @@ def test_only_this_machine_reaches_the_pages_unless_they_are_to_listen_elsewhere
 
 @pytest.mark.parametrize(
     "environment",
-    [{"DYNQUANT_OPERATORS": "ann; bob"}, {"DYNQUANT_PUBLISH_TO": "a,b"}],
+    [
+        {"DYNQUANT_OPERATORS": "ann:1; bob:2"},
+        {"DYNQUANT_OPERATORS": "ann"},
+        {"DYNQUANT_PUBLISH_TO": "a,b"},
+    ],
 )
 def test_settings_that_make_no_sense_name_their_variable(environment):
     with pytest.raises(InvalidOptionError, match=next(iter(environment))):

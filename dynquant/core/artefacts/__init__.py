@@ -8,7 +8,7 @@ from dynquant.core.artefacts.cost_table import (
     matched_table,
     measured_on_other_text,
 )
-from dynquant.core.artefacts.plan import formats_to_json, plan_to_json, same_request, source_in
+from dynquant.core.artefacts.plan import formats_to_json, origin_in, plan_to_json, same_request
 from dynquant.core.artefacts.report import report, report_to_json
 from dynquant.core.artefacts.request import requested
 from dynquant.core.artefacts.restoring import facts_from_json
@@ -26,6 +26,7 @@ __all__ = [
     "is_cost_table",
     "matched_table",
     "measured_on_other_text",
+    "origin_in",
     "plan_to_json",
     "report",
     "report_to_json",
@@ -33,5 +34,4 @@ __all__ = [
     "same_request",
     "sensitivities_from_json",
     "sensitivities_to_json",
-    "source_in",
 ]

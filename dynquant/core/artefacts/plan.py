@@ -5,33 +5,34 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
-from dynquant.core.artefacts.fields import text_to_json
+from dynquant.core.artefacts.fields import string, text_to_json
 from dynquant.core.artefacts.json_text import MALFORMED, dumped, number_or_null, parsed
 from dynquant.core.artefacts.request import request_of
 from dynquant.core.facts import ModelFacts
 from dynquant.core.gating import gate
+from dynquant.core.origin import Origin
 from dynquant.core.plan import QuantPlan
 
 __all__ = [
     "PLAN_KIND",
     "PLAN_VERSION",
     "formats_to_json",
+    "origin_in",
     "plan_to_json",
     "same_request",
-    "source_in",
 ]
 
 PLAN_KIND = "dynquant-plan"
 PLAN_VERSION = 1
 
 
-def source_in(text: str) -> str | None:
-    """What a `plan.json` says that it was made of; None where nobody can tell."""
+def origin_in(text: str) -> Origin | None:
+    """The model that a `plan.json` names as its source; None where it names no model."""
     try:
-        found = json.loads(text)["source"]
+        found = json.loads(text)
+        return Origin(name=string(found["source"]), hub_id=string(found.get("source_id", "")))
     except MALFORMED:
         return None
-    return found if isinstance(found, str) else None
 
 
 def plan_to_json(facts: ModelFacts) -> str:
@@ -42,6 +43,7 @@ def plan_to_json(facts: ModelFacts) -> str:
             "kind": PLAN_KIND,
             "version": PLAN_VERSION,
             "source": facts.source,
+            "source_id": facts.source_id,
             "source_is_repo": facts.source_is_repo,
             "source_is_private": facts.source_is_private,
             "revision_sha": facts.revision_sha,

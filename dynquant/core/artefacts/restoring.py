@@ -69,6 +69,7 @@ def _planned(raw: Mapping[str, Any]) -> dict[str, Any]:
     budget = request["time_budget_mins"]
     return {
         "source": string(raw["source"]),
+        "source_id": string(raw.get("source_id", "")),  # earlier versions did not say
         "source_is_repo": raw["source_is_repo"] is True,
         "source_is_private": raw.get("source_is_private") is True,  # 0.4 did not say so
         "revision_sha": string(raw["revision_sha"]),

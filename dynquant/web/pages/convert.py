@@ -8,6 +8,7 @@ from typing import Any
 import gradio as gr
 
 from dynquant.core.formats import AFFINE_BITS, AFFINE_GROUP_SIZES, FLOAT_FORMATS
+from dynquant.corpus import CALIBRATIONS
 from dynquant.errors import DynquantError, RequestError
 from dynquant.hub.search import FoundModel
 from dynquant.web import markup
@@ -25,7 +26,7 @@ from dynquant.web.pages.convert_view import (
     whose_macs,
 )
 from dynquant.web.pages.frame import QUIET, head, html
-from dynquant.web.service import CALIBRATIONS, DEFAULT_CONTEXT_TOKENS, Order, Service
+from dynquant.web.service import DEFAULT_CONTEXT_TOKENS, Order, Service
 
 __all__ = ["add_convert_page"]
 

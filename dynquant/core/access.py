@@ -1,0 +1,48 @@
+"""How openly a repo on the Hub can be read, and which of two ways is the more open one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["Access"]
+
+_GATES = ("", "auto", "manual")
+"""From open to closed: everybody, people who agree to terms, people whom the owner lets in."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Access:
+    """Access to a repo.
+
+    Attributes:
+        is_private: Whether only its owner's people may read it.
+        gated: `auto` or `manual`; empty for a repo without a gate.
+    """
+
+    is_private: bool = False
+    gated: str = ""
+
+    def is_more_open_than(self, asked: Access) -> bool:
+        """Whether people may read this repo who could not read one with the access `asked`."""
+        if self.is_private:
+            return False
+        return asked.is_private or self.has_weaker_gate_than(asked)
+
+    def has_weaker_gate_than(self, asked: Access) -> bool:
+        """Whether the gate lets people in whom that of `asked` keeps out, private or not."""
+        return _rank(self.gated) < _rank(asked.gated)
+
+    def closed_like(self, other: Access) -> Access:
+        """The access that is no more open than either of the two."""
+        gate = max(self.gated, other.gated, key=_rank)
+        return Access(is_private=self.is_private or other.is_private, gated=gate)
+
+    def __str__(self) -> str:
+        if self.is_private:
+            return "private"
+        return f"gated ({self.gated})" if self.gated else "public"
+
+
+def _rank(gated: str) -> int:
+    """A gate of a kind that this version does not know counts as the most closed one."""
+    return _GATES.index(gated) if gated in _GATES else len(_GATES)
