@@ -28,7 +28,7 @@ from huggingface_hub import close_session
 
 from dynquant.core.job import STEPS, Job, JobRequest, Outcome
 from dynquant.core.job_text import results_from_text
-from dynquant.core.naming import quantized_name
+from dynquant.core.naming import local_name, quantized_name
 from dynquant.corpus import Corpus
 from dynquant.errors import disk_errors_translated
 from dynquant.hub import HubDatasets, HubModels, HubPublisher
@@ -222,7 +222,7 @@ def held_job(hub: LocalHub, scene: Scene) -> Held:
         revision=hub.repos["model", SOURCE].branches["main"],
         targets_bpw=TARGETS,
         destination="you",
-        requester="ann",
+        requester=local_name("ann"),
         options=scene.options,
     )
     now = datetime.now(UTC)

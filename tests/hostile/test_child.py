@@ -15,6 +15,7 @@ import pytest
 from huggingface_hub import close_session, constants
 
 from dynquant.core.job import STEPS, JobRequest
+from dynquant.core.naming import local_name
 from dynquant.corpus import Corpus
 from dynquant.errors import NeverPublishError
 from dynquant.hub import HubDatasets, HubModels, HubPublisher
@@ -67,7 +68,7 @@ class Runner:
             revision=self.hub.repos["model", SOURCE].branches["main"],
             targets_bpw=(6.0,),
             destination="you",
-            requester="eve",
+            requester=local_name("eve"),
             options={
                 "menu": "4g32,8g32",
                 "encoder": "minmax",

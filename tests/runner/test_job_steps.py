@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from huggingface_hub import HfApi, close_session, constants, snapshot_download
 
 from dynquant.core.job import STEPS, JobRequest, StepProgress
 from dynquant.core.job_text import results_from_text
+from dynquant.core.naming import local_name
 from dynquant.corpus import Corpus
 from dynquant.errors import (
     DestinationError,
@@ -25,11 +27,12 @@ from dynquant.runner.child import ChildCancelledError
 from dynquant.runner.job_steps import JobSteps
 from tests.command_line import CALIBRATION, HELD_OUT, MODEL, needs_shared
 from tests.local_hub import LocalHub
+from tests.local_hub.texts import add_default_texts
 
 pytestmark = [pytest.mark.hub, pytest.mark.slow, needs_shared]
 
 TOKEN = "hf_canary_token"
-REPOS = ("you/sample-2m-MLX-4.0bpw", "you/sample-2m-MLX-6.0bpw")
+REPOS = ("you/org__sample-2m-MLX-4.0bpw", "you/org__sample-2m-MLX-6.0bpw")
 OPTIONS = {
     "menu": "3g64,4g64,8g64",
     "encoder": "minmax",
@@ -76,7 +79,7 @@ def request(hub, **overrides) -> JobRequest:
         "revision": hub.repos["model", "org/sample-2m"].at("main").sha,
         "targets_bpw": (4.0, 6.0),
         "destination": "you",
-        "requester": "someone",
+        "requester": local_name("someone"),
         "options": OPTIONS,
     }
     return JobRequest(**fields | overrides)
@@ -91,6 +94,73 @@ def run(runner: StepRunner, step: str, asked: JobRequest, results, reports=None,
         report=(reports if reports is not None else []).append,
         is_cancelled=is_cancelled or (lambda: False),
     )
+
+
+def resolved_ids(hub, home: Path, asked: JobRequest) -> list[str]:
+    """The repos that a job is to fill."""
+    found = json.loads(run(steps(hub, home), "resolve", asked, {}))
+    return [*found["repo_ids"].values()]
+
+
+@pytest.mark.harden("names")
+def test_the_name_of_a_well_known_model_cannot_be_taken_before_it_comes(hub, tmp_path):
+    hub.add("evil/Qwen3-8B", MODEL)
+    hub.add("Qwen/Qwen3-8B", MODEL)
+    names = {}
+    for author in ("evil", "Qwen"):
+        repo = hub.repos["model", f"{author}/Qwen3-8B"]
+        asked = request(hub, model=repo.id, revision=repo.at("main").sha, targets_bpw=(4.5,))
+        (names[author],) = resolved_ids(hub, tmp_path, asked)
+    assert names == {
+        "evil": "you/evil__Qwen3-8B-MLX-4.5bpw",
+        "Qwen": "you/Qwen3-8B-MLX-4.5bpw",
+    }
+
+
+@pytest.mark.harden("names")
+def test_a_strangers_other_recipe_or_old_commit_gets_a_name_of_its_own(hub, tmp_path):
+    add_default_texts(hub)
+    repo = hub.repos["model", "org/sample-2m"]
+    old = repo.at("main").sha
+    default = [name.replace("4.0", "6.0") for name in REPOS[:1]]
+    ask = {"targets_bpw": (6.0,), "requester": "visitor"}
+    assert resolved_ids(hub, tmp_path, request(hub, options={}, **ask)) == default
+    repo.commit({"README.md": b"# Another card\n"})
+    asked = request(hub, revision=old, options={}, **ask)
+    assert resolved_ids(hub, tmp_path, asked) == default  # the same model, whatever its card says
+    repo.commit({"config.json": (MODEL / "config.json").read_bytes() + b"\n"})
+    poorer = [
+        {"revision": old, "options": {}},
+        {"options": {"menu": "4g64,8g64"}},
+        {"options": {"effort": "fast"}},
+        {"options": {"calibration": "allenai/tulu-3-sft-mixture:default:train"}},
+    ]
+    names = [resolved_ids(hub, tmp_path, request(hub, **ask | each))[0] for each in poorer]
+    assert all(re.fullmatch(re.escape(default[0]) + "-custom-[0-9a-f]{8}", each) for each in names)
+    assert len(set(names)) == len(poorer)
+    ours = request(hub, **ask | poorer[1] | {"requester": local_name("operator")})
+    assert resolved_ids(hub, tmp_path, ours) == default
+
+
+@pytest.mark.harden("publishing")
+@pytest.mark.parametrize("closing", [{"private": True}, {"gated": "manual"}, None], ids=str)
+def test_a_source_that_is_closed_before_its_quant_is_published_is_not_published_openly(
+    hub, tmp_path, closing
+):
+    source = hub.repos["model", "org/sample-2m"]
+    source.readers.add("you")
+    machine = steps(hub, tmp_path)
+    asked = request(hub, targets_bpw=(6.0,))
+    results: dict[str, str] = {}
+    for step in STEPS:
+        if step == "publish":
+            if closing is None:
+                del hub.repos[source.key]
+            for name, value in (closing or {}).items():
+                setattr(source, name, value)
+        results[step] = run(machine, step, asked, results)
+    repo = hub.repos["model", REPOS[1]]
+    assert repo.private or repo.gated == "manual"
 
 
 def test_every_step_may_be_done_on_another_machine_and_one_ladder_is_published(hub, tmp_path):

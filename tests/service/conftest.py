@@ -15,6 +15,7 @@ import pytest
 from huggingface_hub import constants
 
 from dynquant.core.job import Job, JobRequest
+from dynquant.core.naming import local_name
 from dynquant.core.recipe import RECIPE_VERSION
 from dynquant.jobs.board import DatabaseBoard
 from tests.command_line import CALIBRATION, HELD_OUT, MODEL
@@ -91,7 +92,7 @@ class Field:
             "model": SOURCE,
             "targets_bpw": targets or (4.5,),
             "destination": "you",
-            "requester": "ann",
+            "requester": local_name("ann"),
             "options": OPTIONS,
         }
         sha = self.hub.repos["model", SOURCE].branches["main"]

@@ -12,8 +12,9 @@ import pytest
 from dynquant.core.job import JobRequest
 from dynquant.hub import HubInbox
 from tests.command_line import needs_shared
+from tests.local_hub.texts import add_default_texts
 from tests.post_server import Post, taking_posts
-from tests.service.conftest import OPTIONS, SECRET, SOURCE, TOKEN
+from tests.service.conftest import SECRET, SOURCE, TOKEN
 
 pytestmark = [pytest.mark.hub, pytest.mark.slow, needs_shared]
 
@@ -54,7 +55,8 @@ def states(space: Space) -> list[str]:
 def test_a_request_in_the_inbox_is_done_shown_live_and_answered_there(sqlite_field, space):
     field = sqlite_field
     inbox = HubInbox(INBOX, endpoint=field.hub.url, token=TOKEN)
-    fields: dict[str, Any] = {"destination": "you", "requester": "ann", "options": OPTIONS}
+    add_default_texts(field.hub)  # by mail nobody names texts of their own
+    fields: dict[str, Any] = {"destination": "you", "requester": "ann"}
     name = inbox.send(JobRequest(model=SOURCE, targets_bpw=(4.5,), **fields))
     refused = inbox.send(JobRequest(model="org/none", targets_bpw=(4.5,), **fields))
     field.start(
@@ -66,7 +68,7 @@ def test_a_request_in_the_inbox_is_done_shown_live_and_answered_there(sqlite_fie
     assert (found["state"], found["reason_code"]) == ("refused", "model_not_found")
     result = field.wait(lambda: inbox.result(name), "the result")
     assert result["state"] == "published"
-    assert [each["repo_id"] for each in result["results"]] == ["you/sample-2m-MLX-4.5bpw"]
+    assert [each["repo_id"] for each in result["results"]] == ["you/org__sample-2m-MLX-4.5bpw"]
     assert not inbox.pending()
     field.wait(lambda: "published" in states(space), "the live board")
     assert "running" in states(space)

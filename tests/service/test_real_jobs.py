@@ -20,7 +20,7 @@ from tests.waiting import PATIENCE_SECS
 pytestmark = [pytest.mark.hub, pytest.mark.slow, needs_shared]
 chaos = pytest.mark.skipif("DYNQUANT_CHAOS" not in os.environ, reason="set DYNQUANT_CHAOS=1")
 
-REPO = "you/sample-2m-MLX-4.5bpw"
+REPO = "you/org__sample-2m-MLX-4.5bpw"
 
 
 def assert_published_once(field: Field, job, *repos: str) -> None:
@@ -62,7 +62,7 @@ def test_a_runner_killed_while_it_measures_and_again_in_the_commit_publishes_onc
     field.wait(killed.is_set, "the commit")
     field.start()
     field.over(job)
-    assert_published_once(field, job, REPO, "you/sample-2m-MLX-6.0bpw")
+    assert_published_once(field, job, REPO, "you/org__sample-2m-MLX-6.0bpw")
     begun = [event.sentence for event in field.board.log(job.id) if "begins" in event.sentence]
     assert begun.count("Step measure begins.") == 2
     assert begun.count("Step publish begins.") == 2
