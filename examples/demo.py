@@ -44,7 +44,7 @@ SAMPLE = ROOT / "examples" / "sample-2m"
 OUT = ROOT / "out" / "demo"
 SOURCE = "team/sample-2m"
 BPW = "3.5,4.5,6"
-PICK = f"{USER}/sample-2m-MLX-4.5bpw"
+PICK = f"{USER}/team__sample-2m-MLX-4.5bpw"
 # Enough to show every step; the defaults are 16 times that, and the effort `normal`.
 TOKENS = "1024"
 EFFORT = "fast"

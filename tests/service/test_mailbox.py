@@ -75,3 +75,22 @@ def test_a_request_in_the_inbox_is_done_shown_live_and_answered_there(sqlite_fie
     (job,) = space.boards[-1]["jobs"]
     assert job["request"]["requester"] == "ann"
     assert "notify_url" not in json.dumps(space.boards)
+
+
+@pytest.mark.harden("inbox")
+def test_a_private_model_of_the_operator_cannot_be_asked_for_by_mail(sqlite_field):
+    field = sqlite_field
+    field.hub.add("you/secret", {"config.json": b"{}", "model.safetensors": b"x"}, private=True)
+    field.hub.add("you/shown", {"config.json": b"{}", "model.safetensors": b"x"}, private=True)
+    inbox = HubInbox(INBOX, endpoint=field.hub.url, token=TOKEN)
+    secret, shown = (
+        inbox.send(JobRequest(model=model, targets_bpw=(4.5,), destination="you", requester="eve"))
+        for model in ("you/secret", "you/shown")
+    )
+    field.start(DYNQUANT_INBOX_REPO=INBOX, DYNQUANT_INBOX_PRIVATE_SOURCES="you/shown")
+    found = field.wait(lambda: inbox.result(secret), "the refusal")
+    assert (found["state"], found["reason_code"]) == ("refused", "model_not_found")
+    assert all(job.request.model != "you/secret" for job in field.board.list())
+    # What the operator named is queued, and fails over what it is.
+    found = field.wait(lambda: inbox.result(shown), "the other answer")
+    assert found["job_id"] == field.board.list()[0].id

@@ -196,7 +196,7 @@ def test_a_forged_token_is_nobody(space, token):
 
 def test_a_token_that_is_none_of_these_is_somebody(space):
     """What the test above would not notice if it sent its tokens where nobody looks."""
-    job = space.submit(requester="ann", model="team/of-ann")
+    job = space.submit(requester="ann", requester_id=account_id("ann"), model="team/of-ann")
     answer = post(space, path="cancel", json={"data": [job], "oauth_token": "hf_ann"})
     assert answer.json()["data"][0]["state"] == "cancelled"
 

@@ -16,6 +16,7 @@ from dynquant.errors import HubUnavailableError, RequestError
 from dynquant.hub.inbox import InboxEntry
 from dynquant.runner.live_board import board_snapshot
 from dynquant.runner.mail import Mailroom
+from dynquant.runner.mail_policy import MailPolicy
 from dynquant.web.snapshots import Snapshots
 from dynquant.web.space_desk import SpaceDesk
 from tests.runner.test_live_board import make_job, make_runner
@@ -197,7 +198,11 @@ def test_what_is_cancelled_before_a_runner_has_posted_is_stopped_by_it(tmp_path)
     before = Space()
     board: Any = FakeBoard()
     mailroom = Mailroom(
-        before.inbox, board, memory=tmp_path / "mail.txt", look_up=lambda model, *_: (model, "5ha")
+        before.inbox,
+        board,
+        policy=MailPolicy(default_destination=lambda: "quants"),
+        memory=tmp_path / "mail.txt",
+        look_up=lambda model, *_: (model, "5ha"),
     )
     asked = before.desk.submit(make_request())
     mailroom.do_round()

@@ -55,7 +55,7 @@ def test_it_starts_without_what_only_converting_needs(tmp_path):
 @pytest.mark.parametrize(
     ("variables", "says"),
     [
-        ({"DYNQUANT_OPERATORS": "a b"}, "DYNQUANT_OPERATORS must be names of accounts"),
+        ({"DYNQUANT_OPERATORS": "ann"}, "DYNQUANT_OPERATORS must be accounts on the Hub"),
         ({"GRADIO_SERVER_PORT": "http"}, "GRADIO_SERVER_PORT must be a number"),
         ({"ALL_PROXY": "socks://127.0.0.1:1"}, "ALL_PROXY names a proxy of the kind 'socks'"),
         ({"HF_ENDPOINT": "huggingface.co"}, "HF_ENDPOINT must be the web address of a Hub"),
