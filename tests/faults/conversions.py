@@ -58,7 +58,7 @@ __all__ = [
 
 SOURCE = "org/tiny"
 TARGETS = (4.5, 6.0)
-REPOS = tuple(f"you/{quantized_name(SOURCE, bpw)}" for bpw in TARGETS)
+REPOS = tuple(f"you/org__{quantized_name(SOURCE, bpw)}" for bpw in TARGETS)
 TOKEN = "hf_canaryOfTheFaultyProxy"
 PATIENCE = Timing(first_delay_secs=0.05, longest_delay_secs=0.2, retry_for_secs=1.0)
 """Some seven more tries of a step, where a runner has half an hour of them."""

@@ -52,13 +52,13 @@ def test_a_model_is_converted_and_published_from_a_browser(url, page):
     page.wait_for_url("**/job?job=*")
     tag = page.locator("#dq-job .dq-tag")
     expect(tag).to_have_text("Published", timeout=PATIENCE_SECS * 1_000)
-    expect(page.locator(".dq-card h2")).to_have_text("you/sample-2m-MLX-5.0bpw")
+    expect(page.locator(".dq-card h2")).to_have_text("you/team__sample-2m-MLX-5.0bpw")
     expect(page.get_by_role("region", name="Quality beside")).to_contain_text("This model")
 
     job_id = page.url.rpartition("=")[2]
     with closing(Client(url, verbose=False, httpx_kwargs={"timeout": PATIENCE_SECS})) as client:
         status = client.predict(job_id, api_name="/status")
-    assert status["results"][0]["repo_id"] == "you/sample-2m-MLX-5.0bpw"
+    assert status["results"][0]["repo_id"] == "you/team__sample-2m-MLX-5.0bpw"
 
 
 def test_who_stops_the_pages_stops_their_runner(process):
