@@ -65,6 +65,7 @@ class Field:
     database: Database
     store: JobStore
     registry: Registry
+    site: FastAPI
 
     def submit(self, **overrides: Any) -> str:
         """Queue a job; its id."""
@@ -200,6 +201,7 @@ def opened(
                     database=database,
                     store=JobStore(database),
                     registry=Registry(database),
+                    site=site,
                 )
         finally:
             if watch is not None:
@@ -225,7 +227,12 @@ def served(app: FastAPI, *, port: int = 0) -> Iterator[str]:
     """The application at the address that this yields."""
     listening = socket.create_server(("127.0.0.1", port))
     config = uvicorn.Config(
-        app, log_level="error", access_log=False, ws="none", timeout_graceful_shutdown=1
+        app,
+        log_level="error",
+        access_log=False,
+        proxy_headers=False,
+        ws="none",
+        timeout_graceful_shutdown=1,
     )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
