@@ -42,6 +42,7 @@ from dynquant.web.reception import Reception
 from dynquant.web.service import Service
 from dynquant.web.settings import WebSettings
 from dynquant.web.site import make_site
+from dynquant.web.space_watch import SpaceWatch
 from tests.core.card_factories import make_facts, make_ladder, make_original, make_row, make_uniform
 from tests.local_hub import LocalHub
 from tests.waiting import PATIENCE_SECS, wait_until
@@ -147,9 +148,14 @@ def opened(
     desk: JobDesk | None = None,
     user: str = "ann",
     rules: str | None = None,
+    space_watch: SpaceWatch | None = None,
     **site_options: Any,
 ) -> Iterator[Field]:
-    """The pages, a Hub with `SOURCE` on it, and an empty board; with `rules` a watcher, too."""
+    """The pages, a Hub with `SOURCE` on it, and an empty board; with `rules` a watcher, too.
+
+    Args:
+        space_watch: The watcher that runners post, on a Space.
+    """
     web = settings or WebSettings(publish_to=NAMESPACE)
     url = f"sqlite:///{folder / 'jobs.sqlite'}"
     with LocalHub() as hub:
@@ -187,7 +193,7 @@ def opened(
             search=search,
             catalogue=Catalogue(search, namespace=NAMESPACE),
             namespace=lambda: web.publish_to,
-            watch=watch,
+            watch=watch or space_watch,
         )
         try:
             with _event_loop():
