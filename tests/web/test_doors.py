@@ -9,7 +9,8 @@ from pathlib import Path
 
 import httpx2
 import pytest
-from gradio.routes import API_PREFIX, App
+from gradio.route_utils import API_PREFIX
+from gradio.routes import App
 from gradio_client import Client
 from playwright.sync_api import expect
 

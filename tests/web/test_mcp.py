@@ -23,7 +23,7 @@ from tests.web.scene import NAMESPACE, SOURCE, Field, opened
 
 pytestmark = [pytest.mark.hub, pytest.mark.harden("web")]
 
-PLAN = {"model": SOURCE, "bits_per_weight": [4.5]}
+PLAN: dict[str, Any] = {"model": SOURCE, "bits_per_weight": [4.5]}
 
 
 @pytest.fixture(scope="module")
