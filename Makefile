@@ -81,7 +81,6 @@ lint: $(DEV_STAMP) ## format, lint, types and the direction of imports; changes 
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy $(TYPED)
 	$(BIN)/lint-imports --no-logo
-	$(BIN)/python scripts/space_requirements.py --check
 	$(BIN)/python -m scripts.supply_chain licenses
 	$(BIN)/python -m scripts.supply_chain audit
 
@@ -109,7 +108,7 @@ lock: $(DEV_STAMP) ## resolve the newest allowed versions into requirements
 	$(LOCK) $(RUN_EXTRAS) --extra dev pyproject.toml --output-file requirements/dev.lock
 	$(LOCK) $(RUN_EXTRAS) pyproject.toml --constraint requirements/dev.lock --output-file requirements/run.lock
 	echo uv | $(LOCK) --no-deps - --output-file requirements/installer.lock
-	$(BIN)/python scripts/space_requirements.py
+	$(LOCK) --extra mlx --extra web pyproject.toml --constraint requirements/run.lock --output-file requirements.txt
 
 clean: ## remove .venv, caches and build output
 	rm -rf $(VENV) .bench-full .coverage .coverage.* .hypothesis .import_linter_cache .mypy_cache \

@@ -255,6 +255,7 @@ def _serve(site: FastAPI, host: str, port: int) -> None:
         log_config=None,  # its lines go where ours go
         log_level="warning",
         access_log=False,
+        proxy_headers=False,  # whom to believe an address, web.askers decides
         timeout_graceful_shutdown=_CLOSE_SECS,  # open pages hold a connection for ever
     )
 

@@ -5,28 +5,66 @@ from __future__ import annotations
 import json
 import re
 import threading
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from importlib import metadata
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from scripts.supply_chain import REQUIREMENTS, is_allowed, license_of, locked, main
 
 pytestmark = pytest.mark.harden("supply chain")
 
-LOCKS = {
-    name: list(locked((REQUIREMENTS / f"{name}.lock").read_text()))
-    for name in ("run", "dev", "installer")
-}
+ROOT = REQUIREMENTS.parent
+FILES = {name: REQUIREMENTS / f"{name}.lock" for name in ("run", "dev", "installer")}
+FILES["space"] = ROOT / "requirements.txt"
+LOCKS = {name: list(locked(path.read_text())) for name, path in FILES.items()}
 PACKAGES = LOCKS["run"]
 
 
 @pytest.mark.parametrize("name", LOCKS)
 def test_every_locked_package_has_hashes(name):
-    text = (REQUIREMENTS / f"{name}.lock").read_text()
-    assert len(re.findall(r"^\S+==", text, re.MULTILINE)) == len(LOCKS[name]) > 0
+    entries = re.split(r"\n(?=\S)", FILES[name].read_text().strip())
+    assert len(entries) == len(LOCKS[name]) > 0  # no line is anything else than a package
+    assert all(re.match(r"[\w.-]+==[\w.!+-]+ ", entry) for entry in entries)
     assert all(each.hashes for each in LOCKS[name])
+
+
+def test_a_space_installs_what_was_tested_and_all_that_the_project_asks_for():
+    assert set(LOCKS["space"]) < set(LOCKS["run"])
+    versions = {canonicalize_name(each.name): each.version for each in LOCKS["space"]}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    wanted = [*project["dependencies"], *extras["mlx"], *extras["web"]]
+    for each in map(Requirement, wanted):
+        assert each.specifier.contains(versions[canonicalize_name(each.name)]), each
+
+
+def test_a_space_lacks_nothing_that_its_packages_ask_for():
+    """`--no-deps` leaves that to the lock; markers are those of this system."""
+    installed = {canonicalize_name(each.name) for each in LOCKS["space"]}
+    extras = {"gradio": {"mcp", "oauth"}, "mlx": {"cpu"}}
+    for name in sorted(installed):
+        try:
+            asked = metadata.distribution(name).requires or []
+        except metadata.PackageNotFoundError:  # of another system
+            continue
+        chosen = {"", *extras.get(name, ())}
+        for each in map(Requirement, asked):
+            if each.marker is None or any(each.marker.evaluate({"extra": one}) for one in chosen):
+                assert canonicalize_name(each.name) in installed, f"{name} asks for {each}"
+
+
+def test_a_space_installs_by_hash_alone_and_runs_no_code_of_packages_to_do_it():
+    steps = re.findall(r"^RUN (.*pip install.*)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    (step,) = steps
+    options = step.split()
+    assert {"--require-hashes", "--no-deps", "--only-binary", ":all:"} <= set(options)
+    assert options[-2:] == ["-r", "/tmp/requirements.txt"]
 
 
 def test_developers_have_what_runs_and_their_tools_besides():

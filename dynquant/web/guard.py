@@ -17,6 +17,8 @@ from gradio.route_utils import FnIndexInferError
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from dynquant.web.doors import CLOSED, NO_FILES, holds_file, is_open
+
 __all__ = ["MAX_BODY_BYTES", "MAX_DEPTH", "Guard"]
 
 MAX_BODY_BYTES = 256 * 1024
@@ -74,6 +76,7 @@ class Guard:
             Space has several, and what a visitor may do there depends on cookies of its own.
         hub_url: Where pictures of cards come from, besides any address with https.
         endpoints: Number of an endpoint → its name, and how many values a call has.
+        has_mcp: Whether the endpoints are offered as tools of MCP, too.
     """
 
     def __init__(
@@ -84,8 +87,10 @@ class Guard:
         is_local: bool,
         hub_url: str,
         endpoints: Mapping[int, tuple[str, int]],
+        has_mcp: bool = False,
     ) -> None:
         self._app = app
+        self._has_mcp = has_mcp
         self._is_local = is_local
         self._endpoints = endpoints
         self._numbers = {name: number for number, (name, _) in endpoints.items()}
@@ -114,6 +119,8 @@ class Guard:
             await send(message)
 
         refusal = self._misnamed(scope)
+        if refusal is None and not is_open(scope["method"], scope["path"], mcp=self._has_mcp):
+            refusal = _refusal(404, CLOSED)
         if refusal is None and scope["method"] in _CHANGING:
             refusal, receive = await self._look_at(scope, receive)
         if refusal is not None:
@@ -154,9 +161,12 @@ class Guard:
         except ValueError:
             return None
         try:
-            json.dumps(found, allow_nan=False, ensure_ascii=False).encode()
+            text = json.dumps(found, allow_nan=False, ensure_ascii=False)
+            text.encode()
         except ValueError:  # an answer that repeats it could not be written
             return _refusal(422, "NaN, Infinity and halves of characters are no JSON.")
+        if holds_file(text):
+            return _refusal(422, NO_FILES)
         return self._refuse_values(path, found) if isinstance(found, dict) else None
 
     def _refuse_values(self, path: str, found: Mapping[str, object]) -> JSONResponse | None:

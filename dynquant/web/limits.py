@@ -11,20 +11,16 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from gradio.context import LocalContext
-
 from dynquant.errors import RetryLaterError
 
-__all__ = ["LIMITS", "Limit", "Limits", "address_of_visitor"]
+__all__ = ["LIMITS", "Limit", "Limits"]
 
 _MAX_VISITORS = 10_000
-_EVERYBODY = ""
-_MAX_ADDRESS_CHARS = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limit:
-    """So many at once, and one more every `secs`; all visitors together `share` times as many."""
+    """So many at once, and one more every `secs`; all visitors of a kind `share` times as many."""
 
     burst: int
     secs: float
@@ -47,7 +43,7 @@ class Limits:
     Args:
         limits: See `LIMITS`.
         clock: Seconds that only go forward.
-        visitor: Tells the address of whoever asks.
+        visitor: Tells who asks, as `askers.asker` does: the kind of visitor first.
     """
 
     def __init__(
@@ -64,22 +60,36 @@ class Limits:
         # (What, who) → the time at which nothing of it counts any more.
         self._spent_until: OrderedDict[tuple[str, str], float] = OrderedDict()
 
-    def count(self, what: str) -> None:
+    def count(self, what: str, *, who: str = "") -> None:
         """Count that somebody does `what`.
+
+        Those who have signed in share one limit and all others another one, so that many addresses
+        keep no account waiting.
+
+        Args:
+            what: A key of the limits.
+            who: As `visitor` would tell it, where more is known; empty to ask that.
 
         Raises:
             RetryLaterError: Too often.
         """
         limit = self._limits[what]
+        who = who or self._visitor() or "?"
+        kind = who.partition(" ")[0]
         with self._lock:
-            self._spend(what, self._visitor() or "?", limit.burst, limit.secs)
-            self._spend(what, _EVERYBODY, limit.burst * limit.share, limit.secs / limit.share)
+            self._spend(what, who, limit.burst, limit.secs, whom="You")
+            self._spend(
+                what,
+                f"all {kind}",
+                limit.burst * limit.share,
+                limit.secs / limit.share,
+                whom="All visitors together",
+            )
 
-    def _spend(self, what: str, who: str, burst: int, secs: float) -> None:
+    def _spend(self, what: str, who: str, burst: int, secs: float, *, whom: str) -> None:
         now = self._clock()
         until = max(self._spent_until.get((what, who), now), now) + secs
         if (wait_secs := until - now - burst * secs) > 0:
-            whom = "All visitors together" if who == _EVERYBODY else "You"
             raise RetryLaterError(
                 f"{whom} {what} more often than this page allows. Wait "
                 f"{max(round(wait_secs), 1)} s, then try again."
@@ -88,18 +98,3 @@ class Limits:
         self._spent_until.move_to_end((what, who))
         while len(self._spent_until) > _MAX_VISITORS:
             self._spent_until.popitem(last=False)
-
-
-def address_of_visitor() -> str:
-    """Where the request that Gradio answers now comes from; empty if nobody knows.
-
-    A Space has proxies in front of it, which say it in a header. Whoever makes that header up has
-    as many addresses as they like, and shares with everybody what all may do together.
-    """
-    request = LocalContext.request.get(None)
-    if request is None or request.request is None:
-        return ""
-    forwarded: str = request.request.headers.get("x-forwarded-for", "")
-    client = request.request.client
-    found = forwarded.partition(",")[0].strip() or (client.host if client else "")
-    return found[:_MAX_ADDRESS_CHARS]

@@ -12,6 +12,7 @@ from dynquant.web.words import STATES
 
 __all__ = [
     "bar",
+    "data_url",
     "empty",
     "facts",
     "job_link",
@@ -114,12 +115,13 @@ def bar(fraction: float, label: str) -> str:
 def picture(light: str, dark: str, *, name: str) -> str:
     """An SVG for light and for dark pages; as images, in which nothing runs."""
     images = "".join(
-        f'<img class="dq-only-{theme}" alt="{text(name)}" src="{_data_url(svg)}">'
+        f'<img class="dq-only-{theme}" alt="{text(name)}" src="{data_url(svg)}">'
         for theme, svg in (("light", light), ("dark", dark))
     )
     label = text(name)
     return f'<div class="dq-picture" role="region" aria-label="{label}" tabindex="0">{images}</div>'
 
 
-def _data_url(svg: str) -> str:
+def data_url(svg: str) -> str:
+    """The address of an SVG that is in the page itself."""
     return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()

@@ -12,7 +12,8 @@ from dynquant.core.job import Job, Priority
 from dynquant.errors import DestinationError, DynquantError, RequestError
 from dynquant.hub.hardware import Mac
 from dynquant.hub.publishing import Account
-from dynquant.web.limits import Limits, address_of_visitor
+from dynquant.web.askers import asker
+from dynquant.web.limits import Limits
 from dynquant.web.settings import WebSettings
 from dynquant.web.shared import Shared
 
@@ -76,7 +77,7 @@ class Reception:
         self._account = account
         self._ask_for_macs = macs
         self._user = user
-        self._limits = Limits(visitor=address_of_visitor)
+        self._limits = Limits(visitor=asker)
         # None for a token that is none: it is refused without asking again, too.
         self._accounts: Shared[str, Account | None] = Shared(fresh_secs=_KNOWN_SECS, max_keys=1_000)
         self._macs: Shared[str, tuple[Mac, ...] | None] = Shared(

@@ -14,9 +14,10 @@ from dynquant.errors import InvalidOptionError, RequestError
 from dynquant.hub.search import FoundModel, HubSearch
 from dynquant.hub.visitor import HubVisitor
 from dynquant.job_ports import JobEvent, RunnerStatus
+from dynquant.web.askers import account_key, asker
 from dynquant.web.catalogue import Catalogue
 from dynquant.web.desk import JobDesk
-from dynquant.web.limits import Limits, address_of_visitor
+from dynquant.web.limits import Limits
 from dynquant.web.outlook import Line, Outlook, line_of, outlook
 from dynquant.web.prospects import Prospect, Prospects
 from dynquant.web.reception import Reception, Visitor
@@ -101,7 +102,7 @@ class Service:
         default_factory=lambda: Shared(fresh_secs=60.0, max_keys=1_000), init=False
     )
 
-    _limits: Limits = field(default_factory=lambda: Limits(visitor=address_of_visitor), init=False)
+    _limits: Limits = field(default_factory=lambda: Limits(visitor=asker), init=False)
 
     def find(self, words: str) -> tuple[FoundModel, ...]:
         """Models for somebody who types a name.
@@ -214,7 +215,7 @@ class Service:
             RequestError: It cannot work; says what to change.
             RetryLaterError: Not now.
         """
-        self._count("ask for models")
+        self._count("ask for models", who=account_key(visitor.name))
         prospect = self.prospects(order.model)
         self.outlooks(  # refuses what cannot be met
             prospect,
@@ -279,10 +280,10 @@ class Service:
             [each.repo_id for each in job.results], namespace=visitor.name, private=private
         )
 
-    def _count(self, what: str) -> None:
+    def _count(self, what: str, *, who: str = "") -> None:
         """Count what a stranger does; on one's own machine nobody is one."""
         if self.settings.is_space:
-            self._limits.count(what)
+            self._limits.count(what, who=who)
 
     def _read_board(self) -> Board:
         jobs = self.desk.list(limit=_MAX_JOBS)

@@ -49,6 +49,13 @@ class WebSettings:
             InvalidOptionError: A variable's value makes no sense; names the variable.
         """
         is_space = bool(environment.get("SPACE_ID"))
+        # Elsewhere Gradio signs everybody in as the owner of this machine's token.
+        signs_in = is_space and bool(environment.get("OAUTH_CLIENT_ID"))
+        if signs_in and environment.get("SYSTEM") != "spaces":
+            raise InvalidOptionError(
+                "SYSTEM must be 'spaces' where visitors sign in, as the Dockerfile sets it: else "
+                "Gradio takes every visitor for the owner of HF_TOKEN."
+            )
         # With a domain of one's own there are several, of which the first is the Hub's.
         host = environment.get("SPACE_HOST", "").split(",")[0].strip()
         namespaces = _accounts(environment, "DYNQUANT_PUBLISH_TO")
@@ -58,8 +65,7 @@ class WebSettings:
             operator_ids=_operator_ids(environment),
             publish_to=namespaces[0] if namespaces else None,
             is_space=is_space,
-            # Elsewhere Gradio would sign everybody in as the owner of this machine's token.
-            signs_in=is_space and bool(environment.get("OAUTH_CLIENT_ID")),
+            signs_in=signs_in,
             address=f"https://{host}" if is_space and host else "",
             host=environment.get("GRADIO_SERVER_NAME") or ("0.0.0.0" if is_space else "127.0.0.1"),  # noqa: S104
         )

@@ -74,6 +74,7 @@ def make_site(
         endpoints={
             number: (str(each.api_name), len(each.inputs)) for number, each in blocks.fns.items()
         },
+        has_mcp=mcp_server,
     )
     with warnings.catch_warnings():
         # Gradio says so of several pages, also where nobody asked for it.
@@ -88,7 +89,8 @@ def make_site(
             footer_links=[],
             run_history=False,
             show_error=False,
-            max_file_size="1kb",  # nothing is uploaded here, and Gradio keeps what is
+            enable_monitoring=False,
+            max_file_size="1kb",  # the guard refuses uploads; Gradio would keep them
             ssr_mode=False,
             mcp_server=mcp_server,
         )

@@ -42,6 +42,7 @@ from dynquant.web.reception import Reception
 from dynquant.web.service import Service
 from dynquant.web.settings import WebSettings
 from dynquant.web.site import make_site
+from dynquant.web.space_watch import SpaceWatch
 from tests.core.card_factories import make_facts, make_ladder, make_original, make_row, make_uniform
 from tests.local_hub import LocalHub
 from tests.waiting import PATIENCE_SECS, wait_until
@@ -65,6 +66,7 @@ class Field:
     database: Database
     store: JobStore
     registry: Registry
+    site: FastAPI
 
     def submit(self, **overrides: Any) -> str:
         """Queue a job; its id."""
@@ -146,9 +148,14 @@ def opened(
     desk: JobDesk | None = None,
     user: str = "ann",
     rules: str | None = None,
+    space_watch: SpaceWatch | None = None,
     **site_options: Any,
 ) -> Iterator[Field]:
-    """The pages, a Hub with `SOURCE` on it, and an empty board; with `rules` a watcher, too."""
+    """The pages, a Hub with `SOURCE` on it, and an empty board; with `rules` a watcher, too.
+
+    Args:
+        space_watch: The watcher that runners post, on a Space.
+    """
     web = settings or WebSettings(publish_to=NAMESPACE)
     url = f"sqlite:///{folder / 'jobs.sqlite'}"
     with LocalHub() as hub:
@@ -186,7 +193,7 @@ def opened(
             search=search,
             catalogue=Catalogue(search, namespace=NAMESPACE),
             namespace=lambda: web.publish_to,
-            watch=watch,
+            watch=watch or space_watch,
         )
         try:
             with _event_loop():
@@ -200,6 +207,7 @@ def opened(
                     database=database,
                     store=JobStore(database),
                     registry=Registry(database),
+                    site=site,
                 )
         finally:
             if watch is not None:
@@ -225,7 +233,12 @@ def served(app: FastAPI, *, port: int = 0) -> Iterator[str]:
     """The application at the address that this yields."""
     listening = socket.create_server(("127.0.0.1", port))
     config = uvicorn.Config(
-        app, log_level="error", access_log=False, ws="none", timeout_graceful_shutdown=1
+        app,
+        log_level="error",
+        access_log=False,
+        proxy_headers=False,
+        ws="none",
+        timeout_graceful_shutdown=1,
     )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, args=([listening],), daemon=True)

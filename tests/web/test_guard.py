@@ -248,7 +248,7 @@ def _is_policy(text: str) -> bool:
 
 
 def make_limits(**limits: Limit) -> tuple[Limits, list[float], list[str]]:
-    now, who = [0.0], ["1.2.3.4"]
+    now, who = [0.0], ["address 1.2.3.4"]
     return Limits(limits, clock=lambda: now[0], visitor=lambda: who[0]), now, who
 
 
@@ -258,21 +258,21 @@ def test_a_visitor_may_do_so_many_at_once_and_then_one_now_and_then():
         limits.count("search")
     with pytest.raises(RetryLaterError, match=r"You search more often .* Wait 10 s"):
         limits.count("search")
-    who[0] = "5.6.7.8"
+    who[0] = "address 5.6.7.8"
     limits.count("search")  # somebody else is not kept waiting
-    who[0] = "1.2.3.4"
+    who[0] = "address 1.2.3.4"
     now[0] = 10.0
     limits.count("search")
     with pytest.raises(RetryLaterError):
         limits.count("search")
 
 
-def test_whoever_makes_up_addresses_meets_the_limit_of_all():
+def test_whoever_has_many_addresses_meets_the_limit_of_all():
     limits, _, who = make_limits(search=Limit(burst=3, secs=10.0, share=2))
     for number in range(6):
-        who[0] = str(number)
+        who[0] = f"address {number}"
         limits.count("search")
-    who[0] = "another"
+    who[0] = "address another"
     with pytest.raises(RetryLaterError, match="All visitors together search"):
         limits.count("search")
 
@@ -280,7 +280,7 @@ def test_whoever_makes_up_addresses_meets_the_limit_of_all():
 def test_what_is_remembered_of_visitors_is_bounded():
     limits, _, who = make_limits(search=Limit(burst=3, secs=10.0, share=10**6))
     for number in range(12_000):
-        who[0] = str(number)
+        who[0] = f"address {number}"
         limits.count("search")
     assert len(limits._spent_until) <= 10_000
 

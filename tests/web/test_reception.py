@@ -166,6 +166,7 @@ def test_settings_come_from_the_environment():
         SPACE
         | {
             "OAUTH_CLIENT_ID": "id",
+            "SYSTEM": "spaces",
             "DYNQUANT_OPERATORS": "ann:65a1, bob:65b2,",
             "DYNQUANT_PUBLISH_TO": "quants",
         }
@@ -179,6 +180,13 @@ def test_settings_come_from_the_environment():
         host="0.0.0.0",
     )
     assert WebSettings.from_environment({"OAUTH_CLIENT_ID": "id"}) == WebSettings()
+
+
+@pytest.mark.harden("web")
+@pytest.mark.parametrize("system", [{}, {"SYSTEM": "docker"}])
+def test_a_space_on_which_gradio_would_take_everybody_for_its_owner_does_not_start(system):
+    with pytest.raises(InvalidOptionError, match="SYSTEM must be 'spaces'"):
+        WebSettings.from_environment(SPACE | {"OAUTH_CLIENT_ID": "id"} | system)
 
 
 def test_only_this_machine_reaches_the_pages_unless_they_are_to_listen_elsewhere():

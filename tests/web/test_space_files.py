@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[2]
+DOCKERFILE = (ROOT / "Dockerfile").read_text("utf-8")
 COLORS = {"red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"}
 
 
@@ -21,12 +22,26 @@ def header() -> dict[str, Any]:
     return yaml.safe_load(found[1])
 
 
-def test_the_space_gets_the_gradio_that_is_locked_and_a_python_that_is_supported(header):
-    lock = (ROOT / "requirements" / "run.lock").read_text("utf-8")
-    assert (header["sdk"], f"gradio=={header['sdk_version']} " in lock) == ("gradio", True)
+def test_the_space_is_made_by_the_dockerfile_and_listens_where_it_says(header):
+    assert (header["sdk"], header["app_port"]) == ("docker", 7860)
+    python = re.search(r"^FROM python:([\d.]+)-", DOCKERFILE, re.MULTILINE)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-    assert f">={header['python_version']}" >= project["requires-python"]
-    assert (ROOT / header["app_file"]).is_file()
+    assert python is not None
+    assert f">={python[1]}" >= project["requires-python"]
+    assert 'CMD ["python", "app.py"]' in DOCKERFILE
+
+
+def test_gradio_knows_the_image_for_a_space_and_signs_nobody_in_as_its_owner():
+    assert re.search(r"^ENV .*\bSYSTEM=spaces$", DOCKERFILE, re.MULTILINE)
+
+
+def test_the_image_holds_what_runs_and_no_secret_of_a_working_copy():
+    lines = (ROOT / ".dockerignore").read_text("utf-8").splitlines()
+    rules = [line for line in lines if not line.startswith("#")]
+    assert rules[0] == "*"
+    kept = [rule[1:] for rule in rules if rule.startswith("!")]
+    assert kept == ["app.py", "dynquant", "requirements.txt", "space_config"]
+    assert all((ROOT / name).exists() for name in kept)
 
 
 def test_visitors_sign_in_and_give_no_more_than_copying_takes(header):
@@ -38,13 +53,6 @@ def test_the_hub_takes_the_header(header):
     assert len(header["short_description"]) <= 60
     assert {header["colorFrom"], header["colorTo"]} <= COLORS
     assert header["license"] == "mit"
-
-
-def test_gradio_is_left_to_the_space(header):
-    lines = (ROOT / "requirements.txt").read_text("utf-8").splitlines()
-    assert not [line for line in lines if line.startswith("gradio")]
-    assert any(line.startswith("huggingface-hub") for line in lines)
-    assert (ROOT / "packages.txt").read_text("utf-8").split() == ["libopenblas0-pthread"]
 
 
 def test_every_variable_of_a_space_is_documented():

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import gradio as gr
 from gradio.components.navbar import Navbar
+from gradio.utils import get_icon_path
 
 from dynquant.web import markup
 
@@ -22,6 +23,13 @@ QUIET: Final[Any] = {"api_visibility": "private", "queue": False, "show_progress
 """Of every handler: else Gradio makes it a part of the API. Without the queue a look is one
 request, and none waits behind another."""
 
+
+# As a part of the page: by a path Gradio would serve it from its route for files, which is closed,
+# and show visitors in which folder the server is.
+_ICON: Final[Any] = {
+    "path": "huggingface-logo.svg",
+    "url": markup.data_url(Path(get_icon_path("huggingface-logo.svg")).read_text(encoding="utf-8")),
+}
 
 _SCRIPT = Path(__file__).parents[1].joinpath("live.js").read_text(encoding="utf-8")
 
@@ -42,6 +50,7 @@ def head(current: str, *, signs_in: bool) -> None:
             gr.LoginButton(
                 "Sign in with Hugging Face",
                 logout_value="Sign out ({})",
+                icon=_ICON,
                 size="sm",
                 variant="secondary",
                 elem_classes="dq-login",
