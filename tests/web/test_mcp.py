@@ -18,6 +18,7 @@ from mcp.types import CallToolResult
 from dynquant.web.guard import MAX_BODY_BYTES
 from dynquant.web.limits import Limit
 from dynquant.web.settings import WebSettings
+from tests.local_hub import account_id
 from tests.waiting import PATIENCE_SECS
 from tests.web.scene import NAMESPACE, SOURCE, Field, opened
 
@@ -30,7 +31,10 @@ PLAN: dict[str, Any] = {"model": SOURCE, "bits_per_weight": [4.5]}
 def space(tmp_path_factory) -> Iterator[Field]:
     """A Space that offers tools and keeps what it is sent in a folder of its own."""
     settings = WebSettings(
-        publish_to=NAMESPACE, is_space=True, signs_in=False, operators=frozenset({"bob"})
+        publish_to=NAMESPACE,
+        is_space=True,
+        signs_in=False,
+        operator_ids=frozenset({account_id("bob")}),
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("kept")))
