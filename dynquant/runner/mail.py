@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from dynquant.core.job import TERMINAL, Job, JobRequest, JobState
 from dynquant.core.recipe import RECIPE_VERSION
@@ -22,7 +22,7 @@ from dynquant.errors import RequestError, RetryLaterError
 from dynquant.job_ports import JobBoard
 from dynquant.outputs import read_text, write_file
 
-__all__ = ["Announcer", "Inbox", "InboxEntry", "Mailroom"]
+__all__ = ["Announcer", "FoundSource", "Inbox", "InboxEntry", "Mailroom"]
 
 _MAX_TOLD = 5_000
 _FIRST_PAUSE_SECS, _LONGEST_PAUSE_SECS = 10.0, 600.0
@@ -73,6 +73,14 @@ class Inbox(Protocol):
         ...
 
 
+class FoundSource(NamedTuple):
+    """A model that was asked for, as the Hub has it today."""
+
+    repo_id: str
+    sha: str
+    is_private: bool
+
+
 class Mailroom:
     """Takes requests from an inbox to the board, and results back.
 
@@ -83,7 +91,7 @@ class Mailroom:
         board: Where jobs are.
         memory: File that remembers which job came of which request, for those that are cancelled
             while this runner is away.
-        look_up: Repo id, revision, whether a quant will do → today's name and commit.
+        look_up: Repo id, revision, whether a quant will do → what the Hub has under that name.
         clock: Seconds that only go forward.
     """
 
@@ -93,7 +101,7 @@ class Mailroom:
         board: JobBoard,
         *,
         memory: Path,
-        look_up: Callable[[str, str | None, bool], tuple[str, str]],
+        look_up: Callable[[str, str | None, bool], FoundSource],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._inbox = inbox
@@ -136,7 +144,8 @@ class Mailroom:
             self._inbox.finish(entry.name, _refusal(error.reason, str(error)))
             return
         if job.is_over and job.state != JobState.PUBLISHED and _is_newer(entry, job):
-            self._board.retry(job.id)  # who asks again for what had failed asks for an attempt
+            # Asking again for what had failed is asking for another attempt.
+            self._board.retry(job.id, request=entry.request)
         self._jobs[entry.name] = job.id
 
     def _put_off(self, name: str, error: RetryLaterError) -> None:
@@ -178,11 +187,14 @@ class Mailroom:
         del self._jobs[name]
 
     def _submitted(self, request: JobRequest) -> Job:
-        name, sha = self._look_up(
+        found = self._look_up(
             request.model, request.revision, bool(request.options.get("dequantize"))
         )
         return self._board.submit(
-            replace(request, model=name), revision_sha=sha, recipe_version=RECIPE_VERSION
+            replace(request, model=found.repo_id),
+            revision_sha=found.sha,
+            source_is_private=found.is_private,
+            recipe_version=RECIPE_VERSION,
         )
 
 

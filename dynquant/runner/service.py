@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import psutil
 
 from dynquant.core.job import JobState
+from dynquant.core.public import public_jobs, public_status
 from dynquant.core.watch_status import Errands, WatchStatus, status_to_json
 from dynquant.corpus import Corpus
 from dynquant.errors import DynquantError
@@ -22,6 +23,7 @@ from dynquant.hub.client_environment import check_connection, check_token
 from dynquant.hub.datasets import HubDatasets
 from dynquant.hub.inbox import HubInbox
 from dynquant.hub.models import HubModels
+from dynquant.hub.published import HubRepos
 from dynquant.hub.publishing import HubPublisher
 from dynquant.jobs.board import DatabaseBoard
 from dynquant.jobs.engine import JobEngine
@@ -29,7 +31,7 @@ from dynquant.log_lines import configure_logging, secrets_in
 from dynquant.runner.job_steps import JobSteps
 from dynquant.runner.live_board import LiveBoard, board_snapshot
 from dynquant.runner.machine import awake, chip_name, keep_memory_flat, usable_memory_bytes
-from dynquant.runner.mail import Announcer, Mailroom
+from dynquant.runner.mail import Announcer, FoundSource, Mailroom
 from dynquant.runner.notify import notify
 from dynquant.runner.sandbox import reach, statement
 from dynquant.settings import Settings
@@ -121,7 +123,9 @@ def _surroundings(
     settings: Settings, stopping: threading.Event, watch: Watch | None
 ) -> Iterator[None]:
     """Everything beside the engine, each in a thread of its own; none of it can stop a job."""
-    board = DatabaseBoard(settings.database_url, daily_limit=settings.daily_limit)
+    board = DatabaseBoard(
+        settings.database_url, daily_limit=settings.daily_limit, published=HubRepos()
+    )
     wakefulness = _Wakefulness(board, settings.runner_id)
     rounds: list[Callable[[], object]] = [
         Announcer(
@@ -179,9 +183,12 @@ def _say_what_is_confined() -> None:
 
 
 def _snapshot(board: DatabaseBoard, watch: Watch | None) -> dict[str, Any]:
-    """What the Space is shown."""
-    shown = board_snapshot(board.list(limit=_MAX_SHOWN), board.runners())
-    return shown if watch is None else shown | {"watch": status_to_json(watch.status())}
+    """What the Space is shown, which shows it to everybody."""
+    jobs = public_jobs(board.list(limit=_MAX_SHOWN))
+    shown = board_snapshot(jobs, board.runners())
+    if watch is not None:
+        shown["watch"] = status_to_json(public_status(watch.status(), jobs))
+    return shown
 
 
 def _repeat(do_round: Callable[[], object], stopping: threading.Event) -> None:
@@ -225,7 +232,7 @@ class _Wakefulness:
             self._awake = None
 
 
-def _look_up(model: str, revision: str | None, allow_quantized: bool) -> tuple[str, str]:  # noqa: FBT001
+def _look_up(model: str, revision: str | None, allow_quantized: bool) -> FoundSource:  # noqa: FBT001
     with HubModels() as hub:
         found = hub.look_up(model, revision=revision, allow_quantized=allow_quantized)
-    return found.repo, found.sha
+    return FoundSource(found.repo, found.sha, found.is_private)

@@ -236,6 +236,7 @@ class Service:
                 destination=self._destination(visitor, order, prospect),
                 requester=visitor.name,
                 private=_private(visitor, order),
+                source_is_private=prospect.is_private,
                 options=_options(order),
                 notify_url=order.notify_url.strip() or None,
             )
