@@ -274,7 +274,7 @@ def test_a_snapshot_has_what_jobs_and_runners_are_and_no_address_to_notify():
 
 @pytest.mark.harden("web")
 def test_nothing_private_is_posted_not_even_how_many_there_are():
-    def asked(**private: bool) -> JobRequest:
+    def asked(**private: Any) -> JobRequest:
         return JobRequest(
             model="org/Canary", targets_bpw=(4.5,), requester="canary", destination="me", **private
         )
