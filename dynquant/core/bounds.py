@@ -51,7 +51,7 @@ MAX_TENSORS = 400_000
 """Of all safetensors files of a model together; MLX takes some 2 kB for each."""
 
 MAX_JSON_VALUES = 3_000_000
-"""Of one JSON file or header; parsed, each takes some 100 bytes. The largest tokenizers have half."""
+"""Of one JSON file or header; parsed, each takes some 100 bytes. Large tokenizers have half."""
 
 MAX_CONFIG_VALUES = 300_000
 """Of config.json, which is copied and looked through often; some list the names of all tensors."""
