@@ -54,6 +54,7 @@ with told():
     from dynquant.core.watch_status import Errands
     from dynquant.hub.inbox import HubInbox
     from dynquant.hub.models import opened_briefly
+    from dynquant.hub.published import HubRepos
     from dynquant.hub.publishing import HubPublisher
     from dynquant.hub.search import HubSearch
     from dynquant.hub.visitor import HubVisitor
@@ -65,6 +66,7 @@ with told():
     from dynquant.web.catalogue import Catalogue
     from dynquant.web.desk import BoardDesk, JobDesk
     from dynquant.web.prospects import Prospects
+    from dynquant.web.public_view import PublicDesk, PublicWatch
     from dynquant.web.reception import Reception
     from dynquant.web.service import Service
     from dynquant.web.settings import WebSettings
@@ -72,6 +74,7 @@ with told():
     from dynquant.web.snapshots import Snapshots
     from dynquant.web.space_desk import SpaceDesk
     from dynquant.web.space_watch import SpaceWatch
+    from dynquant.web.watch_desk import WatchDesk
 
 _LOG_FILE = Path("logs", "pages.log")
 """Beside that of the runner: two processes must not share one."""
@@ -138,14 +141,25 @@ def make_app(settings: Settings, web: WebSettings) -> tuple[FastAPI, bool]:
                 "'Settings', 'Variables and secrets', to what the runners have."
             )
         snapshots = Snapshots()
-        desk = SpaceDesk(HubInbox(settings.inbox_repo), snapshots)
+        # Runners post what is public, and to see that it is there takes no token.
+        published = HubRepos(token=False)
+        desk = SpaceDesk(HubInbox(settings.inbox_repo), snapshots, published)
         watch = SpaceWatch(snapshots)
     else:
-        desk = BoardDesk(DatabaseBoard(settings.database_url, daily_limit=settings.daily_limit))
+        desk = BoardDesk(
+            DatabaseBoard(
+                settings.database_url, daily_limit=settings.daily_limit, published=HubRepos()
+            )
+        )
         if settings.watch_config is not None:
             watch = Watchtower(settings, settings.watch_config)
     if watch is not None and settings.webhook_secret is not None:
         webhook = Webhook(settings.webhook_secret, covers=watch.covers, look=watch.look_at)
+    shown: WatchDesk | None = watch
+    if web.is_space:
+        desk = public = PublicDesk(desk)
+        if isinstance(watch, Watchtower):
+            shown = PublicWatch(watch, public)
     # Strangers see what everybody may see; on one's own machine its token counts.
     token = False if web.is_space else None
     search = HubSearch(token=token)
@@ -163,7 +177,7 @@ def make_app(settings: Settings, web: WebSettings) -> tuple[FastAPI, bool]:
         search=search,
         catalogue=Catalogue(search, namespace=web.publish_to),
         namespace=namespace,
-        watch=watch,
+        watch=shown,
     )
     site = make_site(
         service,

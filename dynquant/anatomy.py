@@ -16,7 +16,17 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from dynquant.core.bounds import MAX_DIMENSIONS, MAX_HEADER_BYTES, MAX_SIZE
+from dynquant.core.bounds import (
+    MAX_CONFIG_VALUES,
+    MAX_DIMENSIONS,
+    MAX_HEADER_BYTES,
+    MAX_JSON_VALUES,
+    MAX_SIZE,
+    MAX_TENSORS,
+    num_values,
+    too_many_tensors,
+    too_many_values,
+)
 from dynquant.core.formats import DEFAULT_MENU, UNQUANTIZED
 from dynquant.core.model_files import CONFIG, INDEX, is_weights
 from dynquant.core.plan import LayerProfile, ModelInventory
@@ -80,7 +90,8 @@ def anatomy_of(source: ModelSource) -> Anatomy:
 
     Raises:
         UnsupportedModelError: mlx-lm does not run it, or it is quantized already.
-        InvalidModelError: Its weight files are not those that its index names.
+        InvalidModelError: Its weight files are not those that its index names, or hold more than
+            any model does.
     """
     config = _config(source)
     return Anatomy(
@@ -104,7 +115,10 @@ def _config(source: ModelSource) -> dict[str, Any]:
         UnsupportedModelError: mlx-lm does not run it, or it brings its own code.
     """
     try:
-        config = json.loads((source.folder / CONFIG).read_text(encoding="utf-8"))
+        raw = (source.folder / CONFIG).read_bytes()
+        if num_values(raw) > MAX_CONFIG_VALUES:
+            raise too_many_values(CONFIG, MAX_CONFIG_VALUES)
+        config = json.loads(raw.decode())
         family = str(config["model_type"])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UnsupportedModelError(
@@ -131,7 +145,14 @@ def _inventory(source: ModelSource, config: Mapping[str, Any]) -> ModelInventory
     """The layers as the headers have them; mlx-lm may join some, which changes no size."""
     index = source.folder / INDEX
     weight_map = weight_map_in(index.read_bytes()) if index.is_file() else {}
-    files = {file.name: _tensors(file) for file in source.folder.iterdir() if is_weights(file.name)}
+    files: dict[str, dict[str, Tensor]] = {}
+    num_tensors = 0
+    for file in source.folder.iterdir():
+        if is_weights(file.name):
+            files[file.name] = _tensors(file)
+            num_tensors += len(files[file.name])
+        if num_tensors > MAX_TENSORS:
+            raise too_many_tensors()
     tensors = {
         name: tensor
         for file in chosen_files(files, weight_map).read
@@ -175,6 +196,8 @@ def _tensors(file: Path) -> dict[str, Tensor]:
     with file.open("rb") as stream:
         num_bytes = int.from_bytes(stream.read(8), "little")
         raw = stream.read(min(num_bytes, MAX_HEADER_BYTES))
+    if num_values(raw) > MAX_JSON_VALUES:
+        raise too_many_values(file.name)
     try:
         header = json.loads(raw)
         header.pop("__metadata__", None)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
-from dynquant.core.job import Job, JobRequest, JobState, StepProgress
+from dynquant.core.job import Job, JobRequest, JobState, PublishedRepo, StepProgress
 
-__all__ = ["JobBoard", "JobEvent", "RunnerStatus", "SetAside", "StepRunner"]
+__all__ = ["JobBoard", "JobEvent", "PublishedRepos", "RunnerStatus", "SetAside", "StepRunner"]
 
 
 class StepRunner(Protocol):
@@ -104,6 +104,19 @@ class SetAside:
     sentence: str
 
 
+class PublishedRepos(Protocol):
+    """Where jobs publish; see `hub.published.HubRepos`."""
+
+    def are_there(self, repos: Sequence[PublishedRepo]) -> bool:
+        """Whether each of these repos still holds what dynquant published in it.
+
+        Raises:
+            RequestError: The token in use is refused.
+            RetryLaterError: The Hub does not answer.
+        """
+        ...
+
+
 class JobBoard(Protocol):
     """The jobs of all runners; needs none of them to be running."""
 
@@ -112,10 +125,20 @@ class JobBoard(Protocol):
         request: JobRequest,
         *,
         revision_sha: str,
+        source_is_private: bool,
         recipe_version: int,
         needed_memory_bytes: int | None = None,
     ) -> Job:
         """Queue what is asked for; the job that there is already if it was asked for before.
+
+        A published job whose repos were deleted since gets a new attempt, unless the watcher asks.
+
+        Args:
+            request: What is asked for.
+            revision_sha: Commit of the model, as the Hub says.
+            source_is_private: Whether the model is private, as the Hub says.
+            recipe_version: Of the recipe that the job is done by.
+            needed_memory_bytes: Memory that a runner must have for it, where that is known.
 
         Raises:
             RequestError: It makes no sense.
@@ -153,8 +176,13 @@ class JobBoard(Protocol):
         """
         ...
 
-    def retry(self, job_id: str) -> Job:
+    def retry(self, job_id: str, *, request: JobRequest | None = None) -> Job:
         """A new attempt; steps that were done are not done again.
+
+        Args:
+            job_id: The job.
+            request: What asks for the attempt, if it is not the job's own request: the attempt
+                counts for its requester.
 
         Raises:
             RequestError: There is none, or it was not refused, failed or cancelled.

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from dynquant.core.formats import UNQUANTIZED, QuantFormat
+from dynquant.core.job import PublishedRepo
 from dynquant.core.plan import CostTable, LayerProfile, ModelInventory, QuantPlan, TextFacts
 from dynquant.core.quality import Quality
 from dynquant.core.recipe import Effort
-from dynquant.errors import OutputFolderError, TextError
+from dynquant.errors import HubUnavailableError, OutputFolderError, TextError
 from dynquant.ports import ModelSource, OnStep, Text
 from tests.core.factories import make_inventory, make_layer
 
@@ -21,6 +22,7 @@ __all__ = [
     "FakeOutputs",
     "FakeProgress",
     "FakeQuantizer",
+    "FakeRepos",
     "FakeWindows",
     "make_quality",
     "make_source",
@@ -309,3 +311,18 @@ class FakeOutputs:
 
     def final(self, name: str) -> Path:
         return Path("final") / name
+
+
+@dataclass
+class FakeRepos:
+    """The Hub as far as published repos go; implements `job_ports.PublishedRepos`."""
+
+    deleted: set[str] = field(default_factory=set)
+    is_down: bool = False
+    num_asked: int = 0
+
+    def are_there(self, repos: Sequence[PublishedRepo]) -> bool:
+        self.num_asked += 1
+        if self.is_down:
+            raise HubUnavailableError("The Hub does not answer.")
+        return not self.deleted & {each.repo_id for each in repos}

@@ -5,13 +5,18 @@ from __future__ import annotations
 import getpass
 import io
 from collections.abc import Iterator
+from contextlib import closing
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from dynquant.core.job import JobState, Outcome, PublishedRepo
 from dynquant.core.naming import local_name
+from dynquant.core.papers import PLAN
 from dynquant.jobs.board import DatabaseBoard
+from dynquant.jobs.database import Database
+from dynquant.jobs.store import JobStore
 from tests.command_line import MODEL, call, needs_shared
 from tests.local_hub import LocalHub
 from tests.local_hub.for_commands import hub_for_commands
@@ -150,3 +155,33 @@ def test_the_options_of_a_request_reach_the_job(tmp_path):
     assert job.request.options == {"menu": "4g64,8g64", "calibration": "org/text"}
     assert job.request.private
     assert job.request.targets_bpw == (4.5,)
+
+
+def publish(tmp_path, hub: LocalHub, job_id: str) -> None:
+    """A runner does the job: what it publishes is on the Hub."""
+    results = (PublishedRepo(repo_id="you/sample-2m-MLX-4.5bpw", commit_sha="c0ffee"),)
+    hub.add(results[0].repo_id, {PLAN: b"{}"})
+    with closing(Database(f"sqlite:///{tmp_path / 'jobs.sqlite'}")) as database:
+        store = JobStore(database)
+        assert store.take(job_id, runner="mac", session="s") is not None
+        outcome = Outcome(state=JobState.PUBLISHED, results=results)
+        assert store.end(job_id, outcome, session="s", busy_secs=1.0)
+
+
+def test_what_was_deleted_on_the_hub_is_made_again(tmp_path, hub):
+    job_id = submit("--json").check().json["job"]["id"]
+    publish(tmp_path, hub, job_id)
+    assert submit("--json").check().json["job"]["state"] == "published"
+    del hub.repos["model", "you/sample-2m-MLX-4.5bpw"]
+    again = submit("--json").check().json["job"]
+    assert (again["id"], again["state"], again["attempt"]) == (job_id, "waiting", 2)
+    assert [each["state"] for each in again["history"]] == ["published"]
+
+
+def test_a_job_of_a_private_model_is_known_to_be_one(hub, monkeypatch):
+    hub.add_user("me", token="hf_me")
+    hub.add("me/mine", MODEL, private=True)
+    monkeypatch.setenv("HF_TOKEN", "hf_me")
+    words = ("submit", "me/mine", "--bpw", "4.5", "--to", "me", "--json")
+    assert call(*words).check().json["job"]["request"]["source_is_private"]
+    assert "source_is_private" not in submit("--json").check().json["job"]["request"]

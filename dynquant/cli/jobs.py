@@ -132,6 +132,7 @@ def submit(
         job = board.submit(
             replace(request, model=listing.repo),
             revision_sha=listing.sha,
+            source_is_private=listing.is_private,
             recipe_version=RECIPE_VERSION,
         )
     if as_json:
@@ -269,10 +270,13 @@ def _json(job: Job) -> dict[str, Any]:
 @contextmanager
 def _board() -> Iterator[JobBoard]:
     """The jobs of this machine, or of the database that DYNQUANT_DATABASE_URL names."""
+    from dynquant.hub.published import HubRepos
     from dynquant.jobs.board import DatabaseBoard  # the database's libraries take a second
 
     settings = Settings.from_environment(os.environ)
-    board = DatabaseBoard(settings.database_url, daily_limit=settings.daily_limit)
+    board = DatabaseBoard(
+        settings.database_url, daily_limit=settings.daily_limit, published=HubRepos()
+    )
     try:
         yield board
     finally:

@@ -9,16 +9,24 @@ from __future__ import annotations
 from dynquant.errors import InvalidModelError
 
 __all__ = [
+    "MAX_CONFIG_VALUES",
     "MAX_DIMENSIONS",
+    "MAX_EXPERTS",
     "MAX_HEADER_BYTES",
+    "MAX_JSON_VALUES",
+    "MAX_LAYERS",
     "MAX_PLANNING_FILE_BYTES",
     "MAX_SHARDS",
     "MAX_SIZE",
     "MAX_SMALL_FILES",
     "MAX_SMALL_FILE_BYTES",
+    "MAX_TENSORS",
     "file_too_large",
     "headers_too_large",
+    "num_values",
     "too_many_files",
+    "too_many_tensors",
+    "too_many_values",
 ]
 
 MAX_HEADER_BYTES = 50_000_000
@@ -39,6 +47,26 @@ MAX_DIMENSIONS, MAX_SIZE = 16, 2**48
 """Of a tensor, and along one of its dimensions: so large that their product is still quick."""
 
 
+MAX_TENSORS = 400_000
+"""Of all safetensors files of a model together; MLX takes some 2 kB for each."""
+
+MAX_JSON_VALUES = 3_000_000
+"""Of one JSON file or header; parsed, each takes some 100 bytes. Large tokenizers have half."""
+
+MAX_CONFIG_VALUES = 300_000
+"""Of config.json, which is copied and looked through often; some list the names of all tensors."""
+
+MAX_LAYERS, MAX_EXPERTS = 2_000, 100_000
+"""That a config may ask for; experts are those of all layers. mlx-lm makes modules for each layer,
+and for some families' experts, of some 8 kB apiece. The largest models that we know have some 150
+layers and 25,000 experts."""
+
+
+def num_values(raw: bytes) -> int:
+    """The most values that a JSON text can hold, without parsing it: commas cannot be escaped."""
+    return raw.count(b",") + 1
+
+
 def headers_too_large() -> InvalidModelError:
     """Why headers are not read."""
     return InvalidModelError(
@@ -52,6 +80,22 @@ def file_too_large(name: str, most_bytes: int = MAX_SMALL_FILE_BYTES) -> Invalid
     return InvalidModelError(
         f"'{name[:100]}' is larger than {most_bytes // 10**6} MB, which no model needs. Ask the "
         "model's author."
+    )
+
+
+def too_many_tensors() -> InvalidModelError:
+    """Why a model with so many tensors is not opened."""
+    return InvalidModelError(
+        f"This model's safetensors files hold more than {MAX_TENSORS:,} tensors, and no model that "
+        "we know has so many. Ask its author."
+    )
+
+
+def too_many_values(name: str, most: int = MAX_JSON_VALUES) -> InvalidModelError:
+    """Why a JSON file or header is not parsed."""
+    return InvalidModelError(
+        f"'{name[:100]}' holds more than {most:,} values, and no model needs so many. "
+        "Ask the model's author."
     )
 
 

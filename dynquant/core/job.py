@@ -7,8 +7,8 @@ States:
        │ └─────────┤ └────> failed      `sentence` says what to do
        └───────────┴──────> cancelled
 
-What ended stays as it is. `retried` is the one way on: it starts a new attempt and keeps the
-old one in the history.
+What ended stays as it is. `retried` and `made_again` start a new attempt, and keep the old one in
+the history.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ __all__ = [
     "in_step",
     "job_id",
     "lost_its_runner",
+    "made_again",
     "progressed",
     "put_back",
     "retried",
@@ -103,6 +104,8 @@ class JobRequest:
         private: Whether new repos are private; those of a private model are in any case, unless
             `public` says otherwise.
         public: Whether new repos are public though the model is private.
+        source_is_private: Whether the model was private on the Hub when the request was queued. The
+            board's callers look that up; a requester's own word for it does not count.
         options: Options of the recipe that differ from its defaults.
         notify_url: Where to tell that the job has ended.
     """
@@ -116,6 +119,7 @@ class JobRequest:
     priority: Priority = Priority.PERSON
     private: bool = False
     public: bool = False
+    source_is_private: bool = False
     options: Mapping[str, JobOption] = field(default_factory=dict)
     notify_url: str | None = None
 
@@ -219,6 +223,16 @@ class Job:
     def is_over(self) -> bool:
         """Whether nothing more happens to it by itself."""
         return self.state in TERMINAL
+
+    @property
+    def is_private(self) -> bool:
+        """Whether strangers may not know of it: what it publishes is private, or its model is.
+
+        A quant of a private model that was made public on purpose may be seen once it is published.
+        """
+        if self.request.source_is_private:
+            return not (self.request.public and self.state is JobState.PUBLISHED)
+        return self.request.private
 
 
 def check_notify_url(request: JobRequest) -> None:
@@ -345,9 +359,33 @@ def cancelled(job: Job, *, at: datetime) -> Job:
     )
 
 
-def retried(job: Job, *, at: datetime) -> Job:
-    """A new attempt at a job that was refused, failed or was cancelled."""
+def retried(job: Job, *, at: datetime, request: JobRequest | None = None) -> Job:
+    """A new attempt at a job that was refused, failed or was cancelled.
+
+    Where another request for the same job asks for it, the attempt is that requester's.
+    """
     _require(job, JobState.REFUSED, JobState.FAILED, JobState.CANCELLED)
+    asks = request or job.request
+    return _new_attempt(
+        job,
+        replace(
+            job.request,
+            requester=asks.requester,
+            requester_id=asks.requester_id,
+            priority=asks.priority,
+            notify_url=asks.notify_url,
+        ),
+        at,
+    )
+
+
+def made_again(job: Job, request: JobRequest, *, at: datetime) -> Job:
+    """A new attempt, for `request`, at a job whose published repos were deleted."""
+    _require(job, JobState.PUBLISHED)
+    return _new_attempt(job, request, at)
+
+
+def _new_attempt(job: Job, request: JobRequest, at: datetime) -> Job:
     attempt = Attempt(
         number=job.attempt,
         state=job.state,
@@ -360,7 +398,7 @@ def retried(job: Job, *, at: datetime) -> Job:
     )
     return Job(
         id=job.id,
-        request=job.request,
+        request=request,
         recipe_version=job.recipe_version,
         submitted_at=at,
         attempt=job.attempt + 1,

@@ -62,7 +62,7 @@ def request_to_json(request: JobRequest) -> dict[str, Any]:
         "priority": request.priority.name.lower(),
         "options": {name: _listed(value) for name, value in request.options.items()},
     }
-    for name in ("public", "requester_id"):
+    for name in ("public", "source_is_private", "requester_id"):
         if not raw[name]:  # runners of before do not know it, and refuse what they do not know
             del raw[name]
     return raw
@@ -91,6 +91,7 @@ def request_from_json(raw: object) -> JobRequest:
         priority=_priority(raw.get("priority", "person")),
         private=_flag(raw, "private"),
         public=_flag(raw, "public"),
+        source_is_private=_flag(raw, "source_is_private"),
         options=_options(raw.get("options", {})),
         notify_url=_url(raw),
     )

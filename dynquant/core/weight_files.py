@@ -10,6 +10,7 @@ import json
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
+from dynquant.core.bounds import MAX_JSON_VALUES, num_values, too_many_values
 from dynquant.core.model_files import INDEX, has_odd_name, is_weights
 from dynquant.core.notes import listed, note
 from dynquant.errors import InvalidModelError
@@ -46,8 +47,11 @@ def weight_map_in(index: str | bytes) -> dict[str, str]:
     """Tensor → file, as an index has it.
 
     Raises:
-        InvalidModelError: It is no index.
+        InvalidModelError: It is no index, or larger than that of any model.
     """
+    raw = index.encode() if isinstance(index, str) else index
+    if num_values(raw) > MAX_JSON_VALUES:
+        raise too_many_values(INDEX)
     try:
         weight_map = json.loads(index)["weight_map"]
         files = {str(tensor): str(file) for tensor, file in weight_map.items()}

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import replace
 
-from dynquant.core.job import Job, JobRequest, JobState, TransitionError, check_notify_url
+from dynquant.core.job import (
+    Job,
+    JobRequest,
+    JobState,
+    Priority,
+    TransitionError,
+    check_notify_url,
+)
 from dynquant.core.job_text import request_from_json, request_to_json
 from dynquant.core.turns import expected_wait_secs
-from dynquant.errors import RequestError
-from dynquant.job_ports import JobEvent, RunnerStatus, SetAside
+from dynquant.errors import DynquantError, RequestError
+from dynquant.job_ports import JobEvent, PublishedRepos, RunnerStatus, SetAside
 from dynquant.jobs.database import Database
 from dynquant.jobs.registry import Registry
 from dynquant.jobs.store import JobStore
@@ -19,14 +28,27 @@ __all__ = ["DatabaseBoard"]
 
 _GB = 10**9
 
+_logger = logging.getLogger(__name__)
+
 
 class DatabaseBoard:
     """A `JobBoard` over the database; runs nothing, and needs no runner to be running."""
 
     def __init__(
-        self, url: str, *, daily_limit: int | None = None, timing: Timing | None = None
+        self,
+        url: str,
+        *,
+        daily_limit: int | None = None,
+        published: PublishedRepos | None = None,
+        timing: Timing | None = None,
     ) -> None:
-        """Open the database; `daily_limit` is for what is submitted here.
+        """Open the database.
+
+        Args:
+            url: Of the database.
+            daily_limit: For what is submitted here.
+            published: Says whether what jobs published is still there; None takes it to be.
+            timing: When a runner counts as dead.
 
         Raises:
             InvalidOptionError: Not a database that this version of dynquant can use.
@@ -36,6 +58,7 @@ class DatabaseBoard:
         self._store = JobStore(self._database)
         self._registry = Registry(self._database)
         self._daily_limit = daily_limit
+        self._published = published
         self._dead_after_secs = (timing or Timing()).dead_after_secs
 
     def close(self) -> None:
@@ -47,11 +70,12 @@ class DatabaseBoard:
         request: JobRequest,
         *,
         revision_sha: str,
+        source_is_private: bool,
         recipe_version: int,
         needed_memory_bytes: int | None = None,
     ) -> Job:
         """See `JobBoard`."""
-        pinned = replace(request, revision=revision_sha)
+        pinned = replace(request, revision=revision_sha, source_is_private=source_is_private)
         # What cannot be read back must not get into the queue.
         checked = request_from_json(request_to_json(pinned))
         check_notify_url(checked)
@@ -61,6 +85,10 @@ class DatabaseBoard:
             needed_memory_bytes=needed_memory_bytes,
             daily_limit=self._daily_limit,
         )
+        if self._is_deleted(job, checked):
+            with suppress(TransitionError):  # somebody else was quicker
+                self._store.make_again(job.id, checked, daily_limit=self._daily_limit)
+            job = self._store.get(job.id)
         return self._placed([job])[0]
 
     def get(self, job_id: str) -> Job:
@@ -88,10 +116,10 @@ class DatabaseBoard:
         except TransitionError as error:
             raise RequestError("This job is over, so it cannot be cancelled any more.") from error
 
-    def retry(self, job_id: str) -> Job:
+    def retry(self, job_id: str, *, request: JobRequest | None = None) -> Job:
         """See `JobBoard`."""
         try:
-            job = self._store.retry(job_id, daily_limit=self._daily_limit)
+            job = self._store.retry(job_id, request=request, daily_limit=self._daily_limit)
         except TransitionError as error:
             raise RequestError(
                 "Only a job that was refused, failed or was cancelled can be retried."
@@ -111,6 +139,23 @@ class DatabaseBoard:
     def set_aside(self) -> tuple[SetAside, ...]:
         """See `JobBoard`."""
         return self._store.set_aside()
+
+    def _is_deleted(self, job: Job, request: JobRequest) -> bool:
+        """Whether `request` is for what a job published and somebody deleted since.
+
+        The watcher never asks: it would make again by itself what its operator deleted.
+        """
+        if (
+            self._published is None
+            or job.state is not JobState.PUBLISHED
+            or request.priority is Priority.WATCHER
+        ):
+            return False
+        try:
+            return not self._published.are_there(job.results)
+        except DynquantError as error:  # then the job counts as it did before
+            _logger.warning("Whether a job's results are still there is not known: %s", error)
+            return False
 
     def _placed(self, jobs: Collection[Job]) -> tuple[Job, ...]:
         """`jobs` with the place in the line of those that wait, and what they wait for."""

@@ -28,6 +28,9 @@ IDLE_TIMEOUT_SECS = 5
 _SCHEMA_LOCK = 0x64796E71
 """Names the PostgreSQL lock under which tables are made; any constant would do."""
 
+_INSUFFICIENT_PRIVILEGE = "42501"
+"""Of PostgreSQL's error codes."""
+
 
 class Database:
     """The tables of this package in one database; DBOS keeps its own beside them."""
@@ -200,9 +203,18 @@ def translated() -> Iterator[None]:
 
     Raises:
         RetryLaterError: It does not.
+        InvalidOptionError: It does not let this user do what dynquant does.
     """
     try:
         yield
+    except sa.exc.ProgrammingError as error:
+        if getattr(error.orig, "sqlstate", None) != _INSUFFICIENT_PRIVILEGE:
+            raise
+        raise InvalidOptionError(
+            "The user in DYNQUANT_DATABASE_URL may not create dynquant's tables in the job "
+            "database, or not use them. Make it the database's owner (ALTER DATABASE … OWNER TO "
+            "…), or grant it what docs/runner.md lists."
+        ) from error
     except (sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.TimeoutError) as error:
         if "disk is full" in str(error) or "No space left" in str(error):
             raise StorageFullError(

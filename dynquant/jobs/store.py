@@ -22,6 +22,7 @@ from dynquant.core.job import (
     in_step,
     job_id,
     lost_its_runner,
+    made_again,
     progressed,
     put_back,
     retried,
@@ -263,26 +264,39 @@ class JobStore:
         )
         return job or self.get(identity)
 
-    def retry(self, identity: str, *, daily_limit: int | None) -> Job:
-        """A new attempt at the end of the requester's line.
+    def retry(
+        self, identity: str, *, request: JobRequest | None = None, daily_limit: int | None
+    ) -> Job:
+        """A new attempt at the end of the line of its requester: that of `request` if it is given.
 
         Raises:
             RequestError: There is none.
             TransitionError: It is not over, or was published.
             RetryLaterError: The requester is over the limit.
         """
-        with self._database.writing() as connection:
-            submissions.lock(self._database, connection)
-            job = self._read(connection, identity)
-            if job is not None:
-                now = self._database.now(connection)
-                job = retried(job, at=now)
-                number = submissions.count(
-                    connection, job.request, now=now, daily_limit=daily_limit
-                )
-                self._write(connection, job, submission=number, busy_secs=None)
-                self._note(connection, job.id, "retried", f"Attempt {job.attempt} asked for.")
-        return job or self.get(identity)
+        return self._attempt_again(
+            identity,
+            lambda job, at: retried(job, at=at, request=request),
+            event="retried",
+            why="",
+            daily_limit=daily_limit,
+        )
+
+    def make_again(self, identity: str, request: JobRequest, *, daily_limit: int | None) -> Job:
+        """A new attempt, for `request`, at a job whose published repos were deleted.
+
+        Raises:
+            RequestError: There is none.
+            TransitionError: It is not published, as when a new attempt was begun meanwhile.
+            RetryLaterError: The requester is over the limit.
+        """
+        return self._attempt_again(
+            identity,
+            lambda job, at: made_again(job, request, at=at),
+            event="made again",
+            why=" The Hub no longer has what was published.",
+            daily_limit=daily_limit,
+        )
 
     def held(self, session: str) -> frozenset[str]:
         """Ids of the jobs that a session has."""
@@ -320,6 +334,35 @@ class JobStore:
         """Entries that could not be read."""
         with self._database.reading() as connection:
             return journal.put_asides(connection)
+
+    def _attempt_again(
+        self,
+        identity: str,
+        transition: Transition,
+        *,
+        event: str,
+        why: str,
+        daily_limit: int | None,
+    ) -> Job:
+        with self._database.writing() as connection:
+            submissions.lock(self._database, connection)
+            job = self._read(connection, identity)
+            if job is not None:
+                now = self._database.now(connection)
+                job = transition(job, now)
+                request = job.request
+                number = submissions.count(connection, request, now=now, daily_limit=daily_limit)
+                self._write(
+                    connection,
+                    job,
+                    requester=request.requester,
+                    priority=request.priority.value,
+                    submission=number,
+                    busy_secs=None,
+                )
+                asked = f"Attempt {job.attempt} asked for by {request.requester}."
+                self._note(connection, job.id, event, asked + why)
+        return job or self.get(identity)
 
     def _change(
         self,

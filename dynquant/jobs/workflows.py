@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from dbos import DBOS, DBOSClient, DBOSConfig, DBOSPortableJSONSerializer, SetWorkflowID
 from dbos import error as dbos_error
 
-from dynquant.core.job import Outcome
+from dynquant.core.job import JobState, Outcome
 from dynquant.core.job_text import outcome_from_text
 from dynquant.jobs import tables
 from dynquant.jobs.database import IDLE_TIMEOUT_SECS, translated
@@ -160,7 +160,11 @@ class Workflows:
 
     def _create(self, held: Held) -> None:
         before = workflow_id(held.job.id, held.job.attempt - 1)
-        num_done = self._num_done(before) if held.job.attempt > 1 else 0
+        history = held.job.history
+        # What was published and is deleted is made from the first step on: the last step's answer
+        # would be the deleted repos, and the first one's may be that they are there.
+        goes_on = bool(history) and history[-1].state is not JobState.PUBLISHED
+        num_done = self._num_done(before) if goes_on else 0
         # Another runner may forget it between the two.
         with suppress(dbos_error.DBOSNonExistentWorkflowError), SetWorkflowID(held.workflow_id):
             if num_done:

@@ -19,14 +19,22 @@ from pathlib import Path
 from typing import Any
 
 from dynquant.core.bounds import (
+    MAX_CONFIG_VALUES,
     MAX_DIMENSIONS,
+    MAX_EXPERTS,
     MAX_HEADER_BYTES,
+    MAX_JSON_VALUES,
+    MAX_LAYERS,
     MAX_SIZE,
     MAX_SMALL_FILE_BYTES,
     MAX_SMALL_FILES,
+    MAX_TENSORS,
     file_too_large,
     headers_too_large,
+    num_values,
     too_many_files,
+    too_many_tensors,
+    too_many_values,
 )
 from dynquant.core.model_files import (
     CONFIG,
@@ -62,7 +70,12 @@ _DTYPE_BITS = {
     "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F4": 4, "F16": 16, "BF16": 16, "F32": 32, "F64": 64,
     "C64": 64,
 }  # fmt: skip
-_NUM_LAYERS = re.compile(r"(num|n)_([a-z]+_)?layers?")
+_NUM_LAYERS = re.compile(r"(num|n)_([a-z]+_)*layers?")
+_NUM_EXPERTS = re.compile(r"([a-z]+_)*(num|n)_([a-z]+_)*experts")
+_LAYER_LIST = re.compile(r"([a-z]+_)*(layer|layers|pattern)(_[a-z]+)*")
+"""Keys of texts and lists that have an entry for each layer."""
+_OF_QUANTS = ("quantization", "quantization_config", "compression_config")
+"""Parts of a config from which no layers are made; lists in them may name every tensor."""
 _MAX_DEPTH = 64
 _READ_WHOLE = (".json", ".jsonl", ".txt", ".jinja", ".model", ".tiktoken", ".md")
 _MAX_POINTER_BYTES = 1024  # Git LFS's own bound
@@ -201,6 +214,8 @@ def read_header(
         if length > max_bytes:
             raise headers_too_large()
         raw = stream.read(length)
+    if num_values(raw) > MAX_JSON_VALUES:
+        raise too_many_values(file.name)
     try:
         header = json.loads(raw, object_pairs_hook=_once_each)
     except _TwiceError as error:
@@ -283,11 +298,18 @@ def _check_files(folder: Path) -> None:
             raise file_too_large(name)
         if is_kept and has_odd_name(full_name):
             raise InvalidModelError(f"No file of a model needs a name like '{name}'. Rename it.")
+        if is_kept and path.suffix == ".json" and _has_too_many_values(path, about.st_size):
+            raise too_many_values(name)
         num_taken_over += is_kept
         if stat.S_ISREG(about.st_mode) and _is_lfs_pointer(path, full_name, about.st_size):
             raise lfs_pointer_found(name)
     if num_taken_over > MAX_SMALL_FILES:
         raise too_many_files(num_taken_over)
+
+
+def _has_too_many_values(path: Path, num_bytes: int) -> bool:
+    """Whether a JSON file would take much memory when it is parsed, by whatever library."""
+    return num_bytes > MAX_JSON_VALUES and num_values(path.read_bytes()) > MAX_JSON_VALUES
 
 
 def _is_lfs_pointer(path: Path, name: str, num_bytes: int) -> bool:
@@ -306,28 +328,52 @@ def _is_blob(target: Path) -> bool:
 def _headers(files: list[Path]) -> dict[str, Mapping[str, Mapping[str, Any]]]:
     """File name → its header, within one bound for all of them."""
     headers: dict[str, Mapping[str, Mapping[str, Any]]] = {}
-    left = MAX_HEADER_BYTES
+    left, num_tensors = MAX_HEADER_BYTES, 0
     for file in files:
         headers[file.name] = read_header(file, max_bytes=left)
+        num_tensors += len(headers[file.name])
         with file.open("rb") as stream:
             left -= int.from_bytes(stream.read(8), "little")
+        if num_tensors > MAX_TENSORS:
+            raise too_many_tensors()
     return headers
 
 
 def _check_layers(config: Mapping[str, Any], num_tensors: int) -> None:
-    """Refuse more layers than there are tensors: building them would fill the memory."""
-    for key, value in _settings(config):
-        if _NUM_LAYERS.fullmatch(key) and isinstance(value, int) and value > num_tensors:
-            raise InvalidModelError(
-                f"config.json says that '{key}' is {str(value)[:20]}, and the weights are only "
-                f"{num_tensors:,}. Take config and weights from one version of the model."
-            )
+    """Refuse more layers than there are tensors, or than any model has, and as many experts.
+
+    Modules are made for each before a weight is looked at, and would fill the memory.
+    """
+    num_layers = 1
+    settings = tuple(_settings(config))
+    for key, value in settings:
+        if isinstance(value, int) and _NUM_LAYERS.fullmatch(key):
+            if value > num_tensors:
+                raise InvalidModelError(
+                    f"config.json says that '{key}' is {str(value)[:20]}, and the weights are only "
+                    f"{num_tensors:,}. Take config and weights from one version of the model."
+                )
+            _require_at_most(MAX_LAYERS, "layers", key, value)
+            num_layers = max(num_layers, value)
+        elif isinstance(value, str | list) and _LAYER_LIST.fullmatch(key):
+            _require_at_most(MAX_LAYERS, "layers", key, len(value))
+    for key, value in settings:
+        if isinstance(value, int) and _NUM_EXPERTS.fullmatch(key):
+            _require_at_most(MAX_EXPERTS // num_layers, "experts in each layer", key, value)
+
+
+def _require_at_most(most: int, noun: str, key: str, asked: int) -> None:
+    if asked > most:
+        raise InvalidModelError(
+            f"config.json asks by '{key[:100]}' for {str(asked)[:20]} {noun}, and no model that we "
+            f"know has more than {most:,}. Ask the model's author."
+        )
 
 
 def _settings(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     for key, value in config.items():
         yield key, value
-        if isinstance(value, dict):
+        if isinstance(value, dict) and key not in _OF_QUANTS:
             yield from _settings(value)
 
 
@@ -348,8 +394,11 @@ def _read_config(folder: Path) -> dict[str, Any]:
             f"'{folder}' has no config.json, so it is no model folder. "
             "Pass the folder that holds config.json and the safetensors files."
         )
+    raw = path.read_bytes()
+    if num_values(raw) > MAX_CONFIG_VALUES:
+        raise too_many_values(CONFIG, MAX_CONFIG_VALUES)
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(raw.decode())
     except (ValueError, RecursionError) as error:
         raise InvalidModelError(
             "config.json is not valid JSON. Download that file again, or ask the model's author."

@@ -18,6 +18,7 @@ import httpx2
 
 from dynquant.core.job import Job
 from dynquant.core.job_text import job_to_text
+from dynquant.core.public import num_running, public_jobs
 from dynquant.core.watch_status import Errands, errands_from_json
 from dynquant.errors import DynquantError
 from dynquant.job_ports import RunnerStatus
@@ -41,15 +42,17 @@ _logger = logging.getLogger(__name__)
 
 
 def board_snapshot(jobs: Sequence[Job], runners: Iterable[RunnerStatus]) -> dict[str, Any]:
-    """What the Space is shown: JSON types, of bounded size, without addresses to notify.
+    """What the Space is shown: JSON types, of bounded size, no address to notify, nothing private.
 
     Args:
         jobs: The latest first. Those that are over come last, and are left out if not all fit.
+            Private ones are left out and counted nowhere.
         runners: Every runner that the database has seen.
     """
     shown: list[dict[str, Any]] = []
     num_bytes = 0
-    for job in sorted(jobs, key=lambda job: job.is_over):
+    public = public_jobs(jobs)
+    for job in sorted(public, key=lambda job: job.is_over):
         entry = _entry(job)
         entry_bytes = len(json.dumps(entry))
         if len(shown) < _MAX_JOBS and num_bytes + entry_bytes <= _MAX_JOBS_BYTES:
@@ -57,10 +60,13 @@ def board_snapshot(jobs: Sequence[Job], runners: Iterable[RunnerStatus]) -> dict
             num_bytes += entry_bytes
     return {
         "jobs": shown,
-        "num_jobs_left_out": len(jobs) - len(shown),
+        "num_jobs_left_out": len(public) - len(shown),
         "runners": [
             asdict(runner)
-            | {"silent_secs": int(runner.silent_secs // _SILENCE_SECS) * _SILENCE_SECS}
+            | {
+                "silent_secs": int(runner.silent_secs // _SILENCE_SECS) * _SILENCE_SECS,
+                "num_running": num_running(public, runner.id),
+            }
             for runner in runners
         ],
     }

@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from dynquant.core.job import TERMINAL, Job, JobRequest, JobState
 from dynquant.core.naming import is_ours
@@ -24,7 +24,7 @@ from dynquant.job_ports import JobBoard
 from dynquant.outputs import read_text, write_file
 from dynquant.runner.mail_policy import MailPolicy
 
-__all__ = ["Announcer", "Inbox", "InboxEntry", "Mailroom"]
+__all__ = ["Announcer", "FoundSource", "Inbox", "InboxEntry", "Mailroom"]
 
 _MAX_TOLD = 5_000
 _MAX_OPEN = 200
@@ -77,6 +77,14 @@ class Inbox(Protocol):
         ...
 
 
+class FoundSource(NamedTuple):
+    """A model that was asked for, as the Hub has it today."""
+
+    repo_id: str
+    sha: str
+    is_private: bool
+
+
 class Mailroom:
     """Takes requests from an inbox to the board, and results back.
 
@@ -88,8 +96,8 @@ class Mailroom:
         policy: What a request may ask for.
         memory: File that remembers which job came of which request, for those that are cancelled
             while this runner is away.
-        look_up: Repo id, revision, whether private repos of the operator count → today's name and
-            commit.
+        look_up: Repo id, revision, whether private repos of the operator count → what the Hub has
+            under that name.
         clock: Seconds that only go forward.
     """
 
@@ -100,7 +108,7 @@ class Mailroom:
         *,
         policy: MailPolicy,
         memory: Path,
-        look_up: Callable[[str, str | None, bool], tuple[str, str]],
+        look_up: Callable[[str, str | None, bool], FoundSource],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._inbox = inbox
@@ -141,13 +149,15 @@ class Mailroom:
             self._inbox.finish(entry.name, _refusal("unreadable", entry.sentence))
             return
         try:
-            job = self._submitted(entry.request)
+            request = self._policy.admitted(entry.request)
+            job = self._submitted(request)
         except RequestError as error:
             self._inbox.finish(entry.name, _refusal(error.reason, str(error)))
             return
         may_retry = job.is_over and job.state != JobState.PUBLISHED and not _is_of_operator(job)
         if may_retry and _is_newer(entry, job):
-            self._board.retry(job.id)  # asking again for what had failed asks for an attempt
+            # Asking again for what had failed is asking for another attempt.
+            self._board.retry(job.id, request=request)
         self._jobs[entry.name] = job.id
 
     def _put_off(self, name: str, error: RetryLaterError) -> None:
@@ -191,12 +201,14 @@ class Mailroom:
         del self._jobs[name]
 
     def _submitted(self, request: JobRequest) -> Job:
-        admitted = self._policy.admitted(request)
-        name, sha = self._look_up(
-            admitted.model, admitted.revision, self._policy.may_name_private(admitted.model)
+        found = self._look_up(
+            request.model, request.revision, self._policy.may_name_private(request.model)
         )
         return self._board.submit(
-            replace(admitted, model=name), revision_sha=sha, recipe_version=RECIPE_VERSION
+            replace(request, model=found.repo_id),
+            revision_sha=found.sha,
+            source_is_private=found.is_private,
+            recipe_version=RECIPE_VERSION,
         )
 
 

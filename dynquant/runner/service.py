@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import psutil
 
 from dynquant.core.job import JobState
+from dynquant.core.public import public_jobs, public_status
 from dynquant.core.watch_status import Errands, WatchStatus, status_to_json
 from dynquant.corpus import Corpus
 from dynquant.errors import DynquantError
@@ -23,6 +24,7 @@ from dynquant.hub.client_environment import check_connection, check_token
 from dynquant.hub.datasets import HubDatasets
 from dynquant.hub.inbox import HubInbox
 from dynquant.hub.models import HubModels
+from dynquant.hub.published import HubRepos
 from dynquant.hub.publishing import HubPublisher
 from dynquant.jobs.board import DatabaseBoard
 from dynquant.jobs.engine import JobEngine
@@ -30,7 +32,7 @@ from dynquant.log_lines import configure_logging, secrets_in
 from dynquant.runner.job_steps import JobSteps
 from dynquant.runner.live_board import LiveBoard, board_snapshot
 from dynquant.runner.machine import awake, chip_name, keep_memory_flat, usable_memory_bytes
-from dynquant.runner.mail import Announcer, Mailroom
+from dynquant.runner.mail import Announcer, FoundSource, Mailroom
 from dynquant.runner.mail_policy import MailPolicy
 from dynquant.runner.notify import notify
 from dynquant.runner.sandbox import reach, statement
@@ -123,7 +125,9 @@ def _surroundings(
     settings: Settings, stopping: threading.Event, watch: Watch | None
 ) -> Iterator[None]:
     """Everything beside the engine, each in a thread of its own; none of it can stop a job."""
-    board = DatabaseBoard(settings.database_url, daily_limit=settings.daily_limit)
+    board = DatabaseBoard(
+        settings.database_url, daily_limit=settings.daily_limit, published=HubRepos()
+    )
     wakefulness = _Wakefulness(board, settings.runner_id)
     rounds: list[Callable[[], object]] = [
         Announcer(
@@ -187,9 +191,12 @@ def _say_what_is_confined() -> None:
 
 
 def _snapshot(board: DatabaseBoard, watch: Watch | None) -> dict[str, Any]:
-    """What the Space is shown."""
-    shown = board_snapshot(board.list(limit=_MAX_SHOWN), board.runners())
-    return shown if watch is None else shown | {"watch": status_to_json(watch.status())}
+    """What the Space is shown, which shows it to everybody."""
+    jobs = public_jobs(board.list(limit=_MAX_SHOWN))
+    shown = board_snapshot(jobs, board.runners())
+    if watch is not None:
+        shown["watch"] = status_to_json(public_status(watch.status(), jobs))
+    return shown
 
 
 def _repeat(do_round: Callable[[], object], stopping: threading.Event) -> None:
@@ -247,8 +254,8 @@ def mail_policy(settings: Settings) -> MailPolicy:
     )
 
 
-def _look_up(model: str, revision: str | None, as_operator: bool) -> tuple[str, str]:  # noqa: FBT001
+def _look_up(model: str, revision: str | None, as_operator: bool) -> FoundSource:  # noqa: FBT001
     """A model as strangers see it, or as the token of this machine does."""
     with HubModels(token=None if as_operator else False) as hub:
         found = hub.look_up(model, revision=revision)
-    return found.repo, found.sha
+    return FoundSource(found.repo, found.sha, found.is_private)

@@ -127,6 +127,7 @@ class Orders:
             requester=WATCHER,
             priority=Priority.WATCHER,
             private=rule.private,
+            source_is_private=candidate.private,
         )
         return Order(
             job_id=job_id(request, revision_sha=candidate.sha, recipe_version=RECIPE_VERSION),
@@ -163,7 +164,10 @@ class Orders:
         assert order.request.revision is not None
         try:
             self._board.submit(
-                order.request, revision_sha=order.request.revision, recipe_version=RECIPE_VERSION
+                order.request,
+                revision_sha=order.request.revision,
+                source_is_private=order.request.source_is_private,
+                recipe_version=RECIPE_VERSION,
             )
         except RequestError:
             self._state.submitted(order.job_id)

@@ -19,10 +19,11 @@ class JobDesk(Protocol):
     def submit(self, request: JobRequest) -> Job:
         """Queue what is asked for; the same request is the same job.
 
-        What was refused, failed or cancelled before gets a new attempt.
+        What was refused, failed or cancelled before gets a new attempt, and what was published and
+        is deleted.
 
         Args:
-            request: With the commit as its revision.
+            request: With the commit as its revision, and whether the model is private.
 
         Raises:
             RequestError: It makes no sense.
@@ -77,11 +78,14 @@ class BoardDesk:
         """See `JobDesk`."""
         assert request.revision is not None
         job = self._board.submit(
-            request, revision_sha=request.revision, recipe_version=RECIPE_VERSION
+            request,
+            revision_sha=request.revision,
+            source_is_private=request.source_is_private,
+            recipe_version=RECIPE_VERSION,
         )
         if job.is_over and job.state is not JobState.PUBLISHED:
             with suppress(RequestError):  # somebody else was quicker
-                self._board.retry(job.id)
+                self._board.retry(job.id, request=request)
             job = self._board.get(job.id)
         return job
 

@@ -45,6 +45,7 @@ class Prospect:
         repo_id: Its name of today.
         license: As its card says; empty if it says nothing.
         gated: `auto` or `manual`; empty for an open one.
+        is_private: Whether only some accounts may see it.
         model_type: Family; empty if nobody may read its config.
         inventory: Its layers, from the headers; a rough one where those may not be read.
         is_rough: Whether `inventory` is a guess from the number of parameters.
@@ -56,6 +57,7 @@ class Prospect:
     revision_sha: str
     license: str
     gated: str
+    is_private: bool
     downloads: int
     model_type: str
     inventory: ModelInventory
@@ -176,6 +178,7 @@ class Prospects:
             revision_sha=listing.sha,
             license=str(listing.card.get("license_name") or listing.card.get("license") or ""),
             gated=listing.gated,
+            is_private=listing.is_private,
             downloads=about.downloads,
             model_type=model_type,
             inventory=inventory,

@@ -232,6 +232,7 @@ class Service:
                 requester=visitor.name,
                 requester_id=visitor.hub_id,
                 private=_private(visitor, order),
+                source_is_private=prospect.is_private,
                 options=_options(order),
                 notify_url=order.notify_url.strip() or None,
             )

@@ -21,7 +21,7 @@ from dynquant.core.job import (
 )
 from dynquant.core.recipe import RECIPE_VERSION
 from dynquant.errors import DynquantError, RequestError
-from dynquant.job_ports import JobEvent, RunnerStatus
+from dynquant.job_ports import JobEvent, PublishedRepos, RunnerStatus
 from dynquant.web.snapshots import Snapshots
 
 __all__ = ["Inbox", "InboxEntry", "SpaceDesk"]
@@ -89,6 +89,7 @@ class SpaceDesk:
     Args:
         inbox: The mailbox.
         snapshots: What runners post.
+        published: Says whether what jobs published is still there.
         clock: Seconds that only go forward.
         in_background: Runs what may take long, such as asking a Hub that does not answer.
     """
@@ -97,12 +98,14 @@ class SpaceDesk:
         self,
         inbox: Inbox,
         snapshots: Snapshots,
+        published: PublishedRepos,
         *,
         clock: Callable[[], float] = time.monotonic,
         in_background: Callable[[Callable[[], None]], None] = _in_thread,
     ) -> None:
         self._inbox = inbox
         self._snapshots = snapshots
+        self._published = published
         self._clock = clock
         self._in_background = in_background
         self._lock = threading.Lock()
@@ -114,9 +117,12 @@ class SpaceDesk:
         """See `JobDesk`."""
         check_notify_url(request)
         identity = _identity(request)
+        before = self._known().get(identity)
+        # Asked before the lock is taken: others are not to wait for the Hub.
+        is_there = before is not None and self._is_published(before)
         with self._lock:  # so that two clicks are one request
             job = self._known().get(identity)
-            if job is not None and (not job.is_over or job.state is JobState.PUBLISHED):
+            if job is not None and (not job.is_over or (is_there and job == before)):
                 return job
             return self._send(request)
 
@@ -180,20 +186,22 @@ class SpaceDesk:
         """See `JobDesk`."""
         return self._snapshots.runners()
 
+    def _is_published(self, job: Job) -> bool:
+        """Whether a job published something that is still there, as far as the Hub answers."""
+        if job.state is not JobState.PUBLISHED:
+            return False
+        try:
+            return self._published.are_there(job.results)
+        except DynquantError as error:
+            _logger.warning("Whether a job's results are still there is not known: %s", error)
+            return True
+
     def _known(self) -> dict[str, Job]:
         """Every job: as a runner posted it, else as it was sent."""
-        posted = self._snapshots.jobs()
         known = {identity: sent.job for identity, sent in list(self._sent.items())}
-        for identity, job in posted.items():
+        for identity, job in self._snapshots.jobs().items():
             mine = known.get(identity)
-            # Asked for again after it had ended, and the runner has not noticed yet.
-            is_new_attempt = (
-                mine is not None
-                and not mine.is_over
-                and job.ended_at is not None
-                and mine.submitted_at > job.ended_at
-            )
-            if not is_new_attempt:
+            if mine is None or not _is_new_attempt(mine, job):
                 known[identity] = job
         return known
 
@@ -239,14 +247,21 @@ class SpaceDesk:
                     self._remember(_Sent(name=entry.name, job=job))
 
     def _find_results(self) -> None:
-        """Results of requests that no runner has on its board, such as refused ones."""
+        """Results of requests of which no board tells, such as refused ones."""
         posted = self._snapshots.jobs()
         for identity, sent in list(self._sent.items()):
-            if sent.job.is_over or identity in posted:
+            if sent.job.is_over:
+                continue
+            if identity in posted and not _is_new_attempt(sent.job, posted[identity]):
                 continue
             if (result := self._inbox.result(sent.name)) is not None:
                 with self._lock:
                     self._sent[identity] = replace(sent, job=_over(sent.job, result))
+
+
+def _is_new_attempt(mine: Job, posted: Job) -> bool:
+    """Whether a job was asked for again after it had ended, which its runner does not show yet."""
+    return not mine.is_over and posted.ended_at is not None and mine.submitted_at > posted.ended_at
 
 
 def _identity(request: JobRequest) -> str:

@@ -26,6 +26,7 @@ from dynquant.core.job import (
     in_step,
     job_id,
     lost_its_runner,
+    made_again,
     progressed,
     put_back,
     retried,
@@ -128,11 +129,12 @@ TRANSITIONS = {
     "failed": lambda job: ended(job, Outcome(state=JobState.FAILED, sentence="No."), at=NOON),
     "cancelled": lambda job: cancelled(job, at=NOON),
     "retried": lambda job: retried(job, at=NOON),
+    "made_again": lambda job: made_again(job, job.request, at=NOON),
 }
 
 
 @given(st.lists(st.sampled_from(sorted(TRANSITIONS)), max_size=30))
-def test_only_a_retry_leaves_a_terminal_state_and_it_keeps_the_history(names):
+def test_only_another_attempt_leaves_a_terminal_state_and_it_keeps_the_history(names):
     job = make_job()
     for name in names:
         try:
@@ -140,8 +142,8 @@ def test_only_a_retry_leaves_a_terminal_state_and_it_keeps_the_history(names):
         except TransitionError:
             continue
         if job.is_over:
-            assert name == "retried"
-            assert job.state is not JobState.PUBLISHED
+            is_published = job.state is JobState.PUBLISHED
+            assert name == ("made_again" if is_published else "retried")
             assert after.history[:-1] == job.history
             assert after.history[-1].state is job.state
             assert (after.attempt, after.deaths, after.state) == (
@@ -150,7 +152,7 @@ def test_only_a_retry_leaves_a_terminal_state_and_it_keeps_the_history(names):
                 JobState.WAITING,
             )
         else:
-            assert name != "retried"
+            assert name not in {"retried", "made_again"}
             assert (after.attempt, after.history) == (job.attempt, job.history)
         assert after.is_over == (after.state in TERMINAL) == (after.ended_at is not None)
         assert after.deaths <= MAX_DEATHS
@@ -164,9 +166,9 @@ def test_only_a_retry_leaves_a_terminal_state_and_it_keeps_the_history(names):
         (JobState.WAITING, {"begun", "cancelled"}),
         (
             JobState.RUNNING,
-            set(TRANSITIONS) - {"begun", "retried"},
+            set(TRANSITIONS) - {"begun", "retried", "made_again"},
         ),
-        (JobState.PUBLISHED, set()),
+        (JobState.PUBLISHED, {"made_again"}),
         (JobState.REFUSED, {"retried"}),
         (JobState.FAILED, {"retried"}),
         (JobState.CANCELLED, {"retried"}),
@@ -340,7 +342,16 @@ def test_any_json_is_either_a_request_or_refused(raw):
         assert request_from_json(json.loads(json.dumps(request_to_json(request)))) == request
 
 
-def test_only_a_request_for_something_public_says_a_word_that_older_runners_refuse():
-    assert "public" not in GOOD
-    asked = make_request(public=True)
+@pytest.mark.parametrize("name", ["public", "source_is_private"])
+def test_only_a_request_that_needs_it_says_a_word_that_older_runners_refuse(name):
+    assert name not in GOOD
+    asked = make_request(**{name: True})
     assert request_from_json(request_to_json(asked)) == asked
+
+
+def test_an_attempt_that_somebody_else_asks_for_is_theirs_and_for_the_same_result():
+    failed = ended(make_running(), Outcome(state=JobState.FAILED), at=NOON)
+    asks = make_request(requester="bob", model="ORG/model", notify_url="https://b.example/x")
+    request = retried(failed, at=NOON, request=asks).request
+    assert (request.requester, request.notify_url) == ("bob", "https://b.example/x")
+    assert request.model == failed.request.model

@@ -92,6 +92,40 @@ def entries(num_bytes: int) -> bytes:
     return b"{" + b",".join(one % number for number in range(num_bytes // 56)) + b"}"
 
 
+def many(num: int, *, num_layers: int = 0) -> Callable[[Path], object]:
+    """Very many tensors of one byte, and a config that asks for layers which they would make up."""
+
+    def build(folder: Path) -> None:
+        raw = (folder / WEIGHTS).read_bytes()
+        length = int.from_bytes(raw[:8], "little")
+        header, data = json.loads(raw[8 : 8 + length]), raw[8 + length :]
+        header |= {
+            f"model.x{at}": {
+                "dtype": "U8",
+                "shape": [1],
+                "data_offsets": [len(data) + at, len(data) + at + 1],
+            }
+            for at in range(num)
+        }
+        raw_header(folder, json.dumps(header, separators=(",", ":")).encode(), data + bytes(num))
+        if num_layers:
+            edit_json(folder, CONFIG, num_hidden_layers=num_layers)
+
+    return build
+
+
+def with_vocabulary(num: int) -> Callable[[Path], object]:
+    """A tokenizer of very many entries, which no text has."""
+
+    def build(folder: Path) -> None:
+        model = json.loads((folder / TOKENIZER).read_text())["model"]
+        first = len(model["vocab"])
+        model["vocab"] |= {f"zz{number}": number for number in range(first, first + num)}
+        edit_tokenizer(folder, model=model)
+
+    return build
+
+
 def renamed_zip(folder: Path) -> None:
     with zipfile.ZipFile(folder / WEIGHTS, "w") as archive:
         archive.writestr("data.pkl", pickle.dumps({"weight": 1}))
@@ -218,6 +252,11 @@ HEADERS: dict[str, Case] = {
     ),
     "a hundred thousand sizes": refused(in_header(NORM, shape=[1] * 100_000), "does not fit"),
     "a header of 100 MB": refused(lambda f: raw_header(f, entries(99_000_000)), "header"),
+    "a header of 800,000 tensors": refused(lambda f: raw_header(f, entries(45_000_000)), "values"),
+    "a header of 450,000 tensors": refused(many(450_000), "400,000 tensors"),
+    "a header of lists without end": refused(
+        lambda f: raw_header(f, b'{"a":[%s1]}' % (b"[]," * 4_000_000)), "values"
+    ),
     "a header of 100 MB of one text": refused(
         lambda f: raw_header(f, b'{"__metadata__":{"x":"%s"}}' % (b"a" * 99_000_000)), "header"
     ),
@@ -254,6 +293,9 @@ INDEXES: dict[str, Case] = {
     ),
     "an index of 100,000 shards": refused(hundred_thousand_shards, "100000 weight file(s)"),
     "an index of lists within lists": refused(lambda f: write(f, INDEX, deep(200_000)), "index"),
+    "an index of 4 million entries": refused(
+        lambda f: write(f, INDEX, '{"weight_map":{%s"a":"b"}}' % ('"a":"b",' * 4_000_000)), "values"
+    ),
     "an index of 2 GB": refused(partial(sparse, name=INDEX, num_bytes=2 << 30), "larger than"),
 }
 
@@ -323,6 +365,7 @@ def absurd() -> Iterator[tuple[str, Case]]:
     """Numbers in config.json that no model has."""
     for key, value in (
         ("num_hidden_layers", 2**62),
+        ("num_hidden_layers", 10**9),
         ("num_hidden_layers", 10**7),
         ("num_hidden_layers", -1),
         ("num_hidden_layers", 1.5),
@@ -333,6 +376,11 @@ def absurd() -> Iterator[tuple[str, Case]]:
         ("hidden_size", "64"),
         ("hidden_size", [64]),
         ("vocab_size", 2**40),
+        ("vocab_size", 10**12),
+        ("num_experts", 10**8),
+        ("moe_num_experts", 10**8),
+        ("layer_types", ["full_attention"] * 10**5),
+        ("hybrid_override_pattern", "M" * 10**6),
         ("intermediate_size", 10**30),
         ("num_attention_heads", 0),
         ("num_key_value_heads", 2**31),
@@ -349,6 +397,15 @@ def absurd() -> Iterator[tuple[str, Case]]:
 
 CONFIGS: dict[str, Case] = {
     **dict(absurd()),
+    "more layers than any model has, with tensors for all": refused(
+        many(20_000, num_layers=20_000), "20000 layers"
+    ),
+    "experts in every layer that are too many together": refused(
+        in_config(num_hidden_layers=14, num_experts=10_000), "7,142"
+    ),
+    "a config of a million lists": refused(
+        lambda f: edit_json(f, CONFIG, zz=[[]] * 10**6), "values"
+    ),
     "a context of 2^62": Case(
         build=in_config(max_position_embeddings=2**62), reason=Reason.UNFIT_TEXT, step="measure"
     ),
@@ -412,6 +469,9 @@ TOKENIZERS: dict[str, Case] = {
         build=partial(edit_tokenizer, normalizer=normalizers(40)),
         reason=Reason.TAKES_TOO_LONG,
         step="measure",
+    ),
+    "a vocabulary of 4 million tokens": refused(
+        with_vocabulary(4_000_000), "'tokenizer.json' holds more than"
     ),
     "tokens without a row": refused(ids_from(10**6), "token", step="measure"),
     "tokens beyond every number": refused(ids_from(2**32 - 200), "token", step="measure"),
@@ -478,6 +538,9 @@ TEMPLATES: dict[str, Case] = {
 
 LONG = {
     "a header of 100 MB",
+    "a header of 450,000 tensors",
+    "a vocabulary of 4 million tokens",
+    "an index of 4 million entries",
     "a template that fills the memory slowly",
     "a template that writes without end",
     "a text that doubles forty times",

@@ -83,7 +83,10 @@ def submit(field: Field, name: str, folder: Path) -> Job:
         options=options,
     )
     return field.board.submit(
-        request, revision_sha=repo.branches["main"], recipe_version=RECIPE_VERSION
+        request,
+        revision_sha=repo.branches["main"],
+        source_is_private=False,
+        recipe_version=RECIPE_VERSION,
     )
 
 

@@ -88,6 +88,7 @@ class Arena:
         return self.board.submit(
             make_request(model, **overrides),
             revision_sha="5ha",
+            source_is_private=False,
             recipe_version=1,
             needed_memory_bytes=needed_memory_bytes,
         )

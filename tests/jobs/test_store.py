@@ -41,7 +41,12 @@ def board(database_url) -> Iterator[DatabaseBoard]:
 
 
 def submit(board: DatabaseBoard, model: str = "org/Model", **overrides):
-    return board.submit(make_request(model, **overrides), revision_sha="5ha", recipe_version=1)
+    return board.submit(
+        make_request(model, **overrides),
+        revision_sha="5ha",
+        source_is_private=False,
+        recipe_version=1,
+    )
 
 
 def run(store: JobStore, identity: str, *, secs: float = 60.0) -> None:

@@ -82,7 +82,9 @@ def test_entries_of_the_queue_that_were_set_aside_are_named(hub, tmp_path):
     url = f"sqlite:///{tmp_path / 'jobs.sqlite'}"
     with closing(DatabaseBoard(url)) as board, closing(Database(url)) as database:
         request = JobRequest(model="org/M", targets_bpw=(4.5,), requester="ann")
-        job = board.submit(request, revision_sha="c0ffee", recipe_version=1)
+        job = board.submit(
+            request, revision_sha="c0ffee", source_is_private=False, recipe_version=1
+        )
         with database.writing() as connection:
             connection.execute(sa.update(tables.jobs).values(document="{}"))
         assert board.list() == ()

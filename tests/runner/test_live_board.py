@@ -264,12 +264,43 @@ def test_a_snapshot_has_what_jobs_and_runners_are_and_no_address_to_notify():
             "version": "1",
             "memory_bytes": 64 * 10**9,
             "num_slots": 1,
-            "num_running": 0,
+            "num_running": 1,
             "silent_secs": 60,
             "is_alive": True,
             "chip": "Apple M2 Ultra",
         }
     ]
+
+
+@pytest.mark.harden("web")
+def test_nothing_private_is_posted_not_even_how_many_there_are():
+    def asked(**private: Any) -> JobRequest:
+        return JobRequest(
+            model="org/Canary", targets_bpw=(4.5,), requester="canary", destination="me", **private
+        )
+
+    hidden = [
+        make_job("1", request=asked(private=True), position=1, sentence="canary"),
+        make_job("2", request=asked(source_is_private=True), state=JobState.RUNNING, runner="mac"),
+        make_job("3", request=asked(source_is_private=True, public=True), state=JobState.FAILED),
+        *(
+            make_job(f"over {i}", request=asked(private=True), state=JobState.PUBLISHED)
+            for i in range(600)
+        ),
+    ]
+    runner = make_runner(id="mac", num_running=1)
+    with_them = board_snapshot([*hidden, make_job("seen", position=2)], [runner])
+    without = board_snapshot([make_job("seen", position=1)], [make_runner(id="mac")])
+    assert with_them == without
+    assert "canary" not in json.dumps(with_them).lower().replace("b0/canary", "")
+
+
+def test_a_quant_of_a_private_model_is_shown_once_it_was_published_for_everybody():
+    request = JobRequest(
+        model="me/Mine", targets_bpw=(4.5,), requester="me", public=True, source_is_private=True
+    )
+    job = make_job(request=request, state=JobState.PUBLISHED)
+    assert [each["id"] for each in board_snapshot([job], [])["jobs"]] == [job.id]
 
 
 def test_two_snapshots_of_a_quiet_board_are_alike():

@@ -23,7 +23,7 @@ from dynquant.core.job import (
 )
 from dynquant.core.recipe import RECIPE_VERSION
 from dynquant.errors import ModelNotFoundError, RequestError, RetryLaterError
-from dynquant.runner.mail import _MAX_OPEN, Announcer, Mailroom
+from dynquant.runner.mail import _MAX_OPEN, Announcer, FoundSource, Mailroom
 from dynquant.runner.mail_policy import MailPolicy
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
@@ -69,10 +69,10 @@ class FakeBoard:
         self.is_full = False
         self.num_lists = 0
 
-    def submit(self, request, *, revision_sha, recipe_version, needed_memory_bytes=None):
+    def submit(self, request, *, revision_sha, source_is_private, recipe_version):
         if self.is_full:
             raise RetryLaterError("Over the limit.")
-        request = replace(request, revision=revision_sha)
+        request = replace(request, revision=revision_sha, source_is_private=source_is_private)
         identity = job_id(request, revision_sha=revision_sha, recipe_version=recipe_version)
         job = Job(id=identity, request=request, recipe_version=recipe_version, submitted_at=NOW)
         return self.jobs.setdefault(identity, job)
@@ -86,8 +86,8 @@ class FakeBoard:
         self.jobs[identity] = cancelled(self.jobs[identity], at=NOW)
         return self.jobs[identity]
 
-    def retry(self, identity):
-        self.jobs[identity] = retried(self.jobs[identity], at=NOW)
+    def retry(self, identity, *, request=None):
+        self.jobs[identity] = retried(self.jobs[identity], at=NOW, request=request)
         return self.jobs[identity]
 
     def list(self, *, states=(), requester=None, limit=100):
@@ -144,7 +144,7 @@ def make_room(board, inbox, tmp_path, looked_up, clock) -> Callable[[], Mailroom
         looked_up.append(model)
         if model == "org/none" or (model.startswith("you/secret") and not as_operator):
             raise ModelNotFoundError("There is no such model.")
-        return model.replace("org/m", "org/M"), "5ha"
+        return FoundSource(model.replace("org/m", "org/M"), "5ha", is_private=model == "org/mine")
 
     policy = MailPolicy(default_destination=lambda: "you", private_sources=("you/secret-for-all",))
     return lambda: Mailroom(
@@ -170,6 +170,28 @@ def test_a_request_becomes_one_job_however_often_it_is_looked_at(room, inbox, bo
     assert (job.request.model, job.request.revision) == ("org/M", "5ha")
     assert job.request.requester == "ann"
     assert inbox.results == {}
+
+
+@pytest.mark.harden("web")
+@pytest.mark.parametrize(("model", "is_private"), [("org/mine", True), ("org/m", False)])
+@pytest.mark.parametrize("claim", [True, False])
+def test_whether_a_model_is_private_says_the_hub_and_not_the_mail(
+    room, inbox, board, model, is_private, claim
+):
+    inbox.put(make_request(model=model, source_is_private=claim))
+    room.do_round()
+    (job,) = board.jobs.values()
+    assert job.request.source_is_private == is_private
+
+
+def test_an_attempt_that_comes_by_mail_is_of_who_sent_it(room, inbox, board):
+    inbox.put(make_request())
+    room.do_round()
+    (identity,) = board.jobs
+    board.end(identity, JobState.FAILED)
+    inbox.put(make_request(requester="bob"), at=NOW + timedelta(hours=1))
+    room.do_round()
+    assert (board.jobs[identity].attempt, board.jobs[identity].request.requester) == (2, "bob")
 
 
 def test_the_result_of_a_job_goes_back_under_the_name_of_every_request_for_it(room, inbox, board):
@@ -264,7 +286,9 @@ def test_what_a_visitor_may_not_ask_for_is_answered_and_never_queued(room, inbox
 @pytest.mark.parametrize("requester", ["local:operator", "the watcher"])
 def test_no_mail_cancels_or_retries_a_job_of_the_operator(room, inbox, board, requester):
     ours = make_request(model="org/M", requester=requester)
-    identity = board.submit(ours, revision_sha="5ha", recipe_version=RECIPE_VERSION).id
+    identity = board.submit(
+        ours, revision_sha="5ha", source_is_private=False, recipe_version=RECIPE_VERSION
+    ).id
     name = inbox.put(make_request(model="org/M"))
     room.do_round()
     assert [*board.jobs] == [identity]  # the same request is the same job
@@ -341,7 +365,9 @@ def announcer(board, tmp_path, told: list[Job]) -> Announcer:
 
 
 def submit(board, **overrides) -> str:
-    job = board.submit(make_request(**overrides), revision_sha="5ha", recipe_version=1)
+    job = board.submit(
+        make_request(**overrides), revision_sha="5ha", source_is_private=False, recipe_version=1
+    )
     return job.id
 
 

@@ -97,7 +97,10 @@ class Field:
         }
         sha = self.hub.repos["model", SOURCE].branches["main"]
         return self.board.submit(
-            JobRequest(**fields | overrides), revision_sha=sha, recipe_version=RECIPE_VERSION
+            JobRequest(**fields | overrides),
+            revision_sha=sha,
+            source_is_private=False,
+            recipe_version=RECIPE_VERSION,
         )
 
     def wait(self, happens: Callable[[], Any], what: str) -> Any:

@@ -11,7 +11,7 @@ import pytest
 
 from dynquant.core.job import JobRequest
 from dynquant.hub import HubInbox
-from tests.command_line import needs_shared
+from tests.command_line import MODEL, needs_shared
 from tests.local_hub.texts import add_default_texts
 from tests.post_server import Post, taking_posts
 from tests.service.conftest import SECRET, SOURCE, TOKEN
@@ -48,8 +48,9 @@ def space() -> Iterator[Space]:
         yield space
 
 
-def states(space: Space) -> list[str]:
-    return [job["state"] for board in space.boards for job in board["jobs"]]
+def states(space: Space, *, attempt: int = 1) -> list[str]:
+    jobs = [job for board in space.boards for job in board["jobs"]]
+    return [job["state"] for job in jobs if job["attempt"] == attempt]
 
 
 def test_a_request_in_the_inbox_is_done_shown_live_and_answered_there(sqlite_field, space):
@@ -94,3 +95,37 @@ def test_a_private_model_of_the_operator_cannot_be_asked_for_by_mail(sqlite_fiel
     # What the operator named is queued, and fails over what it is.
     found = field.wait(lambda: inbox.result(shown), "the other answer")
     assert found["job_id"] == field.board.list()[0].id
+
+
+@pytest.mark.harden("web")
+def test_what_was_deleted_is_made_again_by_mail_and_private_models_are_on_no_board(
+    sqlite_field, space
+):
+    field = sqlite_field
+    field.hub.add("you/canary", MODEL, private=True)
+    add_default_texts(field.hub)
+    inbox = HubInbox(INBOX, endpoint=field.hub.url, token=TOKEN)
+    fields: dict[str, Any] = {"destination": "you", "requester": "ann"}
+    asked = JobRequest(model=SOURCE, targets_bpw=(4.5,), **fields)
+    hidden = inbox.send(JobRequest(model="you/canary", targets_bpw=(4.5,), **fields))
+    first = inbox.send(asked)
+    field.start(
+        DYNQUANT_INBOX_REPO=INBOX,
+        DYNQUANT_INBOX_PRIVATE_SOURCES="you/canary",
+        DYNQUANT_SPACE_URL=space.url,
+        DYNQUANT_SPACE_SECRET=SECRET,
+    )
+    for name in (hidden, first):
+        result = field.wait(lambda: inbox.result(name), "the result")  # noqa: B023
+        assert result["state"] == "published"
+    repo = "you/org__sample-2m-MLX-4.5bpw"
+    del field.hub.repos["model", repo]
+    second = inbox.send(asked)
+    result = field.wait(lambda: inbox.result(second), "the second result")
+    assert (result["state"], result["results"][0]["repo_id"]) == ("published", repo)
+    assert ("model", repo) in field.hub.repos
+    job = field.board.get(result["job_id"])
+    assert (job.attempt, [each.state for each in job.history]) == (2, ["published"])
+    field.wait(lambda: states(space, attempt=2), "the live board")
+    assert "canary" not in json.dumps(space.boards)
+    assert field.hub.repos["model", "you/canary-MLX-4.5bpw"].private

@@ -91,7 +91,9 @@ def test_a_job_that_a_person_asked_for_is_not_withdrawn(scene, person):
     add_model(scene.hub, "org/M", scene.at(-5))
     sha = scene.hub.repos["model", "org/M"].branches["main"]
     request = JobRequest(model="org/M", targets_bpw=(4.5,), destination="you", requester=person)
-    asked = scene.board.submit(request, revision_sha=sha, recipe_version=RECIPE_VERSION)
+    asked = scene.board.submit(
+        request, revision_sha=sha, source_is_private=False, recipe_version=RECIPE_VERSION
+    )
     scene.sweep(1)
     assert len(scene.board.list()) == 1
     new_weights(scene.hub, "org/M", scene.at(20), seed="better")

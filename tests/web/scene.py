@@ -25,6 +25,7 @@ from dynquant.core.papers import PLAN, REPORT, papers
 from dynquant.core.recipe import RECIPE_VERSION
 from dynquant.hub.hardware import Mac
 from dynquant.hub.models import opened_briefly
+from dynquant.hub.published import HubRepos
 from dynquant.hub.publishing import Account
 from dynquant.hub.search import HubSearch
 from dynquant.hub.visitor import HubVisitor
@@ -71,7 +72,12 @@ class Field:
     def submit(self, **overrides: Any) -> str:
         """Queue a job; its id."""
         request = make_request(**overrides)
-        return self.board.submit(request, revision_sha="c0ffee", recipe_version=RECIPE_VERSION).id
+        return self.board.submit(
+            request,
+            revision_sha="c0ffee",
+            source_is_private=request.source_is_private,
+            recipe_version=RECIPE_VERSION,
+        ).id
 
     def run(self, job_id: str, *progress: StepProgress, runner: str = "mac-studio") -> str:
         """Have a runner take a job, and get so far; the session that has it."""
@@ -163,7 +169,8 @@ def opened(
         hub.add_user("ann", token="hf_ann")
         hub.add_user("bob", token="hf_bob", orgs={"team": "write"})
         hub.add(SOURCE, SAMPLE, downloads=12_345)
-        board, database = DatabaseBoard(url), Database(url)
+        published = HubRepos(endpoint=hub.url, token="hf_quants")
+        board, database = DatabaseBoard(url, published=published), Database(url)
         token = False if web.is_space else None
         search = HubSearch(endpoint=hub.url, token=token)
 

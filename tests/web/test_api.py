@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -12,9 +14,9 @@ import requests
 from gradio_client import Client
 from gradio_client.exceptions import AppError
 
-from dynquant.core.job import JobState
+from dynquant.core.job import JobState, Outcome
 from tests.waiting import PATIENCE_SECS
-from tests.web.scene import NAMESPACE, SOURCE, opened
+from tests.web.scene import NAMESPACE, SAMPLE, SOURCE, Field, make_family, opened, publish
 
 DOCS = Path(__file__).parents[2] / "docs" / "space.md"
 
@@ -168,3 +170,34 @@ def test_the_snippet_of_the_documentation_runs(field, capsys):
     shown = capsys.readouterr().out.split()
     assert shown[-2:] == ["waiting", "cancelled"]
     assert field.board.list()[0].state is JobState.CANCELLED
+
+
+def test_a_quant_that_was_deleted_on_the_hub_is_made_again_for_who_asks(client, field):
+    job_id = submit(client, bits_per_weight=[4.75])["id"]
+    repo = publish(field.hub, make_family(SOURCE)[0])
+    outcome = Outcome(state=JobState.PUBLISHED, results=(repo,))
+    field.end(job_id, outcome, session=field.run(job_id))
+    assert submit(client, bits_per_weight=[4.75])["state"] == "published"
+    del field.hub.repos["model", repo.repo_id]
+    again = submit(client, bits_per_weight=[4.75])
+    assert (again["id"], again["state"], again["results"]) == (job_id, "waiting", [])
+    assert field.board.get(job_id).attempt == 2
+    field.board.cancel(job_id)
+
+
+def test_a_job_knows_of_a_private_model_of_ones_own_machine(tmp_path, monkeypatch):
+    with opened(tmp_path) as field, private_model_here(field, monkeypatch) as client:
+        job_id = submit(client, model="ann/mine")["id"]
+        assert field.board.get(job_id).request.source_is_private
+        # On one's own machine one sees it.
+        assert client.predict(job_id, api_name="/status")["model"] == "ann/mine"
+
+
+@contextmanager
+def private_model_here(field: Field, monkeypatch: pytest.MonkeyPatch) -> Iterator[Client]:
+    """A private model on the Hub, and the token of its owner on this machine."""
+    field.hub.add("ann/mine", SAMPLE, private=True)
+    monkeypatch.setenv("HF_TOKEN", "hf_ann")
+    options = {"timeout": PATIENCE_SECS}
+    with closing(Client(field.url, verbose=False, httpx_kwargs=options)) as client:
+        yield client

@@ -26,6 +26,7 @@ from dynquant.web.settings import WebSettings
 from dynquant.web.snapshots import Snapshots
 from dynquant.web.space_desk import SpaceDesk
 from dynquant.web.space_watch import SpaceWatch
+from tests.fakes import FakeRepos
 from tests.runner.test_live_board import make_job, make_runner
 from tests.web.test_space_desk import FakeInbox
 from tests.web.test_space_watch import make_status
@@ -130,7 +131,7 @@ def looked_at(snapshots: Snapshots) -> Iterator[str]:
     search = HubSearch(endpoint=NOWHERE, token=False)
     service = Service(
         settings=WebSettings(),
-        desk=SpaceDesk(FakeInbox(), snapshots),
+        desk=SpaceDesk(FakeInbox(), snapshots, FakeRepos()),
         reception=cast("Any", None),
         prospects=cast("Any", None),
         search=search,

@@ -23,6 +23,7 @@ from dynquant.web.snapshots import Snapshots
 from dynquant.web.space_desk import SpaceDesk
 from dynquant.web.space_watch import SpaceWatch
 from tests.core.card_factories import make_facts, make_layer, make_layers, make_plan, make_text
+from tests.fakes import FakeRepos
 from tests.runner.test_live_board import make_job
 from tests.web.browser import PATIENCE_MSECS, settled
 from tests.web.scene import NAMESPACE, SAMPLE, Field, opened, publish
@@ -119,7 +120,7 @@ def attacked(tmp_path_factory) -> Iterator[Attacked]:
     with opened(
         tmp_path_factory.mktemp("attacked"),
         settings=WebSettings(publish_to=NAMESPACE, is_space=True),
-        desk=SpaceDesk(FakeInbox(), snapshots),
+        desk=SpaceDesk(FakeInbox(), snapshots, FakeRepos()),
         space_watch=SpaceWatch(snapshots),
         snapshots=snapshots,
         space_secret=SECRET,

@@ -5,22 +5,25 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
-from dynquant.core.job import Job, JobRequest, JobState, StepProgress
+from dynquant.core.job import Job, JobRequest, JobState, PublishedRepo, StepProgress
 from dynquant.errors import HubUnavailableError, RequestError
 from dynquant.hub.inbox import InboxEntry
 from dynquant.runner.live_board import board_snapshot
-from dynquant.runner.mail import Mailroom
+from dynquant.runner.mail import FoundSource, Mailroom
 from dynquant.runner.mail_policy import MailPolicy
 from dynquant.web.snapshots import Snapshots
 from dynquant.web.space_desk import SpaceDesk
+from tests.fakes import FakeRepos
 from tests.runner.test_live_board import make_job, make_runner
 from tests.runner.test_mail import FakeBoard
+
+RESULT = PublishedRepo(repo_id="quants/Model-MLX-4.5bpw", commit_sha="c0ffee")
 
 
 @dataclass
@@ -71,9 +74,11 @@ class Space:
         self.clock = Clock()
         self.inbox = inbox or FakeInbox()
         self.snapshots = Snapshots(clock=self.clock)
+        self.repos = FakeRepos()
         self.desk = SpaceDesk(
             self.inbox,
             self.snapshots,
+            self.repos,
             clock=self.clock,
             in_background=lambda action: action(),
         )
@@ -107,7 +112,10 @@ def running(job: Job, step: str = "measure", fraction: float = 0.5) -> Job:
 
 
 def over(job: Job, state: JobState = JobState.FAILED) -> Job:
-    return replace(running(job), state=state, ended_at=datetime.now(UTC), sentence="So it is.")
+    results = (RESULT,) if state is JobState.PUBLISHED else ()
+    return replace(
+        running(job), state=state, ended_at=datetime.now(UTC), sentence="So it is.", results=results
+    )
 
 
 def test_a_request_is_a_job_at_once_and_then_what_a_runner_says_of_it():
@@ -146,6 +154,42 @@ def test_what_failed_and_is_asked_for_again_waits_until_a_runner_has_seen_it():
     assert len(space.inbox.requests) == 2
     space.post(running(job))
     assert space.desk.get(job.id).state is JobState.RUNNING
+
+
+def test_what_was_published_and_deleted_is_asked_of_the_runners_again():
+    space = Space()
+    job = space.desk.submit(make_request())
+    space.post(over(job, JobState.PUBLISHED))
+    assert space.desk.submit(make_request()).state is JobState.PUBLISHED
+    space.repos.deleted.add(RESULT.repo_id)
+    with ThreadPoolExecutor(8) as pool:
+        again = list(pool.map(lambda _: space.desk.submit(make_request(requester="bob")), range(8)))
+    assert {(each.id, each.state) for each in again} == {(job.id, JobState.WAITING)}
+    assert [request.requester for request in space.inbox.requests.values()] == ["ann", "bob"]
+    space.post(running(replace(job, attempt=2)))
+    assert space.desk.get(job.id).attempt == 2
+
+
+def test_a_hub_that_does_not_say_whether_it_was_deleted_leaves_what_is_known():
+    space = Space()
+    job = space.desk.submit(make_request())
+    space.post(over(job, JobState.PUBLISHED))
+    space.repos.is_down = True
+    assert space.desk.submit(make_request()).state is JobState.PUBLISHED
+    assert len(space.inbox.requests) == 1
+
+
+def test_a_runner_that_finds_it_where_the_space_did_not_ends_the_wait():
+    space = Space()
+    job = space.desk.submit(make_request())
+    space.post(over(job, JobState.PUBLISHED))
+    space.repos.deleted.add(RESULT.repo_id)
+    assert space.desk.submit(make_request()).state is JobState.WAITING
+    name = list(space.inbox.requests)[-1]
+    space.inbox.finish(name, {"state": "published", "results": [asdict(RESULT)]})
+    space.clock.secs += 30
+    assert space.desk.list(limit=1)
+    assert space.desk.get(job.id).state is JobState.PUBLISHED
 
 
 def test_after_a_restart_what_waits_comes_back_from_the_mailbox():
@@ -202,7 +246,7 @@ def test_what_is_cancelled_before_a_runner_has_posted_is_stopped_by_it(tmp_path)
         board,
         policy=MailPolicy(default_destination=lambda: "quants"),
         memory=tmp_path / "mail.txt",
-        look_up=lambda model, *_: (model, "5ha"),
+        look_up=lambda model, *_: FoundSource(model, "5ha", is_private=False),
     )
     asked = before.desk.submit(make_request())
     mailroom.do_round()
