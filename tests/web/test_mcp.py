@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,9 @@ def in_session(
             await session.initialize()
             return await act(session)
 
-    return asyncio.run(run())
+    # In a thread of its own: Playwright leaves a running loop in that of the tests.
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(lambda: asyncio.run(run())).result()
 
 
 def call(space: Field, tool: str, come_from: str = "198.51.100.1", **values: Any) -> CallToolResult:
