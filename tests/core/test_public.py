@@ -80,6 +80,7 @@ def test_private_rules_and_those_who_opted_out_stay_with_the_watcher():
     assert found.config == WatchConfig(rules=rules[:1])
 
 
+@pytest.mark.harden("web")
 def test_private_models_and_what_was_queued_in_private_are_named_nowhere():
     latest = (
         Known(repo_id="org/Seen", sha="1", fingerprint="f", job_id="seen"),
