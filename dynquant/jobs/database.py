@@ -212,8 +212,8 @@ def translated() -> Iterator[None]:
             raise
         raise InvalidOptionError(
             "The user in DYNQUANT_DATABASE_URL may not create dynquant's tables in the job "
-            "database, or not use them. Make it the database's owner "
-            "(ALTER DATABASE … OWNER TO …), or grant it what docs/runner.md lists."
+            "database, or not use them. Make it the database's owner (ALTER DATABASE … OWNER TO "
+            "…), or grant it what docs/runner.md lists."
         ) from error
     except (sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.TimeoutError) as error:
         if "disk is full" in str(error) or "No space left" in str(error):
