@@ -158,6 +158,7 @@ class JobEngine:
             memory_bytes=self._memory_bytes,
             num_slots=self._settings.concurrency,
             heartbeat_secs=self._timing.heartbeat_secs,
+            num_looks=self._timing.num_looks_to_take_over,
             chip=self._chip,
         )
 

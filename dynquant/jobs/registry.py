@@ -22,9 +22,6 @@ from dynquant.jobs.database import Database
 
 __all__ = ["Registry", "Session", "Watch"]
 
-_NUM_LOOKS = 3
-"""At a runner of the same name before its name is taken over."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Session:
@@ -52,17 +49,27 @@ class Registry:
         memory_bytes: int,
         num_slots: int,
         heartbeat_secs: float,
+        num_looks: int = 3,
         chip: str = "",
         sleep: Callable[[float], None] = time.sleep,
     ) -> str:
         """Become the runner `runner_id`; the nonce of this process.
+
+        Args:
+            runner_id: Its name.
+            memory_bytes: What it has for jobs.
+            num_slots: Jobs that it takes at once.
+            heartbeat_secs: Between two looks at another process of that name.
+            num_looks: Without a sign of life of that process until its name is taken over.
+            chip: Its processor.
+            sleep: Waits between the looks.
 
         Raises:
             InvalidOptionError: A process that lives is this runner already.
         """
         before = self._session(runner_id)
         if before is not None:
-            for _ in range(_NUM_LOOKS):
+            for _ in range(num_looks):
                 sleep(heartbeat_secs)
                 if self._session(runner_id) != before:
                     raise _taken(runner_id)

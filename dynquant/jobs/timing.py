@@ -18,6 +18,7 @@ class Timing:
         heartbeat_secs: Between two signs of life.
         dead_after_secs: Without a sign of life until a runner's jobs go to another. A machine
             short of memory can stall for many seconds.
+        takeover_secs: Without a sign of life until a new process may take a runner's name.
         retry_for_secs: That a step waits in all for what may work later, such as the network.
         first_delay_secs: Before such a step runs again; doubles every time.
         longest_delay_secs: What it doubles to.
@@ -27,6 +28,7 @@ class Timing:
     tick_secs: float = 0.5
     heartbeat_secs: float = 2.0
     dead_after_secs: float = 30.0
+    takeover_secs: float = 6.0
     retry_for_secs: float = 1_800.0
     first_delay_secs: float = 2.0
     longest_delay_secs: float = 60.0
@@ -36,3 +38,8 @@ class Timing:
     def num_looks(self) -> int:
         """At a runner without a sign of life until it is dead."""
         return math.ceil(self.dead_after_secs / self.heartbeat_secs)
+
+    @property
+    def num_looks_to_take_over(self) -> int:
+        """At a runner without a sign of life until its name is free."""
+        return math.ceil(self.takeover_secs / self.heartbeat_secs)

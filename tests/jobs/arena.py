@@ -15,9 +15,9 @@ from typing import Any
 from dynquant.core.job import Job, JobRequest
 from dynquant.jobs.board import DatabaseBoard
 from dynquant.jobs.timing import Timing
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE_SECS, wait_until
 
-__all__ = ["QUICK", "Arena", "make_request"]
+__all__ = ["PATIENT", "QUICK", "Arena", "make_request"]
 
 ROOT = Path(__file__).parents[2]
 
@@ -25,13 +25,16 @@ QUICK = Timing(
     tick_secs=0.1,
     heartbeat_secs=0.2,
     dead_after_secs=1.4,
+    takeover_secs=0.6,
     retry_for_secs=2.0,
     first_delay_secs=0.1,
     longest_delay_secs=0.5,
     stop_secs=3.0,
 )
+"""For runners beside those that a test kills or freezes: these are soon taken for dead."""
 
-"""For what takes seconds: other work may share the machine."""
+PATIENT = dataclasses.replace(QUICK, dead_after_secs=PATIENCE_SECS, takeover_secs=PATIENCE_SECS)
+"""For runners beside others that live: however busy the machine is, none is taken for dead."""
 
 
 def make_request(model: str = "org/Model", **overrides: Any) -> JobRequest:
@@ -61,15 +64,21 @@ class Arena:
         self.board.close()
 
     def start(
-        self, runner_id: str = "one", *, memory_gb: int = 16, concurrency: int = 1
+        self,
+        runner_id: str = "one",
+        *,
+        memory_gb: int = 16,
+        concurrency: int = 1,
+        timing: Timing | None = None,
     ) -> subprocess.Popen[bytes]:
+        """A runner; `timing` says how patient it is with others, if not as the arena is."""
         environment = {
             **os.environ,
             "DYNQUANT_DATABASE_URL": self.url,
             "DYNQUANT_HOME": str(self.folder),
             "DYNQUANT_CONCURRENCY": str(concurrency),
             "TEST_MEMORY_GB": str(memory_gb),
-            "TEST_TIMING": json.dumps(dataclasses.asdict(self._timing)),
+            "TEST_TIMING": json.dumps(dataclasses.asdict(timing or self._timing)),
         }
         with (self.folder / f"log-{runner_id}").open("ab") as log:
             runner = subprocess.Popen(

@@ -12,6 +12,7 @@ from collections import Counter
 import pytest
 
 from dynquant.core.job import STEPS, JobState
+from tests.jobs.arena import PATIENT
 
 pytestmark = pytest.mark.skipif("DYNQUANT_CHAOS" not in os.environ, reason="set DYNQUANT_CHAOS=1")
 
@@ -68,7 +69,7 @@ def test_five_hundred_jobs_over_three_runners(postgres_arena, record_property):
     }
     began = time.monotonic()
     for name in ("one", "two", "three"):
-        arena.start(name)
+        arena.start(name, timing=PATIENT)
     for share in range(50, len(jobs) + 1, 50):
         arena.wait(lambda: arena.num_published() >= share, f"{share} jobs")  # noqa: B023
     secs = time.monotonic() - began

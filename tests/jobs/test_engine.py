@@ -12,14 +12,15 @@ from dynquant.jobs import tables
 from dynquant.jobs.database import Database
 from dynquant.jobs.registry import Registry
 from dynquant.jobs.store import JobStore
-from tests.jobs.arena import Arena
+from tests.jobs.arena import PATIENT, Arena
 from tests.jobs.conftest import opened
 
 
 @pytest.fixture(scope="module")
 def arena(tmp_path_factory) -> Iterator[Arena]:
     folder = tmp_path_factory.mktemp("engine")
-    with opened(Arena(folder / "arena", f"sqlite:///{folder / 'jobs.sqlite'}")) as arena:
+    url = f"sqlite:///{folder / 'jobs.sqlite'}"
+    with opened(Arena(folder / "arena", url, PATIENT)) as arena:
         arena.start(concurrency=3)
         arena.wait(lambda: any(each.is_alive for each in arena.board.runners()), "the runner")
         yield arena

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from dynquant.core.job import STEPS, JobState
 from dynquant.jobs.database import Database
-from tests.jobs.arena import kill
+from tests.jobs.arena import PATIENT, kill
 
 
 def test_a_job_goes_on_where_its_killed_runner_was(arena):
@@ -47,7 +47,7 @@ def test_a_thawed_runner_cannot_write_over_the_one_that_took_its_job(postgres_ar
     arena = postgres_arena
     arena.command("publish", "freeze-once")
     job = arena.submit()
-    frozen = arena.start("one")
+    frozen = arena.start("one", timing=PATIENT)
     arena.wait_for_mark("frozen", job, "publish")
     arena.start("two")
     over = arena.over(job)
@@ -84,7 +84,7 @@ def test_a_second_runner_of_the_same_name_is_refused(sqlite_arena):
     job = arena.submit()
     first = arena.start("mac")
     arena.wait_for_mark("begin", job, "measure")
-    second = arena.start("mac")
+    second = arena.start("mac", timing=PATIENT)
     assert second.wait() == 1
     assert "Another runner named 'mac' is running." in arena.logs()
     assert first.poll() is None
@@ -96,7 +96,7 @@ def test_a_thawed_runner_whose_name_was_taken_over_ends_and_says_why(postgres_ar
     arena = postgres_arena
     arena.command("encode", "freeze-once")
     job = arena.submit()
-    frozen = arena.start("mac")
+    frozen = arena.start("mac", timing=PATIENT)
     arena.wait_for_mark("frozen", job, "encode")
     arena.start("mac")
     over = arena.over(job)

@@ -165,7 +165,7 @@ def test_thirty_models_over_several_sweeps_and_three_deaths_are_published_each_o
     try:
         # One runner dies with the first of two repos published; another goes on.
         arena.command("published-4.5", "die-once", model="org/small-3")
-        arena.start("one", concurrency=4)
+        arena.start("one", concurrency=4).wait()
         arena.start("two", concurrency=4)
         before = _all_over(arena)
         assert _made(hub) == {
