@@ -12,17 +12,21 @@ __all__ = ["is_well_known"]
 _WELL_KNOWN = frozenset(
     {
         "01-ai", "ai21labs", "allenai", "apple", "arcee-ai", "baidu", "bigcode", "bigscience",
-        "bytedance-seed", "cohereforai", "coherelabs", "databricks", "deepseek-ai", "eleutherai",
+        "bytedance-seed", "coherelabs", "databricks", "deepseek-ai", "eleutherai",
         "facebook", "google", "huggingfacetb", "ibm-granite", "inclusionai", "internlm",
         "lgai-exaone", "liquidai", "meta-llama", "microsoft", "minimaxai", "mistralai",
-        "moonshotai", "nousresearch", "nvidia", "openai", "openai-community", "openbmb",
+        "moonshotai", "nvidia", "openai", "openai-community", "openbmb",
         "primeintellect", "qwen", "rednote-hilab", "salesforce", "sarvamai", "servicenow-ai",
-        "snowflake", "stabilityai", "state-spaces", "stepfun-ai", "swiss-ai", "tencent", "thudm",
+        "snowflake", "stabilityai", "state-spaces", "stepfun-ai", "swiss-ai", "tencent",
         "tiiuae", "tinyllama", "upstage", "utter-project", "xai-org", "xiaomimimo", "zai-org",
     }
 )  # fmt: skip
-"""In lower case: the Hub does not tell names apart by case. None of them re-uploads models of
-others, so that no two of them would have the same model."""
+"""In lower case: the Hub does not tell names apart by case.
+
+None of them re-uploads models of others, as NousResearch does, so that no two would have the same
+model. None is a name that an account gave up, as THUDM: the Hub leads from there to the new name
+until somebody else takes the old one.
+"""
 
 
 def is_well_known(author: str) -> bool:

@@ -291,7 +291,7 @@ class HubInbox:
         requests = [
             _RequestFile(name=found[1], blob_id=file.blob_id, num_bytes=file.size)
             for file in files
-            if (found := _REQUEST.fullmatch(file.path))
+            if (found := _REQUEST.fullmatch(file.path)) and _is_time(found[1])
         ]
         if len(requests) < len(files) and not self._has_warned:
             self._has_warned = True
@@ -386,6 +386,15 @@ class _ConflictError(Exception):
 
 def _new_name() -> str:
     return f"{datetime.now(UTC):%Y-%m-%d/%H%M%S%f}-{secrets.token_hex(8)}"
+
+
+def _is_time(name: str) -> bool:
+    """Whether a name says when a request was sent, which its readers rely on."""
+    try:
+        datetime.strptime(name[:23], "%Y-%m-%d/%H%M%S%f").replace(tzinfo=UTC)
+    except ValueError:
+        return False
+    return True
 
 
 def _path(folder: Literal["requests", "results"], name: str) -> str:

@@ -10,11 +10,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any, cast
 
 from huggingface_hub import HfApi, constants, hf_hub_url
+from huggingface_hub.utils import build_hf_headers, paginate  # type: ignore[attr-defined]
 
 from dynquant.core.access import Access
 from dynquant.core.bounds import (
@@ -51,6 +53,9 @@ _SMALL_FILES = (
 
 _NUM_HEADER_THREADS = 8
 _NUM_DOWNLOADS = 4
+
+_MAX_COMMITS = 3_000
+"""Looked at in search of one: each page of some fifty is a request."""
 
 
 def _free_bytes(folder: Path) -> int:
@@ -222,6 +227,23 @@ class HubModels:
             )
         refuse_unusable(listing, allow_quantized=allow_quantized)
         return self._sized(listing) if listing.unsized else listing
+
+    def is_in_history(self, sha: str, *, of: Listing) -> bool:
+        """Whether a commit led to this one, as far as the latest thousands of commits tell.
+
+        A repo also answers to commits of pull requests, which everybody may open.
+
+        Raises:
+            ModelNotFoundError, HubUnavailableError: As for `fetch`.
+        """
+
+        def ask() -> bool:
+            url = f"{self._api.endpoint}/api/models/{of.repo}/commits/{of.sha}"
+            headers = build_hf_headers(token=self._api.token, library_name="dynquant")
+            commits = paginate(url, params={}, headers=headers, timeout=TIMEOUT_SECS)
+            return any(each["id"] == sha for each in islice(commits, _MAX_COMMITS))
+
+        return self._call(ask, repo=of.repo, revision=of.sha)
 
     def access_of(self, origin: Origin) -> Access:
         """Who may read a model now; a model that is gone or hidden counts as a private one.

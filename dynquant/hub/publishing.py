@@ -123,6 +123,7 @@ class HubPublisher:
         """
         self._require_permission(repo_id)
         if (remote := self._remote(repo_id)) is not None:
+            _require_not_moved(remote, repo_id)
             self._require_ours(remote, origin)
             _require_no_more_open(remote, access)
 
@@ -171,6 +172,8 @@ class HubPublisher:
             )
         self._require_permission(repo_id)
         there = self._remote(repo_id)
+        if there is not None:
+            _require_not_moved(there, repo_id)
         if CARD in files and not (there and there.has(CARD, files[CARD])):
             self._require_valid_card(repo_id, files[CARD].path)
         remote = there or self._create(repo_id, private=access.is_private)
@@ -461,6 +464,22 @@ def _counter(files: Mapping[str, LocalFile], on_step: OnStep) -> OnStored:
         on_step("publish", sum(files[name].num_bytes for name in new))
 
     return on_stored
+
+
+def _require_not_moved(remote: _Remote, repo_id: str) -> None:
+    """Refuse a repo of another namespace, to which the Hub leads from where it was before.
+
+    The token may perhaps write there; that this job may, nobody has said.
+
+    Raises:
+        DestinationError: It is one.
+    """
+    if remote.repo_id.partition("/")[0].lower() != repo_id.partition("/")[0].lower():
+        raise DestinationError(
+            f"'{repo_id}' was moved to '{remote.repo_id}', which is not where this quant is to be "
+            "published. Publish under another name, or name that namespace as the destination.",
+            reason=Reason.DESTINATION_TAKEN,
+        )
 
 
 def _require_no_more_open(remote: _Remote, access: Access) -> None:

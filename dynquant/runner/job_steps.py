@@ -384,11 +384,21 @@ class JobSteps:
 
 
 def _variant(call: _Call, hub: HubModels, found: Listing) -> str:
-    """What sets a quant apart that a stranger asked for: it must not replace a better one."""
+    """What sets a quant apart that a stranger asked for: it must not replace a better one.
+
+    Raises:
+        InvalidOptionError: The commit is perhaps not of the model's author.
+    """
     request = call.request
     if is_ours(request.requester):
         return ""
     latest = hub.look_up(found.repo, allow_quantized=call.recipe.dequantize)
+    if found.sha != latest.sha and not hub.is_in_history(found.sha, of=latest):
+        raise InvalidOptionError(
+            f"Commit {found.sha[:12]} of '{found.repo}' is not in the history of the main branch, "
+            "as those of pull requests, which everybody may open. Ask for the latest commit, or "
+            "have the operator of this runner ask for yours with 'dynquant submit'."
+        )
     return variant_of(
         call.recipe,
         texts={role: str(request.options.get(role) or default) for role, default in _TEXTS.items()},

@@ -18,6 +18,7 @@ import httpx2
 
 from dynquant.core.job import Job
 from dynquant.core.job_text import job_to_text
+from dynquant.core.naming import is_ours
 from dynquant.core.public import num_running, public_jobs
 from dynquant.core.watch_status import Errands, errands_from_json
 from dynquant.errors import DynquantError
@@ -28,6 +29,8 @@ __all__ = ["LiveBoard", "board_snapshot"]
 _MAX_JOBS = 500
 _MAX_JOBS_BYTES = 2_000_000
 _MAX_TEXT = 500
+_MAX_ANSWER_BYTES = 500_000
+"""Of a Space: a thousand names of repos are the most that it has to say."""
 
 _TIMEOUT_SECS = 10.0
 _LONGEST_DELAY_SECS = 60.0
@@ -155,13 +158,14 @@ class LiveBoard:
     def _post(self, client: httpx2.Client, body: bytes) -> str:
         """Why it did not arrive; empty if it did."""
         try:
-            response = client.post(self._url, content=body)
+            with client.stream("POST", self._url, content=body) as response:
+                answer = _whole(response) if response.is_success else b""
         except httpx2.HTTPError as error:
             return f"the Space does not answer ({type(error).__name__}). Check that it is running."
         status = response.status_code
         if response.is_success:
-            if self._on_errands is not None and response.content:
-                self._run_errands(self._on_errands, response)
+            if self._on_errands is not None and answer != b"":
+                self._run_errands(self._on_errands, answer)
             return ""
         if status in {httpx2.codes.UNAUTHORIZED, httpx2.codes.FORBIDDEN}:
             return "the Space refuses it. Set DYNQUANT_SPACE_SECRET to the secret that it has."
@@ -169,12 +173,12 @@ class LiveBoard:
             return "the Space has no page for it. Check DYNQUANT_SPACE_URL."
         return f"the Space answers with status {status}. Look at its log."
 
-    def _run_errands(self, run: Callable[[Errands], None], response: httpx2.Response) -> None:
+    def _run_errands(self, run: Callable[[Errands], None], answer: bytes | None) -> None:
         try:
-            run(errands_from_json(response.json()))
+            run(errands_from_json(json.loads(answer or b"")))
         except DynquantError as error:
             _logger.warning("What the Space asks for cannot be done: %s", error)
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             _logger.warning("What the Space asks for cannot be read. Run the same version there.")
 
     def _tell(self, trouble: str) -> None:
@@ -190,9 +194,21 @@ class LiveBoard:
             self._is_shown = True
 
 
+def _whole(response: httpx2.Response) -> bytes | None:
+    """An answer, unpacked; None for one that is too long, which is not read to its end."""
+    answer = bytearray()
+    for part in response.iter_bytes(_MAX_ANSWER_BYTES):
+        answer += part
+        if len(answer) > _MAX_ANSWER_BYTES:
+            return None
+    return bytes(answer)
+
+
 def _entry(job: Job) -> dict[str, Any]:
     entry: dict[str, Any] = json.loads(job_to_text(job))
     del entry["request"]["notify_url"]
+    if is_ours(job.request.requester):  # they may name files and texts of this machine
+        entry["request"]["options"] = {}
     entry |= {"position": job.position, "eta_secs": job.eta_secs}
     cut: dict[str, Any] = _cut(entry)
     return cut

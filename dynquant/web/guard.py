@@ -214,6 +214,8 @@ async def _body(receive: Receive) -> bytes | JSONResponse:
         if len(content) > MAX_BODY_BYTES:
             return _refusal(413, f"A request may have {MAX_BODY_BYTES // 1024} kB, and no more.")
         more = message.get("more_body", False)
+    if not json.detect_encoding(content).startswith("utf-8"):  # brackets would go uncounted
+        return _refusal(400, "A request is JSON in UTF-8.")
     if _depth(content) > MAX_DEPTH:
         return _refusal(400, f"Lists and objects may be nested {MAX_DEPTH} deep, and no deeper.")
     return bytes(content)

@@ -111,3 +111,10 @@ def test_no_destination_makes_an_id_that_the_hub_would_refuse(destination, sourc
         return
     validate_repo_id(repo_id)
     assert repo_id.count("/") == 1
+
+
+@pytest.mark.harden("names")
+@pytest.mark.parametrize("author", ["THUDM", "CohereForAI", "NousResearch"])
+def test_an_account_that_was_given_up_or_uploads_models_of_others_is_named(author):
+    found = repo_ids("you", {"quant": (f"{author}/Model", 4.5)})
+    assert found == {"quant": f"you/{author}__Model-MLX-4.5bpw"}

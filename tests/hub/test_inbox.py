@@ -309,6 +309,13 @@ def test_a_hostile_file_is_an_entry_that_can_be_finished(hub, inbox, content, sa
     assert inbox.result(NAME) == {"sentence": hostile.sentence}
 
 
+@pytest.mark.harden("inbox")
+def test_a_name_that_is_no_time_is_no_request_and_holds_up_no_other(hub, inbox):
+    no_times = ["0000-00-00/000000000000", "2026-02-30/101530123456", "2026-07-30/256199000000"]
+    planted(hub, {f"{each}-0123456789abcdef": text_of() for each in no_times} | {NAME: text_of()})
+    assert [entry.name for entry in inbox.pending()] == [NAME]
+
+
 def test_a_file_that_is_too_large_is_not_downloaded(hub, inbox):
     planted(hub, {NAME: text_of(model="x" * 64_000)})
     inbox.pending()

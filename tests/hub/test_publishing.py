@@ -525,6 +525,21 @@ def test_a_renamed_repo_is_updated_under_its_new_name(hub, publisher, folder):
     assert at_the_hub(hub, "you/Renamed") == contents(folder)
 
 
+@pytest.mark.harden("publishing")
+def test_a_repo_that_was_moved_to_another_account_is_written_by_nobody_who_names_its_old_place(
+    hub, publisher, folder
+):
+    publish(publisher, folder)
+    HfApi(endpoint=hub.url, token=TOKEN).move_repo(REPO, "team/Model")
+    before = at_the_hub(hub, "team/Model")
+    (folder / "config.json").write_text('{"changed": true}')
+    with pytest.raises(DestinationError, match="was moved to 'team/Model'"):
+        publisher.check(REPO, origin=ORIGIN, access=Access())
+    with pytest.raises(DestinationError, match="was moved to 'team/Model'"):
+        publish(publisher, folder)
+    assert at_the_hub(hub, "team/Model") == before
+
+
 def test_what_is_published_can_be_found_with_its_plan(hub, publisher, folder):
     assert publisher.published(REPO) is None
     first = publish(publisher, folder)

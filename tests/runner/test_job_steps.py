@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 import pytest
-from huggingface_hub import HfApi, close_session, constants, snapshot_download
+from huggingface_hub import CommitOperationAdd, HfApi, close_session, constants, snapshot_download
 
 from dynquant.core.job import STEPS, JobRequest, StepProgress
 from dynquant.core.job_text import results_from_text
@@ -140,6 +140,24 @@ def test_a_strangers_other_recipe_or_old_commit_gets_a_name_of_its_own(hub, tmp_
     assert len(set(names)) == len(poorer)
     ours = request(hub, **ask | poorer[1] | {"requester": local_name("operator")})
     assert resolved_ids(hub, tmp_path, ours) == default
+
+
+@pytest.mark.harden("names")
+def test_a_stranger_has_no_pull_request_quantized_under_the_models_name(hub, tmp_path, harden):
+    add_default_texts(hub)
+    repo = hub.repos["model", "org/sample-2m"]
+    hub.add_user("mallory", token="hf_mallory")
+    theirs = HfApi(endpoint=hub.url, token="hf_mallory").create_commit(
+        repo.id,
+        [CommitOperationAdd("config.json", (MODEL / "config.json").read_bytes() + b"\n")],
+        commit_message="Mine",
+        create_pr=True,
+    )
+    for revision in (theirs.oid, "refs/pr/1"):
+        asked = request(hub, revision=revision, requester="mallory", options={})
+        with pytest.raises(RequestError, match="is not in the history of the main branch"):
+            resolved_ids(hub, tmp_path, asked)
+        harden("refused")
 
 
 @pytest.mark.harden("publishing")

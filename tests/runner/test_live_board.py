@@ -3,15 +3,18 @@ from __future__ import annotations
 import json
 import logging
 import threading
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
 
 from dynquant.core.job import Job, JobRequest, JobState, StepProgress
+from dynquant.core.naming import local_name
 from dynquant.errors import RetryLaterError
 from dynquant.job_ports import RunnerStatus
 from dynquant.runner import live_board
@@ -52,6 +55,56 @@ def make_runner(**overrides) -> RunnerStatus:
         "chip": "Apple M2 Ultra",
     }
     return RunnerStatus(**fields | overrides)
+
+
+@pytest.mark.harden("private jobs")
+def test_the_options_of_the_operators_own_jobs_stay_on_their_machine():
+    options = {"calibration": "/home/me/customers.jsonl", "evaluation": "me/private-texts"}
+    asked = JobRequest(
+        model="org/M", targets_bpw=(4.5,), requester=local_name("me"), options=options
+    )
+    posted = json.dumps(board_snapshot([make_job(request=asked)], []))
+    assert "org/M" in posted
+    assert "customers" not in posted
+    assert "private-texts" not in posted
+
+
+@pytest.mark.harden("inbox")
+@pytest.mark.parametrize("is_packed", [False, True])
+def test_an_answer_of_a_space_that_is_too_long_is_not_read_to_its_end(caplog, is_packed):
+    answer = json.dumps({"look_at": [], "act": "pause"}).encode() + b" " * 50_000_000
+    body = zlib.compress(answer, wbits=31) if is_packed else answer
+    cut_off = threading.Event()
+    done: list[object] = []
+
+    class Talkative(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(200)
+            self.send_header("Content-Encoding", "gzip" if is_packed else "identity")
+            self.end_headers()
+            try:
+                self.wfile.write(body)
+            except OSError:
+                cut_off.set()
+
+        def log_message(self, *args) -> None:
+            """Says nothing."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Talkative)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        url = f"http://127.0.0.1:{server.server_port}"
+        with LiveBoard(url, SECRET, "mac", dict, on_errands=done.append):
+            wait_until(lambda: done or "What the Space asks for cannot be read" in caplog.text)
+            assert not done
+            if not is_packed:
+                wait_until(cut_off.is_set)
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
 
 
 @dataclass

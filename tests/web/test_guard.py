@@ -132,6 +132,16 @@ def test_brackets_within_strings_do_not_count_and_odd_texts_cost_no_time():
         assert _depth(odd) == 0
 
 
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-16"])
+def test_depth_that_another_encoding_hides_is_refused(space, encoding):
+    # In UTF-16 a byte of this letter is a quotation mark, which hides all that comes after it.
+    nested = '{"data": ["\u2200", ' + "[" * 30_000 + "]" * 30_000 + "]}"
+    for path in ("plan", "submit"):
+        answer = post(space, nested.encode(encoding), path=path)
+        assert answer.status_code == 400
+        assert "UTF-8" in answer.json()["error"]
+
+
 def test_a_refusal_is_no_error_of_the_server(space):
     answer = post(space, json={"data": ["team/missing", [4.5], 4096]})
     assert answer.status_code == 422
