@@ -15,11 +15,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import IntEnum, StrEnum
 
+from dynquant.core.naming import TARGET_DECIMALS
 from dynquant.errors import Reason, RequestError
 
 __all__ = [
@@ -36,6 +38,7 @@ __all__ = [
     "PublishedRepo",
     "StepProgress",
     "TransitionError",
+    "adopted",
     "begun",
     "cancelled",
     "check_notify_url",
@@ -59,6 +62,7 @@ _ID_DIGITS = 20
 """80 bits: the chance that two of a billion jobs share an id is below 1e-6."""
 
 _GB = 10**9
+_FLOAT_NOISE = 1e-6
 
 JobOption = str | int | float | bool | None | tuple["JobOption", ...]
 """Value of a recipe's option: what JSON can say, without objects."""
@@ -96,7 +100,8 @@ class JobRequest:
     Attributes:
         model: Repo id.
         revision: Branch, tag or commit; a job's own request has the commit.
-        targets_bpw: Stored bits per weight, one repo each.
+        targets_bpw: Stored bits per weight, one repo each; cut to the decimals that the repo's name
+            has, so that no two jobs make repos of one name.
         destination: Namespace or name template of the repos to publish.
         requester: Account or user that asked; jobs take turns between requesters.
         requester_id: The Hub's own id of that account, which an account that takes the name later
@@ -122,6 +127,9 @@ class JobRequest:
     source_is_private: bool = False
     options: Mapping[str, JobOption] = field(default_factory=dict)
     notify_url: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "targets_bpw", tuple(map(_as_named, self.targets_bpw)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -377,6 +385,19 @@ def retried(job: Job, *, at: datetime, request: JobRequest | None = None) -> Job
         ),
         at,
     )
+
+
+def _as_named(target_bpw: float) -> float:
+    """The largest target that a name tells, and that is no larger than `target_bpw`."""
+    scaled = target_bpw * 10**TARGET_DECIMALS
+    return math.floor(scaled + _FLOAT_NOISE) / 10**TARGET_DECIMALS if scaled >= 1 else target_bpw
+
+
+def adopted(job: Job, request: JobRequest) -> Job:
+    """The job as that of the requester of `request`, who alone may cancel it from now on."""
+    _require(job, JobState.WAITING, JobState.RUNNING)
+    owned = replace(job.request, requester=request.requester, requester_id=request.requester_id)
+    return replace(job, request=owned)
 
 
 def made_again(job: Job, request: JobRequest, *, at: datetime) -> Job:

@@ -11,6 +11,7 @@ from dynquant.errors import InvalidOptionError
 
 __all__ = [
     "MAX_NAME_LENGTH",
+    "TARGET_DECIMALS",
     "WATCHER",
     "check_repo_id",
     "is_account_name",
@@ -34,7 +35,7 @@ _NAME = re.compile(
 _AUTHORS = "__"
 """Between the author and the model; names without an author never hold it."""
 
-_TARGET_DECIMALS = 4
+TARGET_DECIMALS = 4
 """Enough for any target that a person would type; what lies beyond is float noise."""
 
 
@@ -146,7 +147,7 @@ def _suffixed(model: str, suffix: str) -> str:
 
 def _plain_decimal(value: float) -> str:
     """`value` with one decimal at least and no trailing zeros."""
-    whole, _, decimals = f"{value:.{_TARGET_DECIMALS}f}".partition(".")
+    whole, _, decimals = f"{value:.{TARGET_DECIMALS}f}".partition(".")
     return f"{whole}.{decimals.rstrip('0') or '0'}"
 
 

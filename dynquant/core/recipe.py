@@ -38,6 +38,9 @@ MAX_SEED = 2**32 - 1
 MAX_MINUTES = 10.0**6
 """Two years."""
 
+_VARIANT_DIGITS = 12
+"""48 bits: of a million recipes of one model no two share a name, but for 2 in 1,000 times."""
+
 MAX_TARGETS = 32
 MAX_BPW = 32.0
 """What a model of float32 has."""
@@ -220,9 +223,6 @@ def command_of(
             words += [option, str(value)]
     flags = {"--refine": recipe.refine, "--dequantize": recipe.dequantize}
     return shlex.join([*words, *(flag for flag, is_set in flags.items() if is_set)])
-
-
-_VARIANT_DIGITS = 8
 
 
 def variant_of(

@@ -16,6 +16,7 @@ from dynquant.core.job import (
     check_notify_url,
 )
 from dynquant.core.job_text import request_from_json, request_to_json
+from dynquant.core.naming import is_ours
 from dynquant.core.turns import expected_wait_secs
 from dynquant.errors import DynquantError, RequestError
 from dynquant.job_ports import JobEvent, PublishedRepos, RunnerStatus, SetAside
@@ -85,6 +86,8 @@ class DatabaseBoard:
             needed_memory_bytes=needed_memory_bytes,
             daily_limit=self._daily_limit,
         )
+        if is_ours(checked.requester) and not is_ours(job.request.requester):
+            job = self._owned(job, checked)
         if self._is_deleted(job, checked):
             with suppress(TransitionError):  # somebody else was quicker
                 self._store.make_again(job.id, checked, daily_limit=self._daily_limit)
@@ -139,6 +142,15 @@ class DatabaseBoard:
     def set_aside(self) -> tuple[SetAside, ...]:
         """See `JobBoard`."""
         return self._store.set_aside()
+
+    def _owned(self, job: Job, request: JobRequest) -> Job:
+        """A job that a stranger asked for first: from now on it is this machine's to cancel."""
+        with suppress(TransitionError):  # it ended meanwhile
+            if job.state is JobState.CANCELLED:
+                return self._store.retry(job.id, request=request, daily_limit=self._daily_limit)
+            if not job.is_over:
+                self._store.adopt(job.id, request)
+        return self._store.get(job.id)
 
     def _is_deleted(self, job: Job, request: JobRequest) -> bool:
         """Whether `request` is for what a job published and somebody deleted since.

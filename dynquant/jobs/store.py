@@ -16,6 +16,7 @@ from dynquant.core.job import (
     JobState,
     Outcome,
     StepProgress,
+    adopted,
     begun,
     cancelled,
     ended,
@@ -280,6 +281,19 @@ class JobStore:
             event="retried",
             why="",
             daily_limit=daily_limit,
+        )
+
+    def adopt(self, identity: str, request: JobRequest) -> None:
+        """Have a job that is not over belong to the requester of `request` from now on.
+
+        Raises:
+            TransitionError: It is over.
+        """
+        self._change(
+            identity,
+            lambda job, _: adopted(job, request),
+            event=("adopted", f"Asked for by {request.requester}, too, whose job it is now."),
+            requester=request.requester,
         )
 
     def make_again(self, identity: str, request: JobRequest, *, daily_limit: int | None) -> Job:

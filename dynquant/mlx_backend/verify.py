@@ -28,7 +28,7 @@ _MAX_OWN_KL_NATS = 0.5
 """A model that differs more in its own 16 bits from itself in 32 is of no use in them."""
 
 _MIN_AGREEMENT = 0.5
-"""Share of the positions at which the original would have gone on with the same token, or nearly."""
+"""Share of the positions at which the original would have gone on with about the same token."""
 _ALIKE_NATS = 1.0
 """Two tokens that are e times as likely as each other, or less, are about as likely."""
 

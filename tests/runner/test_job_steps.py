@@ -136,7 +136,7 @@ def test_a_strangers_other_recipe_or_old_commit_gets_a_name_of_its_own(hub, tmp_
         {"options": {"calibration": "allenai/tulu-3-sft-mixture:default:train"}},
     ]
     names = [resolved_ids(hub, tmp_path, request(hub, **ask | each))[0] for each in poorer]
-    assert all(re.fullmatch(re.escape(default[0]) + "-custom-[0-9a-f]{8}", each) for each in names)
+    assert all(re.fullmatch(re.escape(default[0]) + "-custom-[0-9a-f]{12}", each) for each in names)
     assert len(set(names)) == len(poorer)
     ours = request(hub, **ask | poorer[1] | {"requester": local_name("operator")})
     assert resolved_ids(hub, tmp_path, ours) == default
