@@ -15,6 +15,7 @@ __all__ = [
     "MAX_HEADER_BYTES",
     "MAX_JSON_VALUES",
     "MAX_LAYERS",
+    "MAX_LISTED_FILES",
     "MAX_PLANNING_FILE_BYTES",
     "MAX_SHARDS",
     "MAX_SIZE",
@@ -33,6 +34,9 @@ MAX_HEADER_BYTES = 50_000_000
 """Of all safetensors files of a model together; half of what the format allows one of them."""
 
 MAX_SHARDS = 5_000
+
+MAX_LISTED_FILES = 100_000
+"""Of a repo in all, needed or not: as many as the Hub recommends at most."""
 
 MAX_SMALL_FILES = 1_000
 """Files beside the weights."""

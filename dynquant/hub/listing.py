@@ -10,7 +10,13 @@ from typing import Any
 
 from huggingface_hub import ModelInfo
 
-from dynquant.core.bounds import MAX_SHARDS, MAX_SMALL_FILE_BYTES, MAX_SMALL_FILES, file_too_large
+from dynquant.core.bounds import (
+    MAX_LISTED_FILES,
+    MAX_SHARDS,
+    MAX_SMALL_FILE_BYTES,
+    MAX_SMALL_FILES,
+    file_too_large,
+)
 from dynquant.core.model_files import CONFIG, has_odd_name, is_fetched, is_weights
 from dynquant.errors import (
     HubUnavailableError,
@@ -189,7 +195,11 @@ def refuse_unusable(listing: Listing, *, allow_quantized: bool) -> None:
 
 def _refuse_absurd(listing: Listing) -> None:
     """Refuse what nobody should download: too many files, or one that is too large to be read."""
-    for names, most in ((listing.weights, MAX_SHARDS), (listing.others, MAX_SMALL_FILES)):
+    for names, most in (
+        (sorted(listing.sizes), MAX_LISTED_FILES),
+        (listing.weights, MAX_SHARDS),
+        (listing.others, MAX_SMALL_FILES),
+    ):
         if len(names) > most:
             raise InvalidModelError(
                 f"'{listing.repo}' has {len(names):,} files such as '{names[0][:100]}', and no "

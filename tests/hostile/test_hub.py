@@ -149,7 +149,7 @@ def test_a_repo_of_a_million_tiny_files_is_refused(tmp_path, harden):
         thread.start()
         endpoint = f"http://127.0.0.1:{server.server_port}"
         models = HubModels(endpoint=endpoint, cache_dir=tmp_path, token=False)
-        with pytest.raises(InvalidModelError, match="1,000,001 files"):
+        with pytest.raises(InvalidModelError, match="1,000,002 files"):
             models.fetch(REPO)
         thread.join()
     close_session()
