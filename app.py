@@ -269,7 +269,7 @@ def _serve(site: FastAPI, host: str, port: int) -> None:
         log_config=None,  # its lines go where ours go
         log_level="warning",
         access_log=False,
-        proxy_headers=False,  # whom to believe an address, web.askers decides
+        proxy_headers=False,  # web.askers decides which of its hops are proxies
         timeout_graceful_shutdown=_CLOSE_SECS,  # open pages hold a connection for ever
     )
 

@@ -20,12 +20,10 @@ from dynquant.core.bounds import (
     MAX_CONFIG_VALUES,
     MAX_DIMENSIONS,
     MAX_HEADER_BYTES,
-    MAX_JSON_VALUES,
     MAX_SIZE,
     MAX_TENSORS,
-    num_values,
+    require_few_values,
     too_many_tensors,
-    too_many_values,
 )
 from dynquant.core.formats import DEFAULT_MENU, UNQUANTIZED
 from dynquant.core.model_files import CONFIG, INDEX, is_weights
@@ -116,8 +114,7 @@ def _config(source: ModelSource) -> dict[str, Any]:
     """
     try:
         raw = (source.folder / CONFIG).read_bytes()
-        if num_values(raw) > MAX_CONFIG_VALUES:
-            raise too_many_values(CONFIG, MAX_CONFIG_VALUES)
+        require_few_values(raw, CONFIG, MAX_CONFIG_VALUES)
         config = json.loads(raw.decode())
         family = str(config["model_type"])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -196,8 +193,7 @@ def _tensors(file: Path) -> dict[str, Tensor]:
     with file.open("rb") as stream:
         num_bytes = int.from_bytes(stream.read(8), "little")
         raw = stream.read(min(num_bytes, MAX_HEADER_BYTES))
-    if num_values(raw) > MAX_JSON_VALUES:
-        raise too_many_values(file.name)
+    require_few_values(raw, file.name)
     try:
         header = json.loads(raw)
         header.pop("__metadata__", None)

@@ -325,11 +325,13 @@ def publish(
 
         Each knows what was `published` before it.
     """
+    sources = {facts.origin for facts in models.values() if facts.source_is_repo}
+    now = {origin: access_now(origin) for origin in sources}
     access = {}
     for facts in models.values():
         source = facts.source_access
-        if facts.source_is_repo:
-            source = source.closed_like(access_now(facts.origin))
+        if facts.origin in now:
+            source = source.closed_like(now[facts.origin])
         access[facts.name] = quant_access(source, private=private)
         publisher.check(repo_ids[facts.name], origin=facts.origin, access=access[facts.name])
     published: list[PublishedModel] = []

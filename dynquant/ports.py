@@ -78,7 +78,7 @@ class ModelSource:
 
     @property
     def access(self) -> Access:
-        """Who may read it."""
+        """Access to its repo."""
         return Access(is_private=self.is_private, gated=self.gated)
 
 

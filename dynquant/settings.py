@@ -15,7 +15,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from dynquant.errors import InvalidOptionError
 
-__all__ = ["Settings", "user_name"]
+__all__ = ["ACCOUNT", "Settings", "user_name"]
 
 _PREFIX = "DYNQUANT_"
 _GB = 10**9
@@ -25,6 +25,9 @@ _MIN_SECRET = 16
 _MAX_USER_CHARS = 64
 _HUB_CACHES = ("HF_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME")
 """Any of them tells huggingface_hub where to put what it downloads."""
+
+ACCOUNT = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9])?")
+"""Name of an account or an organization on the Hub."""
 
 _RUNNER_ID = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?")
 _SCHEMES = ("sqlite", "postgresql", "postgres")
@@ -262,7 +265,7 @@ def _repo_ids(text: str) -> tuple[str, ...]:
 
 
 def _account(text: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9])?", text):
+    if not ACCOUNT.fullmatch(text):
         raise ValueError("must be one account or organization")
     return text
 

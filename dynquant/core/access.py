@@ -7,7 +7,7 @@ from dataclasses import dataclass
 __all__ = ["Access"]
 
 _GATES = ("", "auto", "manual")
-"""From open to closed: everybody, people who agree to terms, people whom the owner lets in."""
+"""From open to closed: no gate, acceptance of the terms, approval by the owner."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,13 +23,13 @@ class Access:
     gated: str = ""
 
     def is_more_open_than(self, asked: Access) -> bool:
-        """Whether people may read this repo who could not read one with the access `asked`."""
+        """Whether this repo has readers that a repo with the access `asked` would not have."""
         if self.is_private:
             return False
         return asked.is_private or self.has_weaker_gate_than(asked)
 
     def has_weaker_gate_than(self, asked: Access) -> bool:
-        """Whether the gate lets people in whom that of `asked` keeps out, private or not."""
+        """Whether the gate is weaker than that of `asked`, private or not."""
         return _rank(self.gated) < _rank(asked.gated)
 
     def closed_like(self, other: Access) -> Access:

@@ -24,10 +24,9 @@ __all__ = [
     "MAX_TENSORS",
     "file_too_large",
     "headers_too_large",
-    "num_values",
+    "require_few_values",
     "too_many_files",
     "too_many_tensors",
-    "too_many_values",
 ]
 
 MAX_HEADER_BYTES = 50_000_000
@@ -66,9 +65,22 @@ and for some families' experts, of some 8 kB apiece. The largest models that we 
 layers and 25,000 experts."""
 
 
-def num_values(raw: bytes) -> int:
-    """The most values that a JSON text can hold, without parsing it: commas cannot be escaped."""
-    return raw.count(b",") + 1
+def require_few_values(raw: bytes, name: str, most: int = MAX_JSON_VALUES) -> None:
+    """Refuse a JSON text that may hold more values, without parsing it: no comma is escaped.
+
+    Args:
+        raw: Of the file, or of a header in it.
+        name: Of the file.
+        most: Values.
+
+    Raises:
+        InvalidModelError: It has too many commas.
+    """
+    if raw.count(b",") >= most:
+        raise InvalidModelError(
+            f"'{name[:100]}' holds more than {most:,} values, and no model needs so many. "
+            "Ask the model's author."
+        )
 
 
 def headers_too_large() -> InvalidModelError:
@@ -92,14 +104,6 @@ def too_many_tensors() -> InvalidModelError:
     return InvalidModelError(
         f"This model's safetensors files hold more than {MAX_TENSORS:,} tensors, and no model that "
         "we know has so many. Ask its author."
-    )
-
-
-def too_many_values(name: str, most: int = MAX_JSON_VALUES) -> InvalidModelError:
-    """Why a JSON file or header is not parsed."""
-    return InvalidModelError(
-        f"'{name[:100]}' holds more than {most:,} values, and no model needs so many. "
-        "Ask the model's author."
     )
 
 

@@ -133,7 +133,7 @@ class ModelFacts:
 
     @property
     def source_access(self) -> Access:
-        """Who might read the source when it was quantized."""
+        """Access to the source when it was quantized."""
         return Access(is_private=self.source_is_private, gated=self.gated)
 
     def cost_nats(self, layer: LayerProfile) -> float:

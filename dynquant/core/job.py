@@ -7,8 +7,8 @@ States:
        │ └─────────┤ └────> failed      `sentence` says what to do
        └───────────┴──────> cancelled
 
-What ended stays as it is. `retried` and `made_again` start a new attempt, and keep the old one in
-the history.
+An ended job changes no more by itself. `retried` and `made_again` start a new attempt, and keep the
+old one in the history.
 """
 
 from __future__ import annotations
@@ -387,12 +387,6 @@ def retried(job: Job, *, at: datetime, request: JobRequest | None = None) -> Job
     )
 
 
-def _as_named(target_bpw: float) -> float:
-    """The largest target that a name tells, and that is no larger than `target_bpw`."""
-    scaled = target_bpw * 10**TARGET_DECIMALS
-    return math.floor(scaled + _FLOAT_NOISE) / 10**TARGET_DECIMALS if scaled >= 1 else target_bpw
-
-
 def adopted(job: Job, request: JobRequest) -> Job:
     """The job as that of the requester of `request`, who alone may cancel it from now on."""
     _require(job, JobState.WAITING, JobState.RUNNING)
@@ -426,6 +420,12 @@ def _new_attempt(job: Job, request: JobRequest, at: datetime) -> Job:
         needed_memory_bytes=job.needed_memory_bytes,
         history=(*job.history, attempt),
     )
+
+
+def _as_named(target_bpw: float) -> float:
+    """The largest target that a name tells, and that is no larger than `target_bpw`."""
+    scaled = target_bpw * 10**TARGET_DECIMALS
+    return math.floor(scaled + _FLOAT_NOISE) / 10**TARGET_DECIMALS if scaled >= 1 else target_bpw
 
 
 def _require(job: Job, *states: JobState) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
-__all__ = ["Origin"]
+__all__ = ["HUB_ID", "Origin"]
+
+HUB_ID = re.compile(r"[0-9A-Za-z]{1,64}")
+"""What the Hub's own id of a repo or an account may be."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,7 @@ import json
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
-from dynquant.core.bounds import MAX_JSON_VALUES, num_values, too_many_values
+from dynquant.core.bounds import require_few_values
 from dynquant.core.model_files import INDEX, has_odd_name, is_weights
 from dynquant.core.notes import listed, note
 from dynquant.errors import InvalidModelError
@@ -49,9 +49,7 @@ def weight_map_in(index: str | bytes) -> dict[str, str]:
     Raises:
         InvalidModelError: It is no index, or larger than that of any model.
     """
-    raw = index.encode() if isinstance(index, str) else index
-    if num_values(raw) > MAX_JSON_VALUES:
-        raise too_many_values(INDEX)
+    require_few_values(index.encode() if isinstance(index, str) else index, INDEX)
     try:
         weight_map = json.loads(index)["weight_map"]
         files = {str(tensor): str(file) for tensor, file in weight_map.items()}

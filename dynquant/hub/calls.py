@@ -39,6 +39,7 @@ from dynquant.errors import (
     HubQuotaError,
     HubUnavailableError,
     InvalidModelError,
+    ModelNotFoundError,
     Reason,
     RequestError,
     StorageFullError,
@@ -133,6 +134,23 @@ class HubCaller:
     access: str = "read"
     sleep: Callable[[float], None] = time.sleep
     on_try: Callable[[], None] = lambda: None
+
+    @classmethod
+    def to_read(
+        cls,
+        endpoint: str,
+        *,
+        sleep: Callable[[float], None],
+        on_try: Callable[[], None] = lambda: None,
+    ) -> HubCaller:
+        """For reading models on the Hub at `endpoint`."""
+        return cls(
+            noun="model",
+            refusal=ModelNotFoundError,
+            page_prefix=f"{endpoint}/",
+            sleep=sleep,
+            on_try=on_try,
+        )
 
     @classmethod
     def to_write(cls, endpoint: str, *, sleep: Callable[[float], None]) -> HubCaller:

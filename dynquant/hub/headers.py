@@ -17,13 +17,7 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]
     hf_raise_for_status,
 )
 
-from dynquant.core.bounds import (
-    MAX_HEADER_BYTES,
-    MAX_JSON_VALUES,
-    headers_too_large,
-    num_values,
-    too_many_values,
-)
+from dynquant.core.bounds import MAX_HEADER_BYTES, headers_too_large, require_few_values
 from dynquant.core.model_files import LFS_POINTER, lfs_pointer_found
 from dynquant.errors import InvalidModelError
 from dynquant.hub.calls import TIMEOUT_SECS
@@ -72,8 +66,7 @@ def tensors_in(name: str, header: bytes) -> frozenset[str]:
     Raises:
         InvalidModelError: They are no header, or larger than that of any model.
     """
-    if num_values(header) > MAX_JSON_VALUES:
-        raise too_many_values(name)
+    require_few_values(header, name)
     try:
         found = dict(json.loads(header[_LENGTH_BYTES:]))
     except (ValueError, TypeError, RecursionError) as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from huggingface_hub import ModelInfo
 
+from dynquant.core.access import Access
 from dynquant.core.bounds import (
     MAX_LISTED_FILES,
     MAX_SHARDS,
@@ -18,6 +18,7 @@ from dynquant.core.bounds import (
     file_too_large,
 )
 from dynquant.core.model_files import CONFIG, has_odd_name, is_fetched, is_weights
+from dynquant.core.origin import HUB_ID
 from dynquant.errors import (
     HubUnavailableError,
     InvalidModelError,
@@ -27,10 +28,9 @@ from dynquant.errors import (
 from dynquant.hub.local import gated_fields, license_fields
 from dynquant.ports import ModelSource
 
-__all__ = ["Listing", "hub_id_of", "refuse_unusable"]
+__all__ = ["Listing", "access_in", "hub_id_of", "refuse_unusable"]
 
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt")
-_HUB_ID = re.compile(r"[0-9A-Za-z]{1,64}")
 _QUANT_OF = "base_model:quantized:"
 
 
@@ -149,10 +149,15 @@ class Listing:
         )
 
 
+def access_in(info: ModelInfo) -> Access:
+    """Who may read a repo, as the Hub tells it."""
+    return Access(is_private=bool(info.private), gated=info.gated or "")
+
+
 def hub_id_of(info: ModelInfo) -> str:
     """The Hub's own id of a repo; the client keeps it without giving it a name of its own."""
     found = vars(info).get("_id")
-    return found if isinstance(found, str) and _HUB_ID.fullmatch(found) else ""
+    return found if isinstance(found, str) and HUB_ID.fullmatch(found) else ""
 
 
 def refuse_unusable(listing: Listing, *, allow_quantized: bool) -> None:
@@ -196,7 +201,7 @@ def refuse_unusable(listing: Listing, *, allow_quantized: bool) -> None:
 def _refuse_absurd(listing: Listing) -> None:
     """Refuse what nobody should download: too many files, or one that is too large to be read."""
     for names, most in (
-        (sorted(listing.sizes), MAX_LISTED_FILES),
+        ([*listing.sizes], MAX_LISTED_FILES),
         (listing.weights, MAX_SHARDS),
         (listing.others, MAX_SMALL_FILES),
     ):

@@ -33,7 +33,7 @@ from dynquant.errors import HubUnavailableError, ModelNotFoundError, Reason, Sto
 from dynquant.hub import cache
 from dynquant.hub.calls import NUM_DOWNLOAD_TRIES, TIMEOUT_SECS, HubCaller
 from dynquant.hub.headers import read_header_bytes, tensors_in, write_ghost
-from dynquant.hub.listing import Listing, hub_id_of, refuse_unusable
+from dynquant.hub.listing import Listing, access_in, hub_id_of, refuse_unusable
 from dynquant.hub.local import local_source
 from dynquant.hub.local_files import LocalFile
 from dynquant.hub.transfers import ByteCount
@@ -96,13 +96,7 @@ class HubModels:
         self._cache_dir = cache_dir or Path(constants.HF_HUB_CACHE)
         self._max_cache_bytes = max_cache_bytes
         self._free_bytes = free_bytes
-        self._call = HubCaller(
-            noun="model",
-            refusal=ModelNotFoundError,
-            page_prefix=f"{self._api.endpoint}/",
-            sleep=sleep,
-            on_try=on_try,
-        )
+        self._call = HubCaller.to_read(self._api.endpoint, sleep=sleep, on_try=on_try)
         self._ghosts: dict[tuple[str, str], tuple[Path, weakref.finalize]] = {}
         self._in_use: dict[str, Callable[[], None]] = {}
         self._last: Listing | None = None
@@ -261,7 +255,7 @@ class HubModels:
             return Access(is_private=True)
         if not Origin(name=origin.name, hub_id=hub_id_of(info)).is_same_as(origin):
             return Access(is_private=True)
-        return Access(is_private=bool(info.private), gated=info.gated or "")
+        return access_in(info)
 
     def _sized(self, listing: Listing) -> Listing:
         """The listing with the sizes that requests for the files themselves tell."""

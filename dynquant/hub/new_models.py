@@ -74,13 +74,7 @@ class HubNewModels:
         self.num_calls = 0
         self._page_size = page_size
         self._api = HfApi(endpoint=endpoint, token=token, library_name="dynquant")
-        self._call = HubCaller(
-            noun="model",
-            refusal=ModelNotFoundError,
-            page_prefix=f"{self._api.endpoint}/",
-            sleep=sleep,
-            on_try=self.count,
-        )
+        self._call = HubCaller.to_read(self._api.endpoint, sleep=sleep, on_try=self.count)
 
     def count(self) -> None:
         """One request more, also of others who ask on behalf of a sweep."""

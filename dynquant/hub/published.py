@@ -10,7 +10,6 @@ from huggingface_hub.errors import RepositoryNotFoundError
 
 from dynquant.core.job import PublishedRepo
 from dynquant.core.papers import PLAN
-from dynquant.errors import ModelNotFoundError
 from dynquant.hub.calls import TIMEOUT_SECS, HubCaller
 
 __all__ = ["HubRepos"]
@@ -36,12 +35,7 @@ class HubRepos:
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._api = HfApi(endpoint=endpoint, token=token, library_name="dynquant")
-        self._call = HubCaller(
-            noun="model",
-            refusal=ModelNotFoundError,
-            page_prefix=f"{self._api.endpoint}/",
-            sleep=sleep,
-        )
+        self._call = HubCaller.to_read(self._api.endpoint, sleep=sleep)
 
     def are_there(self, repos: Sequence[PublishedRepo]) -> bool:
         """Whether each of these repos is there, or has another name now, and holds a plan.

@@ -43,6 +43,7 @@ from dynquant.errors import (
 )
 from dynquant.hub.accounts import Account, account_of
 from dynquant.hub.calls import TIMEOUT_SECS, HubCaller
+from dynquant.hub.listing import access_in
 from dynquant.hub.local_files import LocalFile, changed_meanwhile, local_files
 from dynquant.ports import OnStep, Progress, PublishedModel
 
@@ -277,7 +278,7 @@ class HubPublisher:
                     for each in siblings
                 },
                 sizes={each.rfilename: each.size or 0 for each in siblings},
-                access=Access(is_private=bool(info.private), gated=info.gated or ""),
+                access=access_in(info),
             )
 
         return self._call(ask, repo=repo_id)

@@ -16,7 +16,7 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]
 )
 
 from dynquant.core.papers import PLAN, REPORT
-from dynquant.errors import InvalidModelError, ModelNotFoundError
+from dynquant.errors import InvalidModelError
 from dynquant.hub.calls import TIMEOUT_SECS, HubCaller
 
 __all__ = ["FoundModel", "HubSearch"]
@@ -73,12 +73,7 @@ class HubSearch:
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._api = HfApi(endpoint=endpoint, token=token, library_name="dynquant")
-        self._call = HubCaller(
-            noun="model",
-            refusal=ModelNotFoundError,
-            page_prefix=f"{self._api.endpoint}/",
-            sleep=sleep,
-        )
+        self._call = HubCaller.to_read(self._api.endpoint, sleep=sleep)
 
     def page_url(self, repo_id: str) -> str:
         """Where people find a repo."""

@@ -31,10 +31,9 @@ from dynquant.core.bounds import (
     MAX_TENSORS,
     file_too_large,
     headers_too_large,
-    num_values,
+    require_few_values,
     too_many_files,
     too_many_tensors,
-    too_many_values,
 )
 from dynquant.core.model_files import (
     CONFIG,
@@ -214,8 +213,7 @@ def read_header(
         if length > max_bytes:
             raise headers_too_large()
         raw = stream.read(length)
-    if num_values(raw) > MAX_JSON_VALUES:
-        raise too_many_values(file.name)
+    require_few_values(raw, file.name)
     try:
         header = json.loads(raw, object_pairs_hook=_once_each)
     except _TwiceError as error:
@@ -298,18 +296,13 @@ def _check_files(folder: Path) -> None:
             raise file_too_large(name)
         if is_kept and has_odd_name(full_name):
             raise InvalidModelError(f"No file of a model needs a name like '{name}'. Rename it.")
-        if is_kept and path.suffix == ".json" and _has_too_many_values(path, about.st_size):
-            raise too_many_values(name)
+        if is_kept and path.suffix == ".json" and about.st_size > MAX_JSON_VALUES:
+            require_few_values(path.read_bytes(), name)
         num_taken_over += is_kept
         if stat.S_ISREG(about.st_mode) and _is_lfs_pointer(path, full_name, about.st_size):
             raise lfs_pointer_found(name)
     if num_taken_over > MAX_SMALL_FILES:
         raise too_many_files(num_taken_over)
-
-
-def _has_too_many_values(path: Path, num_bytes: int) -> bool:
-    """Whether a JSON file would take much memory when it is parsed, by whatever library."""
-    return num_bytes > MAX_JSON_VALUES and num_values(path.read_bytes()) > MAX_JSON_VALUES
 
 
 def _is_lfs_pointer(path: Path, name: str, num_bytes: int) -> bool:
@@ -395,8 +388,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
             "Pass the folder that holds config.json and the safetensors files."
         )
     raw = path.read_bytes()
-    if num_values(raw) > MAX_CONFIG_VALUES:
-        raise too_many_values(CONFIG, MAX_CONFIG_VALUES)
+    require_few_values(raw, CONFIG, MAX_CONFIG_VALUES)
     try:
         config = json.loads(raw.decode())
     except (ValueError, RecursionError) as error:

@@ -6,12 +6,12 @@ runner. So the runner believes no request further than it would believe a visito
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 
 from dynquant.core.job import JobRequest, Priority
 from dynquant.core.naming import is_account_name
+from dynquant.core.origin import HUB_ID
 from dynquant.corpus import CALIBRATIONS
 from dynquant.errors import RequestError
 from dynquant.runner.spec import recipe_of
@@ -22,7 +22,6 @@ _OPTIONS = frozenset({"menu", "calibration"})
 """The options that the pages of a Space offer."""
 
 _MAX_MENU_CHARS = 400
-_HUB_ID = re.compile(r"[0-9A-Za-z]{1,64}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +50,7 @@ class MailPolicy:
                 "A request by mail is made in the name of an account on the Hub, and "
                 f"'{request.requester[:60]}' is no such name. Sign in on the Space and ask again."
             )
-        if request.requester_id and not _HUB_ID.fullmatch(request.requester_id):
+        if request.requester_id and not HUB_ID.fullmatch(request.requester_id):
             raise RequestError("The id of the requester is not one of the Hub's. Ask again.")
         if request.public:
             raise RequestError(

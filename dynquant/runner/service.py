@@ -146,7 +146,7 @@ def _surroundings(
             Mailroom(
                 inbox,
                 board,
-                policy=mail_policy(settings),
+                policy=_mail_policy(settings),
                 memory=settings.home / "mail.txt",
                 look_up=_look_up,
             ).do_round
@@ -192,10 +192,10 @@ def _say_what_is_confined() -> None:
 
 def _snapshot(board: DatabaseBoard, watch: Watch | None) -> dict[str, Any]:
     """What the Space is shown, which shows it to everybody."""
-    jobs = public_jobs(board.list(limit=_MAX_SHOWN))
+    jobs = board.list(limit=_MAX_SHOWN)
     shown = board_snapshot(jobs, board.runners())
     if watch is not None:
-        shown["watch"] = status_to_json(public_status(watch.status(), jobs))
+        shown["watch"] = status_to_json(public_status(watch.status(), public_jobs(jobs)))
     return shown
 
 
@@ -240,7 +240,7 @@ class _Wakefulness:
             self._awake = None
 
 
-def mail_policy(settings: Settings) -> MailPolicy:
+def _mail_policy(settings: Settings) -> MailPolicy:
     """What this machine takes from its inbox."""
 
     @lru_cache(maxsize=1)

@@ -6,13 +6,14 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from dynquant.core.origin import HUB_ID
 from dynquant.errors import InvalidOptionError
+from dynquant.settings import ACCOUNT
 
 __all__ = ["WebSettings"]
 
 _LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
-_OPERATOR = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}:([0-9A-Za-z]{1,64})")
-_ACCOUNT = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9])?")
+_OPERATOR = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,95}}:({HUB_ID.pattern})")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,26 +59,17 @@ class WebSettings:
             )
         # With a domain of one's own there are several, of which the first is the Hub's.
         host = environment.get("SPACE_HOST", "").split(",")[0].strip()
-        namespaces = _accounts(environment, "DYNQUANT_PUBLISH_TO")
-        if len(namespaces) > 1:
+        publish_to = environment.get("DYNQUANT_PUBLISH_TO", "").strip()
+        if publish_to and not ACCOUNT.fullmatch(publish_to):
             raise InvalidOptionError("DYNQUANT_PUBLISH_TO must be one account or organization.")
         return cls(
             operator_ids=_operator_ids(environment),
-            publish_to=namespaces[0] if namespaces else None,
+            publish_to=publish_to or None,
             is_space=is_space,
             signs_in=signs_in,
             address=f"https://{host}" if is_space and host else "",
             host=environment.get("GRADIO_SERVER_NAME") or ("0.0.0.0" if is_space else "127.0.0.1"),  # noqa: S104
         )
-
-
-def _accounts(environment: Mapping[str, str], name: str) -> list[str]:
-    found = [each.strip() for each in environment.get(name, "").split(",") if each.strip()]
-    if not all(map(_ACCOUNT.fullmatch, found)):
-        raise InvalidOptionError(
-            f"{name} must be names of accounts on the Hub, with commas between them."
-        )
-    return found
 
 
 def _operator_ids(environment: Mapping[str, str]) -> frozenset[str]:

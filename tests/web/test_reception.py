@@ -16,9 +16,10 @@ from dynquant.errors import (
 )
 from dynquant.hub.hardware import Mac
 from dynquant.hub.publishing import Account
+from dynquant.settings import ACCOUNT
 from dynquant.web.limits import LIMITS
 from dynquant.web.reception import Reception, Visitor
-from dynquant.web.settings import _ACCOUNT, WebSettings
+from dynquant.web.settings import WebSettings
 from tests.runner.test_live_board import make_job
 
 SPACE = {"SPACE_ID": "you/dynquant", "SPACE_HOST": "you-dynquant.hf.space, quant.example.org"}
@@ -156,7 +157,7 @@ def test_an_account_named_like_a_user_of_the_machine_or_the_watcher_owns_nothing
         job = make_job(request=replace(make_job().request, requester=requester))
         for name in ("ann", "watcher", "local"):
             assert not Visitor(name=name).owns(job)
-        assert _ACCOUNT.fullmatch(requester) is None
+        assert ACCOUNT.fullmatch(requester) is None
     request = replace(make_job().request, requester="watcher", priority=Priority.WATCHER)
     assert not Visitor(name="watcher").owns(make_job(request=request))  # of an earlier version
 
