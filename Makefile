@@ -14,7 +14,7 @@ HUB ?=
 MINUTES ?= 30
 MODELS := ../shared/models/tiny-qwen3,../shared/models/tiny-qwen3-moe
 # What mypy checks, as far as it is there: it refuses a folder without Python files.
-TYPED = $(strip dynquant $(foreach d,tests benchmarks examples scripts,$(if $(wildcard $(d)/*.py $(d)/*/*.py),$(d))) $(wildcard app.py))
+TYPED = $(strip dynquant $(foreach d,tests local_hub benchmarks examples scripts,$(if $(wildcard $(d)/*.py $(d)/*/*.py),$(d))) $(wildcard app.py))
 RUN_EXTRAS := --extra mlx --extra web --extra local
 # The oldest Python we support decides what is locked.
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
@@ -49,7 +49,7 @@ demo: $(STAMP) ## from a model to published quants and back, without network or 
 	@$(BIN)/python examples/demo.py
 
 hub: $(STAMP) ## the local Hub that 'make demo' published to, to look at in a browser
-	@$(BIN)/python -m tests.local_hub --folder out/demo/hub --port $(HUB_PORT)
+	@$(BIN)/python -m local_hub --folder out/demo/hub --port $(HUB_PORT)
 
 serve: $(STAMP) ## the web pages at http://127.0.0.1:7860, with a runner beside them
 	@$(BIN)/python -m scripts.serve $(HUB)
@@ -60,10 +60,10 @@ screenshots: $(DEV_STAMP) ## a picture of every page into out/screenshots (needs
 test: $(DEV_STAMP) ## all tests, with branch coverage
 	@$(BIN)/python -m pytest -n $(NUM_TEST_WORKERS) --cov --cov-report=term $(PYTEST_ARGS)
 	@echo "coverage of the core alone:"
-	@$(BIN)/coverage report --include='dynquant/core/*' --fail-under=97
+	@$(BIN)/coverage report --include='$(PURE)' --fail-under=97
 
 families: $(DEV_STAMP) ## every family of models with every step of the method
-	@DYNQUANT_FAMILIES=1 $(BIN)/python -m pytest -n $(NUM_TEST_WORKERS) tests/mlx_backend/test_families.py
+	@DYNQUANT_FAMILIES=1 $(BIN)/python -m pytest -n $(NUM_TEST_WORKERS) tests/quant/mlx/test_families.py
 
 chaos: $(DEV_STAMP) ## runners killed, frozen and cut off at every moment, for real (half an hour)
 	@DYNQUANT_CHAOS=1 $(BIN)/python -m pytest -o faulthandler_timeout=3600 \
@@ -113,4 +113,4 @@ lock: $(DEV_STAMP) ## resolve the newest allowed versions into requirements
 clean: ## remove .venv, caches and build output
 	rm -rf $(VENV) .bench-full .coverage .coverage.* .hypothesis .import_linter_cache .mypy_cache \
 		.pytest_cache .ruff_cache build dist htmlcov *.egg-info
-	find dynquant tests benchmarks scripts -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+	find dynquant tests local_hub benchmarks scripts -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

@@ -49,9 +49,6 @@ with told():
     import uvicorn
     from fastapi import FastAPI
 
-    from dynquant.cli.watchtower import Watchtower
-    from dynquant.core.naming import local_name
-    from dynquant.core.watch_status import Errands
     from dynquant.hub.inbox import HubInbox
     from dynquant.hub.models import opened_briefly
     from dynquant.hub.published import HubRepos
@@ -59,20 +56,23 @@ with told():
     from dynquant.hub.search import HubSearch
     from dynquant.hub.visitor import HubVisitor
     from dynquant.jobs.board import DatabaseBoard
-    from dynquant.log_lines import configure_logging, log_to_terminal, secrets_in
+    from dynquant.logs import configure_logging, log_to_terminal, secrets_in
+    from dynquant.model.naming import local_name
     from dynquant.runner.machine import keep_memory_flat
     from dynquant.settings import Settings, user_name
-    from dynquant.watcher import Webhook
+    from dynquant.watch import Webhook
+    from dynquant.watch.service import Watchtower
+    from dynquant.watch.status import Errands
     from dynquant.web.catalogue import Catalogue
     from dynquant.web.desk import BoardDesk, JobDesk
-    from dynquant.web.prospects import Prospects
+    from dynquant.web.model_lookup import Prospects
     from dynquant.web.public_view import PublicDesk, PublicWatch
-    from dynquant.web.reception import Reception
+    from dynquant.web.remote_jobs import SpaceDesk
     from dynquant.web.service import Service
     from dynquant.web.settings import WebSettings
+    from dynquant.web.sign_in import Reception
     from dynquant.web.site import make_site
     from dynquant.web.snapshots import Snapshots
-    from dynquant.web.space_desk import SpaceDesk
     from dynquant.web.space_watch import SpaceWatch
     from dynquant.web.watch_desk import WatchDesk
 

@@ -16,9 +16,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from dynquant.core.allocate import allocate
-from dynquant.core.formats import DEFAULT_MENU, QuantFormat
-from dynquant.core.plan import LayerProfile, ModelInventory
+from dynquant.quant.allocate import allocate
+from dynquant.quant.formats import DEFAULT_MENU, QuantFormat
+from dynquant.quant.plan import LayerProfile, ModelInventory
 
 MAX_SECS = 1.0
 MAX_EXCESS = 1e-3

@@ -11,7 +11,7 @@ themselves. With --limit-gb 0 there is no limit.
 
 from __future__ import annotations
 
-import dynquant.mlx_backend  # noqa: F401  OpenBLAS before MLX
+import dynquant.quant.mlx  # noqa: F401  OpenBLAS before MLX
 
 # isort: split
 
@@ -29,8 +29,8 @@ from typing import Any
 import psutil
 
 from benchmarks.random_model import Shape, convert, make_model, num_bytes
-from dynquant.console import stdout
-from dynquant.core.recipe import EFFORTS
+from dynquant.cli.console import stdout
+from dynquant.quant.recipe import EFFORTS
 
 ROOT = Path(__file__).parents[1]
 ATTENTION = 2.5  # weights over the width squared, see Shape.block; the rest is 3 times --inner

@@ -11,7 +11,7 @@ to `--out`; the exit code says whether the bars were met.
 
 from __future__ import annotations
 
-import dynquant.mlx_backend  # noqa: F401  OpenBLAS before MLX
+import dynquant.quant.mlx  # noqa: F401  OpenBLAS before MLX
 
 # isort: split
 
@@ -29,11 +29,10 @@ from rich.table import Table
 
 from benchmarks.quality import MODELS, ROOT, SHARED, machine, revision
 from benchmarks.upstream import in_child, sensitivity_pass
-from dynquant.console import stdout
-from dynquant.core.allocate import allocate
-from dynquant.core.recipe import EFFORTS
-from dynquant.pipeline import Recipe
-from dynquant.runner.opening import open_model, open_texts
+from dynquant.cli.console import stdout
+from dynquant.cli.opening import open_model, open_texts
+from dynquant.quant.allocate import allocate
+from dynquant.quant.recipe import EFFORTS, Recipe
 
 CALIBRATION = SHARED / "text" / "calibration.txt"
 UPSTREAM, MEASURE, PROBES = "mlx_lm.dynamic_quant, sensitivities", "measure", "measure and probe"

@@ -10,7 +10,7 @@ Random Qwen3 models of one width and growing depth are converted in fresh proces
 
 from __future__ import annotations
 
-import dynquant.mlx_backend  # noqa: F401  OpenBLAS before MLX
+import dynquant.quant.mlx  # noqa: F401  OpenBLAS before MLX
 
 # isort: split
 
@@ -26,7 +26,7 @@ from rich.table import Table
 from benchmarks.plot import Point, Series, chart_svg
 from benchmarks.random_model import Shape, convert, make_model, num_bytes, random_windows
 from benchmarks.upstream import in_child, sensitivity_pass
-from dynquant.console import stdout
+from dynquant.cli.console import stdout
 
 ROOT = Path(__file__).parents[1]
 NUM_WINDOWS, WINDOW_TOKENS, VOCAB = 12, 128, 2048

@@ -17,7 +17,7 @@ import mlx.core as mx
 import psutil
 
 from benchmarks.stored_bits import num_weights
-from dynquant.mlx_backend import FAST_BLAS
+from dynquant.quant.mlx import FAST_BLAS
 
 __all__ = ["REQUIREMENTS", "Attempt", "Outcome", "attempts", "ours", "run"]
 

@@ -6,9 +6,9 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from dynquant.core.axes import Scale, linear_ticks, log_scale, log_ticks
-from dynquant.core.figures import significant
-from dynquant.core.svg import DARK, LIGHT, MARGIN, WIDTH, Theme, escaped, opening, trimmed
+from dynquant.report.axes import Scale, linear_ticks, log_scale, log_ticks
+from dynquant.report.numbers import significant
+from dynquant.report.svg import DARK, LIGHT, MARGIN, WIDTH, Theme, escaped, opening, trimmed
 
 __all__ = ["Point", "Series", "chart_svg"]
 

@@ -13,7 +13,7 @@ The exit code says whether the bars were met.
 
 from __future__ import annotations
 
-import dynquant.mlx_backend  # noqa: F401  OpenBLAS before MLX
+import dynquant.quant.mlx  # noqa: F401  OpenBLAS before MLX
 
 # isort: split
 
@@ -38,16 +38,16 @@ import numpy as np
 from benchmarks.peers import EQUAL_BPW, REQUIREMENTS, Attempt, Outcome, attempts, ours, run
 from benchmarks.report import markdown, picture
 from benchmarks.stored_bits import stored_bpw
-from dynquant.console import ConsoleProgress, stdout
-from dynquant.core.artefacts.fields import text_to_json
-from dynquant.core.quality import Quality
+from dynquant.cli.console import ConsoleProgress, stdout
+from dynquant.cli.opening import open_model, open_texts
 from dynquant.errors import DynquantError
-from dynquant.mlx_backend.calibration import Windows
-from dynquant.mlx_backend.loading import open_model as open_folder
-from dynquant.mlx_backend.quantizer import MlxQuantizer, tool_versions
-from dynquant.mlx_backend.tokenizing import open_tokenizer
-from dynquant.pipeline import Recipe
-from dynquant.runner.opening import open_model, open_texts
+from dynquant.quant.mlx.calibration import Windows
+from dynquant.quant.mlx.loading import open_model as open_folder
+from dynquant.quant.mlx.quantizer import MlxQuantizer, tool_versions
+from dynquant.quant.mlx.tokenizing import open_tokenizer
+from dynquant.quant.quality import Quality
+from dynquant.quant.recipe import Recipe
+from dynquant.report.artefacts.fields import text_to_json
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dynquant.mlx_backend  # noqa: F401  OpenBLAS before MLX
+import dynquant.quant.mlx  # noqa: F401  OpenBLAS before MLX
 
 # isort: split
 
@@ -19,13 +19,13 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from dynquant.core.allocate import allocate
-from dynquant.core.formats import DEFAULT_MENU
-from dynquant.core.overlap import Sketch
-from dynquant.core.plan import TextFacts
-from dynquant.core.recipe import EFFORTS
-from dynquant.mlx_backend.calibration import Windows
-from dynquant.mlx_backend.quantizer import MlxQuantizer
+from dynquant.quant.allocate import allocate
+from dynquant.quant.formats import DEFAULT_MENU
+from dynquant.quant.mlx.calibration import Windows
+from dynquant.quant.mlx.quantizer import MlxQuantizer
+from dynquant.quant.plan import TextFacts
+from dynquant.quant.recipe import EFFORTS
+from dynquant.texts.overlap import Sketch
 
 __all__ = ["Shape", "convert", "make_model", "num_bytes", "random_windows"]
 

@@ -9,7 +9,7 @@ take turns; the shortest of each counts. Linux only. `reading.json` goes to `--o
 
 from __future__ import annotations
 
-import dynquant.mlx_backend  # noqa: F401  OpenBLAS before MLX
+import dynquant.quant.mlx  # noqa: F401  OpenBLAS before MLX
 
 # isort: split
 
@@ -27,10 +27,10 @@ from rich.table import Table
 
 from benchmarks.quality import ROOT, machine, revision
 from benchmarks.random_model import Shape, make_model, num_bytes, random_windows
-from dynquant.console import stdout
-from dynquant.mlx_backend.loading import ModelFolder, open_model
-from dynquant.mlx_backend.readahead import ReadAhead
-from dynquant.mlx_backend.streaming import BlockModel, BlockWeights, Forward
+from dynquant.cli.console import stdout
+from dynquant.quant.mlx.loading import ModelFolder, open_model
+from dynquant.quant.mlx.readahead import ReadAhead
+from dynquant.quant.mlx.streaming import BlockModel, BlockWeights, Forward
 
 CONTEXT = 256
 COLD, AHEAD, WARM = "on a cold cache", "on a cold cache, reading ahead", "with all files in memory"

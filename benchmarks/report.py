@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from benchmarks.plot import Point, Series, chart_svg
-from dynquant.core.figures import with_error
+from dynquant.report.numbers import with_error
 
 __all__ = ["markdown", "picture"]
 

@@ -23,10 +23,10 @@ from statistics import median, quantiles
 
 import httpx
 
-from dynquant.confine import clean_environment
-from dynquant.core.job import StepProgress
 from dynquant.errors import DynquantError
-from dynquant.runner.child import ChildCancelledError, run_child
+from dynquant.jobs.job import StepProgress
+from dynquant.runner.child_process import ChildCancelledError, run_child
+from dynquant.sandbox import clean_environment
 from tests.web.scene import opened
 
 ROUNDS = 5

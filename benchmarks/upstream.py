@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dynquant.mlx_backend  # noqa: F401  OpenBLAS before MLX
+import dynquant.quant.mlx  # noqa: F401  OpenBLAS before MLX
 
 # isort: split
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from dynquant import __version__
 from dynquant.errors import DynquantError
-from dynquant.log_lines import LOG_FILE, Redactor, secrets_in
+from dynquant.logs import LOG_FILE, Redactor, secrets_in
 from dynquant.settings import Settings
 
 __all__ = ["report_crash"]

@@ -1,6 +1,6 @@
 """`make demo`: the main job from end to end, without account, token, GPU or network.
 
-A local stand-in for the Hugging Face Hub (`tests/local_hub`) takes the place of the real one;
+A local stand-in for the Hugging Face Hub (`local_hub`) takes the place of the real one;
 everything else is what a person runs. The texts are Python's own help, which every Python brings
 along: one half of its topics calibrates, the other half is held out.
 
@@ -31,11 +31,11 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from dynquant.core.job import TERMINAL, Job, JobState
 from dynquant.jobs.board import DatabaseBoard
+from dynquant.jobs.job import TERMINAL, Job, JobState
 from dynquant.settings import Settings
-from tests.local_hub import LocalHub
-from tests.local_hub.texts import add_default_texts
+from local_hub import LocalHub
+from local_hub.texts import add_default_texts
 from tests.web.children import running
 from tests.web.offline import TOKEN, USER, environment
 
@@ -65,7 +65,7 @@ rules:
 """
 
 _LOAD_AND_GENERATE = """
-import dynquant.mlx_backend  # OpenBLAS before MLX: faster on Linux
+import dynquant.quant.mlx  # OpenBLAS before MLX: faster on Linux
 import sys
 from huggingface_hub import snapshot_download
 from mlx_lm import generate, load

@@ -2,7 +2,7 @@
 
 import sys
 
-from dynquant.mlx_backend import slow_blas_sentence
+from dynquant.quant.mlx import slow_blas_sentence
 
 
 def main() -> None:

@@ -4,7 +4,7 @@ MLX's wheel for Linux calls `cblas_sgemm` and brings the reference implementatio
 is on the package index as `scipy-openblas32`, the build inside scipy's own wheels; its names start
 with `scipy_`, so that it can share a process with other builds. This script writes a copy in which
 the functions that MLX calls have their usual names, and every other name starts with `scipy_`.
-`dynquant.mlx_backend` loads the copy before MLX. See docs/decisions/0019-a-blas-without-root.md.
+`dynquant.quant.mlx` loads the copy before MLX. See docs/decisions/0019-a-blas-without-root.md.
 
 The copy is kept only if a fresh process multiplies with it and gets the right product.
 """
@@ -18,11 +18,11 @@ from pathlib import Path
 
 import lief  # Linux only
 
-from dynquant.mlx_backend import SETUP_OPENBLAS
+from dynquant.quant.mlx import SETUP_OPENBLAS
 
 PREFIX = "scipy_"
 THREADS = frozenset({"openblas_get_num_threads", "openblas_set_num_threads"})
-"""Called by `dynquant.mlx_backend`."""
+"""Called by `dynquant.quant.mlx`."""
 
 _MULTIPLY = """
 import ctypes, sys

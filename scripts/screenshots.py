@@ -17,7 +17,7 @@ from typing import Literal
 from playwright.sync_api import Browser, Locator, Page, ViewportSize, sync_playwright
 from playwright.sync_api import TimeoutError as PlaywrightTimeout
 
-from dynquant.core.job import Job, JobState
+from dynquant.jobs.job import Job, JobState
 from tests.runner.test_live_board import make_job
 from tests.web.browser import LAUNCH, settled
 from tests.web.scene import SOURCE, make_family, make_request, opened, populated, publish, swept

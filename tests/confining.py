@@ -8,9 +8,9 @@ __all__ = ["as_with_cuda"]
 def as_with_cuda(command: list[str]) -> list[str]:
     """The command that `confined` gives, as it acts on a machine with an NVIDIA GPU."""
     start = (
-        "from pathlib import Path; from dynquant.confine import linux; import runpy\n"
+        "from pathlib import Path; from dynquant.sandbox import linux; import runpy\n"
         "linux._CUDA = Path('/dev/null')\n"
-        "runpy.run_module('dynquant.confine', run_name='__main__', alter_sys=True)"
+        "runpy.run_module('dynquant.sandbox', run_name='__main__', alter_sys=True)"
     )
     python, _, _, *rest = command
     return [python, "-c", start, *rest]

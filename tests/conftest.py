@@ -24,7 +24,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 os.environ["DYNQUANT_HOME"] = tempfile.mkdtemp(prefix="dynquant-home-")
 atexit.register(shutil.rmtree, os.environ["DYNQUANT_HOME"], ignore_errors=True)
 
-import dynquant.mlx_backend  # noqa: E402, F401  OpenBLAS before any test imports MLX
+import dynquant.quant.mlx  # noqa: E402, F401  OpenBLAS before any test imports MLX
 from tests import hardening  # noqa: E402
 
 

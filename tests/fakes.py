@@ -9,14 +9,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dynquant.core.formats import UNQUANTIZED, QuantFormat
-from dynquant.core.job import PublishedRepo
-from dynquant.core.plan import CostTable, LayerProfile, ModelInventory, QuantPlan, TextFacts
-from dynquant.core.quality import Quality
-from dynquant.core.recipe import Effort
 from dynquant.errors import HubUnavailableError, OutputFolderError, TextError
-from dynquant.ports import ModelSource, OnStep, Text
-from tests.core.factories import make_inventory, make_layer
+from dynquant.jobs.job import PublishedRepo
+from dynquant.model.source import ModelSource
+from dynquant.progress import OnStep
+from dynquant.quant.formats import UNQUANTIZED, QuantFormat
+from dynquant.quant.plan import CostTable, LayerProfile, ModelInventory, QuantPlan, TextFacts
+from dynquant.quant.quality import Quality
+from dynquant.quant.recipe import Effort
+from dynquant.texts.documents import Text
+from tests.report.factories import make_inventory, make_layer
 
 __all__ = [
     "FakeOutputs",

@@ -38,9 +38,9 @@ import numpy as np
 import psutil
 
 from dynquant.jobs.board import DatabaseBoard
-from tests.local_hub import LocalHub
+from local_hub import LocalHub
 from tests.waiting import PATIENCE_SECS
-from tests.watcher.scene import card, stamp
+from tests.watch.scene import card, stamp
 from tests.web.children import ROOT
 from tests.web.offline import SOURCE, USER, environment, offline_hub
 
@@ -242,7 +242,7 @@ class Load:
 
 def tiny_model() -> dict[str, bytes]:
     """Files of a model of one block."""
-    from tests.mlx_backend.factories import save_model
+    from tests.quant.mlx.factories import save_model
 
     with tempfile.TemporaryDirectory() as folder:
         saved = save_model(Path(folder) / "model", num_hidden_layers=1)

@@ -18,6 +18,7 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
+from local_hub import LocalHub
 from tests.command_line import (
     CALIBRATION,
     HELD_OUT,
@@ -33,7 +34,6 @@ from tests.command_line import (
     run,
     snapshot,
 )
-from tests.local_hub import LocalHub
 from tests.waiting import wait_until
 
 pytestmark = [needs_shared, pytest.mark.harden("newcomers")]

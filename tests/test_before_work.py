@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from dynquant.core.artefacts import cost_table_from_json
+from dynquant.report.artefacts import cost_table_from_json
+from local_hub import LocalHub
+from local_hub.for_commands import hub_for_commands
 from tests.command_line import (
     CALIBRATION,
     HELD_OUT,
@@ -22,8 +24,6 @@ from tests.command_line import (
     needs_shared,
     quick_table,
 )
-from tests.local_hub import LocalHub
-from tests.local_hub.for_commands import hub_for_commands
 
 pytestmark = [pytest.mark.hub, needs_shared, pytest.mark.harden("newcomers")]
 
@@ -201,9 +201,9 @@ def test_evaluating_refuses_what_does_not_fit_before_the_download(hub, tmp_path)
 
 
 def test_publishing_refuses_a_destination_before_a_model_is_loaded(hub, tmp_path, monkeypatch):
-    from dynquant.runner import opening
-    from tests.core.card_factories import make_facts
-    from tests.test_publish import Finished as Model
+    from dynquant.cli import opening
+    from tests.cli.test_publishing import Finished as Model
+    from tests.report.card_factories import make_facts
 
     def loaded(*_args: object) -> None:
         raise AssertionError("a model was loaded")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import runpy
 from pathlib import Path
 
-from tests.local_hub import LocalHub
+from local_hub import LocalHub
 
 DEMO = runpy.run_path(str(Path(__file__).parents[1] / "examples" / "demo.py"))
 

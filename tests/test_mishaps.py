@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from local_hub import LocalHub
 from tests.command_line import HELD_OUT, MODEL, Finished, environment, needs_shared
-from tests.local_hub import LocalHub
 
 pytestmark = pytest.mark.harden("mishaps")
 
@@ -113,7 +113,7 @@ def _take_interrupts() -> None:
     ("module", "name"),
     [
         ("dynquant.cli.starting", "_agree_on_temporary_folder"),  # before a command is imported
-        ("dynquant.outputs", "finished_folders"),  # in the middle of one
+        ("dynquant.report.outputs", "finished_folders"),  # in the middle of one
     ],
 )
 def test_ctrl_c_is_a_line_and_130(module, name):

@@ -10,10 +10,10 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from dynquant import __version__, console
-from dynquant.cli import jobs, models, publishing, watching
+from dynquant import __version__
+from dynquant.cli import console, jobs, models, publishing, watching
 from dynquant.cli.ending import CommandEnded
-from dynquant.log_lines import log_to_terminal, secrets_in
+from dynquant.logs import log_to_terminal, secrets_in
 
 __all__ = ["app"]
 

@@ -117,13 +117,13 @@ def _known(error: BaseException) -> DynquantError | None:
 
 
 def _say_error(sentence: str, *more: str) -> None:
-    from dynquant import console
+    from dynquant.cli import console
 
     _say(f"[bold red]Error:[/] {console.escaped(sentence)}", *map(console.escaped, more))
 
 
 def _say(*lines: str) -> None:
-    from dynquant import console
+    from dynquant.cli import console
 
     with contextlib.suppress(OSError):  # the disk is full, or stderr has no reader left
         for line in lines:

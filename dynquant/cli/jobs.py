@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dynquant import console
+from dynquant.cli import console
 from dynquant.cli.options import (
     DEFAULT_RECIPE,
     Bpw,
@@ -29,7 +29,8 @@ from dynquant.cli.options import (
     require_two_texts,
     targets_in,
 )
-from dynquant.core.job import (
+from dynquant.errors import InvalidOptionError, RequestError
+from dynquant.jobs.job import (
     TERMINAL,
     Job,
     JobOption,
@@ -37,13 +38,12 @@ from dynquant.core.job import (
     JobState,
     check_notify_url,
 )
-from dynquant.core.job_text import job_to_text
-from dynquant.core.naming import local_name, quantized_name, repo_ids
-from dynquant.core.recipe import RECIPE_VERSION, Recipe
-from dynquant.corpus import DEFAULT_CALIBRATION, DEFAULT_EVALUATION, Corpus
-from dynquant.errors import InvalidOptionError, RequestError
-from dynquant.job_ports import JobBoard
+from dynquant.jobs.job_text import job_to_text
+from dynquant.jobs.ports import JobBoard
+from dynquant.model.naming import local_name, quantized_name, repo_ids
+from dynquant.quant.recipe import RECIPE_VERSION, Recipe
 from dynquant.settings import Settings, user_name
+from dynquant.texts.corpus import DEFAULT_CALIBRATION, DEFAULT_EVALUATION, Corpus
 
 if TYPE_CHECKING:
     from dynquant.hub.models import HubModels
@@ -64,7 +64,7 @@ def runner() -> None:
     if settings.watch_config is None:
         serve(settings)
         return
-    from dynquant.cli.watchtower import Watchtower
+    from dynquant.watch.service import Watchtower
 
     with Watchtower(settings, settings.watch_config) as tower:
         tower.rules()  # a mistake in the file is found at the start

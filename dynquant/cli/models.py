@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dynquant import console
+from dynquant.cli import console
 from dynquant.cli.options import (
     DEFAULT_RECIPE,
     Bpw,
@@ -38,7 +38,14 @@ from dynquant.cli.options import (
     require_two_texts,
     targets_in,
 )
-from dynquant.core.artefacts import (
+from dynquant.convert import QuantizedModel, check, forecast
+from dynquant.convert import measure as measure_model
+from dynquant.convert import quantize as quantize_model
+from dynquant.errors import InvalidOptionError, OutputFolderError
+from dynquant.model.source import ModelSource
+from dynquant.quant.formats import QuantFormat
+from dynquant.quant.recipe import Alignment, Recipe
+from dynquant.report.artefacts import (
     cost_table_to_json,
     formats_to_json,
     is_cost_table,
@@ -46,19 +53,13 @@ from dynquant.core.artefacts import (
     sensitivities_from_json,
     sensitivities_to_json,
 )
-from dynquant.core.formats import QuantFormat
-from dynquant.core.planning import parse_memory
-from dynquant.corpus import DEFAULT_CALIBRATION, DEFAULT_EVALUATION
-from dynquant.errors import InvalidOptionError, OutputFolderError
-from dynquant.outputs import OutputFolders, check_file, write_file
-from dynquant.pipeline import Alignment, QuantizedModel, Recipe, check, forecast
-from dynquant.pipeline import measure as measure_model
-from dynquant.pipeline import quantize as quantize_model
-from dynquant.ports import ModelSource
+from dynquant.report.forecast import parse_memory
+from dynquant.report.outputs import OutputFolders, check_file, write_file
 from dynquant.settings import Settings
+from dynquant.texts.corpus import DEFAULT_CALIBRATION, DEFAULT_EVALUATION
 
 if TYPE_CHECKING:
-    from dynquant.mlx_backend.quantizer import MlxQuantizer
+    from dynquant.quant.mlx.quantizer import MlxQuantizer
 
 __all__ = ["evaluate", "measure", "plan", "quantize"]
 
@@ -80,8 +81,8 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """Say what a target gives and takes, from the headers alone: nothing is downloaded or read."""
-    from dynquant.runner.opening import open_model  # MLX takes a second to import
-    from dynquant.runner.speed import expected_secs
+    from dynquant.cli.opening import open_model  # MLX takes a second to import
+    from dynquant.cli.speed import expected_secs
 
     if (bpw is None) == (fit is None):
         raise InvalidOptionError("Pass either --bpw or --fit.")
@@ -130,7 +131,7 @@ def measure(
     as_json: Json = False,
 ) -> None:
     """Measure what every format of every layer costs, once for all targets."""
-    from dynquant.runner.opening import open_model, open_texts
+    from dynquant.cli.opening import open_model, open_texts
 
     recipe = Recipe(
         targets_bpw=(),
@@ -199,8 +200,8 @@ def quantize(
     as_json: Json = False,
 ) -> None:
     """Quantize a model to each target, one finished folder each, with its card and figures."""
-    from dynquant.runner.opening import open_model, open_texts
-    from dynquant.runner.speed import timed
+    from dynquant.cli.opening import open_model, open_texts
+    from dynquant.cli.speed import timed
 
     home = Settings.from_environment(os.environ).home
     aligned = _is_aligned(
@@ -304,7 +305,7 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Perplexity, KL divergence to the original and top-1 agreement, on held-out text."""
-    from dynquant.runner.opening import evaluate_folder
+    from dynquant.cli.opening import evaluate_folder
 
     original, quality = evaluate_folder(
         folder,

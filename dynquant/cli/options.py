@@ -10,19 +10,19 @@ from typing import Annotated
 
 import typer
 
-from dynquant.core.artefacts import cost_table_from_json
-from dynquant.core.figures import size
-from dynquant.core.formats import DEFAULT_MENU, QuantFormat, parse_menu
-from dynquant.core.plan import CostTable
-from dynquant.core.planning import Forecast
-from dynquant.core.recipe import (
+from dynquant.errors import InvalidOptionError, SensitivitiesError, StorageFullError, TextError
+from dynquant.quant.formats import DEFAULT_MENU, QuantFormat, parse_menu
+from dynquant.quant.plan import CostTable
+from dynquant.quant.recipe import (
     MAX_CONTEXT_TOKENS,
     MAX_MINUTES,
     MAX_SEED,
     MAX_TOKENS,
     Recipe,
 )
-from dynquant.errors import InvalidOptionError, SensitivitiesError, StorageFullError, TextError
+from dynquant.report.artefacts import cost_table_from_json
+from dynquant.report.forecast import Forecast
+from dynquant.report.numbers import size
 
 __all__ = [
     "DEFAULT_RECIPE",
@@ -142,7 +142,7 @@ def menu_in(text: str | None) -> tuple[QuantFormat, ...]:
 
 def encoder_named(name: str) -> str:
     """The encoder of `--encoder`, if there is one of that name."""
-    from dynquant.mlx_backend.encoders import check_encoder
+    from dynquant.quant.mlx.encoders import check_encoder
 
     return check_encoder(name)
 

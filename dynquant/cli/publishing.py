@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from dynquant import console
+from dynquant.cli import console
 from dynquant.cli.options import (
     DEFAULT_RECIPE,
     Bpw,
@@ -38,23 +38,16 @@ from dynquant.cli.options import (
     require_two_texts,
     targets_in,
 )
-from dynquant.core.naming import check_repo_id, repo_ids
-from dynquant.core.papers import CARD
-from dynquant.core.papers import card as render
-from dynquant.corpus import DEFAULT_CALIBRATION, DEFAULT_EVALUATION
-from dynquant.outputs import OutputFolders, finished_folders, read_facts, write_file
-from dynquant.pipeline import (
-    Recipe,
-    already_published,
-    check,
-    destinations,
-    forecast,
-    quant_access,
-    quantize,
-)
-from dynquant.pipeline import publish as publish_models
-from dynquant.ports import PublishedModel
+from dynquant.convert import check, forecast, quantize
+from dynquant.model.naming import check_repo_id, repo_ids
+from dynquant.publish import PublishedModel, already_published, destinations, quant_access
+from dynquant.publish import publish as publish_models
+from dynquant.quant.recipe import Recipe
+from dynquant.report.finished_files import CARD
+from dynquant.report.finished_files import card as render
+from dynquant.report.outputs import OutputFolders, finished_folders, read_facts, write_file
 from dynquant.settings import Settings
+from dynquant.texts.corpus import DEFAULT_CALIBRATION, DEFAULT_EVALUATION
 
 __all__ = ["card", "convert", "publish"]
 
@@ -92,8 +85,8 @@ def convert(
 
     What is published already, of the same commit and made the same way, is not made again.
     """
-    from dynquant.runner.opening import access_now, open_model, open_publisher, open_texts
-    from dynquant.runner.speed import timed
+    from dynquant.cli.opening import access_now, open_model, open_publisher, open_texts
+    from dynquant.cli.speed import timed
 
     progress = console.ConsoleProgress()
     recipe = Recipe(
@@ -176,7 +169,7 @@ def publish(
     as_json: Json = False,
 ) -> None:
     """Publish finished models, each in one commit; what is there already is left alone."""
-    from dynquant.runner.opening import access_now, open_publisher, verify_finished
+    from dynquant.cli.opening import access_now, open_publisher, verify_finished
 
     models = {each: read_facts(each) for each in finished_folders(folder)}
     ids = repo_ids(

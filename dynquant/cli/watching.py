@@ -11,19 +11,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dynquant import console
+from dynquant.cli import console
 from dynquant.cli.options import Json
-from dynquant.core.figures import count
-from dynquant.core.rules import Candidate, Decision
-from dynquant.core.skips import EXPLANATIONS
-from dynquant.core.sweeps import report_to_json
 from dynquant.errors import InvalidOptionError
+from dynquant.model.candidate import Candidate
+from dynquant.report.numbers import count
 from dynquant.settings import Settings
+from dynquant.watch.records import report_to_json
+from dynquant.watch.rules import Decision
+from dynquant.watch.skips import EXPLANATIONS
 
 if TYPE_CHECKING:
-    from dynquant.cli.watchtower import Watchtower
-    from dynquant.jobs.watch_state import DatabaseWatchState
-    from dynquant.watcher import Look
+    from dynquant.watch import Look
+    from dynquant.watch.service import Watchtower
+    from dynquant.watch.state import DatabaseWatchState
 
 __all__ = ["explain", "pause", "resume", "watch", "watch_app"]
 
@@ -118,7 +119,7 @@ def resume() -> None:
 
 @contextmanager
 def _watchtower(config: Path | None) -> Iterator[Watchtower]:
-    from dynquant.cli.watchtower import Watchtower  # the database's libraries take a second
+    from dynquant.watch.service import Watchtower  # the database's libraries take a second
 
     if config is None:
         raise InvalidOptionError(
@@ -131,7 +132,7 @@ def _watchtower(config: Path | None) -> Iterator[Watchtower]:
 
 @contextmanager
 def _state() -> Iterator[DatabaseWatchState]:
-    from dynquant.jobs.watch_state import DatabaseWatchState
+    from dynquant.watch.state import DatabaseWatchState
 
     state = DatabaseWatchState(Settings.from_environment(os.environ).database_url)
     try:

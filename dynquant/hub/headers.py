@@ -17,10 +17,10 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]
     hf_raise_for_status,
 )
 
-from dynquant.core.bounds import MAX_HEADER_BYTES, headers_too_large, require_few_values
-from dynquant.core.model_files import LFS_POINTER, lfs_pointer_found
 from dynquant.errors import InvalidModelError
 from dynquant.hub.calls import TIMEOUT_SECS
+from dynquant.model.files import LFS_POINTER, lfs_pointer_found
+from dynquant.model.limits import MAX_HEADER_BYTES, headers_too_large, require_few_values
 
 __all__ = ["read_header_bytes", "tensors_in", "write_ghost"]
 

@@ -44,10 +44,10 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]
     hf_raise_for_status,
 )
 
-from dynquant.core.job import JobRequest
-from dynquant.core.job_text import request_from_json, request_to_json
 from dynquant.errors import DestinationError, HubUnavailableError, RequestError
 from dynquant.hub.calls import TIMEOUT_SECS, HubCaller
+from dynquant.jobs.job import JobRequest
+from dynquant.jobs.job_text import request_from_json, request_to_json
 
 __all__ = ["HubInbox", "InboxEntry"]
 
@@ -99,7 +99,7 @@ class HubInbox:
 
     The same request may be seen twice: after a restart, by two runners, or because a sender sent
     it again after losing an answer. That is harmless to whoever takes the job's id from its
-    content (`dynquant.core.job.job_id`): each of them names the same job.
+    content (`dynquant.jobs.job.job_id`): each of them names the same job.
 
     A request's `requester` is what its file says. It is believed because only who may write to
     the dataset can put a file there: the Space, which asks the Hub who its visitor is.

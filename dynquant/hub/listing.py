@@ -9,16 +9,6 @@ from typing import Any
 
 from huggingface_hub import ModelInfo
 
-from dynquant.core.access import Access
-from dynquant.core.bounds import (
-    MAX_LISTED_FILES,
-    MAX_SHARDS,
-    MAX_SMALL_FILE_BYTES,
-    MAX_SMALL_FILES,
-    file_too_large,
-)
-from dynquant.core.model_files import CONFIG, has_odd_name, is_fetched, is_weights
-from dynquant.core.origin import HUB_ID
 from dynquant.errors import (
     HubUnavailableError,
     InvalidModelError,
@@ -26,7 +16,17 @@ from dynquant.errors import (
     UnsupportedModelError,
 )
 from dynquant.hub.local import gated_fields, license_fields
-from dynquant.ports import ModelSource
+from dynquant.model.access import Access
+from dynquant.model.files import CONFIG, has_odd_name, is_fetched, is_weights
+from dynquant.model.limits import (
+    MAX_LISTED_FILES,
+    MAX_SHARDS,
+    MAX_SMALL_FILE_BYTES,
+    MAX_SMALL_FILES,
+    file_too_large,
+)
+from dynquant.model.origin import HUB_ID
+from dynquant.model.source import ModelSource
 
 __all__ = ["Listing", "access_in", "hub_id_of", "refuse_unusable"]
 

@@ -17,7 +17,7 @@ from yaml import YAMLError
 
 from dynquant.errors import InvalidModelError, InvalidOptionError, ModelNotFoundError
 from dynquant.hub.local_files import LocalFile
-from dynquant.ports import ModelSource
+from dynquant.model.source import ModelSource
 
 __all__ = ["gated_fields", "license_fields", "local_source", "require_readable"]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from dynquant.errors import InvalidModelError
-from dynquant.held_folder import HeldFolder, UnexpectedEntryError
+from dynquant.sandbox.held_folder import HeldFolder, UnexpectedEntryError
 
 __all__ = ["LocalFile", "changed_meanwhile", "local_files"]
 

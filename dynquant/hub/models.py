@@ -18,17 +18,6 @@ from typing import Any, cast
 from huggingface_hub import HfApi, constants, hf_hub_url
 from huggingface_hub.utils import build_hf_headers, paginate  # type: ignore[attr-defined]
 
-from dynquant.core.access import Access
-from dynquant.core.bounds import (
-    MAX_HEADER_BYTES,
-    MAX_PLANNING_FILE_BYTES,
-    file_too_large,
-    headers_too_large,
-)
-from dynquant.core.figures import size
-from dynquant.core.model_files import CONFIG, INDEX
-from dynquant.core.origin import Origin
-from dynquant.core.weight_files import chosen_files, is_settled, weight_map_in
 from dynquant.errors import HubUnavailableError, ModelNotFoundError, Reason, StorageFullError
 from dynquant.hub import cache
 from dynquant.hub.calls import NUM_DOWNLOAD_TRIES, TIMEOUT_SECS, HubCaller
@@ -37,7 +26,19 @@ from dynquant.hub.listing import Listing, access_in, hub_id_of, refuse_unusable
 from dynquant.hub.local import local_source
 from dynquant.hub.local_files import LocalFile
 from dynquant.hub.transfers import ByteCount
-from dynquant.ports import ModelSource, OnStep, Progress
+from dynquant.model.access import Access
+from dynquant.model.files import CONFIG, INDEX
+from dynquant.model.limits import (
+    MAX_HEADER_BYTES,
+    MAX_PLANNING_FILE_BYTES,
+    file_too_large,
+    headers_too_large,
+)
+from dynquant.model.origin import Origin
+from dynquant.model.source import ModelSource
+from dynquant.model.weight_files import chosen_files, is_settled, weight_map_in
+from dynquant.progress import OnStep, Progress
+from dynquant.report.numbers import size
 
 __all__ = ["HubModels", "opened_briefly"]
 
@@ -65,7 +66,7 @@ def _free_bytes(folder: Path) -> int:
 
 
 class HubModels:
-    """Fetches models; a `dynquant.ports.ModelHub`.
+    """Fetches models from the Hub.
 
     Use it as a context, or call `close`, to remove the folders that `fetch_headers` made and
     to let go of the models in the cache; else that happens when the process ends.

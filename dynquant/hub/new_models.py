@@ -22,11 +22,11 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]
     hf_raise_for_status,
 )
 
-from dynquant.core.papers import PLAN
-from dynquant.core.rules import Candidate
 from dynquant.errors import HubUnavailableError, ModelNotFoundError
 from dynquant.hub.calls import TIMEOUT_SECS, HubCaller
 from dynquant.hub.listing import Listing
+from dynquant.model.candidate import Candidate
+from dynquant.report.finished_files import PLAN
 
 __all__ = ["HubNewModels", "ListOrder"]
 

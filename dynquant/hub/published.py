@@ -8,15 +8,15 @@ from collections.abc import Callable, Sequence
 from huggingface_hub import HfApi
 from huggingface_hub.errors import RepositoryNotFoundError
 
-from dynquant.core.job import PublishedRepo
-from dynquant.core.papers import PLAN
 from dynquant.hub.calls import TIMEOUT_SECS, HubCaller
+from dynquant.jobs.job import PublishedRepo
+from dynquant.report.finished_files import PLAN
 
 __all__ = ["HubRepos"]
 
 
 class HubRepos:
-    """Asks the Hub for published repos; a `dynquant.job_ports.PublishedRepos`.
+    """Asks the Hub for published repos; a `dynquant.jobs.ports.PublishedRepos`.
 
     A private repo that the token does not see counts as deleted. That costs little: the runner that
     makes it again finds it there, and publishes nothing.

@@ -30,9 +30,6 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]
     enable_progress_bars,
 )
 
-from dynquant.core.access import Access
-from dynquant.core.artefacts import origin_in
-from dynquant.core.origin import Origin
 from dynquant.errors import (
     CardError,
     DestinationError,
@@ -45,7 +42,11 @@ from dynquant.hub.accounts import Account, account_of
 from dynquant.hub.calls import TIMEOUT_SECS, HubCaller
 from dynquant.hub.listing import access_in
 from dynquant.hub.local_files import LocalFile, changed_meanwhile, local_files
-from dynquant.ports import OnStep, Progress, PublishedModel
+from dynquant.model.access import Access
+from dynquant.model.origin import Origin
+from dynquant.progress import OnStep, Progress
+from dynquant.publish import PublishedModel
+from dynquant.report.artefacts import origin_in
 
 __all__ = ["PLAN", "Account", "HubPublisher"]
 
@@ -91,7 +92,7 @@ class _Remote:
 
 
 class HubPublisher:
-    """Publishes folders; a `dynquant.ports.ModelPublisher`.
+    """Publishes folders; a `publish.ModelPublisher`.
 
     Args:
         endpoint: Address of the Hub; None is what huggingface_hub uses (`HF_ENDPOINT`).

@@ -15,9 +15,9 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]
     hf_raise_for_status,
 )
 
-from dynquant.core.papers import PLAN, REPORT
 from dynquant.errors import InvalidModelError
 from dynquant.hub.calls import TIMEOUT_SECS, HubCaller
+from dynquant.report.finished_files import PLAN, REPORT
 
 __all__ = ["FoundModel", "HubSearch"]
 

@@ -7,7 +7,10 @@ from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import replace
 
-from dynquant.core.job import (
+from dynquant.errors import DynquantError, RequestError
+from dynquant.jobs.database import Database
+from dynquant.jobs.fair_queue import expected_wait_secs
+from dynquant.jobs.job import (
     Job,
     JobRequest,
     JobState,
@@ -15,15 +18,12 @@ from dynquant.core.job import (
     TransitionError,
     check_notify_url,
 )
-from dynquant.core.job_text import request_from_json, request_to_json
-from dynquant.core.naming import is_ours
-from dynquant.core.turns import expected_wait_secs
-from dynquant.errors import DynquantError, RequestError
-from dynquant.job_ports import JobEvent, PublishedRepos, RunnerStatus, SetAside
-from dynquant.jobs.database import Database
+from dynquant.jobs.job_text import request_from_json, request_to_json
+from dynquant.jobs.ports import JobEvent, PublishedRepos, RunnerStatus, SetAside
 from dynquant.jobs.registry import Registry
 from dynquant.jobs.store import JobStore
 from dynquant.jobs.timing import Timing
+from dynquant.model.naming import is_ours
 
 __all__ = ["DatabaseBoard"]
 

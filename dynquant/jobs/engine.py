@@ -12,16 +12,16 @@ import time
 from collections.abc import Mapping
 from functools import partial
 
-from dynquant.core.job import STEPS, JobState, Outcome
-from dynquant.core.job_text import outcome_to_text, results_from_text
 from dynquant.errors import (
     NotEnoughMemoryError,
     RequestError,
     RetryLaterError,
 )
-from dynquant.job_ports import StepRunner
 from dynquant.jobs.database import Database
 from dynquant.jobs.held import Held, Stop, StoppedError
+from dynquant.jobs.job import STEPS, JobState, Outcome
+from dynquant.jobs.job_text import outcome_to_text, results_from_text
+from dynquant.jobs.ports import StepRunner
 from dynquant.jobs.registry import Registry, Watch
 from dynquant.jobs.steps import UNFORESEEN, StepResult, do_step
 from dynquant.jobs.store import JobStore

@@ -7,8 +7,8 @@ import time
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
-from dynquant.core.job import Job, StepProgress
 from dynquant.errors import NotEnoughMemoryError
+from dynquant.jobs.job import Job, StepProgress
 
 __all__ = ["Held", "Stop", "StoppedError", "workflow_id"]
 

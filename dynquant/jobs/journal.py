@@ -6,9 +6,9 @@ from datetime import UTC, datetime
 
 import sqlalchemy as sa
 
-from dynquant.job_ports import JobEvent, SetAside
 from dynquant.jobs import tables
 from dynquant.jobs.database import Database
+from dynquant.jobs.ports import JobEvent, SetAside
 
 __all__ = ["events", "note", "put_aside", "put_asides", "trim"]
 

@@ -16,9 +16,9 @@ import sqlalchemy as sa
 
 from dynquant import __version__
 from dynquant.errors import InvalidOptionError
-from dynquant.job_ports import RunnerStatus
 from dynquant.jobs import tables
 from dynquant.jobs.database import Database
+from dynquant.jobs.ports import RunnerStatus
 
 __all__ = ["Registry", "Session", "Watch"]
 

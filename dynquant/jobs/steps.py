@@ -7,8 +7,6 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from dynquant.core.job import JobState, Outcome, PublishedRepo, StepProgress
-from dynquant.core.job_text import outcome_from_text, outcome_to_text
 from dynquant.errors import (
     DynquantError,
     NeverPublishError,
@@ -16,8 +14,10 @@ from dynquant.errors import (
     RequestError,
     RetryLaterError,
 )
-from dynquant.job_ports import StepRunner
 from dynquant.jobs.held import Held, StoppedError
+from dynquant.jobs.job import JobState, Outcome, PublishedRepo, StepProgress
+from dynquant.jobs.job_text import outcome_from_text, outcome_to_text
+from dynquant.jobs.ports import StepRunner
 from dynquant.jobs.timing import Timing
 
 __all__ = ["UNFORESEEN", "StepResult", "do_step"]

@@ -1,4 +1,4 @@
-"""The jobs in the database. Every change is a transition of `core.job` in one transaction."""
+"""The jobs in the database. Every change is a transition of `jobs.job` in one transaction."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from dynquant.core.job import (
+from dynquant.errors import RequestError
+from dynquant.jobs import journal, submissions, tables
+from dynquant.jobs.database import Database
+from dynquant.jobs.fair_queue import WaitingJob, in_turn
+from dynquant.jobs.job import (
     Job,
     JobRequest,
     JobState,
@@ -28,12 +32,8 @@ from dynquant.core.job import (
     put_back,
     retried,
 )
-from dynquant.core.job_text import job_from_text, job_to_text
-from dynquant.core.turns import WaitingJob, in_turn
-from dynquant.errors import RequestError
-from dynquant.job_ports import JobEvent, SetAside
-from dynquant.jobs import journal, submissions, tables
-from dynquant.jobs.database import Database
+from dynquant.jobs.job_text import job_from_text, job_to_text
+from dynquant.jobs.ports import JobEvent, SetAside
 
 __all__ = ["JobStore"]
 

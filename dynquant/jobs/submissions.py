@@ -6,10 +6,10 @@ from datetime import datetime
 
 import sqlalchemy as sa
 
-from dynquant.core.job import JobRequest, Priority
 from dynquant.errors import RetryLaterError
 from dynquant.jobs import tables
 from dynquant.jobs.database import Database
+from dynquant.jobs.job import JobRequest, Priority
 
 __all__ = ["count", "lock"]
 

@@ -17,11 +17,11 @@ import sqlalchemy as sa
 from dbos import DBOS, DBOSClient, DBOSConfig, DBOSPortableJSONSerializer, SetWorkflowID
 from dbos import error as dbos_error
 
-from dynquant.core.job import JobState, Outcome
-from dynquant.core.job_text import outcome_from_text
 from dynquant.jobs import tables
 from dynquant.jobs.database import IDLE_TIMEOUT_SECS, translated
 from dynquant.jobs.held import Held, StoppedError, workflow_id
+from dynquant.jobs.job import JobState, Outcome
+from dynquant.jobs.job_text import outcome_from_text
 from dynquant.jobs.steps import UNFORESEEN, StepResult
 
 __all__ = ["Workflows"]

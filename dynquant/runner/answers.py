@@ -14,22 +14,22 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, NoReturn
 
-from dynquant.core.artefacts import (
+from dynquant.convert import ORIGINAL, notes_on
+from dynquant.errors import DynquantError, NeverPublishError, Reason
+from dynquant.jobs.type_validation import require_types
+from dynquant.model.notes import MAX_NOTES, is_note
+from dynquant.quant.quality import Quality
+from dynquant.quant.recipe import Recipe, command_of
+from dynquant.report.artefacts import (
     cost_table_from_json,
     cost_table_to_json,
     facts_from_json,
     requested,
     same_request,
 )
-from dynquant.core.facts import ModelFacts
-from dynquant.core.gating import gate
-from dynquant.core.notes import MAX_NOTES, is_note
-from dynquant.core.planning import Forecast
-from dynquant.core.quality import Quality
-from dynquant.core.recipe import Recipe, command_of
-from dynquant.core.typed import require_types
-from dynquant.errors import DynquantError, NeverPublishError, Reason
-from dynquant.steps import ORIGINAL, notes_on
+from dynquant.report.facts import ModelFacts
+from dynquant.report.forecast import Forecast
+from dynquant.report.gating import gate
 
 __all__ = ["Answer", "Asked", "distrusted"]
 

@@ -17,16 +17,16 @@ from pathlib import Path
 import httpx2
 import psutil
 
-from dynquant.confine import clean_environment
-from dynquant.core.figures import size
 from dynquant.crash_report import report_crash
 from dynquant.errors import DynquantError
 from dynquant.hub.accounts import WRITE
 from dynquant.hub.client_environment import check_connection, check_token, proxy_in_use
 from dynquant.hub.publishing import HubPublisher
 from dynquant.jobs.board import DatabaseBoard
+from dynquant.report.numbers import size
 from dynquant.runner.machine import usable_memory_bytes
-from dynquant.runner.sandbox import reach, statement
+from dynquant.runner.reach import reach, statement
+from dynquant.sandbox import clean_environment
 from dynquant.settings import Settings, user_name
 
 __all__ = ["Finding", "examine"]
@@ -41,7 +41,7 @@ _NEEDED = frozenset({"repo.content.read", WRITE})
 _TIMEOUT_SECS = 20.0
 _UTF8 = "utf-8"
 _ASK_MLX = (
-    "import json, dynquant.mlx_backend as backend, mlx.core as mx; device = mx.default_device();"
+    "import json, dynquant.quant.mlx as backend, mlx.core as mx; device = mx.default_device();"
     "print(json.dumps([str(device.type).split('.')[-1], mx.__version__,"
     " backend.slow_blas_sentence()]))"
 )

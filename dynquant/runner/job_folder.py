@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
-from dynquant.core.bounds import MAX_SHARDS, MAX_SMALL_FILE_BYTES, MAX_SMALL_FILES
-from dynquant.held_folder import HeldFolder, UnexpectedEntryError
+from dynquant.model.limits import MAX_SHARDS, MAX_SMALL_FILE_BYTES, MAX_SMALL_FILES
 from dynquant.runner.answers import distrusted
+from dynquant.sandbox.held_folder import HeldFolder, UnexpectedEntryError
 
 __all__ = ["MODELS", "PAPERS", "SCRATCH", "WORK", "JobFolder", "remove_folder"]
 

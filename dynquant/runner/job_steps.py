@@ -19,15 +19,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dynquant.core.artefacts import cost_table_from_json
-from dynquant.core.bounds import MAX_HEADER_BYTES, MAX_SMALL_FILE_BYTES
-from dynquant.core.figures import size
-from dynquant.core.job import JobRequest, PublishedRepo, StepProgress
-from dynquant.core.job_text import results_to_text
-from dynquant.core.naming import is_ours, quantized_name
-from dynquant.core.papers import CARD, papers
-from dynquant.core.recipe import Recipe, variant_of
-from dynquant.corpus import DEFAULT_CALIBRATION, DEFAULT_EVALUATION
 from dynquant.errors import (
     InvalidOptionError,
     NotEnoughMemoryError,
@@ -37,15 +28,32 @@ from dynquant.errors import (
 from dynquant.hub.listing import Listing
 from dynquant.hub.models import HubModels
 from dynquant.hub.transfers import go_by_plain_http
-from dynquant.log_lines import job_context
-from dynquant.outputs import OutputFolders, read_facts, write_file
-from dynquant.pipeline import already_published, destinations, publish
-from dynquant.ports import ModelPublisher, ModelSource, OnStep, PublishedModel, Text, TextReader
+from dynquant.jobs.job import JobRequest, PublishedRepo, StepProgress
+from dynquant.jobs.job_text import results_to_text
+from dynquant.logs import job_context
+from dynquant.model.limits import MAX_HEADER_BYTES, MAX_SMALL_FILE_BYTES
+from dynquant.model.naming import is_ours, quantized_name
+from dynquant.model.source import ModelSource
+from dynquant.progress import OnStep
+from dynquant.publish import (
+    ModelPublisher,
+    PublishedModel,
+    already_published,
+    destinations,
+    publish,
+)
+from dynquant.quant.recipe import Recipe, variant_of
+from dynquant.report.artefacts import cost_table_from_json
+from dynquant.report.finished_files import CARD, papers
+from dynquant.report.numbers import size
+from dynquant.report.outputs import OutputFolders, read_facts, write_file
 from dynquant.runner.answers import Asked
-from dynquant.runner.child import ChildCancelledError
-from dynquant.runner.computing import ComputeChild
+from dynquant.runner.child_process import ChildCancelledError
 from dynquant.runner.job_folder import MODELS, PAPERS, JobFolder, remove_folder
 from dynquant.runner.spec import JobSpec, Limits, recipe_of, save_text
+from dynquant.runner.worker_process import ComputeChild
+from dynquant.texts.corpus import DEFAULT_CALIBRATION, DEFAULT_EVALUATION, Corpus
+from dynquant.texts.documents import Text
 
 __all__ = ["JobSteps"]
 
@@ -111,7 +119,7 @@ class JobSteps:
         *,
         home: Path,
         publisher: ModelPublisher,
-        texts: TextReader,
+        texts: Corpus,
         open_hub: Callable[[], HubModels],
         max_memory_bytes: int,
         limits: Limits = Limits(),
@@ -424,7 +432,7 @@ def _results(published: Sequence[PublishedModel]) -> str:
 
 
 class _Reported:
-    """Progress in bytes, told as a step's own; implements `ports.Progress`."""
+    """Progress in bytes, told as a step's own; implements `progress.Progress`."""
 
     def __init__(self, call: _Call) -> None:
         self._call = call

@@ -16,13 +16,13 @@ from typing import Any
 
 import httpx2
 
-from dynquant.core.job import Job
-from dynquant.core.job_text import job_to_text
-from dynquant.core.naming import is_ours
-from dynquant.core.public import num_running, public_jobs
-from dynquant.core.watch_status import Errands, errands_from_json
 from dynquant.errors import DynquantError
-from dynquant.job_ports import RunnerStatus
+from dynquant.jobs.job import Job
+from dynquant.jobs.job_text import job_to_text
+from dynquant.jobs.ports import RunnerStatus
+from dynquant.model.naming import is_ours
+from dynquant.watch.public import num_running, public_jobs
+from dynquant.watch.status import Errands, errands_from_json
 
 __all__ = ["LiveBoard", "board_snapshot"]
 

@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from dynquant.core.verdict import gpu_share
-from dynquant.memory_limits import memory_limits
+from dynquant.report.quality_summary import gpu_share
+from dynquant.sandbox.memory_limits import memory_limits
 
 __all__ = ["awake", "chip_name", "is_memory_short", "keep_memory_flat", "usable_memory_bytes"]
 

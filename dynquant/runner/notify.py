@@ -19,10 +19,10 @@ from urllib.parse import quote, urlsplit
 import requests
 from requests.adapters import HTTPAdapter
 
-from dynquant.core.job import Job
-from dynquant.core.markdown import clean
-from dynquant.core.provenance import HUB_URL
-from dynquant.log_lines import Redactor
+from dynquant.jobs.job import Job
+from dynquant.logs import Redactor
+from dynquant.report.provenance import HUB_URL
+from dynquant.texts.markdown import clean
 
 __all__ = ["PinnedAdapter", "RefusedAddressError", "host_of", "message_for", "notify", "send"]
 

@@ -15,10 +15,6 @@ from typing import Any, Protocol
 
 import psutil
 
-from dynquant.core.job import JobState
-from dynquant.core.public import public_jobs, public_status
-from dynquant.core.watch_status import Errands, WatchStatus, status_to_json
-from dynquant.corpus import Corpus
 from dynquant.errors import DynquantError
 from dynquant.hub.client_environment import check_connection, check_token
 from dynquant.hub.datasets import HubDatasets
@@ -28,15 +24,19 @@ from dynquant.hub.published import HubRepos
 from dynquant.hub.publishing import HubPublisher
 from dynquant.jobs.board import DatabaseBoard
 from dynquant.jobs.engine import JobEngine
-from dynquant.log_lines import configure_logging, secrets_in
+from dynquant.jobs.job import JobState
+from dynquant.logs import configure_logging, secrets_in
+from dynquant.runner.inbox_policy import MailPolicy
+from dynquant.runner.inbox_worker import Announcer, FoundSource, Mailroom
 from dynquant.runner.job_steps import JobSteps
 from dynquant.runner.live_board import LiveBoard, board_snapshot
 from dynquant.runner.machine import awake, chip_name, keep_memory_flat, usable_memory_bytes
-from dynquant.runner.mail import Announcer, FoundSource, Mailroom
-from dynquant.runner.mail_policy import MailPolicy
 from dynquant.runner.notify import notify
-from dynquant.runner.sandbox import reach, statement
+from dynquant.runner.reach import reach, statement
 from dynquant.settings import Settings
+from dynquant.texts.corpus import Corpus
+from dynquant.watch.public import public_jobs, public_status
+from dynquant.watch.status import Errands, WatchStatus, status_to_json
 
 __all__ = ["Watch", "serve"]
 
@@ -52,7 +52,7 @@ _logger = logging.getLogger(__name__)
 
 
 class Watch(Protocol):
-    """The watcher that runs beside the engine; see `cli.watchtower.Watchtower`."""
+    """The watcher that runs beside the engine; see `watch.service.Watchtower`."""
 
     def do_round(self) -> object:
         """Sweep if it is time."""

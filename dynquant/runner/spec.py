@@ -8,9 +8,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from dynquant.core.formats import DEFAULT_MENU, parse_menu
-from dynquant.core.recipe import Recipe
-from dynquant.ports import Chat, Document, ModelSource, Text
+from dynquant.model.source import ModelSource
+from dynquant.quant.formats import DEFAULT_MENU, parse_menu
+from dynquant.quant.recipe import Recipe
+from dynquant.texts.documents import Chat, Document, Text
 
 __all__ = ["JobSpec", "Limits", "open_saved_text", "recipe_of", "save_text"]
 

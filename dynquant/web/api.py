@@ -7,8 +7,8 @@ from typing import Any
 import gradio as gr
 from gradio.events import api
 
-from dynquant.core.job import Job
 from dynquant.errors import DynquantError, InvalidOptionError
+from dynquant.jobs.job import Job
 from dynquant.web.service import DEFAULT_CONTEXT_TOKENS, Order, Service
 
 __all__ = ["add_api"]

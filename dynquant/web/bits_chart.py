@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from dynquant.core.facts import ModelFacts
-from dynquant.core.layer_grid import GridCell, layer_grid
-from dynquant.core.svg import trimmed
+from dynquant.report.facts import ModelFacts
+from dynquant.report.layer_grid import GridCell, layer_grid
+from dynquant.report.svg import trimmed
 from dynquant.web.markup import text
 
 __all__ = ["bits_chart"]

@@ -10,11 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 
-from dynquant.core.artefacts import facts_from_json
-from dynquant.core.facts import ModelFacts, Rung
 from dynquant.errors import DynquantError
 from dynquant.hub.search import FoundModel, HubSearch
-from dynquant.web.shared import Shared
+from dynquant.report.artefacts import facts_from_json
+from dynquant.report.facts import ModelFacts, Rung
+from dynquant.web.single_flight import Shared
 
 __all__ = ["Catalogue", "FinishedModel"]
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import Protocol
 
-from dynquant.core.job import Job, JobRequest, JobState
-from dynquant.core.recipe import RECIPE_VERSION
 from dynquant.errors import RequestError
-from dynquant.job_ports import JobBoard, JobEvent, RunnerStatus
+from dynquant.jobs.job import Job, JobRequest, JobState
+from dynquant.jobs.ports import JobBoard, JobEvent, RunnerStatus
+from dynquant.quant.recipe import RECIPE_VERSION
 
 __all__ = ["BoardDesk", "JobDesk"]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import gradio as gr
 
-from dynquant.core.svg import DARK, LIGHT
+from dynquant.report.svg import DARK, LIGHT
 
 __all__ = ["HEAD", "STYLE", "theme"]
 

@@ -6,8 +6,8 @@ import base64
 from collections.abc import Iterable, Sequence
 from urllib.parse import quote
 
-from dynquant.core.job import Job, JobState
-from dynquant.core.svg import escaped as text
+from dynquant.jobs.job import Job, JobState
+from dynquant.report.svg import escaped as text
 from dynquant.web.words import STATES
 
 __all__ = [

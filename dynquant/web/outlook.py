@@ -6,14 +6,14 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from dynquant.core.facts import Rung
-from dynquant.core.figures import percent, significant
-from dynquant.core.job import Job, JobState
-from dynquant.core.planning import fitting_bpw, memory_to_run_bytes
-from dynquant.core.verdict import fitting_macs
 from dynquant.errors import InfeasibleTargetError
-from dynquant.job_ports import RunnerStatus
-from dynquant.web.prospects import Prospect
+from dynquant.jobs.job import Job, JobState
+from dynquant.jobs.ports import RunnerStatus
+from dynquant.report.facts import Rung
+from dynquant.report.forecast import fitting_bpw, memory_to_run_bytes
+from dynquant.report.numbers import percent, significant
+from dynquant.report.quality_summary import fitting_macs
+from dynquant.web.model_lookup import Prospect
 
 __all__ = ["LARGEST_BPW", "Line", "Outlook", "largest_that_fits", "line_of", "outlook"]
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import replace
 
-from dynquant.core.job import Job, JobRequest
-from dynquant.core.public import num_running, public_jobs, public_status
-from dynquant.core.watch_status import WatchStatus
 from dynquant.errors import RequestError
-from dynquant.job_ports import JobEvent, RunnerStatus
+from dynquant.jobs.job import Job, JobRequest
+from dynquant.jobs.ports import JobEvent, RunnerStatus
+from dynquant.watch.public import num_running, public_jobs, public_status
+from dynquant.watch.status import WatchStatus
 from dynquant.web.desk import JobDesk
 from dynquant.web.watch_desk import WatchDesk
 

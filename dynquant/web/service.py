@@ -5,24 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from dynquant.core.formats import QuantFormat, parse_menu
-from dynquant.core.job import Job, JobOption, JobRequest
-from dynquant.core.naming import quantized_name, repo_ids
-from dynquant.core.watch_status import WatchStatus
-from dynquant.corpus import CALIBRATIONS, DEFAULT_CALIBRATION
 from dynquant.errors import InvalidOptionError, RequestError
 from dynquant.hub.search import FoundModel, HubSearch
 from dynquant.hub.visitor import HubVisitor
-from dynquant.job_ports import JobEvent, RunnerStatus
+from dynquant.jobs.job import Job, JobOption, JobRequest
+from dynquant.jobs.ports import JobEvent, RunnerStatus
+from dynquant.model.naming import quantized_name, repo_ids
+from dynquant.quant.formats import QuantFormat, parse_menu
+from dynquant.texts.corpus import CALIBRATIONS, DEFAULT_CALIBRATION
+from dynquant.watch.status import WatchStatus
 from dynquant.web.askers import account_key, asker
 from dynquant.web.catalogue import Catalogue
 from dynquant.web.desk import JobDesk
 from dynquant.web.limits import Limits
+from dynquant.web.model_lookup import Prospect, Prospects
 from dynquant.web.outlook import Line, Outlook, line_of, outlook
-from dynquant.web.prospects import Prospect, Prospects
-from dynquant.web.reception import Reception, Visitor
 from dynquant.web.settings import WebSettings
-from dynquant.web.shared import Shared
+from dynquant.web.sign_in import Reception, Visitor
+from dynquant.web.single_flight import Shared
 from dynquant.web.watch_desk import WatchDesk
 
 __all__ = ["DEFAULT_CONTEXT_TOKENS", "Board", "Order", "Service"]

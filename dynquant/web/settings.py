@@ -6,8 +6,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from dynquant.core.origin import HUB_ID
 from dynquant.errors import InvalidOptionError
+from dynquant.model.origin import HUB_ID
 from dynquant.settings import ACCOUNT
 
 __all__ = ["WebSettings"]

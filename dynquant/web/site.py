@@ -14,8 +14,8 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import QueryParams
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from dynquant.core.watch_status import Errands, errands_to_json
 from dynquant.errors import RequestError
+from dynquant.watch.status import Errands, errands_to_json
 from dynquant.web.api import add_api
 from dynquant.web.guard import Guard
 from dynquant.web.live import add_live_routes

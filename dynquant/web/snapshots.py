@@ -12,12 +12,12 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from dynquant.core.job import Job
-from dynquant.core.job_text import job_from_text
-from dynquant.core.typed import require_types
-from dynquant.core.watch_status import WatchStatus, status_from_json
 from dynquant.errors import RequestError
-from dynquant.job_ports import JobEvent, RunnerStatus
+from dynquant.jobs.job import Job
+from dynquant.jobs.job_text import job_from_text
+from dynquant.jobs.ports import JobEvent, RunnerStatus
+from dynquant.jobs.type_validation import require_types
+from dynquant.watch.status import WatchStatus, status_from_json
 
 __all__ = ["Snapshots"]
 

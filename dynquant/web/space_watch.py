@@ -10,9 +10,9 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 
-from dynquant.core.rules import may_cover
-from dynquant.core.watch_status import Errands, WatchAct, WatchStatus
 from dynquant.errors import RequestError, RetryLaterError
+from dynquant.watch.rules import may_cover
+from dynquant.watch.status import Errands, WatchAct, WatchStatus
 from dynquant.web.snapshots import Snapshots
 
 __all__ = ["SpaceWatch"]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from dynquant.core.axes import Scale, log_scale
-from dynquant.core.facts import Rung
-from dynquant.core.figures import significant
-from dynquant.core.svg import trimmed
+from dynquant.report.axes import Scale, log_scale
+from dynquant.report.facts import Rung
+from dynquant.report.numbers import significant
+from dynquant.report.svg import trimmed
 from dynquant.web.markup import text
 
 __all__ = ["sparkline"]

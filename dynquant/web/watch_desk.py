@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from dynquant.core.watch_status import WatchStatus
+from dynquant.watch.status import WatchStatus
 
 __all__ = ["WatchDesk"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from dynquant.core.job import JobState
+from dynquant.jobs.job import JobState
 
 __all__ = ["STATES", "STEPS", "bpw_list", "duration"]
 

@@ -20,6 +20,6 @@ def client(tmp_path, monkeypatch) -> None:
 
 @pytest.fixture
 def scene(tmp_path_factory, client) -> Scene:
-    from tests.mlx_backend.factories import save_model
+    from tests.quant.mlx.factories import save_model
 
     return Scene(once(tmp_path_factory, "faults", lambda folder: make_scene(folder, save_model)))

@@ -26,21 +26,21 @@ from typing import Any
 
 from huggingface_hub import close_session
 
-from dynquant.core.job import STEPS, Job, JobRequest, Outcome
-from dynquant.core.job_text import results_from_text
-from dynquant.core.naming import local_name, quantized_name
-from dynquant.corpus import Corpus
 from dynquant.errors import disk_errors_translated
 from dynquant.hub import HubDatasets, HubModels, HubPublisher
 from dynquant.jobs.held import Held
+from dynquant.jobs.job import STEPS, Job, JobRequest, Outcome
+from dynquant.jobs.job_text import results_from_text
 from dynquant.jobs.steps import do_step
 from dynquant.jobs.timing import Timing
-from dynquant.outputs import write_file
-from dynquant.ports import ModelSource
+from dynquant.model.naming import local_name, quantized_name
+from dynquant.model.source import ModelSource
+from dynquant.report.outputs import write_file
 from dynquant.runner.job_folder import SCRATCH, WORK
 from dynquant.runner.job_steps import JobSteps
+from dynquant.texts.corpus import Corpus
+from local_hub import Commit, LocalHub
 from tests.faults.proxy import FaultyProxy, Schedule, nothing, schedule
-from tests.local_hub import Commit, LocalHub
 
 __all__ = [
     "REPOS",
@@ -154,7 +154,7 @@ class ComputedHere(Remembered):
     """Computes in this process, which has MLX imported, what a child would."""
 
     def _compute_afresh(self, call: Any, step: str, source: ModelSource) -> Any:
-        from dynquant.runner.compute import _Work
+        from dynquant.runner.worker import _Work
 
         with disk_errors_translated():
             found = getattr(_Work(call.folder.path, lambda _said: None), step)()

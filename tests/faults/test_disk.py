@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from dynquant.core.job import STEPS, JobState
 from dynquant.errors import Reason
+from dynquant.jobs.job import STEPS, JobState
 from dynquant.jobs.steps import do_step
 from dynquant.jobs.timing import Timing
 from tests.faults.conversions import (

@@ -10,9 +10,9 @@ import pytest
 
 from dynquant.errors import DynquantError, HubUnavailableError
 from dynquant.hub import HubModels, HubPublisher
+from local_hub import LocalHub
 from tests.faults.proxy import FaultyProxy, Trouble, TroubleKind
 from tests.hub.conftest import tiny_files
-from tests.local_hub import LocalHub
 
 pytestmark = [pytest.mark.hub, pytest.mark.harden("faults"), pytest.mark.usefixtures("client")]
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import httpx2
 import pytest
 
+from local_hub import LocalHub
 from tests.faults.proxy import FaultyProxy, Trouble, TroubleKind, schedule
-from tests.local_hub import LocalHub
 from tests.waiting import PATIENCE_SECS
 
 pytestmark = [pytest.mark.hub, pytest.mark.harden("faults")]

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from dynquant import confine
-from dynquant.runner import computing
+from dynquant import sandbox
+from dynquant.runner import worker_process
 
 __all__ = ["PRELUDE", "take_over"]
 
@@ -59,7 +59,7 @@ def take_over(
         scripts: Step → Python code after `PRELUDE`.
         arguments: What the code finds in `evil`.
     """
-    confined = confine.confined
+    confined = sandbox.confined
 
     def other(command: Sequence[str], **terms: Any) -> list[str]:
         *_, step, folder = command
@@ -68,4 +68,4 @@ def take_over(
             command = [sys.executable, "-c", code, step, folder, *map(str, arguments)]
         return confined(command, **terms)
 
-    monkeypatch.setattr(computing, "confined", other)
+    monkeypatch.setattr(worker_process, "confined", other)

@@ -27,7 +27,7 @@ _MAX_CPU_SECS = 60
 
 # Imported once, then forked: MLX and its friends take seconds to import.
 _processes = multiprocessing.get_context("forkserver")
-_processes.set_forkserver_preload(["dynquant.runner.compute"])
+_processes.set_forkserver_preload(["dynquant.runner.worker"])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ class Ending:
 
     @property
     def reason(self) -> str | None:
-        """Why it was refused, as `dynquant.runner.computing` tells it; None if it was not."""
+        """Why it was refused, as `dynquant.runner.worker_process` tells it; None if it was not."""
         if self.code == -signal.SIGXCPU:
             return Reason.TAKES_TOO_LONG
         found = self.said.get("reason")
@@ -85,7 +85,7 @@ def _text(path: Path) -> str:
 
 
 def _compute(step: str, job: str) -> None:
-    from dynquant.runner.compute import main
+    from dynquant.runner.worker import main
 
     sys.exit(main(step, Path(job)))
 

@@ -11,7 +11,7 @@ from typing import Any
 import mlx.core as mx
 
 from tests.families import save_tokenizer
-from tests.mlx_backend.factories import VOCAB, save_model, write_safetensors
+from tests.quant.mlx.factories import VOCAB, save_model, write_safetensors
 
 __all__ = [
     "CHATS",

@@ -1,4 +1,4 @@
-"""Hostile cards of local folders. What our own card makes of them: tests/core/test_card.py."""
+"""Hostile cards of local folders. What our own card makes of them: tests/report/test_card.py."""
 
 from __future__ import annotations
 

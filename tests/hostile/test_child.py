@@ -14,16 +14,16 @@ from pathlib import Path
 import pytest
 from huggingface_hub import close_session, constants
 
-from dynquant.core.job import STEPS, JobRequest
-from dynquant.core.naming import local_name
-from dynquant.corpus import Corpus
 from dynquant.errors import NeverPublishError
 from dynquant.hub import HubDatasets, HubModels, HubPublisher
+from dynquant.jobs.job import STEPS, JobRequest
+from dynquant.model.naming import local_name
 from dynquant.runner.job_steps import JobSteps
+from dynquant.texts.corpus import Corpus
+from local_hub import LocalHub
 from tests.command_line import once
 from tests.hostile.attackers import take_over
 from tests.hostile.damage import CHATS, STORIES, make_sound
-from tests.local_hub import LocalHub
 
 pytestmark = [pytest.mark.harden("child and runner"), pytest.mark.hub]
 
@@ -374,7 +374,7 @@ def test_what_the_runner_tells_its_child_cannot_be_changed_by_another_child(
 
 LIE = """
 from dataclasses import replace
-from dynquant.core.artefacts import facts_from_json, plan_to_json, report_to_json
+from dynquant.report.artefacts import facts_from_json, plan_to_json, report_to_json
 honestly()
 for plan in here.rglob('plan.json'):
     report = plan.with_name('report.json')

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from dynquant.core.recipe import Recipe
-from dynquant.ports import ModelSource
+from dynquant.model.source import ModelSource
+from dynquant.quant.recipe import Recipe
 from dynquant.runner.spec import JobSpec, recipe_of
 from tests.command_line import once
 from tests.hardening import long_form

@@ -14,9 +14,9 @@ from huggingface_hub import close_session, constants
 
 from dynquant.errors import InvalidModelError, RequestError
 from dynquant.hub import HubModels
+from local_hub import LocalHub
 from tests.hardening import long_form
 from tests.hub.conftest import tiny_files
-from tests.local_hub import LocalHub
 
 pytestmark = [pytest.mark.harden("hostile models"), pytest.mark.hub]
 

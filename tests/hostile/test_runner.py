@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 from huggingface_hub import constants
 
-from dynquant.core.job import Job, JobRequest, JobState
-from dynquant.core.recipe import RECIPE_VERSION
+from dynquant.jobs.job import Job, JobRequest, JobState
+from dynquant.quant.recipe import RECIPE_VERSION
+from local_hub import LocalHub
 from tests.command_line import needs_shared
 from tests.hardening import long_form
 from tests.hostile.cases import CASES
 from tests.hostile.damage import CHATS, make_sound
-from tests.local_hub import LocalHub
 from tests.service.conftest import OPTIONS, TOKEN, Field
 
 pytestmark = [

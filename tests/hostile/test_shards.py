@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from dynquant.core.formats import parse_menu
 from dynquant.errors import InvalidModelError
-from dynquant.mlx_backend.quantizer import MlxQuantizer
-from dynquant.ports import Text
+from dynquant.quant.formats import parse_menu
+from dynquant.quant.mlx.quantizer import MlxQuantizer
+from dynquant.texts.documents import Text
 from tests.hostile.damage import WEIGHTS
 from tests.hostile.test_folders import sound  # noqa: F401
 

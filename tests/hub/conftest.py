@@ -10,7 +10,7 @@ import pytest
 from huggingface_hub import close_session, constants
 
 from dynquant.hub import HubDatasets, HubModels
-from tests.local_hub import LocalHub
+from local_hub import LocalHub
 
 SAMPLE = Path(__file__).parents[3] / "shared" / "models" / "sample-2m"
 TINY = Path(__file__).parents[3] / "shared" / "models" / "tiny-qwen3"

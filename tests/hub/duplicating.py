@@ -5,11 +5,11 @@ from __future__ import annotations
 from fastapi import APIRouter
 from pydantic import BaseModel
 
-from tests.local_hub.access import require_namespace
-from tests.local_hub.answers import Answer, json_answer, refusal
-from tests.local_hub.calls import API, Here, Readable
-from tests.local_hub.records import page_path
-from tests.local_hub.repos import Repo
+from local_hub.access import require_namespace
+from local_hub.answers import Answer, json_answer, refusal
+from local_hub.calls import API, Here, Readable
+from local_hub.records import page_path
+from local_hub.repos import Repo
 
 __all__ = ["router"]
 

@@ -9,11 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dynquant.corpus import Corpus
 from dynquant.errors import HubUnavailableError, TextError
 from dynquant.hub import HubDatasets
-from dynquant.ports import Chat
-from tests.local_hub import CONVERTED, LocalHub, Repo
+from dynquant.texts.corpus import Corpus
+from dynquant.texts.documents import Chat
+from local_hub import CONVERTED, LocalHub, Repo
 
 pytestmark = pytest.mark.hub
 

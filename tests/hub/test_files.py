@@ -8,13 +8,13 @@ import shutil
 import pytest
 from huggingface_hub import ModelInfo
 
-from dynquant.core.bounds import MAX_SMALL_FILE_BYTES, MAX_SMALL_FILES
 from dynquant.errors import HubUnavailableError, InvalidModelError
 from dynquant.hub import HubModels
 from dynquant.hub.headers import tensors_in
 from dynquant.hub.listing import Listing
+from dynquant.model.limits import MAX_SMALL_FILE_BYTES, MAX_SMALL_FILES
+from local_hub.faults import Fault
 from tests.hub.conftest import safetensors_bytes, tiny_files
-from tests.local_hub.faults import Fault
 
 pytestmark = pytest.mark.hub
 

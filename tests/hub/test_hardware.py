@@ -12,8 +12,8 @@ from dynquant.errors import DestinationError, HubUnavailableError
 from dynquant.hub import hardware
 from dynquant.hub.hardware import Mac, macs_on
 from dynquant.hub.visitor import HubVisitor
+from local_hub import Answer, LocalHub
 from tests.json_values import json_values
-from tests.local_hub import Answer, LocalHub
 from tests.web import sign_in
 
 WHO = "GET /(oauth|api/(whoami|users))"

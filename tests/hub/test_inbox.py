@@ -21,7 +21,6 @@ from queue import SimpleQueue
 import pytest
 from huggingface_hub import HfApi, constants
 
-from dynquant.core.job import JobRequest, Priority
 from dynquant.errors import (
     DestinationError,
     DynquantError,
@@ -30,7 +29,8 @@ from dynquant.errors import (
     RequestError,
 )
 from dynquant.hub.inbox import HubInbox
-from tests.local_hub import Blob
+from dynquant.jobs.job import JobRequest, Priority
+from local_hub import Blob
 from tests.waiting import PATIENCE_SECS
 
 REPO = "you/inbox"

@@ -10,9 +10,9 @@ import pytest
 from dynquant.errors import InvalidOptionError, ModelNotFoundError
 from dynquant.hub import HubModels
 from dynquant.hub.local import local_source
-from dynquant.ports import ModelSource
+from dynquant.model.source import ModelSource
+from local_hub import LocalHub
 from tests.hub.conftest import tiny_files
-from tests.local_hub import LocalHub
 
 REPO = "Qwen/Qwen3-0.6B"
 

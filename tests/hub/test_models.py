@@ -18,8 +18,8 @@ from dynquant.errors import (
     UnsupportedModelError,
 )
 from dynquant.hub import HubModels
+from local_hub import LocalHub
 from tests.hub.conftest import LICENSE_CARD, SAMPLE, TINY, safetensors_bytes, tiny_files
-from tests.local_hub import LocalHub
 
 pytestmark = pytest.mark.hub
 
@@ -433,7 +433,7 @@ def test_a_header_that_does_not_fit_the_first_request(models, hub):
 
 @pytest.mark.skipif(not TINY.exists(), reason="no ../shared/models/tiny-qwen3 here")
 def test_the_checks_of_a_folder_work_on_ghosts(models, hub):
-    folder_module = pytest.importorskip("dynquant.mlx_backend.folder")
+    folder_module = pytest.importorskip("dynquant.quant.mlx.folder")
     hub.add("alice/tiny-qwen3", TINY)
     ghost = models.fetch_headers("alice/tiny-qwen3").folder
     assert folder_module.check_folder(ghost) == folder_module.check_folder(TINY)
@@ -442,7 +442,7 @@ def test_the_checks_of_a_folder_work_on_ghosts(models, hub):
 
 
 def test_a_truncated_file_stays_truncated(models, hub):
-    folder_module = pytest.importorskip("dynquant.mlx_backend.folder")
+    folder_module = pytest.importorskip("dynquant.quant.mlx.folder")
     hub.add(REPO, tiny_files(**{"model.safetensors": tiny_files()["model.safetensors"][:-1]}))
     with pytest.raises(InvalidModelError, match="truncated"):
         folder_module.check_folder(models.fetch_headers(REPO).folder)

@@ -13,7 +13,7 @@ import pytest
 
 from dynquant.errors import HubUnavailableError, ModelNotFoundError, Reason
 from dynquant.hub.new_models import HubNewModels
-from tests.watcher.scene import (
+from tests.watch.scene import (
     add_dynquant,
     add_model,
     edit_card,

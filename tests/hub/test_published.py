@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from dynquant.core.job import PublishedRepo
-from dynquant.core.papers import PLAN
 from dynquant.errors import HubUnavailableError
 from dynquant.hub.published import HubRepos
+from dynquant.jobs.job import PublishedRepo
+from dynquant.report.finished_files import PLAN
 
 pytestmark = pytest.mark.hub
 

@@ -18,8 +18,6 @@ from typing import Any
 import pytest
 from huggingface_hub import HfApi, constants
 
-from dynquant.core.access import Access
-from dynquant.core.origin import Origin
 from dynquant.errors import (
     CardError,
     DestinationError,
@@ -31,7 +29,9 @@ from dynquant.errors import (
     VerificationError,
 )
 from dynquant.hub import HubPublisher
-from dynquant.ports import ModelPublisher
+from dynquant.model.access import Access
+from dynquant.model.origin import Origin
+from dynquant.publish import ModelPublisher
 from tests.fakes import FakeProgress
 from tests.waiting import PATIENCE_SECS
 
@@ -659,8 +659,8 @@ def test_every_request_may_fail_once_and_one_whole_repo_comes_of_it(
 KILLED = """
 import sys
 from pathlib import Path
-from dynquant.core.access import Access
-from dynquant.core.origin import Origin
+from dynquant.model.access import Access
+from dynquant.model.origin import Origin
 from dynquant.hub import HubPublisher
 from tests.fakes import FakeProgress
 HubPublisher().publish(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from dynquant.core.papers import PLAN, REPORT
 from dynquant.errors import HubUnavailableError, InvalidModelError, ModelNotFoundError
 from dynquant.hub.search import HubSearch
+from dynquant.report.finished_files import PLAN, REPORT
 from tests.hub.conftest import tiny_files
 
 pytestmark = pytest.mark.hub

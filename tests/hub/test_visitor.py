@@ -8,9 +8,9 @@ import pytest
 
 from dynquant.errors import DestinationError, Reason
 from dynquant.hub.visitor import HubVisitor
+from local_hub.app import app
 from tests.hub import duplicating
 from tests.hub.conftest import tiny_files
-from tests.local_hub.app import app
 
 pytestmark = pytest.mark.hub
 

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dynquant.core.job import Job, JobRequest
 from dynquant.jobs.board import DatabaseBoard
+from dynquant.jobs.job import Job, JobRequest
 from dynquant.jobs.timing import Timing
 from tests.waiting import PATIENCE_SECS, wait_until
 

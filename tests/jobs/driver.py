@@ -23,8 +23,6 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
-from dynquant.core.job import JobRequest, PublishedRepo, StepProgress
-from dynquant.core.job_text import results_to_text
 from dynquant.errors import (
     DynquantError,
     HubUnavailableError,
@@ -33,6 +31,8 @@ from dynquant.errors import (
     VerificationError,
 )
 from dynquant.jobs.engine import JobEngine
+from dynquant.jobs.job import JobRequest, PublishedRepo, StepProgress
+from dynquant.jobs.job_text import results_to_text
 from dynquant.jobs.timing import Timing
 from dynquant.settings import Settings
 

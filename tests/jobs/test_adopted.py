@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from dynquant.core.job import Job, JobState, Priority
-from dynquant.core.naming import WATCHER, local_name
 from dynquant.jobs.board import DatabaseBoard
+from dynquant.jobs.job import Job, JobState, Priority
+from dynquant.model.naming import WATCHER, local_name
 from tests.jobs.arena import make_request
 
 pytestmark = pytest.mark.harden("inbox")

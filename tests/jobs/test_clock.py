@@ -9,9 +9,9 @@ from datetime import UTC, datetime, timedelta
 import pytest
 import sqlalchemy as sa
 
-from dynquant.core.job import JobState, Outcome
 from dynquant.errors import RetryLaterError
 from dynquant.jobs.database import Database
+from dynquant.jobs.job import JobState, Outcome
 from dynquant.jobs.registry import Registry, Watch
 from dynquant.jobs.store import JobStore
 from tests.jobs.arena import make_request

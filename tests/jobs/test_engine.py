@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import pytest
 import sqlalchemy as sa
 
-from dynquant.core.job import STEPS, JobState
 from dynquant.jobs import tables
 from dynquant.jobs.database import Database
+from dynquant.jobs.job import STEPS, JobState
 from dynquant.jobs.registry import Registry
 from dynquant.jobs.store import JobStore
 from tests.jobs.arena import PATIENT, Arena

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from dynquant.core.job import STEPS, Job, JobState, Outcome, Priority, PublishedRepo
 from dynquant.errors import RetryLaterError
 from dynquant.jobs.board import DatabaseBoard
 from dynquant.jobs.database import Database
+from dynquant.jobs.job import STEPS, Job, JobState, Outcome, Priority, PublishedRepo
 from dynquant.jobs.store import JobStore
 from tests.fakes import FakeRepos
 from tests.jobs.arena import make_request

@@ -8,8 +8,8 @@ from contextlib import closing
 import pytest
 import sqlalchemy as sa
 
-from dynquant.core.job import STEPS, JobState
 from dynquant.jobs.database import Database
+from dynquant.jobs.job import STEPS, JobState
 from tests.jobs.arena import PATIENT, kill
 
 

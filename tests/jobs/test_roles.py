@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from dynquant.core.job import JobState
 from dynquant.errors import InvalidOptionError
 from dynquant.jobs.database import Database
-from dynquant.jobs.watch_state import DatabaseWatchState
+from dynquant.jobs.job import JobState
 from dynquant.jobs.workflows import Workflows
+from dynquant.watch.state import DatabaseWatchState
 from tests.jobs.arena import Arena
 from tests.jobs.conftest import opened
 

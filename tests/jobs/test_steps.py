@@ -7,7 +7,6 @@ from datetime import UTC, datetime
 
 import pytest
 
-from dynquant.core.job import Job, JobState, PublishedRepo, StepProgress
 from dynquant.errors import (
     HubQuotaError,
     HubUnavailableError,
@@ -19,6 +18,7 @@ from dynquant.errors import (
     VerificationError,
 )
 from dynquant.jobs.held import Held, Stop, StoppedError
+from dynquant.jobs.job import Job, JobState, PublishedRepo, StepProgress
 from dynquant.jobs.steps import StepResult, do_step
 from dynquant.jobs.timing import Timing
 from tests.jobs.arena import make_request

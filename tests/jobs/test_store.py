@@ -9,11 +9,11 @@ from contextlib import closing
 import pytest
 import sqlalchemy as sa
 
-from dynquant.core.job import TERMINAL, JobState, Outcome, Priority, StepProgress
 from dynquant.errors import RequestError, RetryLaterError
 from dynquant.jobs import journal, tables
 from dynquant.jobs.board import DatabaseBoard
 from dynquant.jobs.database import Database
+from dynquant.jobs.job import TERMINAL, JobState, Outcome, Priority, StepProgress
 from dynquant.jobs.registry import Registry
 from dynquant.jobs.store import JobStore
 from tests.jobs.arena import make_request

@@ -9,7 +9,7 @@ import httpx2
 import pytest
 from huggingface_hub import HfApi, close_session, constants
 
-from tests.local_hub import LocalHub
+from local_hub import LocalHub
 
 TOKEN, OTHER_TOKEN, READ_TOKEN = "hf_alice", "hf_bob", "hf_alice_reads"
 

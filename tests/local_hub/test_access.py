@@ -5,7 +5,7 @@ import pytest
 from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
-from tests.local_hub import LocalHub
+from local_hub import LocalHub
 from tests.local_hub.conftest import READ_TOKEN, TOKEN
 
 pytestmark = pytest.mark.hub

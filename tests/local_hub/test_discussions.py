@@ -7,7 +7,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.community import DiscussionComment, DiscussionCommit, DiscussionStatusChange
 from huggingface_hub.errors import BadRequestError, HfHubHTTPError
 
-from tests.local_hub import Repo
+from local_hub import Repo
 
 pytestmark = pytest.mark.hub
 

@@ -9,7 +9,7 @@ import threading
 import httpx2
 import pytest
 
-from tests.local_hub import LocalHub
+from local_hub import LocalHub
 from tests.local_hub.conftest import TOKEN
 from tests.waiting import PATIENCE_SECS
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
-from tests.local_hub import LocalHub
+from local_hub import LocalHub
 from tests.local_hub.conftest import TOKEN
 from tests.waiting import PATIENCE_SECS
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.hub
 
 REPO = "alice/tiny"
 ROOT = Path(__file__).parents[2]
-SERVE = [sys.executable, "-m", "tests.local_hub"]
+SERVE = [sys.executable, "-m", "local_hub"]
 
 
 @contextmanager

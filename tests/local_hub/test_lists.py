@@ -6,7 +6,7 @@ import pytest
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
 
-from tests.local_hub import LocalHub
+from local_hub import LocalHub
 
 pytestmark = pytest.mark.hub
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from tests.local_hub import LocalHub
+from local_hub import LocalHub
+from local_hub.markdown import card_html
 from tests.local_hub.conftest import TOKEN
-from tests.local_hub.markdown import card_html
 from tests.waiting import PATIENCE_SECS
 
 pytestmark = pytest.mark.hub

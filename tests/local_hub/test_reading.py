@@ -17,8 +17,8 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.hf_api import RepoFolder
 
-from tests.local_hub import LocalHub, Repo
-from tests.local_hub.reads import HISTORY_PAGE, TREE_PAGE
+from local_hub import LocalHub, Repo
+from local_hub.reads import HISTORY_PAGE, TREE_PAGE
 
 pytestmark = pytest.mark.hub
 

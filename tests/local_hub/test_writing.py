@@ -24,7 +24,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from tests.local_hub import LocalHub
+from local_hub import LocalHub
 
 pytestmark = pytest.mark.hub
 

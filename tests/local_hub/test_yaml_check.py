@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard
 
-from tests.local_hub.yaml_check import find_errors
+from local_hub.yaml_check import find_errors
 
 pytestmark = pytest.mark.hub
 

@@ -7,13 +7,13 @@ import pytest
 import sqlalchemy as sa
 from huggingface_hub import close_session, constants
 
-from dynquant.core.job import JobRequest
 from dynquant.jobs import tables
 from dynquant.jobs.board import DatabaseBoard
 from dynquant.jobs.database import Database
+from dynquant.jobs.job import JobRequest
 from dynquant.runner import doctor
 from dynquant.runner.doctor import examine
-from tests.local_hub import LocalHub
+from local_hub import LocalHub
 
 pytestmark = [pytest.mark.hub]
 

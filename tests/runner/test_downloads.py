@@ -9,14 +9,14 @@ import psutil
 import pytest
 from huggingface_hub import close_session, constants
 
-from dynquant.core.job import JobRequest, StepProgress
-from dynquant.corpus import Corpus
 from dynquant.errors import HubUnavailableError
 from dynquant.hub import HubDatasets, HubModels, HubPublisher, cache
-from dynquant.runner.child import ChildCancelledError
+from dynquant.jobs.job import JobRequest, StepProgress
+from dynquant.runner.child_process import ChildCancelledError
 from dynquant.runner.job_steps import JobSteps
+from dynquant.texts.corpus import Corpus
+from local_hub import LocalHub
 from tests.hub.conftest import safetensors_bytes, tiny_files
-from tests.local_hub import LocalHub
 
 pytestmark = pytest.mark.hub
 

@@ -10,10 +10,6 @@ from pathlib import Path
 import pytest
 from huggingface_hub import CommitOperationAdd, HfApi, close_session, constants, snapshot_download
 
-from dynquant.core.job import STEPS, JobRequest, StepProgress
-from dynquant.core.job_text import results_from_text
-from dynquant.core.naming import local_name
-from dynquant.corpus import Corpus
 from dynquant.errors import (
     DestinationError,
     InfeasibleTargetError,
@@ -22,12 +18,16 @@ from dynquant.errors import (
     StorageFullError,
 )
 from dynquant.hub import HubDatasets, HubModels, HubPublisher
-from dynquant.job_ports import StepRunner
-from dynquant.runner.child import ChildCancelledError
+from dynquant.jobs.job import STEPS, JobRequest, StepProgress
+from dynquant.jobs.job_text import results_from_text
+from dynquant.jobs.ports import StepRunner
+from dynquant.model.naming import local_name
+from dynquant.runner.child_process import ChildCancelledError
 from dynquant.runner.job_steps import JobSteps
+from dynquant.texts.corpus import Corpus
+from local_hub import LocalHub
+from local_hub.texts import add_default_texts
 from tests.command_line import CALIBRATION, HELD_OUT, MODEL, needs_shared
-from tests.local_hub import LocalHub
-from tests.local_hub.texts import add_default_texts
 
 pytestmark = [pytest.mark.hub, pytest.mark.slow, needs_shared]
 
@@ -261,7 +261,7 @@ def test_a_cancelled_step_ends_before_it_is_done_and_leaves_no_process(hub, tmp_
         run(runner, "measure", request(hub), results, [], lambda: True)
     assert not list(tmp_path.rglob("cost_table.json"))
     mine = set(me.children(recursive=True)) - others
-    assert not any("dynquant.runner.compute" in " ".join(each.cmdline()) for each in mine)
+    assert not any("dynquant.runner.worker" in " ".join(each.cmdline()) for each in mine)
     runner.release("job-1")
     assert runner.local_jobs() == set()
 

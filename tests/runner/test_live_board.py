@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from dynquant.core.job import Job, JobRequest, JobState, StepProgress
-from dynquant.core.naming import local_name
 from dynquant.errors import RetryLaterError
-from dynquant.job_ports import RunnerStatus
+from dynquant.jobs.job import Job, JobRequest, JobState, StepProgress
+from dynquant.jobs.ports import RunnerStatus
+from dynquant.model.naming import local_name
 from dynquant.runner import live_board
 from dynquant.runner.live_board import LiveBoard, board_snapshot
 from tests.post_server import Post, taking_posts

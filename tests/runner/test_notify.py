@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import requests
 
-from dynquant.core.job import Job, JobRequest, JobState, PublishedRepo
+from dynquant.jobs.job import Job, JobRequest, JobState, PublishedRepo
 from dynquant.runner.notify import (
     PinnedAdapter,
     RefusedAddressError,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
-from dynquant.core.watch_status import Errands, WatchStatus
 from dynquant.runner import service
 from dynquant.settings import Settings
+from dynquant.watch.status import Errands, WatchStatus
 from tests.waiting import PATIENCE_SECS
 
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dynquant.ports import Chat, Text
 from dynquant.runner.spec import open_saved_text, save_text
+from dynquant.texts.documents import Chat, Text
 from tests.json_values import json_values
 
 MESSAGES = ({"role": "user", "content": "grün\u2028\0"}, {"role": "assistant", "tool_calls": [{}]})

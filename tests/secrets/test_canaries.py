@@ -18,8 +18,8 @@ from urllib.parse import quote
 
 import pytest
 
-from dynquant.core.job import JobRequest
 from dynquant.hub import HubInbox
+from dynquant.jobs.job import JobRequest
 from tests.command_line import needs_shared
 from tests.hardening import long_form
 from tests.post_server import Post, taking_posts

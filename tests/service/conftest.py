@@ -14,12 +14,12 @@ import psutil
 import pytest
 from huggingface_hub import constants
 
-from dynquant.core.job import Job, JobRequest
-from dynquant.core.naming import local_name
-from dynquant.core.recipe import RECIPE_VERSION
 from dynquant.jobs.board import DatabaseBoard
+from dynquant.jobs.job import Job, JobRequest
+from dynquant.model.naming import local_name
+from dynquant.quant.recipe import RECIPE_VERSION
+from local_hub import LocalHub
 from tests.command_line import CALIBRATION, HELD_OUT, MODEL
-from tests.local_hub import LocalHub
 from tests.postgres import PostgresServer, postgres_server
 from tests.waiting import PATIENCE_SECS, wait_until
 
@@ -142,7 +142,7 @@ class Field:
         found = []
         for process in psutil.process_iter(["cmdline"]):
             words = process.info["cmdline"] or []
-            if "dynquant.runner.compute" in words and str(self.folder) in " ".join(words):
+            if "dynquant.runner.worker" in words and str(self.folder) in " ".join(words):
                 found.append(process)
         return found
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from dynquant.core.job import JobRequest
 from dynquant.hub import HubInbox
+from dynquant.jobs.job import JobRequest
+from local_hub.texts import add_default_texts
 from tests.command_line import MODEL, needs_shared
-from tests.local_hub.texts import add_default_texts
 from tests.post_server import Post, taking_posts
 from tests.service.conftest import SECRET, SOURCE, TOKEN
 

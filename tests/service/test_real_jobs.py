@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from dynquant.core.job import STEPS, JobState
+from dynquant.jobs.job import STEPS, JobState
 from tests.command_line import needs_shared
 from tests.service.conftest import SECRET, TOKEN, Field
 from tests.waiting import PATIENCE_SECS

@@ -15,8 +15,8 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-from tests.local_hub import LocalHub
-from tests.local_hub.texts import add_default_texts
+from local_hub import LocalHub
+from local_hub.texts import add_default_texts
 from tests.web.children import ROOT, running
 
 SAMPLE = ROOT / "examples" / "sample-2m"

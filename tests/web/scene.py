@@ -16,13 +16,6 @@ import sqlalchemy as sa
 import uvicorn
 from fastapi import FastAPI
 
-from dynquant.cli.watchtower import Watchtower
-from dynquant.core.artefacts import facts_from_json
-from dynquant.core.facts import ModelFacts
-from dynquant.core.job import JobRequest, JobState, Outcome, PublishedRepo, StepProgress
-from dynquant.core.job_text import job_to_text
-from dynquant.core.papers import PLAN, REPORT, papers
-from dynquant.core.recipe import RECIPE_VERSION
 from dynquant.hub.hardware import Mac
 from dynquant.hub.models import opened_briefly
 from dynquant.hub.published import HubRepos
@@ -32,22 +25,35 @@ from dynquant.hub.visitor import HubVisitor
 from dynquant.jobs import tables
 from dynquant.jobs.board import DatabaseBoard
 from dynquant.jobs.database import Database
+from dynquant.jobs.job import JobRequest, JobState, Outcome, PublishedRepo, StepProgress
+from dynquant.jobs.job_text import job_to_text
 from dynquant.jobs.registry import Registry
 from dynquant.jobs.store import JobStore
+from dynquant.quant.recipe import RECIPE_VERSION
+from dynquant.report.artefacts import facts_from_json
+from dynquant.report.facts import ModelFacts
+from dynquant.report.finished_files import PLAN, REPORT, papers
 from dynquant.settings import Settings
-from dynquant.watcher import Webhook
+from dynquant.watch import Webhook
+from dynquant.watch.service import Watchtower
 from dynquant.web.catalogue import Catalogue
 from dynquant.web.desk import BoardDesk, JobDesk
-from dynquant.web.prospects import Prospects
-from dynquant.web.reception import Reception
+from dynquant.web.model_lookup import Prospects
 from dynquant.web.service import Service
 from dynquant.web.settings import WebSettings
+from dynquant.web.sign_in import Reception
 from dynquant.web.site import make_site
 from dynquant.web.space_watch import SpaceWatch
-from tests.core.card_factories import make_facts, make_ladder, make_original, make_row, make_uniform
-from tests.local_hub import LocalHub
+from local_hub import LocalHub
+from tests.report.card_factories import (
+    make_facts,
+    make_ladder,
+    make_original,
+    make_row,
+    make_uniform,
+)
 from tests.waiting import PATIENCE_SECS, wait_until
-from tests.watcher.scene import add_model, model_files
+from tests.watch.scene import add_model, model_files
 
 SAMPLE = Path(__file__).parents[2] / "examples" / "sample-2m"
 SOURCE = "team/sample-2m"

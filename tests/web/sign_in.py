@@ -16,11 +16,11 @@ from joserfc import jwt
 from joserfc.jwk import KeySet, RSAKey
 from starlette.responses import HTMLResponse, RedirectResponse
 
-from tests.local_hub import LocalHub
-from tests.local_hub.access import shown_hardware
-from tests.local_hub.answers import Answer, json_answer, refusal
-from tests.local_hub.app import app
-from tests.local_hub.calls import Here
+from local_hub import LocalHub
+from local_hub.access import shown_hardware
+from local_hub.answers import Answer, json_answer, refusal
+from local_hub.app import app
+from local_hub.calls import Here
 
 __all__ = ["CLIENT", "install"]
 

@@ -14,12 +14,12 @@ import requests
 from gradio_client import Client
 from playwright.sync_api import Browser, Page, expect
 
-from dynquant.core.job import Job, JobRequest
 from dynquant.hub.inbox import HubInbox
+from dynquant.jobs.job import Job, JobRequest
 from dynquant.runner.live_board import board_snapshot
+from local_hub import LocalHub
+from local_hub.app import app
 from tests.hub import duplicating
-from tests.local_hub import LocalHub
-from tests.local_hub.app import app
 from tests.runner.test_live_board import make_runner
 from tests.waiting import PATIENCE_SECS
 from tests.web import sign_in

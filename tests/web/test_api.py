@@ -14,7 +14,7 @@ import requests
 from gradio_client import Client
 from gradio_client.exceptions import AppError
 
-from dynquant.core.job import JobState, Outcome
+from dynquant.jobs.job import JobState, Outcome
 from tests.waiting import PATIENCE_SECS
 from tests.web.scene import NAMESPACE, SAMPLE, SOURCE, Field, make_family, opened, publish
 

@@ -14,21 +14,21 @@ import pytest
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
-from dynquant.core.job import Attempt, JobState, PublishedRepo, StepProgress
-from dynquant.core.watch_status import status_to_json
 from dynquant.errors import RequestError
 from dynquant.hub.search import HubSearch
+from dynquant.jobs.job import Attempt, JobState, PublishedRepo, StepProgress
 from dynquant.runner.live_board import board_snapshot
+from dynquant.watch.status import status_to_json
 from dynquant.web.catalogue import Catalogue
 from dynquant.web.live import add_live_routes
+from dynquant.web.remote_jobs import SpaceDesk
 from dynquant.web.service import Service
 from dynquant.web.settings import WebSettings
 from dynquant.web.snapshots import Snapshots
-from dynquant.web.space_desk import SpaceDesk
 from dynquant.web.space_watch import SpaceWatch
 from tests.fakes import FakeRepos
 from tests.runner.test_live_board import make_job, make_runner
-from tests.web.test_space_desk import FakeInbox
+from tests.web.test_remote_jobs import FakeInbox
 from tests.web.test_space_watch import make_status
 
 pytestmark = pytest.mark.harden("web")

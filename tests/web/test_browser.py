@@ -7,8 +7,8 @@ import re
 import pytest
 from playwright.sync_api import Page, expect
 
-from dynquant.core.job import JobState, Outcome, StepProgress
-from tests.core.card_factories import make_facts
+from dynquant.jobs.job import JobState, Outcome, StepProgress
+from tests.report.card_factories import make_facts
 from tests.web.browser import settled
 from tests.web.scene import SOURCE, make_family
 

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from dynquant.web.limits import LIMITS, Limit
 from dynquant.web.settings import WebSettings
 from dynquant.web.snapshots import Snapshots
+from local_hub import account_id
 from tests.hardening import long_form
-from tests.local_hub import account_id
 from tests.waiting import PATIENCE_SECS
 from tests.web.scene import NAMESPACE, SOURCE, Field, opened
 

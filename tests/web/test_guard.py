@@ -14,7 +14,7 @@ from dynquant.errors import RetryLaterError
 from dynquant.web.guard import MAX_BODY_BYTES, MAX_DEPTH, _depth
 from dynquant.web.limits import LIMITS, Limit, Limits
 from dynquant.web.settings import WebSettings
-from tests.local_hub import account_id
+from local_hub import account_id
 from tests.waiting import PATIENCE_SECS
 from tests.web.browser import settled
 from tests.web.scene import NAMESPACE, SOURCE, Field, opened, populated

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
-from dynquant.core.verdict import MAC_MEMORY_GIB
 from dynquant.hub.hardware import Mac
+from dynquant.report.quality_summary import MAC_MEMORY_GIB
 from dynquant.web.pages.convert_view import memories, whose_macs
-from tests.watcher.scene import model_files
+from tests.watch.scene import model_files
 from tests.web.browser import settled
 from tests.web.space import Space, opened_space, visiting
 

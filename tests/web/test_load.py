@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
-from dynquant.core.job import StepProgress
+from dynquant.jobs.job import StepProgress
 from tests.waiting import PATIENCE_SECS
 
 pytestmark = [pytest.mark.hub]

@@ -14,21 +14,21 @@ import httpx2
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from dynquant.core.facts import ModelFacts
-from dynquant.core.job import JobState, PublishedRepo
-from dynquant.core.job_text import job_to_text
 from dynquant.errors import RequestError
+from dynquant.jobs.job import JobState, PublishedRepo
+from dynquant.jobs.job_text import job_to_text
+from dynquant.report.facts import ModelFacts
+from dynquant.web.remote_jobs import SpaceDesk
 from dynquant.web.settings import WebSettings
 from dynquant.web.snapshots import Snapshots
-from dynquant.web.space_desk import SpaceDesk
 from dynquant.web.space_watch import SpaceWatch
-from tests.core.card_factories import make_facts, make_layer, make_layers, make_plan, make_text
 from tests.fakes import FakeRepos
+from tests.report.card_factories import make_facts, make_layer, make_layers, make_plan, make_text
 from tests.runner.test_live_board import make_job
 from tests.web.browser import PATIENCE_MSECS, settled
 from tests.web.scene import NAMESPACE, SAMPLE, Field, opened, publish
 from tests.web.test_boards import make_board, places, with_value
-from tests.web.test_space_desk import FakeInbox
+from tests.web.test_remote_jobs import FakeInbox
 
 pytestmark = [pytest.mark.browser, pytest.mark.hub, pytest.mark.harden("web")]
 

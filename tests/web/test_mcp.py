@@ -19,7 +19,7 @@ from mcp.types import CallToolResult
 from dynquant.web.guard import MAX_BODY_BYTES
 from dynquant.web.limits import Limit
 from dynquant.web.settings import WebSettings
-from tests.local_hub import account_id
+from local_hub import account_id
 from tests.waiting import PATIENCE_SECS
 from tests.web.scene import NAMESPACE, SOURCE, Field, opened
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from dynquant.core.job import Job, JobState, Outcome, StepProgress
 from dynquant.errors import RequestError
 from dynquant.jobs.board import DatabaseBoard
 from dynquant.jobs.database import Database
+from dynquant.jobs.job import Job, JobState, Outcome, StepProgress
 from dynquant.jobs.registry import Registry
 from dynquant.jobs.store import JobStore
 from dynquant.web.desk import BoardDesk

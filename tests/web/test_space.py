@@ -12,7 +12,7 @@ import requests
 from gradio_client.exceptions import AppError
 from playwright.sync_api import Page, expect
 
-from dynquant.core.job import Job, JobRequest, JobState, PublishedRepo, StepProgress
+from dynquant.jobs.job import Job, JobRequest, JobState, PublishedRepo, StepProgress
 from tests.waiting import PATIENCE_SECS
 from tests.web.browser import settled
 from tests.web.scene import SOURCE, make_family, publish

@@ -16,9 +16,12 @@ import pytest
 import requests
 from fastapi import FastAPI
 
-from dynquant.core.skips import Skip
-from dynquant.core.sweeps import Known, SweepReport
-from dynquant.core.watch_status import (
+from dynquant.errors import RequestError, RetryLaterError
+from dynquant.runner.live_board import LiveBoard, board_snapshot
+from dynquant.watch import Webhook
+from dynquant.watch.records import Known, SweepReport
+from dynquant.watch.skips import Skip
+from dynquant.watch.status import (
     Errands,
     WatchAct,
     WatchStatus,
@@ -26,20 +29,17 @@ from dynquant.core.watch_status import (
     status_from_json,
     status_to_json,
 )
-from dynquant.errors import RequestError, RetryLaterError
-from dynquant.runner.live_board import LiveBoard, board_snapshot
-from dynquant.watcher import Webhook
 from dynquant.web.site import add_runner_routes, add_webhook
 from dynquant.web.snapshots import Snapshots
 from dynquant.web.space_watch import SpaceWatch
-from tests.local_hub import LocalHub
+from local_hub import LocalHub
 from tests.local_hub.conftest import client_home, talk_to
 from tests.runner.test_live_board import make_job, make_runner
 from tests.waiting import PATIENCE_SECS, wait_until
-from tests.watcher.factories import make_config, make_rule
-from tests.watcher.scene import add_model
-from tests.watcher.test_webhook import SECRET as HUB_SECRET
-from tests.watcher.test_webhook import body
+from tests.watch.factories import make_config, make_rule
+from tests.watch.scene import add_model
+from tests.watch.test_webhook import SECRET as HUB_SECRET
+from tests.watch.test_webhook import body
 from tests.web.scene import served
 
 __all__ = ["client_home", "talk_to"]

@@ -8,9 +8,9 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from dynquant.core.formats import QuantFormat
 from dynquant.hub.search import HubSearch
-from dynquant.job_ports import JobEvent
+from dynquant.jobs.ports import JobEvent
+from dynquant.quant.formats import QuantFormat
 from dynquant.web import markup
 from dynquant.web.bits_chart import bits_chart
 from dynquant.web.catalogue import Catalogue
@@ -19,7 +19,7 @@ from dynquant.web.pages.board_view import board_view
 from dynquant.web.pages.job_view import job_view
 from dynquant.web.service import Board
 from dynquant.web.sparkline import sparkline
-from tests.core.card_factories import make_facts
+from tests.report.card_factories import make_facts
 from tests.runner.test_live_board import make_job, make_runner
 from tests.waiting import wait_until
 from tests.web.scene import NAMESPACE, make_family, publish

@@ -12,11 +12,11 @@ from playwright.sync_api import expect
 from app import make_app
 from dynquant.errors import RequestError
 from dynquant.settings import Settings
-from dynquant.web.reception import Visitor
 from dynquant.web.settings import WebSettings
+from dynquant.web.sign_in import Visitor
 from tests.waiting import PATIENCE_SECS, wait_until
-from tests.watcher.scene import add_model, model_files
-from tests.watcher.test_webhook import body
+from tests.watch.scene import add_model, model_files
+from tests.watch.test_webhook import body
 from tests.web.browser import settled
 from tests.web.scene import WEBHOOK_SECRET, Field, opened
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
-from dynquant.core.figures import size
-from dynquant.core.job import Job, JobState
-from dynquant.job_ports import RunnerStatus
+from dynquant.jobs.job import Job, JobState
+from dynquant.jobs.ports import RunnerStatus
+from dynquant.report.numbers import size
 from dynquant.web import markup, words
 from dynquant.web.catalogue import FinishedModel
 from dynquant.web.service import Board

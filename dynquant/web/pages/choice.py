@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from dynquant.core.formats import DEFAULT_MENU, UNQUANTIZED
 from dynquant.errors import InvalidOptionError
+from dynquant.quant.formats import DEFAULT_MENU, UNQUANTIZED
+from dynquant.web.model_lookup import Prospect
 from dynquant.web.outlook import largest_that_fits
-from dynquant.web.prospects import Prospect
 
 __all__ = ["AS_IT_IS", "BY_BPW", "BY_MEMORY", "Choice", "Wishes", "targets_of"]
 

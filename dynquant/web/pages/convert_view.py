@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from urllib.parse import urlsplit
 
-from dynquant.core.figures import count, size
-from dynquant.core.verdict import MAC_MEMORY_GIB
 from dynquant.hub.hardware import Mac
 from dynquant.hub.search import FoundModel
+from dynquant.report.numbers import count, size
+from dynquant.report.quality_summary import MAC_MEMORY_GIB
 from dynquant.web import markup
+from dynquant.web.model_lookup import Prospect
 from dynquant.web.outlook import Line, Outlook
-from dynquant.web.prospects import Prospect
 from dynquant.web.service import Service
 from dynquant.web.words import duration
 

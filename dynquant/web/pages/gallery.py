@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 
 import gradio as gr
 
-from dynquant.core.figures import count, percent, significant, size
-from dynquant.core.verdict import fitting_macs
 from dynquant.errors import DynquantError
+from dynquant.report.numbers import count, percent, significant, size
+from dynquant.report.quality_summary import fitting_macs
 from dynquant.web import markup
 from dynquant.web.catalogue import FinishedModel
 from dynquant.web.pages.frame import QUIET, head, html

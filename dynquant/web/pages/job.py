@@ -7,13 +7,13 @@ from typing import Any
 
 import gradio as gr
 
-from dynquant.core.job import Job, JobState
 from dynquant.errors import DynquantError
+from dynquant.jobs.job import Job, JobState
 from dynquant.web import markup
 from dynquant.web.pages.frame import LOOK_NOW, QUIET, head, html, live
 from dynquant.web.pages.result import card_of, result_of
-from dynquant.web.reception import Visitor
 from dynquant.web.service import Service
+from dynquant.web.sign_in import Visitor
 
 __all__ = ["add_job_page"]
 

@@ -6,9 +6,9 @@ import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from dynquant.core.job import STEPS as ORDER
-from dynquant.core.job import Job, JobState
-from dynquant.job_ports import JobEvent
+from dynquant.jobs.job import STEPS as ORDER
+from dynquant.jobs.job import Job, JobState
+from dynquant.jobs.ports import JobEvent
 from dynquant.web import markup, words
 
 __all__ = ["job_view"]

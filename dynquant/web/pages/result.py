@@ -7,13 +7,13 @@ import shlex
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
-from dynquant.core import verdict
-from dynquant.core.facts import ModelFacts, QuantizedRow
-from dynquant.core.figures import percent, significant, size, with_error
-from dynquant.core.job import Job, PublishedRepo
-from dynquant.core.ladder import ladder_svg
-from dynquant.core.papers import card, papers
 from dynquant.errors import DynquantError
+from dynquant.jobs.job import Job, PublishedRepo
+from dynquant.report import quality_summary
+from dynquant.report.facts import ModelFacts, QuantizedRow
+from dynquant.report.finished_files import card, papers
+from dynquant.report.numbers import percent, significant, size, with_error
+from dynquant.report.size_plot import ladder_svg
 from dynquant.web import markup
 from dynquant.web.bits_chart import bits_chart
 from dynquant.web.service import Service
@@ -49,7 +49,7 @@ def result_of(job: Job, service: Service) -> tuple[str, tuple[ModelFacts, ...]]:
 
 
 def _about(repo: PublishedRepo, facts: ModelFacts, *, is_only: bool) -> str:
-    words = f'<p class="dq-lead">{markup.text(verdict.recommendation(facts))}</p>'
+    words = f'<p class="dq-lead">{markup.text(quality_summary.recommendation(facts))}</p>'
     words += command(repo.repo_id)
     chart = bits_chart(facts)
     if is_only:

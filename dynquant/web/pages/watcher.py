@@ -11,8 +11,8 @@ from dynquant.errors import DynquantError
 from dynquant.web import markup
 from dynquant.web.pages.frame import LOOK_NOW, QUIET, head, html, live
 from dynquant.web.pages.watcher_view import no_rules_view
-from dynquant.web.reception import Visitor
 from dynquant.web.service import Service
+from dynquant.web.sign_in import Visitor
 
 __all__ = ["add_watcher_page"]
 

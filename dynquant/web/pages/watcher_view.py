@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 
-from dynquant.core.figures import count
-from dynquant.core.job import Job
-from dynquant.core.rules import Rule
-from dynquant.core.skips import EXPLANATIONS, Skip
-from dynquant.core.sweeps import Known, SweepReport
-from dynquant.core.watch_status import WatchStatus
+from dynquant.jobs.job import Job
+from dynquant.report.numbers import count
+from dynquant.watch.records import Known, SweepReport
+from dynquant.watch.rules import Rule
+from dynquant.watch.skips import EXPLANATIONS, Skip
+from dynquant.watch.status import WatchStatus
 from dynquant.web import markup, words
 
 __all__ = ["no_rules_view", "watcher_view"]

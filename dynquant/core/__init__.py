@@ -1,1 +1,0 @@
-"""The pure core: no I/O, clock, randomness, MLX or Hub."""

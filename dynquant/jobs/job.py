@@ -1,0 +1,437 @@
+"""Jobs: what was asked for, which states it goes through, and what it is called.
+
+States:
+
+    waiting ──> running ──> published
+       │ ^         │ └────> refused     the request has to change; `reason_code` says why
+       │ └─────────┤ └────> failed      `sentence` says what to do
+       └───────────┴──────> cancelled
+
+An ended job changes no more by itself. `retried` and `made_again` start a new attempt, and keep the
+old one in the history.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from enum import IntEnum, StrEnum
+
+from dynquant.errors import Reason, RequestError
+from dynquant.model.naming import TARGET_DECIMALS
+
+__all__ = [
+    "MAX_DEATHS",
+    "STEPS",
+    "TERMINAL",
+    "Attempt",
+    "Job",
+    "JobOption",
+    "JobRequest",
+    "JobState",
+    "Outcome",
+    "Priority",
+    "PublishedRepo",
+    "StepProgress",
+    "TransitionError",
+    "adopted",
+    "begun",
+    "cancelled",
+    "check_notify_url",
+    "ended",
+    "in_step",
+    "job_id",
+    "lost_its_runner",
+    "made_again",
+    "progressed",
+    "put_back",
+    "retried",
+]
+
+STEPS = ("resolve", "download", "measure", "encode", "verify", "evaluate", "card", "publish")
+"""Of every job, in this order."""
+
+MAX_DEATHS = 3
+"""So many runners may die of one attempt before it fails."""
+
+_ID_DIGITS = 20
+"""80 bits: the chance that two of a billion jobs share an id is below 1e-6."""
+
+_GB = 10**9
+_FLOAT_NOISE = 1e-6
+
+JobOption = str | int | float | bool | None | tuple["JobOption", ...]
+"""Value of a recipe's option: what JSON can say, without objects."""
+
+
+class JobState(StrEnum):
+    """Where a job is, in words that a person understands."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    PUBLISHED = "published"
+    REFUSED = "refused"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+TERMINAL = frozenset({JobState.PUBLISHED, JobState.REFUSED, JobState.FAILED, JobState.CANCELLED})
+
+
+class Priority(IntEnum):
+    """Whose jobs go first: the lower number."""
+
+    PERSON = 0
+    WATCHER = 1
+
+
+class TransitionError(ValueError):
+    """A job cannot go from the state that it is in to the one asked for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobRequest:
+    """What somebody asked for.
+
+    Attributes:
+        model: Repo id.
+        revision: Branch, tag or commit; a job's own request has the commit.
+        targets_bpw: Stored bits per weight, one repo each; cut to the decimals that the repo's name
+            has, so that no two jobs make repos of one name.
+        destination: Namespace or name template of the repos to publish.
+        requester: Account or user that asked; jobs take turns between requesters.
+        requester_id: The Hub's own id of that account, which an account that takes the name later
+            does not get; empty for users of this machine.
+        private: Whether new repos are private; those of a private model are in any case, unless
+            `public` says otherwise.
+        public: Whether new repos are public though the model is private.
+        source_is_private: Whether the model was private on the Hub when the request was queued. The
+            board's callers look that up; a requester's own word for it does not count.
+        options: Options of the recipe that differ from its defaults.
+        notify_url: Where to tell that the job has ended.
+    """
+
+    model: str
+    revision: str | None = None
+    targets_bpw: tuple[float, ...]
+    destination: str = ""
+    requester: str
+    requester_id: str = ""
+    priority: Priority = Priority.PERSON
+    private: bool = False
+    public: bool = False
+    source_is_private: bool = False
+    options: Mapping[str, JobOption] = field(default_factory=dict)
+    notify_url: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "targets_bpw", tuple(map(_as_named, self.targets_bpw)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepProgress:
+    """How far a step is.
+
+    Attributes:
+        fraction: Of the step, from 0 to 1.
+        eta_secs: Until the step is done, as far as known.
+        layer: What is being worked on.
+        num_bytes: Read, written or sent so far.
+        sentence: What a person should know, such as why it waits.
+    """
+
+    step: str
+    fraction: float = 0.0
+    eta_secs: float | None = None
+    layer: str = ""
+    num_bytes: int | None = None
+    sentence: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PublishedRepo:
+    """A repo on the Hub, and the commit that made it whole."""
+
+    repo_id: str
+    commit_sha: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How an attempt ended, other than by a cancel.
+
+    Attributes:
+        reason_code: Code of why it was refused or failed.
+        sentence: Why, and what to do.
+        results: The repos that were published, also if it failed over a later one.
+    """
+
+    state: JobState
+    reason_code: str = ""
+    sentence: str = ""
+    results: tuple[PublishedRepo, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """An earlier attempt of a job, as it ended."""
+
+    number: int
+    state: JobState
+    step: str
+    reason_code: str
+    sentence: str
+    runner: str
+    started_at: datetime | None
+    ended_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """A job as the board shows it.
+
+    Attributes:
+        request: With the commit as its revision.
+        attempt: 1, and one more with every retry.
+        progress: Of the step that runs, or that it stopped in.
+        position: Place in the line if it waits, from 1.
+        eta_secs: Until its turn if it waits, until the step is done if it runs; None if nobody
+            knows yet.
+        runner: Id of the runner that has it or had it last.
+        sentence: Why it waits, was refused or failed, and what to do.
+        deaths: How many runners have died of this attempt.
+        needed_memory_bytes: Memory that a runner must have for it, once known.
+        submitted_at: When this attempt was asked for, by the database's clock, as all times.
+    """
+
+    id: str
+    request: JobRequest
+    recipe_version: int
+    submitted_at: datetime
+    attempt: int = 1
+    state: JobState = JobState.WAITING
+    progress: StepProgress | None = None
+    position: int | None = None
+    eta_secs: float | None = None
+    runner: str = ""
+    reason_code: str = ""
+    sentence: str = ""
+    results: tuple[PublishedRepo, ...] = ()
+    deaths: int = 0
+    needed_memory_bytes: int | None = None
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+    history: tuple[Attempt, ...] = ()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more happens to it by itself."""
+        return self.state in TERMINAL
+
+    @property
+    def is_private(self) -> bool:
+        """Whether strangers may not know of it: what it publishes is private, or its model is.
+
+        A quant of a private model that was made public on purpose may be seen once it is published.
+        """
+        if self.request.source_is_private:
+            return not (self.request.public and self.state is JobState.PUBLISHED)
+        return self.request.private
+
+
+def check_notify_url(request: JobRequest) -> None:
+    """Refuse an address that nobody would be told at; jobs that were taken with one stay readable.
+
+    Raises:
+        RequestError: It does not begin with https.
+    """
+    if request.notify_url is not None and not request.notify_url.startswith("https://"):
+        raise RequestError(
+            "The address to notify has to begin with https://: no other is ever told. Give such "
+            "an address, or none."
+        )
+
+
+def job_id(request: JobRequest, *, revision_sha: str, recipe_version: int) -> str:
+    """Id of the job that makes what `request` asks for: the same for the same results.
+
+    Who asks, how urgently and whom to tell make no difference; who may read it does.
+    """
+    identity: dict[str, object] = {
+        "model": request.model,
+        "revision_sha": revision_sha,
+        "targets_bpw": sorted({float(target) for target in request.targets_bpw}),
+        "recipe_version": recipe_version,
+        "options": dict(request.options),
+        "destination": request.destination,
+    }
+    # Named only where they were asked for, so that all other ids stay as they were.
+    identity |= {name: True for name in ("private", "public") if getattr(request, name)}
+    text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:_ID_DIGITS]
+
+
+def begun(job: Job, *, runner: str, at: datetime) -> Job:
+    """A runner takes the job; one that was put back goes on where it was."""
+    _require(job, JobState.WAITING)
+    return replace(
+        job,
+        state=JobState.RUNNING,
+        runner=runner,
+        progress=None,
+        sentence="",
+        started_at=job.started_at or at,
+    )
+
+
+def in_step(job: Job, step: str) -> Job:
+    """The runner begins `step`."""
+    _require(job, JobState.RUNNING)
+    return replace(job, progress=StepProgress(step=step))
+
+
+def progressed(job: Job, progress: StepProgress) -> Job:
+    """The runner says how far it is; what comes late about another step says nothing."""
+    _require(job, JobState.RUNNING)
+    if job.progress is None or progress.step != job.progress.step:
+        return job
+    return replace(job, progress=progress)
+
+
+def put_back(job: Job, *, sentence: str, needed_memory_bytes: int | None = None) -> Job:
+    """The runner gives the job back, unharmed; what is done stays done.
+
+    `sentence` says why it waits again, `needed_memory_bytes` what it turned out to need.
+    """
+    _require(job, JobState.RUNNING)
+    return replace(
+        job,
+        state=JobState.WAITING,
+        sentence=sentence,
+        needed_memory_bytes=needed_memory_bytes or job.needed_memory_bytes,
+    )
+
+
+def lost_its_runner(job: Job, *, at: datetime, memory_bytes: int) -> Job:
+    """Its runner, with `memory_bytes` of memory, died or does not answer.
+
+    The job waits for another, or has had enough of them.
+    """
+    _require(job, JobState.RUNNING)
+    deaths = job.deaths + (job.progress is not None)  # else it had not begun
+    if deaths < MAX_DEATHS:
+        sentence = f"Its runner {job.runner} stopped answering; another one goes on with it."
+        return replace(job, state=JobState.WAITING, deaths=deaths, sentence=sentence)
+    if job.needed_memory_bytes:
+        need = f"about {_gigabytes(job.needed_memory_bytes)}"
+    else:
+        need = f"probably more than the {_gigabytes(memory_bytes)} of the last one"
+    return ended(
+        replace(job, deaths=deaths),
+        Outcome(
+            state=JobState.FAILED,
+            reason_code=Reason.KILLED_RUNNERS,
+            sentence=(
+                f"This model killed {deaths} runners: it needs {need} of memory. "
+                "Start a runner that has it, then retry the job."
+            ),
+        ),
+        at=at,
+    )
+
+
+def ended(job: Job, outcome: Outcome, *, at: datetime) -> Job:
+    """The attempt is over."""
+    _require(job, JobState.RUNNING)
+    if outcome.state not in TERMINAL:
+        raise TransitionError(f"A job cannot end as {outcome.state}.")
+    return replace(
+        job,
+        state=outcome.state,
+        reason_code=outcome.reason_code,
+        sentence=outcome.sentence,
+        results=outcome.results,
+        ended_at=at,
+    )
+
+
+def cancelled(job: Job, *, at: datetime) -> Job:
+    """Somebody does not want the job any more."""
+    _require(job, JobState.WAITING, JobState.RUNNING)
+    return replace(
+        job, state=JobState.CANCELLED, reason_code=Reason.CANCELLED, sentence="", ended_at=at
+    )
+
+
+def retried(job: Job, *, at: datetime, request: JobRequest | None = None) -> Job:
+    """A new attempt at a job that was refused, failed or was cancelled.
+
+    Where another request for the same job asks for it, the attempt is that requester's.
+    """
+    _require(job, JobState.REFUSED, JobState.FAILED, JobState.CANCELLED)
+    asks = request or job.request
+    return _new_attempt(
+        job,
+        replace(
+            job.request,
+            requester=asks.requester,
+            requester_id=asks.requester_id,
+            priority=asks.priority,
+            notify_url=asks.notify_url,
+        ),
+        at,
+    )
+
+
+def adopted(job: Job, request: JobRequest) -> Job:
+    """The job as that of the requester of `request`, who alone may cancel it from now on."""
+    _require(job, JobState.WAITING, JobState.RUNNING)
+    owned = replace(job.request, requester=request.requester, requester_id=request.requester_id)
+    return replace(job, request=owned)
+
+
+def made_again(job: Job, request: JobRequest, *, at: datetime) -> Job:
+    """A new attempt, for `request`, at a job whose published repos were deleted."""
+    _require(job, JobState.PUBLISHED)
+    return _new_attempt(job, request, at)
+
+
+def _new_attempt(job: Job, request: JobRequest, at: datetime) -> Job:
+    attempt = Attempt(
+        number=job.attempt,
+        state=job.state,
+        step=job.progress.step if job.progress else "",
+        reason_code=job.reason_code,
+        sentence=job.sentence,
+        runner=job.runner,
+        started_at=job.started_at,
+        ended_at=job.ended_at,
+    )
+    return Job(
+        id=job.id,
+        request=request,
+        recipe_version=job.recipe_version,
+        submitted_at=at,
+        attempt=job.attempt + 1,
+        needed_memory_bytes=job.needed_memory_bytes,
+        history=(*job.history, attempt),
+    )
+
+
+def _as_named(target_bpw: float) -> float:
+    """The largest target that a name tells, and that is no larger than `target_bpw`."""
+    scaled = target_bpw * 10**TARGET_DECIMALS
+    return math.floor(scaled + _FLOAT_NOISE) / 10**TARGET_DECIMALS if scaled >= 1 else target_bpw
+
+
+def _require(job: Job, *states: JobState) -> None:
+    if job.state not in states:
+        raise TransitionError(f"Job {job.id} is {job.state}, not {' or '.join(states)}.")
+
+
+def _gigabytes(num_bytes: int) -> str:
+    return f"{num_bytes / _GB:.0f} GB"

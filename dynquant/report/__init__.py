@@ -1,0 +1,1 @@
+"""What is said about a finished model: artefacts, card, plots, forecasts."""

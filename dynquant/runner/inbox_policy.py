@@ -1,0 +1,91 @@
+"""What a request by mail may ask for: its sender writes to the inbox, and has no other authority.
+
+The Space holds a token that may write to the inbox, and a Space is easier to take over than a
+runner. So the runner believes no request further than it would believe a visitor of the Space.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
+
+from dynquant.errors import RequestError
+from dynquant.jobs.job import JobRequest, Priority
+from dynquant.model.naming import is_account_name
+from dynquant.model.origin import HUB_ID
+from dynquant.runner.spec import recipe_of
+from dynquant.texts.corpus import CALIBRATIONS
+
+__all__ = ["MailPolicy"]
+
+_OPTIONS = frozenset({"menu", "calibration"})
+"""The options that the pages of a Space offer."""
+
+_MAX_MENU_CHARS = 400
+
+
+@dataclass(frozen=True, kw_only=True)
+class MailPolicy:
+    """What this runner takes from its inbox.
+
+    Attributes:
+        default_destination: Tells where models are published that name no destination.
+        destinations: Other namespaces and name templates that a request may name.
+        private_sources: Private repos of the operator that a request may name.
+    """
+
+    default_destination: Callable[[], str]
+    destinations: Collection[str] = ()
+    private_sources: Collection[str] = ()
+
+    def admitted(self, request: JobRequest) -> JobRequest:
+        """The request as a visitor may make it.
+
+        Raises:
+            RequestError: A visitor may not; says what of it.
+            RetryLaterError: The Hub does not tell the default destination now.
+        """
+        if not is_account_name(request.requester):
+            raise RequestError(
+                "A request by mail is made in the name of an account on the Hub, and "
+                f"'{request.requester[:60]}' is no such name. Sign in on the Space and ask again."
+            )
+        if request.requester_id and not HUB_ID.fullmatch(request.requester_id):
+            raise RequestError("The id of the requester is not one of the Hub's. Ask again.")
+        if request.public:
+            raise RequestError(
+                "A request by mail cannot make a quant of a private model public. Convert it with "
+                "'dynquant submit --public' on a machine of the operator."
+            )
+        self._check_options(request)
+        return replace(request, destination=self._destination(request), priority=Priority.PERSON)
+
+    def may_name_private(self, model: str) -> bool:
+        """Whether the operator lets visitors ask for this model although it is private."""
+        return model.lower() in {each.lower() for each in self.private_sources}
+
+    def _destination(self, request: JobRequest) -> str:
+        default = self.default_destination()
+        wanted = request.destination or default
+        if wanted not in {default, *self.destinations}:
+            raise RequestError(
+                f"This runner does not publish to '{wanted[:100]}' for requests by mail. Its "
+                "operator can allow that with DYNQUANT_INBOX_DESTINATIONS."
+            )
+        return wanted
+
+    @staticmethod
+    def _check_options(request: JobRequest) -> None:
+        if unknown := sorted(request.options.keys() - _OPTIONS):
+            raise RequestError(
+                f"A request by mail cannot set '{unknown[0][:60]}'. Leave that option out."
+            )
+        menu, calibration = map(request.options.get, ("menu", "calibration"))
+        if menu is not None and not (isinstance(menu, str) and len(menu) <= _MAX_MENU_CHARS):
+            raise RequestError(f"'menu' is a list of formats of {_MAX_MENU_CHARS} characters.")
+        if calibration is not None and calibration not in CALIBRATIONS.values():
+            raise RequestError(
+                "A request by mail names one of the calibration sets of the Space: "
+                f"{'; '.join(CALIBRATIONS.values())}."
+            )
+        recipe_of({"targets_bpw": request.targets_bpw, **request.options})

@@ -1,0 +1,293 @@
+"""What comes in from the Space and goes back to it, and who is told when a job ends.
+
+Everything here may be done twice without harm: a request is the same job however often it is
+submitted, a result is written once under its request's name, and who was told is remembered.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from dynquant.errors import RequestError, RetryLaterError
+from dynquant.jobs.job import TERMINAL, Job, JobRequest, JobState
+from dynquant.jobs.ports import JobBoard
+from dynquant.model.naming import is_ours
+from dynquant.quant.recipe import RECIPE_VERSION
+from dynquant.report.outputs import read_text, write_file
+from dynquant.runner.inbox_policy import MailPolicy
+
+__all__ = ["Announcer", "FoundSource", "Inbox", "InboxEntry", "Mailroom"]
+
+_MAX_TOLD = 5_000
+_MAX_OPEN = 200
+"""Jobs by mail that wait or run at one time; further requests stay in the inbox."""
+_FIRST_PAUSE_SECS, _LONGEST_PAUSE_SECS = 10.0, 600.0
+"""After which a request that cannot be taken is tried again: each try asks the Hub."""
+_SET_ASIDE = (
+    "The queue's entry of this job could not be read, so it was set aside. Ask for the model again."
+)
+
+_logger = logging.getLogger(__name__)
+
+
+class InboxEntry(Protocol):
+    """A file in the inbox; see `hub.inbox.InboxEntry`."""
+
+    @property
+    def name(self) -> str:
+        """`YYYY-MM-DD/HHMMSSffffff-…`, by the clock of who sent it."""
+        ...
+
+    @property
+    def request(self) -> JobRequest | None:
+        """None if the file is none."""
+        ...
+
+    @property
+    def sentence(self) -> str:
+        """Why it is none."""
+        ...
+
+
+class Inbox(Protocol):
+    """The mailbox; see `hub.inbox.HubInbox`."""
+
+    def pending(self, *, skip: Collection[str] = ()) -> Sequence[InboxEntry]:
+        """Requests that have no result yet, oldest first."""
+        ...
+
+    def gone(self, names: Collection[str]) -> Collection[str]:
+        """Those of `names` that were no requests any more when `pending` looked last."""
+        ...
+
+    def finish(self, name: str, result: Mapping[str, Any]) -> None:
+        """Put a result in the place of a request."""
+        ...
+
+    def result(self, name: str) -> dict[str, Any] | None:
+        """What came of a request; None while nothing has."""
+        ...
+
+
+class FoundSource(NamedTuple):
+    """A model that was asked for, as the Hub has it today."""
+
+    repo_id: str
+    sha: str
+    is_private: bool
+
+
+class Mailroom:
+    """Takes requests from an inbox to the board, and results back.
+
+    Who cancels a request puts that result in its place, not knowing whether a runner has its job.
+
+    Args:
+        inbox: Where requests come from.
+        board: Where jobs are.
+        policy: What a request may ask for.
+        memory: File that remembers which job came of which request, for those that are cancelled
+            while this runner is away.
+        look_up: Repo id, revision, whether private repos of the operator count → what the Hub has
+            under that name.
+        clock: Seconds that only go forward.
+    """
+
+    def __init__(
+        self,
+        inbox: Inbox,
+        board: JobBoard,
+        *,
+        policy: MailPolicy,
+        memory: Path,
+        look_up: Callable[[str, str | None, bool], FoundSource],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._inbox = inbox
+        self._board = board
+        self._policy = policy
+        self._memory = memory
+        self._look_up = look_up
+        self._clock = clock
+        # The request's name → its job; → when to try it again, and the pause before that.
+        self._jobs = _remembered(memory)
+        self._later: dict[str, tuple[float, float]] = {}
+
+    def do_round(self) -> None:
+        """Queue what is new, and answer what is over; what cannot be done now is left for later."""
+        before = dict(self._jobs)
+        now = self._clock()
+        waiting = {name for name, (until_secs, _) in self._later.items() if now < until_secs}
+        entries = self._inbox.pending(skip=self._jobs.keys() | waiting)
+        gone = self._inbox.gone(self._jobs.keys() | self._later.keys())
+        for entry in entries:
+            if len(self._jobs) >= _MAX_OPEN:
+                break
+            try:
+                self._take(entry)
+                self._later.pop(entry.name, None)
+            except RetryLaterError as error:
+                self._put_off(entry.name, error)
+        for name in gone:
+            self._let_go(name)
+        if self._jobs != before:
+            write_file(self._memory, "".join(f"{name} {job}\n" for name, job in self._jobs.items()))
+        for name, job_id in list(self._jobs.items()):
+            self._answer(name, job_id)
+
+    def _take(self, entry: InboxEntry) -> None:
+        if entry.request is None:
+            _logger.warning("Request %s was set aside: %s", entry.name, entry.sentence)
+            self._inbox.finish(entry.name, _refusal("unreadable", entry.sentence))
+            return
+        try:
+            request = self._policy.admitted(entry.request)
+            job = self._submitted(request)
+        except RequestError as error:
+            self._inbox.finish(entry.name, _refusal(error.reason, str(error)))
+            return
+        may_retry = job.is_over and job.state != JobState.PUBLISHED and not _is_of_operator(job)
+        if may_retry and _is_newer(entry, job):
+            # Asking again for what had failed is asking for another attempt.
+            self._board.retry(job.id, request=request)
+        self._jobs[entry.name] = job.id
+
+    def _put_off(self, name: str, error: RetryLaterError) -> None:
+        if name not in self._later:
+            _logger.warning("Request %s waits: %s", name, error)
+        _, pause_secs = self._later.get(name, (0.0, _FIRST_PAUSE_SECS / 2))
+        pause_secs = min(2 * pause_secs, _LONGEST_PAUSE_SECS)
+        self._later[name] = self._clock() + pause_secs, pause_secs
+
+    def _let_go(self, name: str) -> None:
+        """Somebody else has put a result in the place of a request."""
+        self._later.pop(name, None)
+        if name not in self._jobs:
+            return
+        try:
+            result = self._inbox.result(name)
+        except RequestError:  # it is damaged
+            result = {}
+        if result is None:
+            return
+        job_id = self._jobs.pop(name)
+        if result.get("state") != JobState.CANCELLED or job_id in self._jobs.values():
+            return  # another runner answered it, or somebody else still wants it
+        with suppress(RequestError):  # it is over, or set aside
+            if _is_of_operator(self._board.get(job_id)):
+                return
+            self._board.cancel(job_id)
+            _logger.info("Job %s was cancelled by who had asked for it", job_id)
+
+    def _answer(self, name: str, job_id: str) -> None:
+        """Put what came of a job in the place of a request for it, if it is over."""
+        try:
+            job = self._board.get(job_id)
+        except RequestError:
+            result = _refusal("unreadable", _SET_ASIDE) | {"state": JobState.FAILED}
+        else:
+            if not job.is_over:
+                return
+            result = _result(job)
+        self._inbox.finish(name, result)
+        del self._jobs[name]
+
+    def _submitted(self, request: JobRequest) -> Job:
+        found = self._look_up(
+            request.model, request.revision, self._policy.may_name_private(request.model)
+        )
+        return self._board.submit(
+            replace(request, model=found.repo_id),
+            revision_sha=found.sha,
+            source_is_private=found.is_private,
+            recipe_version=RECIPE_VERSION,
+        )
+
+
+class Announcer:
+    """Tells once of every job that ended on this runner.
+
+    Args:
+        board: Where jobs are.
+        runner_id: This runner; the others tell of theirs.
+        memory: File that remembers who was told. Where there is none yet, what has ended by now
+            counts as told.
+        tell: Tells of a job.
+    """
+
+    def __init__(
+        self, board: JobBoard, *, runner_id: str, memory: Path, tell: Callable[[Job], None]
+    ) -> None:
+        self._board = board
+        self._runner_id = runner_id
+        self._memory = memory
+        self._tell = tell
+        self._told: OrderedDict[str, None] | None = None
+        self._mark: tuple[int, int] | None = None
+
+    def do_round(self) -> None:
+        """Tell of what has ended since the last round."""
+        mark = self._board.mark(TERMINAL)
+        if mark == self._mark:
+            return
+        ended = [
+            job
+            for job in self._board.list(states=TERMINAL, limit=_MAX_TOLD)
+            if job.runner == self._runner_id and job.state != JobState.CANCELLED
+        ]
+        if self._told is None:
+            known = read_text(self._memory)
+            old = [_attempt(job) for job in ended] if known is None else known.split()
+            self._told = OrderedDict.fromkeys(old)
+        new = [job for job in reversed(ended) if _attempt(job) not in self._told]
+        for job in new:
+            self._tell(job)
+            self._told[_attempt(job)] = None
+        if new or not self._memory.exists():
+            while len(self._told) > _MAX_TOLD:
+                self._told.popitem(last=False)
+            write_file(self._memory, "\n".join(self._told) + "\n")
+        self._mark = mark
+
+
+def _remembered(memory: Path) -> dict[str, str]:
+    """Request → job, as far as a line of the file says it."""
+    lines = (read_text(memory) or "").splitlines()
+    return {name: job_id for name, _, job_id in (line.partition(" ") for line in lines) if job_id}
+
+
+def _is_of_operator(job: Job) -> bool:
+    """Whether this machine asked for the job itself, so that no request by mail may change it."""
+    return is_ours(job.request.requester)
+
+
+def _attempt(job: Job) -> str:
+    return f"{job.id}/{job.attempt}"
+
+
+def _is_newer(entry: InboxEntry, job: Job) -> bool:
+    """Whether a request was sent after the job had ended."""
+    sent_at = datetime.strptime(entry.name[:17], "%Y-%m-%d/%H%M%S").replace(tzinfo=UTC)
+    return job.ended_at is not None and sent_at > job.ended_at
+
+
+def _refusal(reason: str, sentence: str) -> dict[str, Any]:
+    return {"state": JobState.REFUSED, "reason_code": reason, "sentence": sentence}
+
+
+def _result(job: Job) -> dict[str, Any]:
+    return {
+        "job_id": job.id,
+        "state": job.state,
+        "reason_code": job.reason_code,
+        "sentence": job.sentence,
+        "results": [asdict(each) for each in job.results],
+    }

@@ -1,0 +1,1 @@
+"""Texts to calibrate and to evaluate on."""

@@ -1,0 +1,188 @@
+"""What is known of a model before anything of it is downloaded: its config and its headers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from dynquant.errors import DynquantError, ModelNotFoundError, Reason, RequestError
+from dynquant.hub.listing import Listing
+from dynquant.hub.models import HubModels
+from dynquant.hub.search import FoundModel, HubSearch
+from dynquant.quant.formats import DEFAULT_MENU
+from dynquant.quant.header_inventory import anatomy_of
+from dynquant.quant.plan import LayerProfile, ModelInventory
+from dynquant.web.single_flight import Shared
+
+__all__ = ["Prospect", "Prospects", "model_id"]
+
+OpenHub = Callable[[], AbstractContextManager[HubModels]]
+
+_FRESH_SECS = 300.0
+_MAX_TEXT = 300
+_MAX_QUANTS = 8
+_SENTENCES: Mapping[Reason, str] = {
+    Reason.MODEL_NOT_FOUND: (
+        "There is no model '{}' on the Hub, or it is private. Check the spelling."
+    ),
+    Reason.ALREADY_QUANTIZED: (
+        "'{}' is a quant of another model, and quantizing it again would add its error to ours. "
+        "Choose the original."
+    ),
+}
+"""Where the adapter's own sentence speaks to whoever has a command line."""
+_ID = re.compile(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}", re.ASCII)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prospect:
+    """A model that could be quantized.
+
+    Attributes:
+        repo_id: Its name of today.
+        license: As its card says; empty if it says nothing.
+        gated: `auto` or `manual`; empty for an open one.
+        is_private: Whether only some accounts may see it.
+        model_type: Family; empty if nobody may read its config.
+        inventory: Its layers, from the headers; a rough one where those may not be read.
+        is_rough: Whether `inventory` is a guess from the number of parameters.
+        cache_bytes_per_token: Of the key-value cache; None if nobody knows.
+        quants: What dynquant made of it before.
+    """
+
+    repo_id: str
+    revision_sha: str
+    license: str
+    gated: str
+    is_private: bool
+    downloads: int
+    model_type: str
+    inventory: ModelInventory
+    is_rough: bool
+    cache_bytes_per_token: int | None
+    quants: tuple[FoundModel, ...]
+
+
+def model_id(text: object) -> str:
+    """The id in what somebody typed or pasted: `org/name`, or a page of it on the Hub.
+
+    Raises:
+        ModelNotFoundError: There is no id in it.
+    """
+    # Who calls the page's own endpoint by hand may send anything.
+    words = text.strip()[:_MAX_TEXT] if isinstance(text, str) else ""
+    if "://" in words or words.startswith(("huggingface.co/", "hf.co/")):
+        words = _named_by(words if "://" in words else f"https://{words}")
+    if not _ID.fullmatch(words):
+        raise ModelNotFoundError(
+            "This is not the name of a model. Type one such as 'Qwen/Qwen3-8B', or paste the "
+            "address of its page on huggingface.co.",
+            reason=Reason.INVALID_ID,
+        )
+    return words
+
+
+def _named_by(url: str) -> str:
+    """What an address on the Hub names; empty if it is no address."""
+    try:
+        path = urlsplit(url).path
+    except ValueError:  # brackets that hold no IPv6 address
+        return ""
+    return "/".join(path.strip("/").split("/")[:2])
+
+
+class Prospects:
+    """Looks models up; what it found is good for some minutes.
+
+    Args:
+        search: Lists of models.
+        open_hub: Opens the Hub for a look at one model.
+    """
+
+    def __init__(self, search: HubSearch, *, open_hub: OpenHub) -> None:
+        self._search = search
+        self._open_hub = open_hub
+        self._found: Shared[str, Prospect] = Shared(fresh_secs=_FRESH_SECS)
+
+    def __call__(self, text: str) -> Prospect:
+        """The model that `text` names.
+
+        Raises:
+            ModelNotFoundError, InvalidModelError, UnsupportedModelError: dynquant cannot take it.
+            HubUnavailableError: Network, rate limit, 5xx.
+        """
+        name = model_id(text)
+        try:
+            return self._found(name, lambda: self._look_up(name))
+        except RequestError as error:
+            if error.reason not in _SENTENCES:
+                raise
+            sentence = _SENTENCES[error.reason].format(name)
+            raise type(error)(sentence, reason=error.reason) from error
+
+    def knows(self, text: str) -> bool:
+        """Whether the Hub need not be asked for the model that `text` names."""
+        try:
+            return self._found.is_fresh(model_id(text))
+        except ModelNotFoundError:  # which it says by itself
+            return True
+
+    def _look_up(self, name: str) -> Prospect:
+        with self._open_hub() as hub:
+            listing = hub.look_up(name)
+            about = self._search.about(listing.repo)
+            try:
+                source = hub.fetch_headers(listing.repo, revision=listing.sha)
+            except DynquantError:
+                if not listing.gated:
+                    raise
+                return self._rough(listing, about)
+            anatomy = anatomy_of(source)
+        return self._prospect(
+            listing,
+            about,
+            anatomy.inventory,
+            model_type=anatomy.inventory.model_type,
+            cache_bytes_per_token=anatomy.cache_bytes_per_token,
+        )
+
+    def _rough(self, listing: Listing, about: FoundModel) -> Prospect:
+        """A gated model, of which only the number of parameters is public."""
+        num_parameters = about.num_parameters or listing.num_bytes(listing.weights) // 2
+        shape = (max(1, num_parameters // 128), 128)
+        layer = LayerProfile(path="all", shape=shape, dtype_bits=16, formats=DEFAULT_MENU)
+        inventory = ModelInventory(
+            model_type="",
+            layers=(layer,),
+            num_parameters=layer.num_weights,
+            fixed_bits=0,
+            dtype="bfloat16",
+        )
+        return self._prospect(listing, about, inventory, is_rough=True)
+
+    def _prospect(
+        self,
+        listing: Listing,
+        about: FoundModel,
+        inventory: ModelInventory,
+        *,
+        model_type: str = "",
+        is_rough: bool = False,
+        cache_bytes_per_token: int | None = None,
+    ) -> Prospect:
+        return Prospect(
+            repo_id=listing.repo,
+            revision_sha=listing.sha,
+            license=str(listing.card.get("license_name") or listing.card.get("license") or ""),
+            gated=listing.gated,
+            is_private=listing.is_private,
+            downloads=about.downloads,
+            model_type=model_type,
+            inventory=inventory,
+            is_rough=is_rough,
+            cache_bytes_per_token=cache_bytes_per_token,
+            quants=self._search.quants_of(listing.repo, limit=_MAX_QUANTS),
+        )

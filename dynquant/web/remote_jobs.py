@@ -1,0 +1,300 @@
+"""The desk of a Space: requests leave by mail, and what comes of them comes back by posts."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+from dynquant.errors import DynquantError, RequestError
+from dynquant.jobs.job import (
+    Job,
+    JobRequest,
+    JobState,
+    PublishedRepo,
+    check_notify_url,
+    job_id,
+)
+from dynquant.jobs.ports import JobEvent, PublishedRepos, RunnerStatus
+from dynquant.quant.recipe import RECIPE_VERSION
+from dynquant.web.snapshots import Snapshots
+
+__all__ = ["Inbox", "InboxEntry", "SpaceDesk"]
+
+_MAX_SENT = 1_000
+_LOOK_SECS = 20.0
+"""Between two looks at what became of requests that no runner speaks of."""
+_ON_ITS_WAY = "It is on its way to the runners, who look for requests every few seconds."
+
+_logger = logging.getLogger(__name__)
+
+
+def _in_thread(action: Callable[[], None]) -> None:
+    threading.Thread(target=action, name="mailbox", daemon=True).start()
+
+
+class InboxEntry(Protocol):
+    """A file in the inbox; see `hub.inbox.InboxEntry`."""
+
+    @property
+    def name(self) -> str:
+        """What the inbox calls it."""
+        ...
+
+    @property
+    def request(self) -> JobRequest | None:
+        """None if the file is none."""
+        ...
+
+
+class Inbox(Protocol):
+    """The mailbox; see `hub.inbox.HubInbox`."""
+
+    def send(self, request: JobRequest) -> str:
+        """Append a request; its name."""
+        ...
+
+    def pending(self, *, skip: Collection[str] = ()) -> Sequence[InboxEntry]:
+        """Requests that have no result yet."""
+        ...
+
+    def finish(self, name: str, result: Mapping[str, Any]) -> None:
+        """Put a result in the place of a request."""
+        ...
+
+    def result(self, name: str) -> dict[str, Any] | None:
+        """What came of a request; None while nothing has."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Sent:
+    """A request that is in the mailbox, and its job as far as the Space knows."""
+
+    name: str
+    job: Job
+
+
+class SpaceDesk:
+    """A `desk.JobDesk` that keeps nothing but what is in memory.
+
+    After a restart what waits comes back from the mailbox, and what runs or is done from the
+    next post of a runner.
+
+    Args:
+        inbox: The mailbox.
+        snapshots: What runners post.
+        published: Says whether what jobs published is still there.
+        clock: Seconds that only go forward.
+        in_background: Runs what may take long, such as asking a Hub that does not answer.
+    """
+
+    def __init__(
+        self,
+        inbox: Inbox,
+        snapshots: Snapshots,
+        published: PublishedRepos,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        in_background: Callable[[Callable[[], None]], None] = _in_thread,
+    ) -> None:
+        self._inbox = inbox
+        self._snapshots = snapshots
+        self._published = published
+        self._clock = clock
+        self._in_background = in_background
+        self._lock = threading.Lock()
+        self._looking = threading.Lock()
+        self._sent: OrderedDict[str, _Sent] = OrderedDict()
+        self._look_at_secs = -_LOOK_SECS
+
+    def submit(self, request: JobRequest) -> Job:
+        """See `JobDesk`."""
+        check_notify_url(request)
+        identity = _identity(request)
+        before = self._known().get(identity)
+        # Asked before the lock is taken: others are not to wait for the Hub.
+        is_there = before is not None and self._is_published(before)
+        with self._lock:  # so that two clicks are one request
+            job = self._known().get(identity)
+            if job is not None and (not job.is_over or (is_there and job == before)):
+                return job
+            return self._send(request)
+
+    def get(self, job_id: str) -> Job:
+        """See `JobDesk`."""
+        self._look()
+        job = self._known().get(job_id)
+        if job is None:
+            raise RequestError(
+                f"There is no job '{job_id[:64]}' here. If this Space has just started, the "
+                "runners will tell it about their jobs within a minute."
+            )
+        return job
+
+    def list(self, *, limit: int) -> tuple[Job, ...]:
+        """See `JobDesk`."""
+        self._look()
+        jobs = sorted(self._known().values(), key=lambda job: job.submitted_at, reverse=True)
+        return tuple(jobs[:limit])
+
+    def cancel(self, job_id: str) -> Job:
+        """See `JobDesk`."""
+        job = self.get(job_id)
+        if job.is_over:
+            raise RequestError("This job is over, so it cannot be cancelled any more.")
+        with self._lock:
+            sent = self._sent.get(job_id)
+            if sent is None or job_id in self._snapshots.jobs():
+                raise RequestError(
+                    "A runner has this job already, and nothing reaches a runner from here. Ask "
+                    f"its operator to run 'dynquant jobs cancel {job_id}'."
+                )
+            # A runner that had taken it without saying so yet finds this, and cancels the job.
+            sentence = f"Cancelled by {job.request.requester}."
+            self._inbox.finish(
+                sent.name,
+                {"state": JobState.CANCELLED, "reason_code": "cancelled", "sentence": sentence},
+            )
+            job = replace(
+                sent.job, state=JobState.CANCELLED, reason_code="cancelled", sentence="",
+                ended_at=datetime.now(UTC),
+            )  # fmt: skip
+            self._sent[job_id] = replace(sent, job=job)
+        return job
+
+    def retry(self, job_id: str) -> Job:
+        """See `JobDesk`."""
+        job = self.get(job_id)
+        if not job.is_over or job.state is JobState.PUBLISHED:
+            raise RequestError(
+                "Only a job that was refused, failed or was cancelled can be retried."
+            )
+        with self._lock:
+            return self._send(job.request)
+
+    def log(self, job_id: str) -> tuple[JobEvent, ...]:
+        """See `JobDesk`."""
+        return self._snapshots.log(job_id)
+
+    def runners(self) -> tuple[RunnerStatus, ...]:
+        """See `JobDesk`."""
+        return self._snapshots.runners()
+
+    def _is_published(self, job: Job) -> bool:
+        """Whether a job published something that is still there, as far as the Hub answers."""
+        if job.state is not JobState.PUBLISHED:
+            return False
+        try:
+            return self._published.are_there(job.results)
+        except DynquantError as error:
+            _logger.warning("Whether a job's results are still there is not known: %s", error)
+            return True
+
+    def _known(self) -> dict[str, Job]:
+        """Every job: as a runner posted it, else as it was sent."""
+        known = {identity: sent.job for identity, sent in list(self._sent.items())}
+        for identity, job in self._snapshots.jobs().items():
+            mine = known.get(identity)
+            if mine is None or not _is_new_attempt(mine, job):
+                known[identity] = job
+        return known
+
+    def _send(self, request: JobRequest) -> Job:
+        name = self._inbox.send(request)
+        job = _waiting(request, at=datetime.now(UTC))
+        self._remember(_Sent(name=name, job=job))
+        return job
+
+    def _remember(self, sent: _Sent) -> None:
+        self._sent[sent.job.id] = sent
+        self._sent.move_to_end(sent.job.id)
+        while len(self._sent) > _MAX_SENT:
+            self._sent.popitem(last=False)
+
+    def _look(self) -> None:
+        """Now and then, see what is in the mailbox; no visitor waits for it."""
+        if self._clock() < self._look_at_secs + _LOOK_SECS:
+            return
+        if self._looking.acquire(blocking=False):
+            self._look_at_secs = self._clock()
+            self._in_background(self._look_now)
+
+    def _look_now(self) -> None:
+        try:
+            self._find_pending()
+            self._find_results()
+        except DynquantError as error:
+            _logger.warning("The mailbox cannot be read: %s", error)
+        finally:
+            self._looking.release()
+
+    def _find_pending(self) -> None:
+        """Requests that this Space sent before it was restarted."""
+        names = {sent.name for sent in list(self._sent.values())}
+        for entry in self._inbox.pending(skip=names):
+            if entry.request is None or entry.request.revision is None:
+                continue
+            at = datetime.strptime(entry.name[:23], "%Y-%m-%d/%H%M%S%f").replace(tzinfo=UTC)
+            job = _waiting(entry.request, at=at)
+            with self._lock:
+                if job.id not in self._sent:
+                    self._remember(_Sent(name=entry.name, job=job))
+
+    def _find_results(self) -> None:
+        """Results of requests of which no board tells, such as refused ones."""
+        posted = self._snapshots.jobs()
+        for identity, sent in list(self._sent.items()):
+            if sent.job.is_over:
+                continue
+            if identity in posted and not _is_new_attempt(sent.job, posted[identity]):
+                continue
+            if (result := self._inbox.result(sent.name)) is not None:
+                with self._lock:
+                    self._sent[identity] = replace(sent, job=_over(sent.job, result))
+
+
+def _is_new_attempt(mine: Job, posted: Job) -> bool:
+    """Whether a job was asked for again after it had ended, which its runner does not show yet."""
+    return not mine.is_over and posted.ended_at is not None and mine.submitted_at > posted.ended_at
+
+
+def _identity(request: JobRequest) -> str:
+    assert request.revision is not None
+    return job_id(request, revision_sha=request.revision, recipe_version=RECIPE_VERSION)
+
+
+def _waiting(request: JobRequest, *, at: datetime) -> Job:
+    return Job(
+        id=_identity(request),
+        request=request,
+        recipe_version=RECIPE_VERSION,
+        submitted_at=at,
+        sentence=_ON_ITS_WAY,
+    )
+
+
+def _over(job: Job, result: Mapping[str, Any]) -> Job:
+    """A job as its result tells; a result that nobody can read is a failure."""
+    try:
+        return replace(
+            job,
+            state=JobState(result["state"]),
+            reason_code=str(result.get("reason_code") or ""),
+            sentence=str(result.get("sentence") or "")[:1_000],
+            results=tuple(PublishedRepo(**each) for each in result.get("results") or ()),
+            ended_at=datetime.now(UTC),
+        )
+    except (KeyError, ValueError, TypeError):
+        return replace(
+            job,
+            state=JobState.FAILED,
+            reason_code="unreadable",
+            sentence="What came of it cannot be read. Ask for the model again.",
+            ended_at=datetime.now(UTC),
+        )

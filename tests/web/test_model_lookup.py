@@ -1,0 +1,185 @@
+"""What is known of a model before anything of it is downloaded."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+
+import pytest
+from huggingface_hub import constants
+
+from dynquant.errors import (
+    InfeasibleTargetError,
+    ModelNotFoundError,
+    UnsupportedModelError,
+)
+from dynquant.hub.models import HubModels, opened_briefly
+from dynquant.hub.search import HubSearch
+from dynquant.report.facts import Rung
+from dynquant.web.model_lookup import Prospects, model_id
+from dynquant.web.outlook import largest_that_fits, outlook
+from tests.hub.conftest import tiny_files
+from tests.web.scene import SAMPLE, SOURCE, make_family, publish
+
+pytestmark = pytest.mark.hub
+
+
+@pytest.fixture
+def prospects(hub, pauses, tmp_path) -> Prospects:
+    search = HubSearch(endpoint=hub.url, token=False, sleep=pauses.append)
+
+    def open_hub() -> HubModels:
+        return HubModels(
+            endpoint=hub.url, token=False, cache_dir=tmp_path / "cache", sleep=pauses.append
+        )
+
+    return Prospects(search, open_hub=open_hub)
+
+
+@pytest.mark.harden("web")
+def test_a_look_leaves_nothing_on_the_disk(hub, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    hub.add(SOURCE, SAMPLE)
+    hub.add("team/broken", tiny_files(**{"config.json": b"{"}))
+    prospects = Prospects(
+        HubSearch(endpoint=hub.url, token=False),
+        open_hub=lambda: opened_briefly(endpoint=hub.url, token=False),
+    )
+    assert prospects(SOURCE).model_type == "qwen3"
+    with pytest.raises(UnsupportedModelError):
+        prospects("team/broken")
+    assert list(tmp_path.iterdir()) == []
+
+
+def with_config(**fields) -> dict[str, bytes]:
+    return tiny_files(**{"config.json": json.dumps({"model_type": "qwen3"} | fields).encode()})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Qwen/Qwen3-8B",
+        "  Qwen/Qwen3-8B \n",
+        "https://huggingface.co/Qwen/Qwen3-8B",
+        "https://huggingface.co/Qwen/Qwen3-8B/tree/main?library=mlx#files",
+        "huggingface.co/Qwen/Qwen3-8B/",
+        "hf.co/Qwen/Qwen3-8B",
+    ],
+)
+def test_names_and_pasted_addresses_are_understood(text):
+    assert model_id(text) == "Qwen/Qwen3-8B"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "a b/c",
+        "just-a-name",
+        "../x",
+        "a/b/c",
+        "<b>/x",
+        "https://huggingface.co/",
+        "a/\0",
+        5,
+        ["a/b"],
+        "https://[x/y",
+    ],
+)
+def test_what_is_no_name_is_refused(text):
+    with pytest.raises(ModelNotFoundError, match="'Qwen/Qwen3-8B'"):
+        model_id(text)
+
+
+def test_headers_tell_sizes_and_memory_and_weights_are_not_read(hub, prospects):
+    hub.add(SOURCE, SAMPLE)
+    prospect = prospects(SOURCE)
+    assert prospect.model_type == "qwen3"
+    config = json.loads((SAMPLE / "config.json").read_text())
+    heads = config["num_key_value_heads"] * config["head_dim"] * config["num_hidden_layers"]
+    assert prospect.cache_bytes_per_token == 2 * 2 * heads
+    assert 2.2 < prospect.inventory.min_bpw < 3
+    weights = sum(file.stat().st_size for file in SAMPLE.glob("*.safetensors"))
+    assert sum(request.num_bytes for request in hub.requests) < weights / 4
+    num_requests = len(hub.requests)
+    assert prospects(SOURCE) is prospect
+    assert len(hub.requests) == num_requests
+
+
+def test_the_memory_and_the_size_of_a_target_follow_from_the_headers(hub, prospects):
+    hub.add(SOURCE, SAMPLE)
+    prospect = prospects(SOURCE)
+    one = outlook(prospect, 4.5, context_tokens=1_000, measured=())
+    assert one.size_bytes == round(4.5 * prospect.inventory.num_parameters / 8)
+    cache_bytes = 1_000 * (prospect.cache_bytes_per_token or 0)
+    assert one.memory_bytes == pytest.approx(1.05 * (one.size_bytes + cache_bytes), abs=1)
+    assert (one.quality, one.is_measured) == ("close to the original for most uses", False)
+    with pytest.raises(InfeasibleTargetError, match="anything from about"):
+        outlook(prospect, 1.5, context_tokens=1_000, measured=())
+
+
+def test_figures_of_this_model_take_the_place_of_the_rule_of_thumb(hub, prospects):
+    hub.add(SOURCE, SAMPLE)
+    prospect = prospects(SOURCE)
+    rungs = [
+        Rung(
+            name="x",
+            target_bpw=bpw,
+            stored_bpw=bpw,
+            num_bytes=1,
+            mean_kl_nats=kl,
+            mean_kl_se_nats=0.0,
+            top1_agreement=0.9,
+        )
+        for bpw, kl in ((3.5, 0.2), (4.5, 0.1))
+    ]
+    near = outlook(prospect, 4.6, context_tokens=1, measured=rungs)
+    assert near.is_measured
+    assert near.quality == "mean KL 0.10 nats and top-1 agreement 90 % at 4.5 bits per weight"
+    assert not outlook(prospect, 6.0, context_tokens=1, measured=rungs).is_measured
+
+
+def test_a_small_model_gets_the_most_bits_that_anybody_can_tell_apart(hub, prospects):
+    hub.add(SOURCE, SAMPLE)
+    assert largest_that_fits(prospects(SOURCE), memory_gib=8, context_tokens=4_096) == 8.5
+
+
+def test_quants_that_dynquant_made_before_are_named(hub, prospects):
+    hub.add("Qwen/Qwen3-0.6B", SAMPLE)
+    publish(hub, make_family()[1])
+    assert [each.repo_id for each in prospects("Qwen/Qwen3-0.6B").quants] == [
+        "quants/Qwen3-0.6B-MLX-4.5bpw"
+    ]
+
+
+def test_of_a_gated_model_the_parameters_are_known_and_no_more(hub, prospects):
+    hub.add("meta/gated", SAMPLE, gated="manual")
+    prospect = prospects("meta/gated")
+    assert (prospect.gated, prospect.is_rough, prospect.model_type) == ("manual", True, "")
+    assert prospect.cache_bytes_per_token is None
+    assert 2_000_000 < prospect.inventory.num_parameters < 3_000_000
+    assert outlook(prospect, 4.5, context_tokens=1, measured=()).memory_bytes is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"model_type": "no_such_family"}, "family 'no_such_family', which mlx-lm does not run"),
+        ({"model_file": "run.py"}, "never runs code from a model"),
+        ({"quantization_config": {"quant_method": "awq"}}, "is a quant of another model"),
+        ({"model_type": None}, "names no family|does not run"),
+    ],
+)
+def test_what_the_config_shows_not_to_work_is_refused(hub, prospects, fields, words):
+    hub.add("org/odd", with_config(**fields))
+    with pytest.raises(UnsupportedModelError, match=words):
+        prospects("org/odd")
+
+
+def test_headers_of_strangers_are_not_believed(hub, prospects):
+    for number, header in enumerate((b"[1]", b'{"a": {"dtype": "F16", "shape": [-1, 2]}}', b"{")):
+        content = len(header).to_bytes(8, "little") + header
+        hub.add(f"org/odd{number}", tiny_files(**{"model.safetensors": content}))
+        with pytest.raises(UnsupportedModelError, match="header that cannot be read"):
+            prospects(f"org/odd{number}")
