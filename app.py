@@ -61,16 +61,16 @@ with told():
     from dynquant.runner.machine import keep_memory_flat
     from dynquant.settings import Settings, user_name
     from dynquant.watch import Webhook
-    from dynquant.watch.service import Watchtower
-    from dynquant.watch.status import Errands
+    from dynquant.watch.service import WatchService
+    from dynquant.watch.status import WatchRequests
     from dynquant.web.catalogue import Catalogue
     from dynquant.web.desk import BoardDesk, JobDesk
-    from dynquant.web.model_lookup import Prospects
+    from dynquant.web.model_lookup import ModelLookup
     from dynquant.web.public_view import PublicDesk, PublicWatch
-    from dynquant.web.remote_jobs import SpaceDesk
+    from dynquant.web.remote_jobs import RemoteJobs
     from dynquant.web.service import Service
     from dynquant.web.settings import WebSettings
-    from dynquant.web.sign_in import Reception
+    from dynquant.web.sign_in import SignIn
     from dynquant.web.site import make_site
     from dynquant.web.snapshots import Snapshots
     from dynquant.web.space_watch import SpaceWatch
@@ -131,7 +131,7 @@ def make_app(settings: Settings, web: WebSettings) -> tuple[FastAPI, bool]:
         InvalidOptionError: What is set does not go together.
     """
     desk: JobDesk
-    watch: Watchtower | SpaceWatch | None = None
+    watch: WatchService | SpaceWatch | None = None
     snapshots = webhook = None
     if web.is_space and settings.inbox_repo is not None:
         if settings.space_secret is None:
@@ -143,7 +143,7 @@ def make_app(settings: Settings, web: WebSettings) -> tuple[FastAPI, bool]:
         snapshots = Snapshots()
         # Runners post what is public, and to see that it is there takes no token.
         published = HubRepos(token=False)
-        desk = SpaceDesk(HubInbox(settings.inbox_repo), snapshots, published)
+        desk = RemoteJobs(HubInbox(settings.inbox_repo), snapshots, published)
         watch = SpaceWatch(snapshots)
     else:
         desk = BoardDesk(
@@ -152,13 +152,13 @@ def make_app(settings: Settings, web: WebSettings) -> tuple[FastAPI, bool]:
             )
         )
         if settings.watch_config is not None:
-            watch = Watchtower(settings, settings.watch_config)
+            watch = WatchService(settings, settings.watch_config)
     if watch is not None and settings.webhook_secret is not None:
         webhook = Webhook(settings.webhook_secret, covers=watch.covers, look=watch.look_at)
     shown: WatchDesk | None = watch
     if web.is_space:
         desk = public = PublicDesk(desk)
-        if isinstance(watch, Watchtower):
+        if isinstance(watch, WatchService):
             shown = PublicWatch(watch, public)
     # Strangers see what everybody may see; on one's own machine its token counts.
     token = False if web.is_space else None
@@ -167,13 +167,13 @@ def make_app(settings: Settings, web: WebSettings) -> tuple[FastAPI, bool]:
     service = Service(
         settings=web,
         desk=desk,
-        reception=Reception(
+        reception=SignIn(
             web,
             account=lambda t: HubVisitor(t).account(),
             macs=lambda t: HubVisitor(t).macs(),
             user=local_name(user_name()),
         ),
-        prospects=Prospects(search, open_hub=lambda: opened_briefly(token=token)),
+        prospects=ModelLookup(search, open_hub=lambda: opened_briefly(token=token)),
         search=search,
         catalogue=Catalogue(search, namespace=web.publish_to),
         namespace=namespace,
@@ -183,7 +183,7 @@ def make_app(settings: Settings, web: WebSettings) -> tuple[FastAPI, bool]:
         service,
         snapshots=snapshots,
         space_secret=settings.space_secret,
-        errands=watch.collect if isinstance(watch, SpaceWatch) else Errands,
+        errands=watch.collect if isinstance(watch, SpaceWatch) else WatchRequests,
         webhook=webhook,
         mcp_server=os.environ.get("GRADIO_MCP_SERVER", "").lower() == "true",
     )

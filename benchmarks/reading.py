@@ -26,7 +26,7 @@ import mlx.core as mx
 from rich.table import Table
 
 from benchmarks.quality import ROOT, machine, revision
-from benchmarks.random_model import Shape, make_model, num_bytes, random_windows
+from benchmarks.random_model import MemoryFootprint, make_model, num_bytes, random_windows
 from dynquant.cli.console import stdout
 from dynquant.quant.mlx.loading import ModelFolder, open_model
 from dynquant.quant.mlx.readahead import ReadAhead
@@ -52,7 +52,9 @@ def main() -> int:
     secs: dict[str, float] = {}
     with tempfile.TemporaryDirectory(dir=options.scratch) as scratch:
         folder = Path(scratch)
-        make_model(folder, Shape(width=options.width, depth=options.depth, context=CONTEXT))
+        make_model(
+            folder, MemoryFootprint(width=options.width, depth=options.depth, context=CONTEXT)
+        )
         model, size = open_model(folder), num_bytes(folder)
         windows = random_windows(options.tokens // CONTEXT, CONTEXT, model.config, seed=0)
         batches = windows.batches()

@@ -27,7 +27,7 @@ from dynquant.report.artefacts import (
     matched_table,
     measured_on_other_text,
 )
-from dynquant.report.facts import ModelFacts, QuantizedRow, Rung
+from dynquant.report.facts import ModelFacts, QuantizedRow, SizeVariant
 from dynquant.report.finished_files import papers
 from dynquant.report.forecast import Forecast, fitting_bpw, memory_to_run_bytes
 from dynquant.texts.documents import Text
@@ -266,7 +266,7 @@ class Conversion(Generic[W]):
         plan: QuantPlan,
         table: CostTable | None,
         figures: Mapping[str, Quality],
-        ladder: tuple[Rung, ...],
+        ladder: tuple[SizeVariant, ...],
     ) -> ModelFacts:
         source, recipe, quantizer = self._source, self._recipe, self._quantizer
         inventory = table.inventory if table else self._inventory
@@ -343,8 +343,8 @@ class Conversion(Generic[W]):
     def _is_before(self, deadline_secs: float) -> bool:
         return self._clock() < deadline_secs
 
-    def _rung(self, name: str, plan: QuantPlan, quality: Quality) -> Rung:
-        return Rung(
+    def _rung(self, name: str, plan: QuantPlan, quality: Quality) -> SizeVariant:
+        return SizeVariant(
             name=name,
             target_bpw=plan.target_bpw,
             stored_bpw=plan.stored_bpw,

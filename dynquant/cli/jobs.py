@@ -64,9 +64,9 @@ def runner() -> None:
     if settings.watch_config is None:
         serve(settings)
         return
-    from dynquant.watch.service import Watchtower
+    from dynquant.watch.service import WatchService
 
-    with Watchtower(settings, settings.watch_config) as tower:
+    with WatchService(settings, settings.watch_config) as tower:
         tower.rules()  # a mistake in the file is found at the start
         serve(settings, watch=tower)
 

@@ -23,7 +23,7 @@ from dynquant.watch.skips import EXPLANATIONS
 
 if TYPE_CHECKING:
     from dynquant.watch import Look
-    from dynquant.watch.service import Watchtower
+    from dynquant.watch.service import WatchService
     from dynquant.watch.state import DatabaseWatchState
 
 __all__ = ["explain", "pause", "resume", "watch", "watch_app"]
@@ -118,15 +118,15 @@ def resume() -> None:
 
 
 @contextmanager
-def _watchtower(config: Path | None) -> Iterator[Watchtower]:
-    from dynquant.watch.service import Watchtower  # the database's libraries take a second
+def _watchtower(config: Path | None) -> Iterator[WatchService]:
+    from dynquant.watch.service import WatchService  # the database's libraries take a second
 
     if config is None:
         raise InvalidOptionError(
             "The watcher needs its rules. Pass --config FILE, or set DYNQUANT_WATCH_CONFIG; "
             "space_config/watch.yaml is an example."
         )
-    with Watchtower(Settings.from_environment(os.environ), config) as tower:
+    with WatchService(Settings.from_environment(os.environ), config) as tower:
         yield tower
 
 

@@ -19,7 +19,7 @@ from dynquant.jobs.job import (
     check_notify_url,
 )
 from dynquant.jobs.job_text import request_from_json, request_to_json
-from dynquant.jobs.ports import JobEvent, PublishedRepos, RunnerStatus, SetAside
+from dynquant.jobs.ports import JobEvent, PublishedRepos, QuarantinedEntry, RunnerStatus
 from dynquant.jobs.registry import Registry
 from dynquant.jobs.store import JobStore
 from dynquant.jobs.timing import Timing
@@ -139,7 +139,7 @@ class DatabaseBoard:
             num_running=self._store.num_running(), dead_after_secs=self._dead_after_secs
         )
 
-    def set_aside(self) -> tuple[SetAside, ...]:
+    def set_aside(self) -> tuple[QuarantinedEntry, ...]:
         """See `JobBoard`."""
         return self._store.set_aside()
 

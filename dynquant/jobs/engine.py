@@ -172,9 +172,9 @@ class JobEngine:
             self._store.trim_log()
             self._workflows.forget_old()
         self._num_beats += 1
-        self._bury()
+        self._reap()
 
-    def _bury(self) -> None:
+    def _reap(self) -> None:
         """Inherit the jobs of dead runners, and see to it that others go on with them."""
         # In this order: a session that has a job now was registered before.
         holding = self._store.num_running()
@@ -187,16 +187,18 @@ class JobEngine:
             self._registry.leave(nonce)
         # Also what was inherited or taken when the database went away in the middle of it.
         for job_id in self._store.held(self._session) - self._held.keys():
-            self._mourn(job_id)
+            self._requeue(job_id)
 
-    def _mourn(self, job_id: str) -> None:
+    def _requeue(self, job_id: str) -> None:
         try:
             job = self._store.get(job_id)
         except RequestError:
             return  # it could not be read, and was set aside
         self._workflows.park(job_id, job.attempt)
         memory_bytes = self._registry.memory_bytes(job.runner)
-        after = self._store.mourn(job_id, session=self._session, memory_bytes=memory_bytes)
+        after = self._store.requeue_or_fail(
+            job_id, session=self._session, memory_bytes=memory_bytes
+        )
         if after is not None and after.is_over:
             self._workflows.abandon(job_id, job.attempt)
 

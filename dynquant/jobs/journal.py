@@ -8,7 +8,7 @@ import sqlalchemy as sa
 
 from dynquant.jobs import tables
 from dynquant.jobs.database import Database
-from dynquant.jobs.ports import JobEvent, SetAside
+from dynquant.jobs.ports import JobEvent, QuarantinedEntry
 
 __all__ = ["events", "note", "put_aside", "put_asides", "trim"]
 
@@ -64,11 +64,12 @@ def put_aside(
     connection.execute(sa.delete(tables.jobs).where(tables.jobs.c.id == job_id))
 
 
-def put_asides(connection: sa.Connection) -> tuple[SetAside, ...]:
+def put_asides(connection: sa.Connection) -> tuple[QuarantinedEntry, ...]:
     """Entries that could not be read, oldest first."""
     rows = connection.execute(sa.select(tables.set_aside).order_by(tables.set_aside.c.number))
     return tuple(
-        SetAside(job_id=row.job_id, at=_time(row.at_secs), sentence=row.sentence) for row in rows
+        QuarantinedEntry(job_id=row.job_id, at=_time(row.at_secs), sentence=row.sentence)
+        for row in rows
     )
 
 

@@ -96,7 +96,7 @@ class RunnerStatus:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SetAside:
+class QuarantinedEntry:
     """An entry of the queue that could not be read; the queue went on without it."""
 
     job_id: str
@@ -198,6 +198,6 @@ class JobBoard(Protocol):
         """Every runner that this database has seen."""
         ...
 
-    def set_aside(self) -> tuple[SetAside, ...]:
+    def set_aside(self) -> tuple[QuarantinedEntry, ...]:
         """Entries that could not be read, oldest first."""
         ...

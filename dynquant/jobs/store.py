@@ -33,7 +33,7 @@ from dynquant.jobs.job import (
     retried,
 )
 from dynquant.jobs.job_text import job_from_text, job_to_text
-from dynquant.jobs.ports import JobEvent, SetAside
+from dynquant.jobs.ports import JobEvent, QuarantinedEntry
 
 __all__ = ["JobStore"]
 
@@ -226,7 +226,7 @@ class JobStore:
         """Give a dead session's job to another; None if it had it no more."""
         return self._change(identity, lambda job, _: job, held_by=session, session=heir)
 
-    def mourn(self, identity: str, *, session: str, memory_bytes: int) -> Job | None:
+    def requeue_or_fail(self, identity: str, *, session: str, memory_bytes: int) -> Job | None:
         """Queue a job again whose runner died, or fail it; None if `session` has it no more."""
         return self._change(
             identity,
@@ -344,7 +344,7 @@ class JobStore:
         with self._database.reading() as connection:
             return journal.events(connection, identity, after=after)
 
-    def set_aside(self) -> tuple[SetAside, ...]:
+    def set_aside(self) -> tuple[QuarantinedEntry, ...]:
         """Entries that could not be read."""
         with self._database.reading() as connection:
             return journal.put_asides(connection)

@@ -46,7 +46,7 @@ _CACHE_BYTES_PER_VALUE = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Anatomy:
+class HeaderInventory:
     """A model, as far as it is known before its weights are.
 
     Attributes:
@@ -80,7 +80,7 @@ def is_known_family(model_type: str) -> bool:
     return families is None or model_type in families
 
 
-def anatomy_of(source: ModelSource) -> Anatomy:
+def header_inventory(source: ModelSource) -> HeaderInventory:
     """What a model is made of.
 
     Args:
@@ -92,7 +92,7 @@ def anatomy_of(source: ModelSource) -> Anatomy:
             any model does.
     """
     config = _config(source)
-    return Anatomy(
+    return HeaderInventory(
         inventory=_inventory(source, config), cache_bytes_per_token=_cache_bytes_per_token(config)
     )
 

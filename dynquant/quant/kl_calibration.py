@@ -11,7 +11,7 @@ __all__ = ["Together"]
 
 
 @dataclass(frozen=True)
-class Together:
+class KlCalibration:
     """Whole plans that were measured, to predict others by.
 
     Errors of many layers add up to less than their sum where they send tokens to the same other

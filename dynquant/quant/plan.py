@@ -8,7 +8,7 @@ from functools import cached_property
 from math import prod
 
 from dynquant.quant.formats import AFFINE_GROUP_SIZES, UNQUANTIZED, QuantFormat
-from dynquant.quant.kl_calibration import Together
+from dynquant.quant.kl_calibration import KlCalibration
 
 __all__ = ["CostTable", "LayerProfile", "ModelInventory", "QuantPlan", "TextFacts"]
 
@@ -71,7 +71,7 @@ class ModelInventory:
     num_parameters: int
     fixed_bits: int
     dtype: str
-    together: Together = field(default_factory=Together)
+    together: KlCalibration = field(default_factory=KlCalibration)
 
     @property
     def has_experts(self) -> bool:

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from dynquant.quant.formats import QuantFormat
 from dynquant.quant.plan import LayerProfile
 from dynquant.report import quality_summary
-from dynquant.report.facts import ModelFacts, QuantizedRow, Rung
+from dynquant.report.facts import ModelFacts, QuantizedRow, SizeVariant
 from dynquant.report.front_matter import REPO_ID, front_matter
 from dynquant.report.numbers import count, percent, significant, size, with_error
 from dynquant.report.provenance import HUB_URL, license_section, making_section, source_link
@@ -158,7 +158,7 @@ def _ladder_section(
     return "\n\n".join(filter(None, parts))
 
 
-def _rung_row(facts: ModelFacts, rung: Rung, repo_id: str) -> tuple[str, ...]:
+def _rung_row(facts: ModelFacts, rung: SizeVariant, repo_id: str) -> tuple[str, ...]:
     label = escape(rung.name) or DASH
     if rung.name == facts.name:
         label = f"**{label}**"

@@ -33,7 +33,7 @@ class QuantizedRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rung:
+class SizeVariant:
     """One of several models that were made from the same measurement.
 
     Attributes:
@@ -114,7 +114,7 @@ class ModelFacts:
     command: str
     versions: Mapping[str, str]
     notes: tuple[str, ...] = ()
-    ladder: tuple[Rung, ...] = ()
+    ladder: tuple[SizeVariant, ...] = ()
     gated: str = ""
     gated_fields: Mapping[str, object] = field(default_factory=dict)
     source_is_private: bool = False

@@ -10,7 +10,7 @@ from dynquant.report.artefacts import cost_table_to_json, plan_to_json, report_t
 from dynquant.report.bits_plot import layer_bits_svg
 from dynquant.report.card import render_card
 from dynquant.report.facts import ModelFacts
-from dynquant.report.size_plot import ladder_svg
+from dynquant.report.size_plot import size_plot_svg
 
 __all__ = ["CARD", "PLAN", "REPORT", "card", "is_own_card", "papers"]
 
@@ -30,7 +30,7 @@ def papers(facts: ModelFacts, table: CostTable | None) -> dict[str, str]:
     """File name → content. `plan.json` comes last but one: it marks a folder as dynquant's."""
     found = {name: layer_bits_svg(facts, dark=name == BITS[1]) for name in BITS}
     if _has_ladder(facts):
-        found |= {name: ladder_svg(facts, dark=name == LADDER[1]) for name in LADDER}
+        found |= {name: size_plot_svg(facts, dark=name == LADDER[1]) for name in LADDER}
     if table is not None:
         found[COST_TABLE] = cost_table_to_json(table)
     return found | {

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from dynquant.quant.quality import Quality
-from dynquant.report.facts import ModelFacts, QuantizedRow, Rung
+from dynquant.report.facts import ModelFacts, QuantizedRow, SizeVariant
 from dynquant.report.numbers import percent, significant, with_error
 from dynquant.texts.markdown import DASH, escape
 
@@ -100,7 +100,7 @@ def comparison(ours: QuantizedRow, uniform: QuantizedRow) -> str:
     )
 
 
-def choice(ladder: Sequence[Rung]) -> str:
+def choice(ladder: Sequence[SizeVariant]) -> str:
     """Which of several sizes to take, if the figures say so; else nothing.
 
     Args:

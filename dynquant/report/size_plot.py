@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from dynquant.report.axes import Box, Labels, Scale, linear_ticks, log_scale, log_ticks
-from dynquant.report.facts import ModelFacts, QuantizedRow, Rung
+from dynquant.report.facts import ModelFacts, QuantizedRow, SizeVariant
 from dynquant.report.numbers import significant, size, with_error
 from dynquant.report.svg import (
     DARK,
@@ -104,7 +104,7 @@ class _Plot:
         return self.theme.accent if point.is_ours else self.theme.muted
 
 
-def ladder_svg(facts: ModelFacts, *, dark: bool, is_about_one: bool = True) -> str:
+def size_plot_svg(facts: ModelFacts, *, dark: bool, is_about_one: bool = True) -> str:
     """Draw mean KL against stored size: the models of the ladder, and uniform ones beside them.
 
     The SVG is self-contained and depends on `facts` alone.
@@ -134,7 +134,7 @@ def ladder_svg(facts: ModelFacts, *, dark: bool, is_about_one: bool = True) -> s
     return "\n".join([*drawn, "</svg>", ""])
 
 
-def _rung_point(rung: Rung, *, is_this: bool) -> _Point:
+def _rung_point(rung: SizeVariant, *, is_this: bool) -> _Point:
     kl_nats = with_error(rung.mean_kl_nats, rung.mean_kl_se_nats, digits=3)
     return _Point(
         label="this model: " * is_this + f"{shortened(trimmed(rung.target_bpw), 8)} bpw",

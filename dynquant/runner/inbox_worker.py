@@ -85,7 +85,7 @@ class FoundSource(NamedTuple):
     is_private: bool
 
 
-class Mailroom:
+class InboxWorker:
     """Takes requests from an inbox to the board, and results back.
 
     Who cancels a request puts that result in its place, not knowing whether a runner has its job.

@@ -51,7 +51,7 @@ from dynquant.runner.answers import Asked
 from dynquant.runner.child_process import ChildCancelledError
 from dynquant.runner.job_folder import MODELS, PAPERS, JobFolder, remove_folder
 from dynquant.runner.spec import JobSpec, Limits, recipe_of, save_text
-from dynquant.runner.worker_process import ComputeChild
+from dynquant.runner.worker_process import Worker
 from dynquant.texts.corpus import DEFAULT_CALIBRATION, DEFAULT_EVALUATION, Corpus
 from dynquant.texts.documents import Text
 
@@ -131,7 +131,7 @@ class JobSteps:
         self._open_hub = open_hub
         self._max_memory_bytes = max_memory_bytes
         self._limits = limits
-        self._child = ComputeChild(max_memory_bytes=max_memory_bytes, limits=limits)
+        self._child = Worker(max_memory_bytes=max_memory_bytes, limits=limits)
         self._free_bytes = free_bytes
         self._open: dict[str, tuple[HubModels, ModelSource]] = {}
         go_by_plain_http()  # or a cancelled job would go on downloading

@@ -22,7 +22,7 @@ from dynquant.jobs.job_text import job_to_text
 from dynquant.jobs.ports import RunnerStatus
 from dynquant.model.naming import is_ours
 from dynquant.watch.public import num_running, public_jobs
-from dynquant.watch.status import Errands, errands_from_json
+from dynquant.watch.status import WatchRequests, errands_from_json
 
 __all__ = ["LiveBoard", "board_snapshot"]
 
@@ -85,7 +85,7 @@ class LiveBoard:
         runner_id: str,
         snapshot: Callable[[], Mapping[str, Any]],
         *,
-        on_errands: Callable[[Errands], None] | None = None,
+        on_errands: Callable[[WatchRequests], None] | None = None,
         interval_secs: float = 5.0,
         repeat_secs: float = 60.0,
     ) -> None:
@@ -173,7 +173,7 @@ class LiveBoard:
             return "the Space has no page for it. Check DYNQUANT_SPACE_URL."
         return f"the Space answers with status {status}. Look at its log."
 
-    def _run_errands(self, run: Callable[[Errands], None], answer: bytes | None) -> None:
+    def _run_errands(self, run: Callable[[WatchRequests], None], answer: bytes | None) -> None:
         try:
             run(errands_from_json(json.loads(answer or b"")))
         except DynquantError as error:

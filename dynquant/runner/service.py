@@ -27,7 +27,7 @@ from dynquant.jobs.engine import JobEngine
 from dynquant.jobs.job import JobState
 from dynquant.logs import configure_logging, secrets_in
 from dynquant.runner.inbox_policy import MailPolicy
-from dynquant.runner.inbox_worker import Announcer, FoundSource, Mailroom
+from dynquant.runner.inbox_worker import Announcer, FoundSource, InboxWorker
 from dynquant.runner.job_steps import JobSteps
 from dynquant.runner.live_board import LiveBoard, board_snapshot
 from dynquant.runner.machine import awake, chip_name, keep_memory_flat, usable_memory_bytes
@@ -36,7 +36,7 @@ from dynquant.runner.reach import reach, statement
 from dynquant.settings import Settings
 from dynquant.texts.corpus import Corpus
 from dynquant.watch.public import public_jobs, public_status
-from dynquant.watch.status import Errands, WatchStatus, status_to_json
+from dynquant.watch.status import WatchRequests, WatchStatus, status_to_json
 
 __all__ = ["Watch", "serve"]
 
@@ -52,7 +52,7 @@ _logger = logging.getLogger(__name__)
 
 
 class Watch(Protocol):
-    """The watcher that runs beside the engine; see `watch.service.Watchtower`."""
+    """The watcher that runs beside the engine; see `watch.service.WatchService`."""
 
     def do_round(self) -> object:
         """Sweep if it is time."""
@@ -66,7 +66,7 @@ class Watch(Protocol):
         """What people are shown."""
         ...
 
-    def run_errands(self, errands: Errands) -> None:
+    def run_errands(self, errands: WatchRequests) -> None:
         """Do what a Space asks for."""
         ...
 
@@ -143,7 +143,7 @@ def _surroundings(
     if settings.inbox_repo is not None:
         inbox = HubInbox(settings.inbox_repo)
         rounds.append(
-            Mailroom(
+            InboxWorker(
                 inbox,
                 board,
                 policy=_mail_policy(settings),

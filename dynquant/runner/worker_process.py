@@ -46,7 +46,7 @@ _logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ComputeChild:
+class Worker:
     """Does steps in children that are confined as far as the system allows.
 
     Attributes:

@@ -17,10 +17,10 @@ from dynquant.errors import (
 from dynquant.model.candidate import Candidate
 from dynquant.model.naming import quantized_name, repo_ids
 from dynquant.watch.ports import NewModels
-from dynquant.watch.records import Known
+from dynquant.watch.records import SeenModel
 from dynquant.watch.rules import Decision, Rule, WatchConfig, decide
 from dynquant.watch.skips import Skip
-from dynquant.watch.targets import Shape, targets_of
+from dynquant.watch.targets import MemoryFootprint, targets_of
 
 __all__ = ["Inspector", "Look"]
 
@@ -38,7 +38,7 @@ class Look:
 
     decision: Decision
     candidate: Candidate | None = None
-    known: Known | None = None
+    known: SeenModel | None = None
 
 
 class Inspector:
@@ -58,7 +58,7 @@ class Inspector:
         config: WatchConfig,
         *,
         supports: Callable[[str], bool],
-        shape_of: Callable[[Candidate], Shape] | None,
+        shape_of: Callable[[Candidate], MemoryFootprint] | None,
     ) -> None:
         self._hub = hub
         self._config = config
@@ -72,7 +72,7 @@ class Inspector:
         *,
         now: datetime,
         since: datetime,
-        recall: Callable[[str], Known | None],
+        recall: Callable[[str], SeenModel | None],
     ) -> Look:
         """Decide about a model by everything that the Hub tells of it.
 
@@ -98,7 +98,7 @@ class Inspector:
         return Look(decision=decision, candidate=replace(candidate, files=()), known=known)
 
     def _decide(
-        self, candidate: Candidate, known: Known | None, *, now: datetime, since: datetime
+        self, candidate: Candidate, known: SeenModel | None, *, now: datetime, since: datetime
     ) -> Decision:
         if known is not None and _is_settled(known, candidate):
             return Decision(repo_id=candidate.repo_id, skip=Skip.UNCHANGED)
@@ -177,7 +177,7 @@ class Inspector:
         return self._hub.fingerprint(candidate.repo_id, sha) == candidate.fingerprint
 
 
-def _is_settled(known: Known, candidate: Candidate) -> bool:
+def _is_settled(known: SeenModel, candidate: Candidate) -> bool:
     """Whether a model was decided about at this commit, and another look would say the same."""
     is_open = known.skip is not None and known.skip.passes_by_itself
     return known.sha == candidate.sha and not is_open

@@ -14,7 +14,7 @@ from dynquant.model.naming import WATCHER
 from dynquant.quant.recipe import RECIPE_VERSION
 from dynquant.watch.inspecting import Look
 from dynquant.watch.ports import WatchState
-from dynquant.watch.records import Known, Order
+from dynquant.watch.records import Order, SeenModel
 from dynquant.watch.rules import Rule, WatchConfig
 from dynquant.watch.skips import Skip
 from dynquant.watch.targets import num_published_bytes
@@ -99,7 +99,7 @@ class Orders:
             self._withdraw(look.known.job_id)
         self._state.order(
             order,
-            Known(
+            SeenModel(
                 repo_id=look.candidate.repo_id,
                 sha=look.candidate.sha,
                 fingerprint=look.candidate.fingerprint,

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Literal, Protocol
 
 from dynquant.model.candidate import Candidate
-from dynquant.watch.records import Cursor, Known, Later, Mention, Order, SweepReport
+from dynquant.watch.records import Cursor, Mention, Order, PostponedModel, SeenModel, SweepReport
 
 __all__ = ["Mentioner", "NewModels", "Turns", "WatchState"]
 
@@ -56,15 +56,15 @@ class WatchState(Protocol):
         """Remember how far the lists were read."""
         ...
 
-    def known(self, repo_id: str) -> Known | None:
+    def known(self, repo_id: str) -> SeenModel | None:
         """What was found out about a model; None if it is new."""
         ...
 
-    def remember(self, known: Known, *, later: Later | None = None) -> None:
+    def remember(self, known: SeenModel, *, later: PostponedModel | None = None) -> None:
         """Keep what was found out; with `later`, to look at the model again."""
         ...
 
-    def postpone(self, later: Later) -> None:
+    def postpone(self, later: PostponedModel) -> None:
         """Look at a model again that was not looked at closely."""
         ...
 
@@ -72,15 +72,15 @@ class WatchState(Protocol):
         """Do not look at a model again by ourselves."""
         ...
 
-    def due(self, now: datetime, *, limit: int) -> tuple[Later, ...]:
+    def due(self, now: datetime, *, limit: int) -> tuple[PostponedModel, ...]:
         """The models that are to be looked at again."""
         ...
 
-    def later(self, repo_id: str) -> Later | None:
+    def later(self, repo_id: str) -> PostponedModel | None:
         """When a model is to be looked at again; None if it is not."""
         ...
 
-    def order(self, order: Order, known: Known, *, mention: bool) -> None:
+    def order(self, order: Order, known: SeenModel, *, mention: bool) -> None:
         """Write down a job before it is queued, and that its model is dealt with."""
         ...
 
@@ -130,7 +130,7 @@ class Mentioner(Protocol):
         ...
 
 
-class Turns(Protocol):
+class SweepLock(Protocol):
     """Whose turn it is to sweep; see `watch.state.DatabaseWatchState`."""
 
     def begin(

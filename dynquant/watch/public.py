@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import replace
 
 from dynquant.jobs.job import Job, JobState
-from dynquant.watch.records import Known, SweepReport
+from dynquant.watch.records import SeenModel, SweepReport
 from dynquant.watch.skips import Skip
 from dynquant.watch.status import WatchStatus
 
@@ -54,7 +54,7 @@ def public_status(status: WatchStatus, jobs: Collection[Job]) -> WatchStatus:
     )
 
 
-def _is_public(known: Known, job_ids: Collection[str]) -> bool:
+def _is_public(known: SeenModel, job_ids: Collection[str]) -> bool:
     return known.skip is not Skip.PRIVATE and (not known.job_id or known.job_id in job_ids)
 
 

@@ -38,7 +38,7 @@ class Cursor:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Known:
+class SeenModel:
     """A model that was looked at with everything that the Hub tells.
 
     Attributes:
@@ -56,7 +56,7 @@ class Known:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Later:
+class PostponedModel:
     """A model to be looked at again."""
 
     repo_id: str

@@ -14,7 +14,7 @@ from functools import partial
 from croniter import croniter  # type: ignore[import-untyped]
 
 from dynquant.errors import InvalidOptionError
-from dynquant.watch.ports import Turns
+from dynquant.watch.ports import SweepLock
 from dynquant.watch.records import SweepReport
 
 __all__ = ["ScheduledSweeps", "parse_cron"]
@@ -38,7 +38,7 @@ class ScheduledSweeps:
 
     def __init__(
         self,
-        turns: Turns,
+        turns: SweepLock,
         *,
         cron: str,
         sweep: Callable[[datetime, Callable[[], bool]], SweepReport],

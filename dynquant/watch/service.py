@@ -18,15 +18,15 @@ from dynquant.hub.models import opened_briefly
 from dynquant.hub.new_models import HubNewModels
 from dynquant.jobs.board import DatabaseBoard
 from dynquant.model.candidate import Candidate
-from dynquant.quant.header_inventory import anatomy_of, is_known_family
+from dynquant.quant.header_inventory import header_inventory, is_known_family
 from dynquant.settings import Settings
 from dynquant.watch import ScheduledSweeps, Watcher, parse_cron
 from dynquant.watch.config import parse_watch_config
 from dynquant.watch.records import SweepReport
 from dynquant.watch.rules import WatchConfig, may_cover
 from dynquant.watch.state import DatabaseWatchState
-from dynquant.watch.status import Errands, WatchAct, WatchStatus
-from dynquant.watch.targets import Shape, shape_of
+from dynquant.watch.status import WatchAct, WatchRequests, WatchStatus
+from dynquant.watch.targets import MemoryFootprint, shape_of
 
 __all__ = ["Watchtower"]
 
@@ -39,7 +39,7 @@ _SWEEPS_ALREADY = "A sweep runs already. Wait until it has ended."
 _logger = logging.getLogger(__name__)
 
 
-class Watchtower:
+class WatchService:
     """The watcher of one machine.
 
     Args:
@@ -65,7 +65,7 @@ class Watchtower:
         self._sweeps = ScheduledSweeps(self.state, cron=self._cron, sweep=self._sweep)
         self._looks = _InTurn()
 
-    def __enter__(self) -> Watchtower:
+    def __enter__(self) -> WatchService:
         return self
 
     def __exit__(
@@ -188,7 +188,7 @@ class Watchtower:
         """Look at one model soon, without waiting for a sweep to find it."""
         self._looks.do(repo_id, self._look_at)
 
-    def run_errands(self, errands: Errands) -> None:
+    def run_errands(self, errands: WatchRequests) -> None:
         """Do what a Space asks for.
 
         Raises:
@@ -211,10 +211,10 @@ class Watchtower:
         if self.state.is_sweeping:
             raise RequestError(_SWEEPS_ALREADY)
 
-    def _shape_of(self, on_try: Callable[[], None], candidate: Candidate) -> Shape:
+    def _shape_of(self, on_try: Callable[[], None], candidate: Candidate) -> MemoryFootprint:
         """What running a model takes, from its config and the headers of its weights."""
         with opened_briefly(endpoint=self._endpoint, on_try=on_try) as hub:
-            anatomy = anatomy_of(hub.fetch_headers(candidate.repo_id, revision=candidate.sha))
+            anatomy = header_inventory(hub.fetch_headers(candidate.repo_id, revision=candidate.sha))
         return shape_of(anatomy.inventory, cache_bytes_per_token=anatomy.cache_bytes_per_token)
 
     def _sweep(self, now: datetime, may_go_on: Callable[[], bool]) -> SweepReport:

@@ -20,10 +20,10 @@ from dynquant.jobs.job_text import request_from_json, request_to_json
 from dynquant.watch import tables
 from dynquant.watch.records import (
     Cursor,
-    Known,
-    Later,
     Mention,
     Order,
+    PostponedModel,
+    SeenModel,
     SweepReport,
     report_from_json,
     report_to_json,
@@ -150,27 +150,27 @@ class DatabaseWatchState:
 
     # Models.
 
-    def known(self, repo_id: str) -> Known | None:
+    def known(self, repo_id: str) -> SeenModel | None:
         """What was found out about a model; None if it is new."""
         query = sa.select(tables.known).where(tables.known.c.repo_id == repo_id)
         with self._database.reading() as connection:
             row = connection.execute(query).one_or_none()
         return None if row is None else _known_of(row)
 
-    def latest(self, *, limit: int) -> tuple[Known, ...]:
+    def latest(self, *, limit: int) -> tuple[SeenModel, ...]:
         """The models that were looked at closely, the latest first."""
         query = sa.select(tables.known).order_by(tables.known.c.number.desc()).limit(limit)
         with self._database.reading() as connection:
             rows = connection.execute(query).all()
         return tuple(map(_known_of, rows))
 
-    def remember(self, known: Known, *, later: Later | None = None) -> None:
+    def remember(self, known: SeenModel, *, later: PostponedModel | None = None) -> None:
         """Keep what was found out; with `later`, to look at the model again."""
         with self._changing() as connection:
             _write_known(connection, known)
             _write_later(connection, known.repo_id, later)
 
-    def postpone(self, later: Later) -> None:
+    def postpone(self, later: PostponedModel) -> None:
         """Look at a model again that was not looked at closely."""
         with self._changing() as connection:
             _write_later(connection, later.repo_id, later)
@@ -180,7 +180,7 @@ class DatabaseWatchState:
         with self._changing() as connection:
             _write_later(connection, repo_id, None)
 
-    def due(self, now: datetime, *, limit: int) -> tuple[Later, ...]:
+    def due(self, now: datetime, *, limit: int) -> tuple[PostponedModel, ...]:
         """The models that are to be looked at again, those that are due longest first."""
         query = sa.select(tables.later).where(tables.later.c.due_secs <= now.timestamp())
         query = query.order_by(tables.later.c.due_secs, tables.later.c.repo_id).limit(limit)
@@ -188,7 +188,7 @@ class DatabaseWatchState:
             rows = connection.execute(query).all()
         return tuple(map(_later_of, rows))
 
-    def later(self, repo_id: str) -> Later | None:
+    def later(self, repo_id: str) -> PostponedModel | None:
         """When a model is to be looked at again; None if it is not."""
         query = sa.select(tables.later).where(tables.later.c.repo_id == repo_id)
         with self._database.reading() as connection:
@@ -197,7 +197,7 @@ class DatabaseWatchState:
 
     # Jobs.
 
-    def order(self, order: Order, known: Known, *, mention: bool = False) -> None:
+    def order(self, order: Order, known: SeenModel, *, mention: bool = False) -> None:
         """Write down a job before it is queued, and that its model is dealt with.
 
         Args:
@@ -344,7 +344,7 @@ class DatabaseWatchState:
             )
 
 
-def _write_known(connection: sa.Connection, known: Known) -> None:
+def _write_known(connection: sa.Connection, known: SeenModel) -> None:
     connection.execute(sa.delete(tables.known).where(tables.known.c.repo_id == known.repo_id))
     latest = connection.execute(sa.select(sa.func.max(tables.known.c.number))).scalar_one() or 0
     connection.execute(
@@ -372,7 +372,7 @@ def _write_mention(connection: sa.Connection, order: Order, repo_id: str) -> Non
     )
 
 
-def _write_later(connection: sa.Connection, repo_id: str, later: Later | None) -> None:
+def _write_later(connection: sa.Connection, repo_id: str, later: PostponedModel | None) -> None:
     connection.execute(sa.delete(tables.later).where(tables.later.c.repo_id == repo_id))
     if later is not None:
         connection.execute(
@@ -392,8 +392,8 @@ def _trim(
     connection.execute(sa.delete(key.table).where(key.in_(others)))
 
 
-def _known_of(row: sa.Row[tuple[object, ...]]) -> Known:
-    return Known(
+def _known_of(row: sa.Row[tuple[object, ...]]) -> SeenModel:
+    return SeenModel(
         repo_id=row.repo_id,
         sha=row.sha,
         fingerprint=row.fingerprint,
@@ -402,8 +402,8 @@ def _known_of(row: sa.Row[tuple[object, ...]]) -> Known:
     )
 
 
-def _later_of(row: sa.Row[tuple[object, ...]]) -> Later:
-    return Later(
+def _later_of(row: sa.Row[tuple[object, ...]]) -> PostponedModel:
+    return PostponedModel(
         repo_id=row.repo_id,
         due=datetime.fromtimestamp(row.due_secs, UTC),
         since=datetime.fromtimestamp(row.since_secs, UTC),

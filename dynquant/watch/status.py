@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Any
 
-from dynquant.watch.records import Known, SweepReport, report_from_json, report_to_json
+from dynquant.watch.records import SeenModel, SweepReport, report_from_json, report_to_json
 from dynquant.watch.rules import Rule, WatchConfig
 from dynquant.watch.skips import Skip
 
@@ -44,7 +44,7 @@ class WatchStatus:
     is_paused: bool = False
     is_sweeping: bool = False
     reports: tuple[SweepReport, ...] = ()
-    latest: tuple[Known, ...] = ()
+    latest: tuple[SeenModel, ...] = ()
 
 
 class WatchAct(StrEnum):
@@ -56,7 +56,7 @@ class WatchAct(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Errands:
+class WatchRequests:
     """What a Space asks of the watcher, in its answer to a post of the runner.
 
     Attributes:
@@ -68,12 +68,12 @@ class Errands:
     act: WatchAct | None = None
 
 
-def errands_to_json(errands: Errands) -> dict[str, Any]:
+def errands_to_json(errands: WatchRequests) -> dict[str, Any]:
     """`errands` as JSON types."""
     return asdict(errands)
 
 
-def errands_from_json(raw: Mapping[str, Any]) -> Errands:
+def errands_from_json(raw: Mapping[str, Any]) -> WatchRequests:
     """The errands that `errands_to_json` wrote.
 
     Raises:
@@ -81,7 +81,7 @@ def errands_from_json(raw: Mapping[str, Any]) -> Errands:
     """
     names = raw["look_at"][:_MAX_LOOKS]
     act = raw["act"]
-    return Errands(
+    return WatchRequests(
         look_at=tuple(str(name)[:_MAX_NAME] for name in names),
         act=None if act is None else WatchAct(act),
     )
@@ -128,5 +128,5 @@ def _fields(raw: Mapping[str, Any]) -> dict[str, Any]:
     return {name: tuple(each) if isinstance(each, list) else each for name, each in raw.items()}
 
 
-def _known(raw: Mapping[str, Any]) -> Known:
-    return Known(**{**raw, "skip": Skip(raw["skip"]) if raw["skip"] else None})
+def _known(raw: Mapping[str, Any]) -> SeenModel:
+    return SeenModel(**{**raw, "skip": Skip(raw["skip"]) if raw["skip"] else None})

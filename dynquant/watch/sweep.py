@@ -22,7 +22,7 @@ from dynquant.model.candidate import Candidate
 from dynquant.watch.inspecting import Inspector, Look
 from dynquant.watch.orders import Orders
 from dynquant.watch.ports import NewModels, WatchState
-from dynquant.watch.records import Cursor, Known, Later, SweepReport
+from dynquant.watch.records import Cursor, PostponedModel, SeenModel, SweepReport
 from dynquant.watch.rules import Decision, WatchConfig, decide, may_cover
 from dynquant.watch.skips import Skip
 
@@ -320,7 +320,7 @@ class Sweep:
         if skip is Skip.UNCHANGED:
             self._write(lambda: self._state.forget(candidate.repo_id))
             return
-        kept = Known(
+        kept = SeenModel(
             repo_id=candidate.repo_id,
             sha=candidate.sha,
             fingerprint=candidate.fingerprint,
@@ -331,7 +331,7 @@ class Sweep:
         later = self._later(look.decision) if skip.passes_by_itself else None
         self._write(lambda: self._state.remember(kept, later=later))
 
-    def _later(self, decision: Decision) -> Later | None:
+    def _later(self, decision: Decision) -> PostponedModel | None:
         """When to look again: ever less often, and no more after a month."""
         before = self._state.later(decision.repo_id)
         if before is not None and before.due > self._now:
@@ -342,7 +342,7 @@ class Sweep:
             return None
         pause = max(_FIRST_WAIT, (self._now - since) * _WAIT_SHARE)
         due = self._now if decision.skip in _AT_ONCE else min(self._now + pause, last)
-        return Later(repo_id=decision.repo_id, due=due, since=since)
+        return PostponedModel(repo_id=decision.repo_id, due=due, since=since)
 
     def _settle(self, decision: Decision) -> None:
         self._num_seen += 1

@@ -36,14 +36,14 @@ _CACHE_SHARE = 1 / 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Shape:
+class MemoryFootprint:
     """What running a model takes, from its config and the headers of its weights."""
 
     inventory: ModelInventory
     cache_bytes: int
 
 
-def shape_of(inventory: ModelInventory, *, cache_bytes_per_token: int | None) -> Shape:
+def shape_of(inventory: ModelInventory, *, cache_bytes_per_token: int | None) -> MemoryFootprint:
     """What running a model takes at 4,096 tokens.
 
     Args:
@@ -51,12 +51,16 @@ def shape_of(inventory: ModelInventory, *, cache_bytes_per_token: int | None) ->
         cache_bytes_per_token: Of the key-value cache; None takes a cautious share of the weights.
     """
     if cache_bytes_per_token is not None:
-        return Shape(inventory=inventory, cache_bytes=_CONTEXT_TOKENS * cache_bytes_per_token)
+        return MemoryFootprint(
+            inventory=inventory, cache_bytes=_CONTEXT_TOKENS * cache_bytes_per_token
+        )
     num_bytes = inventory.num_parameters * _DTYPE_BITS / 8
-    return Shape(inventory=inventory, cache_bytes=math.ceil(num_bytes * _CACHE_SHARE))
+    return MemoryFootprint(inventory=inventory, cache_bytes=math.ceil(num_bytes * _CACHE_SHARE))
 
 
-def targets_of(rule: Rule, *, num_parameters: int, shape: Shape | None) -> tuple[float, ...]:
+def targets_of(
+    rule: Rule, *, num_parameters: int, shape: MemoryFootprint | None
+) -> tuple[float, ...]:
     """The bits per weight that `rule` asks for, ascending; none if no memory size fits.
 
     Args:
@@ -80,7 +84,7 @@ def num_published_bytes(targets_bpw: tuple[float, ...], num_parameters: int) -> 
     return math.ceil(sum(targets_bpw) * num_parameters / 8)
 
 
-def _served_bpw(shape: Shape, memory_bytes: int) -> float | None:
+def _served_bpw(shape: MemoryFootprint, memory_bytes: int) -> float | None:
     try:
         bpw = fitting_bpw(shape.inventory, memory_bytes=memory_bytes, cache_bytes=shape.cache_bytes)
     except InfeasibleTargetError:
@@ -89,7 +93,7 @@ def _served_bpw(shape: Shape, memory_bytes: int) -> float | None:
     return steps / _STEPS_PER_BIT if steps >= MIN_SERVED_BPW * _STEPS_PER_BIT else None
 
 
-def _estimated(num_parameters: int) -> Shape:
+def _estimated(num_parameters: int) -> MemoryFootprint:
     """As if all weights were those of one layer."""
     num_rows, rest = divmod(num_parameters, _GROUP)
     layer = LayerProfile(

@@ -15,7 +15,7 @@ from dynquant.watch.ports import Mentioner, NewModels, WatchState
 from dynquant.watch.records import SweepReport
 from dynquant.watch.rules import Decision, WatchConfig, may_cover
 from dynquant.watch.sweep import Sweep
-from dynquant.watch.targets import Shape
+from dynquant.watch.targets import MemoryFootprint
 
 __all__ = ["Watcher"]
 
@@ -52,7 +52,7 @@ class Watcher:
         config: WatchConfig,
         *,
         supports: Callable[[str], bool] = lambda _: True,
-        shape_of: Callable[[Candidate], Shape] | None = None,
+        shape_of: Callable[[Candidate], MemoryFootprint] | None = None,
         mentioner: Mentioner | None = None,
     ) -> None:
         self._hub = hub

@@ -13,8 +13,8 @@ from datetime import datetime
 from dynquant.errors import DynquantError
 from dynquant.hub.search import FoundModel, HubSearch
 from dynquant.report.artefacts import facts_from_json
-from dynquant.report.facts import ModelFacts, Rung
-from dynquant.web.single_flight import Shared
+from dynquant.report.facts import ModelFacts, SizeVariant
+from dynquant.web.single_flight import SingleFlightCache
 
 __all__ = ["Catalogue", "FinishedModel"]
 
@@ -36,10 +36,10 @@ class FinishedModel:
     created_at: datetime | None
 
     @property
-    def rung(self) -> Rung:
+    def rung(self) -> SizeVariant:
         """Its own figures."""
         row = self.facts.rows[-1]
-        return Rung(
+        return SizeVariant(
             name=self.repo_id,
             target_bpw=self.facts.plan.target_bpw,
             stored_bpw=row.stored_bpw,
@@ -62,8 +62,10 @@ class Catalogue:
         self._search = search
         self._namespace = namespace
         self._asking = threading.Lock()
-        self._lists: Shared[str, tuple[FinishedModel, ...]] = Shared(fresh_secs=_FRESH_SECS)
-        self._facts: Shared[tuple[str, str], ModelFacts] = Shared(
+        self._lists: SingleFlightCache[str, tuple[FinishedModel, ...]] = SingleFlightCache(
+            fresh_secs=_FRESH_SECS
+        )
+        self._facts: SingleFlightCache[tuple[str, str], ModelFacts] = SingleFlightCache(
             fresh_secs=math.inf, failed_secs=_RETRY_SECS, max_keys=512
         )
 
@@ -81,7 +83,7 @@ class Catalogue:
             threading.Thread(target=self._refresh, name="catalogue", daemon=True).start()
         return self._lists.known("") or ()
 
-    def measured(self, quants: tuple[FoundModel, ...]) -> tuple[Rung, ...]:
+    def measured(self, quants: tuple[FoundModel, ...]) -> tuple[SizeVariant, ...]:
         """Figures of some quants; those that cannot be read are left out."""
         return tuple(each.rung for each in self._read(quants))
 

@@ -13,9 +13,9 @@ from dynquant.hub.listing import Listing
 from dynquant.hub.models import HubModels
 from dynquant.hub.search import FoundModel, HubSearch
 from dynquant.quant.formats import DEFAULT_MENU
-from dynquant.quant.header_inventory import anatomy_of
+from dynquant.quant.header_inventory import header_inventory
 from dynquant.quant.plan import LayerProfile, ModelInventory
-from dynquant.web.single_flight import Shared
+from dynquant.web.single_flight import SingleFlightCache
 
 __all__ = ["Prospect", "Prospects", "model_id"]
 
@@ -38,7 +38,7 @@ _ID = re.compile(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}", re.ASCII)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prospect:
+class ModelPreview:
     """A model that could be quantized.
 
     Attributes:
@@ -94,7 +94,7 @@ def _named_by(url: str) -> str:
     return "/".join(path.strip("/").split("/")[:2])
 
 
-class Prospects:
+class ModelLookup:
     """Looks models up; what it found is good for some minutes.
 
     Args:
@@ -105,9 +105,11 @@ class Prospects:
     def __init__(self, search: HubSearch, *, open_hub: OpenHub) -> None:
         self._search = search
         self._open_hub = open_hub
-        self._found: Shared[str, Prospect] = Shared(fresh_secs=_FRESH_SECS)
+        self._found: SingleFlightCache[str, ModelPreview] = SingleFlightCache(
+            fresh_secs=_FRESH_SECS
+        )
 
-    def __call__(self, text: str) -> Prospect:
+    def __call__(self, text: str) -> ModelPreview:
         """The model that `text` names.
 
         Raises:
@@ -130,7 +132,7 @@ class Prospects:
         except ModelNotFoundError:  # which it says by itself
             return True
 
-    def _look_up(self, name: str) -> Prospect:
+    def _look_up(self, name: str) -> ModelPreview:
         with self._open_hub() as hub:
             listing = hub.look_up(name)
             about = self._search.about(listing.repo)
@@ -140,7 +142,7 @@ class Prospects:
                 if not listing.gated:
                     raise
                 return self._rough(listing, about)
-            anatomy = anatomy_of(source)
+            anatomy = header_inventory(source)
         return self._prospect(
             listing,
             about,
@@ -149,7 +151,7 @@ class Prospects:
             cache_bytes_per_token=anatomy.cache_bytes_per_token,
         )
 
-    def _rough(self, listing: Listing, about: FoundModel) -> Prospect:
+    def _rough(self, listing: Listing, about: FoundModel) -> ModelPreview:
         """A gated model, of which only the number of parameters is public."""
         num_parameters = about.num_parameters or listing.num_bytes(listing.weights) // 2
         shape = (max(1, num_parameters // 128), 128)
@@ -172,8 +174,8 @@ class Prospects:
         model_type: str = "",
         is_rough: bool = False,
         cache_bytes_per_token: int | None = None,
-    ) -> Prospect:
-        return Prospect(
+    ) -> ModelPreview:
+        return ModelPreview(
             repo_id=listing.repo,
             revision_sha=listing.sha,
             license=str(listing.card.get("license_name") or listing.card.get("license") or ""),

@@ -9,11 +9,11 @@ from statistics import median
 from dynquant.errors import InfeasibleTargetError
 from dynquant.jobs.job import Job, JobState
 from dynquant.jobs.ports import RunnerStatus
-from dynquant.report.facts import Rung
+from dynquant.report.facts import SizeVariant
 from dynquant.report.forecast import fitting_bpw, memory_to_run_bytes
 from dynquant.report.numbers import percent, significant
 from dynquant.report.quality_summary import fitting_macs
-from dynquant.web.model_lookup import Prospect
+from dynquant.web.model_lookup import ModelPreview
 
 __all__ = ["LARGEST_BPW", "Line", "Outlook", "largest_that_fits", "line_of", "outlook"]
 
@@ -33,7 +33,7 @@ _RULES_OF_THUMB = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outlook:
+class TargetForecast:
     """What a target gives.
 
     Attributes:
@@ -53,7 +53,7 @@ class Outlook:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Line:
+class QueueSummary:
     """What stands before a new job.
 
     Attributes:
@@ -70,8 +70,12 @@ class Line:
 
 
 def outlook(
-    prospect: Prospect, target_bpw: float, *, context_tokens: int, measured: Sequence[Rung]
-) -> Outlook:
+    prospect: ModelPreview,
+    target_bpw: float,
+    *,
+    context_tokens: int,
+    measured: Sequence[SizeVariant],
+) -> TargetForecast:
     """What `target_bpw` gives.
 
     Args:
@@ -98,7 +102,7 @@ def outlook(
         cache_bytes = context_tokens * prospect.cache_bytes_per_token
         memory_bytes = memory_to_run_bytes(size_bytes, cache_bytes)
     quality = _measured_near(target_bpw, measured)
-    return Outlook(
+    return TargetForecast(
         target_bpw=target_bpw,
         size_bytes=size_bytes,
         context_tokens=context_tokens,
@@ -109,7 +113,7 @@ def outlook(
     )
 
 
-def largest_that_fits(prospect: Prospect, *, memory_gib: int, context_tokens: int) -> float:
+def largest_that_fits(prospect: ModelPreview, *, memory_gib: int, context_tokens: int) -> float:
     """The most bits per weight that a Mac with so much memory runs, in steps of 0.1.
 
     Raises:
@@ -122,14 +126,14 @@ def largest_that_fits(prospect: Prospect, *, memory_gib: int, context_tokens: in
     return in_tenths if in_tenths >= least else round(min(found, LARGEST_BPW), 2)
 
 
-def line_of(jobs: Collection[Job], runners: Collection[RunnerStatus]) -> Line:
+def line_of(jobs: Collection[Job], runners: Collection[RunnerStatus]) -> QueueSummary:
     """What stands before a new job."""
     durations = [
         (job.ended_at - job.started_at).total_seconds()
         for job in jobs
         if job.state is JobState.PUBLISHED and job.started_at and job.ended_at
     ]
-    return Line(
+    return QueueSummary(
         num_waiting=sum(job.state is JobState.WAITING for job in jobs),
         num_running=sum(job.state is JobState.RUNNING for job in jobs),
         num_runners=sum(runner.is_alive for runner in runners),
@@ -137,7 +141,7 @@ def line_of(jobs: Collection[Job], runners: Collection[RunnerStatus]) -> Line:
     )
 
 
-def _measured_near(target_bpw: float, measured: Sequence[Rung]) -> str:
+def _measured_near(target_bpw: float, measured: Sequence[SizeVariant]) -> str:
     near = [rung for rung in measured if abs(rung.target_bpw - target_bpw) <= _NEAR_BPW]
     if not near:
         return ""

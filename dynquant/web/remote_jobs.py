@@ -80,7 +80,7 @@ class _Sent:
     job: Job
 
 
-class SpaceDesk:
+class RemoteJobs:
     """A `desk.JobDesk` that keeps nothing but what is in memory.
 
     After a restart what waits comes back from the mailbox, and what runs or is done from the

@@ -18,11 +18,11 @@ from dynquant.web.askers import account_key, asker
 from dynquant.web.catalogue import Catalogue
 from dynquant.web.desk import JobDesk
 from dynquant.web.limits import Limits
-from dynquant.web.model_lookup import Prospect, Prospects
-from dynquant.web.outlook import Line, Outlook, line_of, outlook
+from dynquant.web.model_lookup import ModelLookup, ModelPreview
+from dynquant.web.outlook import QueueSummary, TargetForecast, line_of, outlook
 from dynquant.web.settings import WebSettings
-from dynquant.web.sign_in import Reception, Visitor
-from dynquant.web.single_flight import Shared
+from dynquant.web.sign_in import SignIn, Visitor
+from dynquant.web.single_flight import SingleFlightCache
 from dynquant.web.watch_desk import WatchDesk
 
 __all__ = ["DEFAULT_CONTEXT_TOKENS", "Board", "Order", "Service"]
@@ -63,7 +63,7 @@ class Board:
 
     jobs: tuple[Job, ...]
     runners: tuple[RunnerStatus, ...]
-    line: Line
+    line: QueueSummary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,23 +83,23 @@ class Service:
 
     settings: WebSettings
     desk: JobDesk
-    reception: Reception
-    prospects: Prospects
+    reception: SignIn
+    prospects: ModelLookup
     search: HubSearch
     catalogue: Catalogue
     namespace: Callable[[], str | None]
     watch: WatchDesk | None = None
-    _boards: Shared[str, Board] = field(
-        default_factory=lambda: Shared(fresh_secs=_FRESH_SECS), init=False
+    _boards: SingleFlightCache[str, Board] = field(
+        default_factory=lambda: SingleFlightCache(fresh_secs=_FRESH_SECS), init=False
     )
-    _jobs: Shared[str, tuple[Job, tuple[JobEvent, ...]]] = field(
-        default_factory=lambda: Shared(fresh_secs=_FRESH_SECS), init=False
+    _jobs: SingleFlightCache[str, tuple[Job, tuple[JobEvent, ...]]] = field(
+        default_factory=lambda: SingleFlightCache(fresh_secs=_FRESH_SECS), init=False
     )
-    _watches: Shared[str, WatchStatus] = field(
-        default_factory=lambda: Shared(fresh_secs=_FRESH_SECS), init=False
+    _watches: SingleFlightCache[str, WatchStatus] = field(
+        default_factory=lambda: SingleFlightCache(fresh_secs=_FRESH_SECS), init=False
     )
-    _searches: Shared[str, tuple[FoundModel, ...]] = field(
-        default_factory=lambda: Shared(fresh_secs=60.0, max_keys=1_000), init=False
+    _searches: SingleFlightCache[str, tuple[FoundModel, ...]] = field(
+        default_factory=lambda: SingleFlightCache(fresh_secs=60.0, max_keys=1_000), init=False
     )
 
     _limits: Limits = field(default_factory=lambda: Limits(visitor=asker), init=False)
@@ -122,8 +122,8 @@ class Service:
         """Models for somebody who has no name in mind."""
         return self._searches("", lambda: _originals(self.search.popular(limit=_NUM_ASKED)))
 
-    def look_at(self, model: str) -> Prospect:
-        """A model that somebody chooses; see `Prospects`.
+    def look_at(self, model: str) -> ModelPreview:
+        """A model that somebody chooses; see `ModelLookup`.
 
         Raises:
             RetryLaterError: Too often.
@@ -131,7 +131,7 @@ class Service:
         self._count("look at models")
         return self.prospects(model)
 
-    def chosen(self, model: str) -> Prospect:
+    def chosen(self, model: str) -> ModelPreview:
         """A model that somebody chose before, as `look_at`: only what is forgotten by now counts.
 
         Raises:
@@ -141,12 +141,12 @@ class Service:
 
     def outlooks(
         self,
-        prospect: Prospect,
+        prospect: ModelPreview,
         targets_bpw: tuple[float, ...],
         *,
         context_tokens: int,
         formats: str = "",
-    ) -> tuple[Outlook, ...]:
+    ) -> tuple[TargetForecast, ...]:
         """What each target gives with these formats, all if empty; see `outlook`.
 
         Raises:
@@ -315,7 +315,7 @@ class Service:
                 f"{what} it."
             )
 
-    def _destination(self, visitor: Visitor, order: Order, prospect: Prospect) -> str:
+    def _destination(self, visitor: Visitor, order: Order, prospect: ModelPreview) -> str:
         """Where the models go; strangers publish to where the runner's token belongs."""
         wanted = order.destination.strip()
         default = self.namespace()

@@ -15,7 +15,7 @@ from dynquant.jobs.job import Job, Priority
 from dynquant.web.askers import asker
 from dynquant.web.limits import Limits
 from dynquant.web.settings import WebSettings
-from dynquant.web.single_flight import Shared
+from dynquant.web.single_flight import SingleFlightCache
 
 __all__ = ["Reception", "Visitor"]
 
@@ -55,7 +55,7 @@ class Visitor:
         return self.is_operator or (asked and request.priority is Priority.PERSON)
 
 
-class Reception:
+class SignIn:
     """Tells visitors apart.
 
     Args:
@@ -79,8 +79,10 @@ class Reception:
         self._user = user
         self._limits = Limits(visitor=asker)
         # None for a token that is none: it is refused without asking again, too.
-        self._accounts: Shared[str, Account | None] = Shared(fresh_secs=_KNOWN_SECS, max_keys=1_000)
-        self._macs: Shared[str, tuple[Mac, ...] | None] = Shared(
+        self._accounts: SingleFlightCache[str, Account | None] = SingleFlightCache(
+            fresh_secs=_KNOWN_SECS, max_keys=1_000
+        )
+        self._macs: SingleFlightCache[str, tuple[Mac, ...] | None] = SingleFlightCache(
             fresh_secs=_KNOWN_SECS, max_keys=1_000
         )
 

@@ -30,7 +30,7 @@ class _Entry(Generic[T]):
     good_until: float = 0.0
 
 
-class Shared(Generic[K, T]):
+class SingleFlightCache(Generic[K, T]):
     """Asks for something at most once in `fresh_secs`, however many want to know.
 
     Args:

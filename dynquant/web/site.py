@@ -15,7 +15,7 @@ from starlette.datastructures import QueryParams
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from dynquant.errors import RequestError
-from dynquant.watch.status import Errands, errands_to_json
+from dynquant.watch.status import WatchRequests, errands_to_json
 from dynquant.web.api import add_api
 from dynquant.web.guard import Guard
 from dynquant.web.live import add_live_routes
@@ -44,7 +44,7 @@ def make_site(
     *,
     snapshots: Snapshots | None = None,
     space_secret: str | None = None,
-    errands: Callable[[], Errands] = Errands,
+    errands: Callable[[], WatchRequests] = WatchRequests,
     webhook: Webhook | None = None,
     mcp_server: bool = False,
 ) -> FastAPI:
@@ -112,7 +112,7 @@ def _blocks(service: Service) -> gr.Blocks:
 
 
 def add_runner_routes(
-    app: FastAPI, snapshots: Snapshots, secret: str, errands: Callable[[], Errands]
+    app: FastAPI, snapshots: Snapshots, secret: str, errands: Callable[[], WatchRequests]
 ) -> None:
     """Take the boards of runners, who prove themselves by `secret`, and give them errands."""
     expected = f"Bearer {secret}".encode()
@@ -129,7 +129,7 @@ def add_runner_routes(
             watches = snapshots.take(content)
         except RequestError as error:
             return PlainTextResponse(str(error), status_code=422)
-        if watches and (found := errands()) != Errands():
+        if watches and (found := errands()) != WatchRequests():
             return JSONResponse(errands_to_json(found))
         return Response(status_code=204)
 

@@ -12,7 +12,7 @@ from collections import OrderedDict
 
 from dynquant.errors import RequestError, RetryLaterError
 from dynquant.watch.rules import may_cover
-from dynquant.watch.status import Errands, WatchAct, WatchStatus
+from dynquant.watch.status import WatchAct, WatchRequests, WatchStatus
 from dynquant.web.snapshots import Snapshots
 
 __all__ = ["SpaceWatch"]
@@ -75,10 +75,10 @@ class SpaceWatch:
             if len(self._look_at) < _MAX_WAITING:
                 self._look_at[repo_id] = None
 
-    def collect(self) -> Errands:
+    def collect(self) -> WatchRequests:
         """What waits for the runner, which takes it along."""
         with self._lock:
-            errands = Errands(look_at=tuple(self._look_at), act=self._act)
+            errands = WatchRequests(look_at=tuple(self._look_at), act=self._act)
             self._look_at.clear()
             self._act = None
         return errands

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from dynquant.report.axes import Scale, log_scale
-from dynquant.report.facts import Rung
+from dynquant.report.facts import SizeVariant
 from dynquant.report.numbers import significant
 from dynquant.report.svg import trimmed
 from dynquant.web.markup import text
@@ -17,7 +17,7 @@ _WIDTH, _HEIGHT = 240, 84
 _LEFT, _RIGHT, _TOP, _BOTTOM = 14, 226, 14, 60
 
 
-def sparkline(rungs: Sequence[Rung]) -> str:
+def sparkline(rungs: Sequence[SizeVariant]) -> str:
     """The plot, in the colours of the page around it; empty where no figure can be drawn."""
     shown = [rung for rung in rungs if math.isfinite(rung.mean_kl_nats) and rung.mean_kl_nats > 0]
     if not shown:
@@ -43,7 +43,7 @@ def sparkline(rungs: Sequence[Rung]) -> str:
     )
 
 
-def _dot(left: float, top: float, rung: Rung) -> str:
+def _dot(left: float, top: float, rung: SizeVariant) -> str:
     label = f"{rung.stored_bpw:.2f} bits per weight: {significant(rung.mean_kl_nats, 2)} nats"
     return (
         f'<circle cx="{trimmed(left)}" cy="{trimmed(top)}" r="4"><title>{text(label)}</title>'

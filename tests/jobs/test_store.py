@@ -120,14 +120,14 @@ def test_what_a_session_writes_that_has_lost_the_job_is_dropped(board, store):
     job = submit(board)
     store.take(job.id, runner="a", session="old")
     assert store.inherit(job.id, session="old", heir="reaper")
-    store.mourn(job.id, session="reaper", memory_bytes=1)
+    store.requeue_or_fail(job.id, session="reaper", memory_bytes=1)
     store.take(job.id, runner="b", session="new")
     before = board.get(job.id)
     store.report(job.id, StepProgress(step="publish"), session="old")
     store.give_back(job.id, session="old", sentence="Late.")
     assert not store.begin_step(job.id, "publish", session="old")
     assert not store.end(job.id, PUBLISHED, session="old", busy_secs=1.0)
-    assert store.mourn(job.id, session="old", memory_bytes=1) is None
+    assert store.requeue_or_fail(job.id, session="old", memory_bytes=1) is None
     assert board.get(job.id) == before
 
 

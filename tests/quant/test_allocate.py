@@ -20,7 +20,7 @@ from dynquant.errors import (
 )
 from dynquant.quant.allocate import allocate, allocate_by_threshold, check_target
 from dynquant.quant.formats import DEFAULT_MENU, QuantFormat
-from dynquant.quant.kl_calibration import Together
+from dynquant.quant.kl_calibration import KlCalibration
 from dynquant.quant.plan import LayerProfile, ModelInventory, QuantPlan
 from tests.report.factories import make_inventory, make_layer, make_layers
 
@@ -338,7 +338,7 @@ def test_what_is_never_quantized_counts_towards_the_target() -> None:
 
 def test_what_costs_come_to_together_is_predicted_and_changes_no_plan() -> None:
     alone = make_inventory(make_layers({"3g64": 4.0, "8g64": 1.0}, {"3g64": 3.0, "8g64": 1.0}))
-    whole = replace(alone, together=Together(((1.0, 0.5), (10.0, 8.0))))
+    whole = replace(alone, together=KlCalibration(((1.0, 0.5), (10.0, 8.0))))
     plain = allocate(alone, target_bpw=6.1)
     plan = allocate(whole, target_bpw=6.1)
     assert plan.formats == plain.formats

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from dynquant.quant.header_inventory import anatomy_of, is_known_family, known_families
+from dynquant.quant.header_inventory import header_inventory, is_known_family, known_families
 from tests.fakes import make_source
 from tests.waiting import PATIENCE_SECS
 
@@ -70,6 +70,6 @@ def test_a_second_copy_of_the_weights_is_not_counted(tmp_path):
     for name in ("model-1.safetensors", "model.safetensors"):
         write_header(tmp_path / name, a=[4, 32])
     write_header(tmp_path / "mtp.safetensors", mtp=[4, 32])
-    inventory = anatomy_of(make_source(folder=tmp_path)).inventory
+    inventory = header_inventory(make_source(folder=tmp_path)).inventory
     assert [layer.path for layer in inventory.layers] == ["a"]
     assert inventory.num_parameters == 4 * 32

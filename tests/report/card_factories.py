@@ -8,7 +8,7 @@ from typing import Any
 from dynquant.quant.formats import DEFAULT_MENU, UNQUANTIZED, QuantFormat
 from dynquant.quant.plan import LayerProfile, QuantPlan
 from dynquant.quant.quality import Quality
-from dynquant.report.facts import ModelFacts, QuantizedRow, Rung, TextFacts
+from dynquant.report.facts import ModelFacts, QuantizedRow, SizeVariant, TextFacts
 
 HIDDEN, WIDE, VOCABULARY = 1024, 3072, 151936
 ROLES = {
@@ -114,7 +114,7 @@ def make_text(name: str, digit: str) -> TextFacts:
     return TextFacts(name=name, sha256=digit * 64, num_tokens=32768, window_tokens=512)
 
 
-def make_rung(target_bpw: float, mean_kl_nats: float, **overrides: Any) -> Rung:
+def make_rung(target_bpw: float, mean_kl_nats: float, **overrides: Any) -> SizeVariant:
     values: dict[str, Any] = {
         "name": f"Qwen3-0.6B-MLX-{target_bpw}bpw",
         "stored_bpw": target_bpw - 0.0027,
@@ -122,10 +122,10 @@ def make_rung(target_bpw: float, mean_kl_nats: float, **overrides: Any) -> Rung:
         "mean_kl_se_nats": mean_kl_nats / 30,
         "top1_agreement": 1 - 0.7 * mean_kl_nats**0.5,
     }
-    return Rung(target_bpw=target_bpw, mean_kl_nats=mean_kl_nats, **values | overrides)
+    return SizeVariant(target_bpw=target_bpw, mean_kl_nats=mean_kl_nats, **values | overrides)
 
 
-def make_ladder() -> tuple[Rung, ...]:
+def make_ladder() -> tuple[SizeVariant, ...]:
     """Four sizes; the second is the model that `make_facts` is about."""
     return (
         make_rung(3.5, 0.0314),

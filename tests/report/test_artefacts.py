@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from dynquant.errors import SensitivitiesError
 from dynquant.quant.formats import UNQUANTIZED, QuantFormat
-from dynquant.quant.kl_calibration import Together
+from dynquant.quant.kl_calibration import KlCalibration
 from dynquant.quant.plan import CostTable, TextFacts
 from dynquant.quant.recipe import RECIPE_VERSION
 from dynquant.report.artefacts import (
@@ -30,7 +30,7 @@ def make_table(**overrides: Any) -> CostTable:
         {"3g64": 0.1 + 0.2, "8g32": 1e-300, "unquantized": 0.0}, {"3g64": 1 / 3, "8g32": 5e-324}
     )
     fields: dict[str, Any] = {
-        "inventory": make_inventory(layers, together=Together(((0.1, 0.2), (0.3, 1 / 3)))),
+        "inventory": make_inventory(layers, together=KlCalibration(((0.1, 0.2), (0.3, 1 / 3)))),
         "method": "fisher",
         "encoder": "gptq",
         "effort": "normal",

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from dynquant.report.facts import Rung
+from dynquant.report.facts import SizeVariant
 from dynquant.report.finished_files import BITS, CARD, LADDER, PLAN, REPORT, card, papers
 from tests.report.card_factories import make_facts
 
@@ -10,7 +10,7 @@ from tests.report.card_factories import make_facts
 def with_ladder():
     facts = make_facts()
     rungs = tuple(
-        Rung(
+        SizeVariant(
             name=name,
             target_bpw=bpw,
             stored_bpw=bpw,

@@ -25,8 +25,8 @@ from dynquant.report.artefacts import (
 )
 from dynquant.report.bits_plot import layer_bits_svg
 from dynquant.report.card import render_card
-from dynquant.report.facts import ModelFacts, QuantizedRow, Rung, TextFacts
-from dynquant.report.size_plot import ladder_svg
+from dynquant.report.facts import ModelFacts, QuantizedRow, SizeVariant, TextFacts
+from dynquant.report.size_plot import size_plot_svg
 from tests.report.card_factories import (
     NAN,
     make_facts,
@@ -50,7 +50,7 @@ def papers(facts):
         repo_id="me/model",
         repo_of=repo_of,
     )
-    draws = (layer_bits_svg, ladder_svg)
+    draws = (layer_bits_svg, size_plot_svg)
     return [card, *(draw(facts, dark=dark) for draw in draws for dark in (False, True))]
 
 
@@ -100,7 +100,7 @@ TEXTS = st.builds(
     sketch=TEXT,
 )
 RUNGS = st.builds(
-    Rung,
+    SizeVariant,
     name=TEXT,
     target_bpw=FINITE,
     stored_bpw=FINITE,

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dynquant.report.facts import Rung
-from dynquant.report.size_plot import ladder_svg
+from dynquant.report.facts import SizeVariant
+from dynquant.report.size_plot import size_plot_svg
 from tests.report.card_factories import (
     NAN,
     make_facts,
@@ -31,7 +31,7 @@ def facts_of(*rungs, **overrides):
 
 
 def drawn(facts, *, dark=False):
-    return ET.fromstring(ladder_svg(facts, dark=dark))
+    return ET.fromstring(size_plot_svg(facts, dark=dark))
 
 
 def texts(root):
@@ -74,7 +74,7 @@ def twelve():
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 def test_the_picture_is_the_golden_one(dark):
     name = f"ladder-{'dark' if dark else 'light'}.svg"
-    assert_golden(name, ladder_svg(facts_of(*make_ladder()), dark=dark))
+    assert_golden(name, size_plot_svg(facts_of(*make_ladder()), dark=dark))
 
 
 def test_a_point_tells_its_figures():
@@ -204,12 +204,12 @@ def test_a_single_point_has_no_line():
 
 
 def test_the_same_facts_give_the_same_picture():
-    first, again = (ladder_svg(facts_of(*make_ladder()), dark=True) for _ in range(2))
+    first, again = (size_plot_svg(facts_of(*make_ladder()), dark=True) for _ in range(2))
     assert first == again
 
 
 def test_nothing_is_loaded_from_elsewhere():
-    svg = ladder_svg(facts_of(*make_ladder()), dark=False)
+    svg = size_plot_svg(facts_of(*make_ladder()), dark=False)
     assert re.findall(r"https?://[^\"]*", svg) == ["http://www.w3.org/2000/svg"]
     assert "href" not in svg
     assert "<style" not in svg
@@ -218,7 +218,7 @@ def test_nothing_is_loaded_from_elsewhere():
 FINITE = st.floats(allow_nan=False, allow_infinity=False) | st.floats(0, 20)
 MEASURED = st.floats() | st.floats(0, 2)
 RUNGS = st.builds(
-    Rung,
+    SizeVariant,
     name=st.text(),
     target_bpw=FINITE,
     stored_bpw=FINITE,

@@ -24,7 +24,7 @@ from dynquant.jobs.job import (
 )
 from dynquant.quant.recipe import RECIPE_VERSION
 from dynquant.runner.inbox_policy import MailPolicy
-from dynquant.runner.inbox_worker import _MAX_OPEN, Announcer, FoundSource, Mailroom
+from dynquant.runner.inbox_worker import _MAX_OPEN, Announcer, FoundSource, InboxWorker
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
 RESULT = PublishedRepo(repo_id="you/M-MLX-4.5bpw", commit_sha="c0ffee")
@@ -137,7 +137,7 @@ def clock() -> list[float]:
 
 
 @pytest.fixture
-def make_room(board, inbox, tmp_path, looked_up, clock) -> Callable[[], Mailroom]:
+def make_room(board, inbox, tmp_path, looked_up, clock) -> Callable[[], InboxWorker]:
     """A runner's mailroom, as it is after each start."""
 
     def look_up(model, revision, as_operator):
@@ -147,7 +147,7 @@ def make_room(board, inbox, tmp_path, looked_up, clock) -> Callable[[], Mailroom
         return FoundSource(model.replace("org/m", "org/M"), "5ha", is_private=model == "org/mine")
 
     policy = MailPolicy(default_destination=lambda: "you", private_sources=("you/secret-for-all",))
-    return lambda: Mailroom(
+    return lambda: InboxWorker(
         inbox,
         board,
         policy=policy,
@@ -158,7 +158,7 @@ def make_room(board, inbox, tmp_path, looked_up, clock) -> Callable[[], Mailroom
 
 
 @pytest.fixture
-def room(make_room) -> Mailroom:
+def room(make_room) -> InboxWorker:
     return make_room()
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dynquant.runner import service
 from dynquant.settings import Settings
-from dynquant.watch.status import Errands, WatchStatus
+from dynquant.watch.status import WatchRequests, WatchStatus
 from tests.waiting import PATIENCE_SECS
 
 
@@ -30,7 +30,7 @@ class FakeWatch:
     def status(self) -> WatchStatus:
         raise NotImplementedError
 
-    def run_errands(self, errands: Errands) -> None:
+    def run_errands(self, errands: WatchRequests) -> None:
         raise NotImplementedError
 
 

@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 from dynquant.cli.watching import watch_app
 from dynquant.errors import InvalidOptionError, RequestError
 from dynquant.settings import Settings
-from dynquant.watch.service import Watchtower
-from dynquant.watch.status import Errands, WatchAct
+from dynquant.watch.service import WatchService
+from dynquant.watch.status import WatchAct, WatchRequests
 from tests.waiting import wait_until
 from tests.watch.scene import add_model, model_files
 
@@ -131,7 +131,7 @@ def test_no_sweep_begins_by_hand_while_the_watcher_is_paused_or_another_one_runs
 def test_a_runner_sweeps_by_schedule_with_the_rules_as_they_are_then(scene, rules, tmp_path):
     environment = {"DYNQUANT_DATABASE_URL": scene.url, "DYNQUANT_HOME": str(tmp_path)}
     yearly = Settings.from_environment(environment | {"DYNQUANT_WATCH_CRON": "0 0 1 1 *"})
-    with Watchtower(yearly, rules) as tower:
+    with WatchService(yearly, rules) as tower:
         rules.write_text(RULES.replace("org", "else"))
         report = tower.do_round()
         assert report is not None
@@ -142,7 +142,7 @@ def test_a_runner_sweeps_by_schedule_with_the_rules_as_they_are_then(scene, rule
             tower.rules()
     never = Settings.from_environment(environment | {"DYNQUANT_WATCH_CRON": "never"})
     with pytest.raises(InvalidOptionError, match="five fields of cron"):
-        Watchtower(never, rules)
+        WatchService(never, rules)
 
 
 def test_a_family_that_mlx_lm_does_not_run_is_skipped_before_it_is_queued(scene, rules):
@@ -188,17 +188,17 @@ def test_memory_sizes_are_served_by_the_shape_in_the_headers(scene, tmp_path):
 
 def test_what_a_space_asks_for_is_done(scene, rules, tmp_path):
     environment = {"DYNQUANT_DATABASE_URL": scene.url, "DYNQUANT_HOME": str(tmp_path)}
-    with Watchtower(Settings.from_environment(environment), rules) as tower:
-        tower.run_errands(Errands(act=WatchAct.PAUSE))
+    with WatchService(Settings.from_environment(environment), rules) as tower:
+        tower.run_errands(WatchRequests(act=WatchAct.PAUSE))
         assert tower.status().is_paused
         with pytest.raises(RequestError, match="paused"):
-            tower.run_errands(Errands(act=WatchAct.SWEEP))
-        tower.run_errands(Errands(act=WatchAct.RESUME))
-        tower.run_errands(Errands(look_at=("org/Model", "else/Model", "org/Model")))
+            tower.run_errands(WatchRequests(act=WatchAct.SWEEP))
+        tower.run_errands(WatchRequests(act=WatchAct.RESUME))
+        tower.run_errands(WatchRequests(look_at=("org/Model", "else/Model", "org/Model")))
         wait_until(lambda: len(tower.status().reports) >= 2)
         assert [job.request.model for job in scene.board.list()] == ["org/Model"]
         assert scene.state.known("else/Model") is None
-        tower.run_errands(Errands(act=WatchAct.SWEEP))
+        tower.run_errands(WatchRequests(act=WatchAct.SWEEP))
         # A model that is asked for twice may be looked at twice.
         wait_until(lambda: tower.status().reports[0].num_seen == 3)
         wait_until(lambda: not tower.status().is_sweeping)

@@ -9,7 +9,7 @@ import pytest
 
 from dynquant.jobs.job import Job, JobRequest, JobState
 from dynquant.watch.public import num_running, public_jobs, public_status
-from dynquant.watch.records import Known, SweepReport
+from dynquant.watch.records import SeenModel, SweepReport
 from dynquant.watch.rules import Rule, WatchConfig
 from dynquant.watch.skips import Skip
 from dynquant.watch.status import WatchStatus
@@ -83,10 +83,10 @@ def test_private_rules_and_those_who_opted_out_stay_with_the_watcher():
 @pytest.mark.harden("web")
 def test_private_models_and_what_was_queued_in_private_are_named_nowhere():
     latest = (
-        Known(repo_id="org/Seen", sha="1", fingerprint="f", job_id="seen"),
-        Known(repo_id="org/Secret", sha="2", fingerprint="f", job_id="hidden"),
-        Known(repo_id="me/Mine", sha="3", fingerprint="", skip=Skip.PRIVATE),
-        Known(repo_id="org/Quant", sha="4", fingerprint="", skip=Skip.QUANT),
+        SeenModel(repo_id="org/Seen", sha="1", fingerprint="f", job_id="seen"),
+        SeenModel(repo_id="org/Secret", sha="2", fingerprint="f", job_id="hidden"),
+        SeenModel(repo_id="me/Mine", sha="3", fingerprint="", skip=Skip.PRIVATE),
+        SeenModel(repo_id="org/Quant", sha="4", fingerprint="", skip=Skip.QUANT),
     )
     report = SweepReport(
         started_at=NOON,

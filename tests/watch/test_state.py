@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from dynquant.errors import InvalidOptionError
 from dynquant.jobs.job import JobRequest, Priority
-from dynquant.watch.records import Cursor, Known, Later, Order, SweepReport
+from dynquant.watch.records import Cursor, Order, PostponedModel, SeenModel, SweepReport
 from dynquant.watch.skips import Skip
 from dynquant.watch.state import DatabaseWatchState
 
@@ -38,8 +38,8 @@ def make_order(job_id: str = "j1", **overrides: Any) -> Order:
     return Order(job_id=job_id, **fields | overrides)
 
 
-def make_known(repo_id: str = "org/m", **overrides) -> Known:
-    return Known(repo_id=repo_id, **{"sha": "s", "fingerprint": "f"} | overrides)
+def make_known(repo_id: str = "org/m", **overrides) -> SeenModel:
+    return SeenModel(repo_id=repo_id, **{"sha": "s", "fingerprint": "f"} | overrides)
 
 
 def always(_last: datetime | None, _now: datetime) -> bool:
@@ -62,17 +62,17 @@ def test_what_is_kept_is_there_for_another_process(state, database_url):
 
 def test_models_come_up_again_when_they_are_due_the_longest_first(state):
     for number, name in enumerate(("b", "a", "c")):
-        state.postpone(Later(repo_id=name, due=NOW + number * HOUR, since=NOW))
+        state.postpone(PostponedModel(repo_id=name, due=NOW + number * HOUR, since=NOW))
     assert [each.repo_id for each in state.due(NOW + HOUR, limit=9)] == ["b", "a"]
     assert [each.repo_id for each in state.due(NOW + 9 * HOUR, limit=1)] == ["b"]
-    assert state.later("c") == Later(repo_id="c", due=NOW + 2 * HOUR, since=NOW)
+    assert state.later("c") == PostponedModel(repo_id="c", due=NOW + 2 * HOUR, since=NOW)
     state.forget("b")
     state.remember(make_known("a"))
     assert [each.repo_id for each in state.due(NOW + 9 * HOUR, limit=9)] == ["c"]
 
 
 def test_an_order_is_there_until_the_queue_has_it_and_is_spent_once(state):
-    state.postpone(Later(repo_id="org/m", due=NOW, since=NOW))
+    state.postpone(PostponedModel(repo_id="org/m", due=NOW, since=NOW))
     for _ in range(2):
         state.order(make_order(), make_known(job_id="j1"))
     state.order(make_order("j2", num_bytes=5), make_known("org/n", job_id="j2"))
@@ -153,7 +153,7 @@ def test_only_the_newest_memories_are_kept(state, monkeypatch):
     monkeypatch.setattr("dynquant.watch.state._MAX_REPORTS", 2)
     for name in ("a", "b", "c", "d"):
         state.remember(make_known(name))
-        state.postpone(Later(repo_id=f"later-{name}", due=NOW, since=NOW))
+        state.postpone(PostponedModel(repo_id=f"later-{name}", due=NOW, since=NOW))
         state.add_report(SweepReport(started_at=NOW, secs=0))
     assert [name for name in "abcd" if state.known(name)] == ["c", "d"]
     assert len(state.due(NOW, limit=9)) == 2

@@ -13,7 +13,7 @@ from dynquant.jobs.job import JobRequest, JobState, Priority
 from dynquant.quant.recipe import RECIPE_VERSION
 from dynquant.watch import Watcher
 from dynquant.watch.skips import Skip
-from dynquant.watch.targets import Shape
+from dynquant.watch.targets import MemoryFootprint
 from tests.watch.factories import NOW, make_candidate, make_config, make_rule
 from tests.watch.scene import add_dynquant, add_model, edit_card, model_files, new_weights
 from tests.watch.test_targets import make_shape
@@ -497,7 +497,7 @@ def test_memory_sizes_become_the_bits_that_fit(scene):
 
 
 def test_known_shapes_are_used_and_what_cannot_be_opened_is_unsupported(scene):
-    def shape_of(candidate) -> Shape:
+    def shape_of(candidate) -> MemoryFootprint:
         if candidate.repo_id == "org/odd":
             raise UnsupportedModelError("mlx-lm has no architecture for it.")
         return make_shape(2 * 10**6, cache_bytes=1 << 30)

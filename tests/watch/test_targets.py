@@ -6,13 +6,13 @@ from dynquant.quant.formats import DEFAULT_MENU
 from dynquant.quant.plan import LayerProfile, ModelInventory
 from dynquant.report.forecast import fitting_bpw, memory_to_run_bytes
 from dynquant.report.quality_summary import gpu_share
-from dynquant.watch.targets import Shape, num_published_bytes, targets_of
+from dynquant.watch.targets import MemoryFootprint, num_published_bytes, targets_of
 from tests.watch.factories import make_rule
 
 GIB = 2**30
 
 
-def make_shape(num_rows: int, *, cache_bytes: int) -> Shape:
+def make_shape(num_rows: int, *, cache_bytes: int) -> MemoryFootprint:
     layer = LayerProfile(
         path="a", shape=(num_rows, 4096), dtype_bits=16, formats=tuple(DEFAULT_MENU)
     )
@@ -23,7 +23,7 @@ def make_shape(num_rows: int, *, cache_bytes: int) -> Shape:
         fixed_bits=0,
         dtype="bfloat16",
     )
-    return Shape(inventory=inventory, cache_bytes=cache_bytes)
+    return MemoryFootprint(inventory=inventory, cache_bytes=cache_bytes)
 
 
 def test_named_targets_are_taken_as_they_are_in_order():

@@ -35,13 +35,13 @@ from dynquant.report.facts import ModelFacts
 from dynquant.report.finished_files import PLAN, REPORT, papers
 from dynquant.settings import Settings
 from dynquant.watch import Webhook
-from dynquant.watch.service import Watchtower
+from dynquant.watch.service import WatchService
 from dynquant.web.catalogue import Catalogue
 from dynquant.web.desk import BoardDesk, JobDesk
-from dynquant.web.model_lookup import Prospects
+from dynquant.web.model_lookup import ModelLookup
 from dynquant.web.service import Service
 from dynquant.web.settings import WebSettings
-from dynquant.web.sign_in import Reception
+from dynquant.web.sign_in import SignIn
 from dynquant.web.site import make_site
 from dynquant.web.space_watch import SpaceWatch
 from local_hub import LocalHub
@@ -190,7 +190,7 @@ def opened(
         if rules is not None:
             (folder / "watch.yaml").write_text(rules)
             environment = {"DYNQUANT_DATABASE_URL": url, "DYNQUANT_HOME": str(folder)}
-            watch = Watchtower(
+            watch = WatchService(
                 Settings.from_environment(environment), folder / "watch.yaml", endpoint=hub.url
             )
             webhook = Webhook(WEBHOOK_SECRET, covers=watch.covers, look=watch.look_at)
@@ -198,8 +198,8 @@ def opened(
         service = Service(
             settings=web,
             desk=desk or BoardDesk(board),
-            reception=Reception(web, account=account, macs=macs, user=user),
-            prospects=Prospects(
+            reception=SignIn(web, account=account, macs=macs, user=user),
+            prospects=ModelLookup(
                 search,
                 open_hub=lambda: opened_briefly(endpoint=hub.url, token=token),
             ),
@@ -267,7 +267,7 @@ def served(app: FastAPI, *, port: int = 0) -> Iterator[str]:
 
 def swept(field: Field) -> None:
     """New models on the Hub, and what the watcher made of them."""
-    assert isinstance(field.service.watch, Watchtower)
+    assert isinstance(field.service.watch, WatchService)
     at = datetime.now(UTC) - timedelta(minutes=10)
     for name, files in {
         "Qwen/Qwen3-4B-Instruct-2511": model_files(4 * 10**9),

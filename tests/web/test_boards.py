@@ -21,7 +21,7 @@ from dynquant.runner.live_board import board_snapshot
 from dynquant.watch.status import status_to_json
 from dynquant.web.catalogue import Catalogue
 from dynquant.web.live import add_live_routes
-from dynquant.web.remote_jobs import SpaceDesk
+from dynquant.web.remote_jobs import RemoteJobs
 from dynquant.web.service import Service
 from dynquant.web.settings import WebSettings
 from dynquant.web.snapshots import Snapshots
@@ -131,7 +131,7 @@ def looked_at(snapshots: Snapshots) -> Iterator[str]:
     search = HubSearch(endpoint=NOWHERE, token=False)
     service = Service(
         settings=WebSettings(),
-        desk=SpaceDesk(FakeInbox(), snapshots, FakeRepos()),
+        desk=RemoteJobs(FakeInbox(), snapshots, FakeRepos()),
         reception=cast("Any", None),
         prospects=cast("Any", None),
         search=search,

@@ -18,7 +18,7 @@ from dynquant.errors import RequestError
 from dynquant.jobs.job import JobState, PublishedRepo
 from dynquant.jobs.job_text import job_to_text
 from dynquant.report.facts import ModelFacts
-from dynquant.web.remote_jobs import SpaceDesk
+from dynquant.web.remote_jobs import RemoteJobs
 from dynquant.web.settings import WebSettings
 from dynquant.web.snapshots import Snapshots
 from dynquant.web.space_watch import SpaceWatch
@@ -120,7 +120,7 @@ def attacked(tmp_path_factory) -> Iterator[Attacked]:
     with opened(
         tmp_path_factory.mktemp("attacked"),
         settings=WebSettings(publish_to=NAMESPACE, is_space=True),
-        desk=SpaceDesk(FakeInbox(), snapshots, FakeRepos()),
+        desk=RemoteJobs(FakeInbox(), snapshots, FakeRepos()),
         space_watch=SpaceWatch(snapshots),
         snapshots=snapshots,
         space_secret=SECRET,

@@ -15,8 +15,8 @@ from dynquant.errors import (
 )
 from dynquant.hub.models import HubModels, opened_briefly
 from dynquant.hub.search import HubSearch
-from dynquant.report.facts import Rung
-from dynquant.web.model_lookup import Prospects, model_id
+from dynquant.report.facts import SizeVariant
+from dynquant.web.model_lookup import ModelLookup, model_id
 from dynquant.web.outlook import largest_that_fits, outlook
 from tests.hub.conftest import tiny_files
 from tests.web.scene import SAMPLE, SOURCE, make_family, publish
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.hub
 
 
 @pytest.fixture
-def prospects(hub, pauses, tmp_path) -> Prospects:
+def prospects(hub, pauses, tmp_path) -> ModelLookup:
     search = HubSearch(endpoint=hub.url, token=False, sleep=pauses.append)
 
     def open_hub() -> HubModels:
@@ -33,7 +33,7 @@ def prospects(hub, pauses, tmp_path) -> Prospects:
             endpoint=hub.url, token=False, cache_dir=tmp_path / "cache", sleep=pauses.append
         )
 
-    return Prospects(search, open_hub=open_hub)
+    return ModelLookup(search, open_hub=open_hub)
 
 
 @pytest.mark.harden("web")
@@ -42,7 +42,7 @@ def test_a_look_leaves_nothing_on_the_disk(hub, tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     hub.add(SOURCE, SAMPLE)
     hub.add("team/broken", tiny_files(**{"config.json": b"{"}))
-    prospects = Prospects(
+    prospects = ModelLookup(
         HubSearch(endpoint=hub.url, token=False),
         open_hub=lambda: opened_briefly(endpoint=hub.url, token=False),
     )
@@ -123,7 +123,7 @@ def test_figures_of_this_model_take_the_place_of_the_rule_of_thumb(hub, prospect
     hub.add(SOURCE, SAMPLE)
     prospect = prospects(SOURCE)
     rungs = [
-        Rung(
+        SizeVariant(
             name="x",
             target_bpw=bpw,
             stored_bpw=bpw,

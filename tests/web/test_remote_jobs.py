@@ -15,9 +15,9 @@ from dynquant.errors import HubUnavailableError, RequestError
 from dynquant.hub.inbox import InboxEntry
 from dynquant.jobs.job import Job, JobRequest, JobState, PublishedRepo, StepProgress
 from dynquant.runner.inbox_policy import MailPolicy
-from dynquant.runner.inbox_worker import FoundSource, Mailroom
+from dynquant.runner.inbox_worker import FoundSource, InboxWorker
 from dynquant.runner.live_board import board_snapshot
-from dynquant.web.remote_jobs import SpaceDesk
+from dynquant.web.remote_jobs import RemoteJobs
 from dynquant.web.snapshots import Snapshots
 from tests.fakes import FakeRepos
 from tests.runner.test_inbox_worker import FakeBoard
@@ -75,7 +75,7 @@ class Space:
         self.inbox = inbox or FakeInbox()
         self.snapshots = Snapshots(clock=self.clock)
         self.repos = FakeRepos()
-        self.desk = SpaceDesk(
+        self.desk = RemoteJobs(
             self.inbox,
             self.snapshots,
             self.repos,
@@ -241,7 +241,7 @@ def test_a_job_that_a_runner_has_is_cancelled_by_its_operator():
 def test_what_is_cancelled_before_a_runner_has_posted_is_stopped_by_it(tmp_path):
     before = Space()
     board: Any = FakeBoard()
-    mailroom = Mailroom(
+    mailroom = InboxWorker(
         before.inbox,
         board,
         policy=MailPolicy(default_destination=lambda: "quants"),

@@ -19,7 +19,7 @@ from dynquant.model.naming import WATCHER, local_name
 from dynquant.settings import ACCOUNT
 from dynquant.web.limits import LIMITS
 from dynquant.web.settings import WebSettings
-from dynquant.web.sign_in import Reception, Visitor
+from dynquant.web.sign_in import SignIn, Visitor
 from tests.runner.test_live_board import make_job
 
 SPACE = {"SPACE_ID": "you/dynquant", "SPACE_HOST": "you-dynquant.hf.space, quant.example.org"}
@@ -29,7 +29,7 @@ TOKEN = "hf_canary_of_a_visitor"
 MACS = (Mac(name="Apple M3 Max", memory_gib=64),)
 
 
-def make_reception(**settings) -> tuple[Reception, list[str]]:
+def make_reception(**settings) -> tuple[SignIn, list[str]]:
     asked: list[str] = []
 
     def account(token: str) -> Account:
@@ -45,7 +45,7 @@ def make_reception(**settings) -> tuple[Reception, list[str]]:
         return MACS
 
     web = WebSettings(**{"is_space": True, "signs_in": True} | settings)
-    return Reception(web, account=account, macs=macs, user="owner"), asked
+    return SignIn(web, account=account, macs=macs, user="owner"), asked
 
 
 def test_on_ones_own_machine_everybody_is_the_operator_and_the_hub_is_not_asked():

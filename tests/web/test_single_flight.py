@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from dynquant.errors import HubUnavailableError, InfeasibleTargetError
-from dynquant.web.single_flight import Shared
+from dynquant.web.single_flight import SingleFlightCache
 
 
 class Clock:
@@ -18,7 +18,7 @@ class Clock:
 
 
 def test_many_who_ask_at_once_cost_one_answer():
-    shared: Shared[str, int] = Shared(fresh_secs=60, clock=Clock())
+    shared: SingleFlightCache[str, int] = SingleFlightCache(fresh_secs=60, clock=Clock())
     asked: list[str] = []
     together = threading.Barrier(20)
 
@@ -37,7 +37,7 @@ def test_many_who_ask_at_once_cost_one_answer():
 
 def test_an_answer_is_good_for_a_while_and_then_asked_for_again():
     clock = Clock()
-    shared: Shared[str, str] = Shared(fresh_secs=2, clock=clock)
+    shared: SingleFlightCache[str, str] = SingleFlightCache(fresh_secs=2, clock=clock)
     assert shared("a", lambda: "old") == "old"
     clock.secs = 1.9
     assert shared("a", lambda: "new") == "old"
@@ -50,7 +50,7 @@ def test_an_answer_is_good_for_a_while_and_then_asked_for_again():
 
 
 def test_who_waits_for_what_fails_waits_once():
-    shared: Shared[str, str] = Shared(fresh_secs=60, clock=Clock())
+    shared: SingleFlightCache[str, str] = SingleFlightCache(fresh_secs=60, clock=Clock())
     asked: list[str] = []
     together = threading.Barrier(10)
 
@@ -71,7 +71,7 @@ def test_who_waits_for_what_fails_waits_once():
 
 def test_a_failure_is_kept_for_two_seconds_and_without_what_led_to_it():
     clock = Clock()
-    shared: Shared[str, str] = Shared(fresh_secs=60, clock=clock)
+    shared: SingleFlightCache[str, str] = SingleFlightCache(fresh_secs=60, clock=clock)
 
     def fail() -> str:
         try:
@@ -94,7 +94,7 @@ def test_a_failure_is_kept_for_two_seconds_and_without_what_led_to_it():
 
 
 def test_an_error_that_is_a_bug_is_not_kept():
-    shared: Shared[str, str] = Shared(fresh_secs=60)
+    shared: SingleFlightCache[str, str] = SingleFlightCache(fresh_secs=60)
     with pytest.raises(ZeroDivisionError):
         shared("a", lambda: str(1 / 0))
     assert shared.known("a") is None
@@ -103,7 +103,7 @@ def test_an_error_that_is_a_bug_is_not_kept():
 
 
 def test_only_so_many_answers_are_kept():
-    shared: Shared[int, int] = Shared(fresh_secs=60, max_keys=3)
+    shared: SingleFlightCache[int, int] = SingleFlightCache(fresh_secs=60, max_keys=3)
     for key in range(10):
         shared(key, int)
     assert [key for key in range(10) if shared.known(key) is not None] == [7, 8, 9]

@@ -19,11 +19,11 @@ from fastapi import FastAPI
 from dynquant.errors import RequestError, RetryLaterError
 from dynquant.runner.live_board import LiveBoard, board_snapshot
 from dynquant.watch import Webhook
-from dynquant.watch.records import Known, SweepReport
+from dynquant.watch.records import SeenModel, SweepReport
 from dynquant.watch.skips import Skip
 from dynquant.watch.status import (
-    Errands,
     WatchAct,
+    WatchRequests,
     WatchStatus,
     errands_from_json,
     status_from_json,
@@ -65,8 +65,8 @@ def make_status(**overrides: Any) -> WatchStatus:
         "cron": "*/15 * * * *",
         "reports": (report,),
         "latest": (
-            Known(repo_id="org/A", sha="a" * 40, fingerprint="f", job_id="c0ffee"),
-            Known(repo_id="org/B", sha="b" * 40, fingerprint="", skip=Skip.UNSUPPORTED),
+            SeenModel(repo_id="org/A", sha="a" * 40, fingerprint="f", job_id="c0ffee"),
+            SeenModel(repo_id="org/B", sha="b" * 40, fingerprint="", skip=Skip.UNSUPPORTED),
         ),
     }
     return WatchStatus(**fields | overrides)
@@ -78,7 +78,7 @@ class Runner:
 
     url: str
     status: WatchStatus | None = field(default_factory=make_status)
-    errands: list[Errands] = field(default_factory=list)
+    errands: list[WatchRequests] = field(default_factory=list)
     num_rounds: int = 0
 
     def board(self) -> LiveBoard:
@@ -166,7 +166,7 @@ def test_what_the_hub_posts_to_the_space_reaches_the_runner_once(space):
         assert space.post(body(repo={"name": "else/Model"})) == 403
         wait_until(lambda: runner.errands)
         runner.wait_for_rounds()
-    assert runner.errands == [Errands(look_at=("org/Model",))]
+    assert runner.errands == [WatchRequests(look_at=("org/Model",))]
 
 
 def test_an_operator_at_the_space_steers_the_watcher_of_the_runner(space):

@@ -34,7 +34,7 @@ class NoGradientError(RuntimeError):
     """The model has an operation without a VJP."""
 
 
-class Gauge(Protocol):
+class GradientObserver(Protocol):
     """What to differentiate with respect to, besides the blocks' inputs."""
 
     def primals(self, block: str | None) -> dict[str, mx.array]:
@@ -63,7 +63,7 @@ def backward(
     weights: BlockWeights,
     *,
     loss: Loss,
-    gauge: Gauge,
+    gauge: GradientObserver,
     on_block: Callable[[str | None, Weights], None] = lambda _path, _weights: None,
 ) -> None:
     """Differentiate the summed `loss` of the recorded batches; gradients go to `gauge`.
@@ -135,7 +135,9 @@ class _Reversal:
             self._derived.append([i for i, key in enumerate(inputs) if key not in known])
             known.update(inputs, map(id, call.outputs()))
 
-    def start(self, loss: Callable[[mx.array], mx.array], gauge: Gauge) -> list[mx.array]:
+    def start(
+        self, loss: Callable[[mx.array], mx.array], gauge: GradientObserver
+    ) -> list[mx.array]:
         """From the loss to the blocks' outputs."""
         results = self._results(len(self.tape))
 
@@ -145,7 +147,7 @@ class _Reversal:
         gradients, taken = _vjp(run, results, gauge.primals(None), [mx.array(1.0)], gauge)
         return taken + self._add(self._that_count(len(self.tape), gradients))
 
-    def through_block(self, position: int, gauge: Gauge) -> list[mx.array]:
+    def through_block(self, position: int, gauge: GradientObserver) -> list[mx.array]:
         """From the outputs of the call at `position` to its inputs."""
         call = self.tape[position]
         inputs = call.inputs()
@@ -159,7 +161,7 @@ class _Reversal:
         gradients, taken = _vjp(run, inputs, gauge.primals(call.path), cotangents, gauge)
         return taken + self._add(zip(inputs, gradients, strict=True))
 
-    def between_blocks(self, position: int, gauge: Gauge) -> list[mx.array]:
+    def between_blocks(self, position: int, gauge: GradientObserver) -> list[mx.array]:
         """From inputs of the call at `position` that no block made, to what they came from."""
         inputs = self.tape[position].inputs()
         derived = [i for i in self._derived[position] if id(inputs[i]) in self._cotangents]
@@ -184,7 +186,7 @@ class _Reversal:
         gradients, taken = _vjp(run, results, {}, self._arrived[position], gauge)
         return taken + self._add(self._that_count(position, gradients))
 
-    def finish(self, gauge: Gauge) -> list[mx.array]:
+    def finish(self, gauge: GradientObserver) -> list[mx.array]:
         """To the layers outside all blocks; all that comes from the blocks meets in them."""
         if not (primals := gauge.primals(None)):
             return []
@@ -259,7 +261,7 @@ def _vjp(
     inputs: list[mx.array],
     primals: dict[str, mx.array],
     cotangents: list[mx.array],
-    gauge: Gauge,
+    gauge: GradientObserver,
 ) -> tuple[list[mx.array], list[mx.array]]:
     """Gradients of `run` with respect to `inputs`; those of `primals` go to the gauge.
 

@@ -13,7 +13,7 @@ import mlx.core as mx
 from dynquant.quant.formats import QuantFormat
 from dynquant.quant.mlx.block_calls import Call
 from dynquant.quant.mlx.encoding import decode, encode_min_max
-from dynquant.quant.mlx.hessians import MomentsObserver
+from dynquant.quant.mlx.hessians import HessianObserver
 from dynquant.quant.mlx.importance import Importance, Term
 from dynquant.quant.mlx.loading import Weights, check_finite, scalar
 from dynquant.quant.mlx.observing import Role, observed
@@ -30,7 +30,7 @@ def measure_block_outputs(
     *,
     on_layers: Callable[[Mapping[str, Importance], Weights], None],
     on_step: Callable[[], None] = lambda: None,
-) -> MomentsObserver:
+) -> HessianObserver:
     """One streamed pass forward; in it, each layer is disturbed by itself.
 
     Args:
@@ -71,7 +71,7 @@ def measure_block_outputs(
 
 
 def _inside(
-    measurement: Measurement, path: str, held: Weights, call: Call, watcher: MomentsObserver
+    measurement: Measurement, path: str, held: Weights, call: Call, watcher: HessianObserver
 ) -> Importance:
     """Importance of a layer by the relative error at its block's output."""
     name = f"{path}.weight"
@@ -93,7 +93,7 @@ def _inside(
 
 
 def _outside(
-    measurement: Measurement, path: str, outer: Weights, watcher: MomentsObserver
+    measurement: Measurement, path: str, outer: Weights, watcher: HessianObserver
 ) -> Importance:
     """Importance of a layer outside all blocks by the relative error at its own output."""
     weight = outer[f"{path}.weight"].astype(mx.float32)
@@ -109,7 +109,7 @@ def _outside(
     return Importance(tuple(terms))
 
 
-def _inputs(measurement: Measurement, path: str, watcher: MomentsObserver) -> mx.array | None:
+def _inputs(measurement: Measurement, path: str, watcher: HessianObserver) -> mx.array | None:
     """Mean squared input per token, (*lead, in)."""
     for role in (Role.LINEAR, Role.SWITCH, Role.HEADS):
         if moments := watcher.of(path, role):

@@ -11,10 +11,10 @@ import mlx.core as mx
 from dynquant.errors import InvalidOptionError
 from dynquant.quant.formats import UNQUANTIZED, QuantFormat
 from dynquant.quant.mlx.encoding import Encoded, decode, encode, encode_min_max
-from dynquant.quant.mlx.gptq import encode_together, encode_with_feedback
-from dynquant.quant.mlx.hessians import Moments, MomentsObserver, takes_feedback
+from dynquant.quant.mlx.gptq import encode_batch, encode_with_feedback
+from dynquant.quant.mlx.hessians import HessianObserver, InputHessian, takes_feedback
 from dynquant.quant.mlx.importance import Importance, Term
-from dynquant.quant.mlx.inverse_hessian import Feedback
+from dynquant.quant.mlx.inverse_hessian import InverseHessian
 from dynquant.quant.mlx.loading import Weights, check_finite
 from dynquant.quant.mlx.observing import Role
 from dynquant.quant.mlx.tied_embedding import encode_tied
@@ -56,11 +56,13 @@ class LayerEncoder:
     """
 
     name: str
-    moments: MomentsObserver
+    moments: HessianObserver
     importance: Mapping[str, Importance] = field(default_factory=dict)
     num_sweeps: int = 0
     _encoded: dict[tuple[str, QuantFormat], Encoded] = field(default_factory=dict)
-    _factored: dict[tuple[int, int], tuple[Moments, Feedback]] = field(default_factory=dict)
+    _factored: dict[tuple[int, int], tuple[InputHessian, InverseHessian]] = field(
+        default_factory=dict
+    )
 
     def encode(self, path: str, weight: mx.array, fmt: QuantFormat) -> Encoded:
         """Store the weight of the layer at `path` as `fmt`; once, until it is left.
@@ -116,7 +118,7 @@ class LayerEncoder:
             if all(other != inputs for other, *_ in coming):
                 self.moments.drop_covariances({path for path, _ in members})
                 self._factored.clear()
-            encoded = encode_together(parts, feedback, num_sweeps=self.num_sweeps)
+            encoded = encode_batch(parts, feedback, num_sweeps=self.num_sweeps)
             self._encoded.update(zip(members, encoded, strict=True))
             for path, fmt in members:
                 left[path].discard(fmt)
@@ -154,12 +156,14 @@ class LayerEncoder:
         for key in [key for key in self._encoded if key[0] in paths]:
             del self._encoded[key]
 
-    def _feedback(self, path: str, group_size: int) -> Feedback:
+    def _feedback(self, path: str, group_size: int) -> InverseHessian:
         """The factored covariance of a layer's inputs, made once for all that share them."""
         moments = self._moments(path)
         key = (id(moments), group_size)
         if key not in self._factored:
-            feedback = Feedback.of(self.moments.covariance(path, self._role(path)), group_size)
+            feedback = InverseHessian.of(
+                self.moments.covariance(path, self._role(path)), group_size
+            )
             feedback = feedback if self.num_sweeps else feedback.without_covariance()
             kept = sum(each.nbytes for _, each in self._factored.values())
             while self._factored and kept + feedback.nbytes > _FACTORS_BYTES:
@@ -171,7 +175,7 @@ class LayerEncoder:
         """The one role of a layer that `takes_feedback`."""
         return next(role for role in Role if self.moments.of(path, role))
 
-    def _moments(self, path: str) -> Moments:
+    def _moments(self, path: str) -> InputHessian:
         moments = self.moments.of(path, self._role(path))
         assert moments is not None
         return moments

@@ -22,7 +22,7 @@ import numpy as np
 
 from dynquant.quant.formats import QuantFormat
 from dynquant.quant.mlx.encoding import Encoded, affine, fit_groups
-from dynquant.quant.mlx.inverse_hessian import Feedback, taken
+from dynquant.quant.mlx.inverse_hessian import InverseHessian, taken
 
 __all__ = ["encode_together", "encode_with_feedback"]
 
@@ -34,7 +34,7 @@ _TOGETHER_WEIGHTS = {mx.cpu: 1 << 22, mx.gpu: 1 << 25}
 
 
 def encode_with_feedback(
-    weight: mx.array, feedback: Feedback, fmt: QuantFormat, *, num_sweeps: int = 0
+    weight: mx.array, feedback: InverseHessian, fmt: QuantFormat, *, num_sweeps: int = 0
 ) -> Encoded:
     """Store `weight` as an affine format with error feedback.
 
@@ -45,11 +45,11 @@ def encode_with_feedback(
         fmt: An affine format that fits the weight.
         num_sweeps: How often to go over all groups again.
     """
-    return encode_together([(weight, fmt)], feedback, num_sweeps=num_sweeps)[0]
+    return encode_batch([(weight, fmt)], feedback, num_sweeps=num_sweeps)[0]
 
 
-def encode_together(
-    parts: Sequence[tuple[mx.array, QuantFormat]], feedback: Feedback, *, num_sweeps: int = 0
+def encode_batch(
+    parts: Sequence[tuple[mx.array, QuantFormat]], feedback: InverseHessian, *, num_sweeps: int = 0
 ) -> list[Encoded]:
     """Store weights that share their inputs, each as a format of its own.
 
@@ -104,16 +104,16 @@ def _below_each_other(pieces: Sequence[Encoded]) -> Encoded:
 
 
 def _encoded_at_once(
-    parts: Sequence[tuple[mx.array, QuantFormat]], feedback: Feedback, num_sweeps: int
+    parts: Sequence[tuple[mx.array, QuantFormat]], feedback: InverseHessian, num_sweeps: int
 ) -> list[Encoded]:
-    """As `encode_together`, all rows at once; not yet evaluated."""
+    """As `encode_batch`, all rows at once; not yet evaluated."""
     size, order = parts[0][1].group_size, feedback.order
     widths = _Widths.of([(weight.shape[-2], fmt.bits) for weight, fmt in parts])
     wanted = _columns_first([weight for weight, _ in parts], order)
     dtype = parts[0][0].dtype
-    groups = _fed_back(wanted, feedback, size, widths, dtype)
+    groups = _gptq_pass(wanted, feedback, size, widths, dtype)
     for _ in range(num_sweeps):
-        groups = _swept(wanted, feedback, groups, widths, dtype)
+        groups = _coordinate_descent(wanted, feedback, groups, widths, dtype)
     back = mx.argsort(order, axis=-1)[..., None, :]
     groups_back = mx.argsort(order[..., ::size] // size, axis=-1)[..., None, :]
     codes = taken(mx.concatenate([g.codes for g in groups], axis=-2).swapaxes(-1, -2), back)
@@ -189,8 +189,8 @@ class _Group(NamedTuple):
         return self.levels * self.scale[..., None, :] + self.bias[..., None, :]
 
 
-def _fed_back(
-    wanted: mx.array, feedback: Feedback, group_size: int, widths: _Widths, dtype: mx.Dtype
+def _gptq_pass(
+    wanted: mx.array, feedback: InverseHessian, group_size: int, widths: _Widths, dtype: mx.Dtype
 ) -> list[_Group]:
     """The groups one after the other, the error of each mended by those that follow."""
     columns, groups = wanted, []
@@ -202,7 +202,7 @@ def _fed_back(
         by_row = mx.contiguous(group.swapaxes(-1, -2))
         scale, bias = widths.fit(by_row, mx.square(1.0 / pivots)[..., None, :], dtype)
         targets = (group - bias[..., None, :]) / scale[..., None, :]
-        codes, moves = _in_turn(targets, onwards[..., :group_size], widths.top)
+        codes, moves = _column_order(targets, onwards[..., :group_size], widths.top)
         columns = columns[..., group_size:, :]
         if columns.shape[-2]:
             moved = moves * scale[..., None, :]
@@ -213,9 +213,9 @@ def _fed_back(
     return groups
 
 
-def _swept(
+def _coordinate_descent(
     wanted: mx.array,
-    feedback: Feedback,
+    feedback: InverseHessian,
     groups: Sequence[_Group],
     widths: _Widths,
     dtype: mx.Dtype,
@@ -268,11 +268,11 @@ def _recoded(group: _Group, slope: mx.array, block: mx.array, top: mx.array) -> 
     """Each code in its turn the one of least loss, given all others; arguments as `_refitted`."""
     diagonal = mx.diagonal(block, axis1=-2, axis2=-1)
     targets = group.levels - slope / (diagonal[..., None] * group.scale[..., None, :])
-    codes, _ = _in_turn(targets, -block / diagonal[..., None, :], top, group.levels)
+    codes, _ = _column_order(targets, -block / diagonal[..., None, :], top, group.levels)
     return _Group(codes.astype(mx.uint8), group.scale, group.bias)
 
 
-def _in_turn(
+def _column_order(
     targets: mx.array, coupling: mx.array, top: mx.array, old: mx.array | None = None
 ) -> tuple[mx.array, mx.array]:
     """Round column after column, and let what each moves by change where the later ones should go.
@@ -293,7 +293,7 @@ def _in_turn(
 def _in_turn_by_numpy(
     targets: mx.array, coupling: mx.array, top: mx.array, old: mx.array | None
 ) -> tuple[mx.array, mx.array]:
-    """As `_in_turn`, in place: an operation of MLX costs some 7 µs on a CPU, one of these 1 µs."""
+    """As `_column_order`, in place: an operation of MLX costs some 7 µs on a CPU, one of these 1 µs."""
     mx.eval(targets, coupling, top)
     goals, factors, tops = np.array(targets), np.asarray(coupling), np.asarray(top)
     start_from = goals if old is None else np.asarray(old)
@@ -313,7 +313,7 @@ def _in_turn_by_numpy(
 def _in_turn_by_mlx(
     targets: mx.array, coupling: mx.array, top: mx.array, old: mx.array | None
 ) -> tuple[mx.array, mx.array]:
-    """As `_in_turn`, on any device."""
+    """As `_column_order`, on any device."""
     codes, moves = list[mx.array](), list[mx.array]()
     size = targets.shape[-2]
     for start, stop in _runs(size):

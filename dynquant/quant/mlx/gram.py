@@ -13,7 +13,7 @@ _WIDE = 4096
 _PANEL_ROWS = 1024
 
 
-class Products:
+class GramMatrix:
     """A symmetric matrix (..., n, n), float32; a wide one as runs of its rows up to the diagonal.
 
     Adding up runs takes one such matrix of memory in place of two, for each can go as the next is
@@ -27,7 +27,7 @@ class Products:
         self._panels = list(panels)
 
     @classmethod
-    def of(cls, x: mx.array) -> Products:
+    def of(cls, x: mx.array) -> GramMatrix:
         """XᵀX of vectors (..., vectors, n), float32."""
         width, flipped = x.shape[-1], x.swapaxes(-1, -2)
         if width <= _WIDE:
@@ -42,19 +42,19 @@ class Products:
         )
 
     @classmethod
-    def stacked(cls, parts: Sequence[Products]) -> Products:
+    def stacked(cls, parts: Sequence[GramMatrix]) -> GramMatrix:
         """(len(parts), ..., n, n)."""
         panels = zip(*(part.arrays() for part in parts), strict=True)
         return cls([mx.stack(list(same)) for same in panels])
 
-    def mapped(self, change: Callable[[mx.array], mx.array]) -> Products:
+    def mapped(self, change: Callable[[mx.array], mx.array]) -> GramMatrix:
         """After a change that leaves the last two axes as they are."""
-        return Products([change(panel) for panel in self._panels])
+        return GramMatrix([change(panel) for panel in self._panels])
 
-    def __add__(self, other: Products) -> Products:
+    def __add__(self, other: GramMatrix) -> GramMatrix:
         """Sums over both."""
         pairs = zip(self._panels, other.arrays(), strict=True)
-        return Products([mine + added for mine, added in pairs])
+        return GramMatrix([mine + added for mine, added in pairs])
 
     def arrays(self) -> list[mx.array]:
         """What it is held in, to be evaluated."""

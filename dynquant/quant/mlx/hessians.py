@@ -11,7 +11,7 @@ import mlx.core as mx
 import numpy as np
 
 from dynquant.quant.formats import AFFINE_GROUP_SIZES
-from dynquant.quant.mlx.gram import Products
+from dynquant.quant.mlx.gram import GramMatrix
 from dynquant.quant.mlx.observing import Observation, Role, squares
 
 __all__ = [
@@ -28,7 +28,7 @@ _MAX_COVARIANCE_BYTES = 4 << 30  # of one layer; a larger one keeps only its dia
 
 
 @dataclass
-class Moments:
+class InputHessian:
     """Sums over everything that one layer was given in one role.
 
     Attributes:
@@ -40,7 +40,7 @@ class Moments:
 
     squares: mx.array | None
     num_vectors: mx.array
-    products: Products | None = None
+    products: GramMatrix | None = None
 
     def arrays(self) -> list[mx.array]:
         """All sums, to be evaluated."""
@@ -66,7 +66,7 @@ class Moments:
         """The products as one matrix, once all are added up."""
         return None if self.products is None else self.products.whole()
 
-    def smoothed(self) -> Moments:
+    def smoothed(self) -> InputHessian:
         """For experts: sums pulled towards the mean expert, so that none counts for nothing."""
         if self.num_vectors.ndim == 0:
             return self
@@ -76,18 +76,18 @@ class Moments:
             return sums + _PRIOR_TOKENS * sums.sum(0) / total
 
         products = None if self.products is None else self.products.mapped(pulled)
-        return Moments(pulled(self.inputs), self.num_vectors, products)
+        return InputHessian(pulled(self.inputs), self.num_vectors, products)
 
-    def __add__(self, other: Moments) -> Moments:
+    def __add__(self, other: InputHessian) -> InputHessian:
         """Sums over both."""
         num_vectors = self.num_vectors + other.num_vectors
         if self.products is not None and other.products is not None:
-            return Moments(None, num_vectors, self.products + other.products)
-        return Moments(self.inputs + other.inputs, num_vectors)
+            return InputHessian(None, num_vectors, self.products + other.products)
+        return InputHessian(self.inputs + other.inputs, num_vectors)
 
 
-class MomentsObserver:
-    """Adds up `Moments` per layer and role; layers that always share an input share its sums.
+class HessianObserver:
+    """Adds up `InputHessian` per layer and role; layers that always share an input share its sums.
 
     Args:
         shapes: Path of each layer → shape of its weight, (*lead, out, in).
@@ -104,9 +104,9 @@ class MomentsObserver:
     ) -> None:
         self._shapes = shapes
         self._with_products = set(shapes) - set(squares_only) if covariance else set()
-        self._sums: dict[tuple[str, Role], Moments] = {}
-        self._fresh: dict[Hashable, tuple[Observation, Moments]] = {}
-        self._added: dict[tuple[int, int], tuple[Moments, Moments, Moments]] = {}
+        self._sums: dict[tuple[str, Role], InputHessian] = {}
+        self._fresh: dict[Hashable, tuple[Observation, InputHessian]] = {}
+        self._added: dict[tuple[int, int], tuple[InputHessian, InputHessian, InputHessian]] = {}
         self._touched: set[tuple[str, Role]] = set()
         self._paused = False
 
@@ -147,7 +147,7 @@ class MomentsObserver:
         """Every layer seen, with its role."""
         return list(self._sums)
 
-    def of(self, path: str, role: Role) -> Moments | None:
+    def of(self, path: str, role: Role) -> InputHessian | None:
         """What `path` was given in `role`; None when it never ran so."""
         return self._sums.get((path, role))
 
@@ -170,7 +170,7 @@ class MomentsObserver:
         for key in [key for key in self._sums if key[0] in paths]:
             del self._sums[key]
 
-    def _moments(self, seen: Observation) -> Moments:
+    def _moments(self, seen: Observation) -> InputHessian:
         """Moments of one call; the same object for every layer that shares the input."""
         shape = self._shapes[seen.path]
         lead = tuple(shape[:-2])
@@ -186,11 +186,11 @@ class MomentsObserver:
             if seen.role is Role.LOOKUP:
                 ids = seen.x.reshape(-1)
                 counts = mx.zeros(num_rows).at[ids].add(mx.ones(ids.shape))
-                new = Moments(counts, mx.array(float(ids.size)))
+                new = InputHessian(counts, mx.array(float(ids.size)))
             else:
                 found = _products(seen, lead) if products else None
                 alone = squares(seen.x, seen.role, seen.experts, lead) if found is None else None
-                new = Moments(alone, _num_vectors(seen, lead), found)
+                new = InputHessian(alone, _num_vectors(seen, lead), found)
             self._fresh[key] = seen, new  # `seen` keeps the ids taken
         return self._fresh[key][1]
 
@@ -211,7 +211,7 @@ def towards_mean_expert(means: mx.array, counts: mx.array) -> mx.array:
     return (means * counts + _PRIOR_TOKENS * overall) / (counts + _PRIOR_TOKENS)
 
 
-def takes_feedback(watcher: MomentsObserver, path: str) -> bool:
+def takes_feedback(watcher: HessianObserver, path: str) -> bool:
     """Whether errors in `path` can be fed back: one role only, and its covariance is at hand."""
     roles = [role for role in Role if watcher.of(path, role) is not None]
     moments = watcher.of(path, roles[0]) if len(roles) == 1 else None
@@ -226,17 +226,17 @@ def _num_vectors(seen: Observation, lead: tuple[int, ...]) -> mx.array:
     return mx.array(float(prod(seen.x.shape[:-1]) // heads))
 
 
-def _products(seen: Observation, lead: tuple[int, ...]) -> Products:
+def _products(seen: Observation, lead: tuple[int, ...]) -> GramMatrix:
     x = seen.x.astype(mx.float32)
     width = x.shape[-1]
     if seen.experts is not None:
         rows = mx.broadcast_to(x.squeeze(-2), (*seen.experts.shape, width)).reshape(-1, width)
         experts = np.asarray(seen.experts).reshape(-1)
         chosen = [rows[mx.array(np.flatnonzero(experts == e))] for e in range(lead[0])]
-        return Products.stacked([Products.of(part) for part in chosen])
+        return GramMatrix.stacked([GramMatrix.of(part) for part in chosen])
     if seen.role is Role.HEADS:
         by_head = mx.moveaxis(x.reshape(-1, *x.shape[-3:]), 1, 0).reshape(x.shape[-3], -1, width)
-        return Products.of(by_head).mapped(
+        return GramMatrix.of(by_head).mapped(
             lambda panel: mx.broadcast_to(panel, (*lead, *panel.shape[-2:]))
         )
-    return Products.of(x.reshape(-1, width))
+    return GramMatrix.of(x.reshape(-1, width))

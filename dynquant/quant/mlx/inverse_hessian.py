@@ -27,7 +27,7 @@ _PANEL_ROWS = 512  # a multiple of every group size
 
 
 @dataclass(frozen=True)
-class Feedback:
+class InverseHessian:
     """What encoding takes from a covariance; layers that share their input share it.
 
     Attributes:
@@ -50,13 +50,13 @@ class Feedback:
         return sum(array.nbytes for array in arrays if array is not None)
 
     @classmethod
-    def of(cls, covariance: mx.array, group_size: int) -> Feedback:
+    def of(cls, covariance: mx.array, group_size: int) -> InverseHessian:
         """Factor the second moments of the inputs, (..., in, in), float32, for a group size."""
         order = _column_order(covariance, group_size)
         panels, ridge = _cholesky(covariance, order)
         return cls(order, covariance, ridge, _inverted(panels))
 
-    def without_covariance(self) -> Feedback:
+    def without_covariance(self) -> InverseHessian:
         """What suffices for a first pass over the columns."""
         return replace(self, covariance=None)
 

@@ -15,7 +15,7 @@ import mlx.nn as nn
 import numpy as np
 
 from dynquant.quant.formats import UNQUANTIZED, QuantFormat
-from dynquant.quant.kl_calibration import Together
+from dynquant.quant.kl_calibration import KlCalibration
 from dynquant.quant.mlx.backward import NoGradientError
 from dynquant.quant.mlx.block_error import measure_block_outputs
 from dynquant.quant.mlx.encoders import LayerEncoder
@@ -54,7 +54,7 @@ class Costs:
     profiles: tuple[LayerProfile, ...]
     method: str
     scales: Mapping[str, float]
-    together: Together
+    together: KlCalibration
     importance: Mapping[str, Importance]
 
 
@@ -130,7 +130,7 @@ def measure_costs(
         costs[path] = tuple(typical * cost for cost in costs[path])
     measured = [dataclasses.replace(p, costs_nats=costs[p.path]) for p in profiles]
     if not effort.probes:
-        return Costs(tuple(measured), method, {}, Together(), kept)
+        return Costs(tuple(measured), method, {}, KlCalibration(), kept)
     watcher.forget({path for path in by_path if blocks.block_of(path) is not None})
     scales, together = measure_scales(
         measurement,

@@ -22,7 +22,7 @@ import numpy as np
 
 from dynquant.quant.allocate import allocate
 from dynquant.quant.formats import QuantFormat
-from dynquant.quant.kl_calibration import Together
+from dynquant.quant.kl_calibration import KlCalibration
 from dynquant.quant.mlx.encoders import LayerEncoder, formats_by_path, stored_by
 from dynquant.quant.mlx.evaluation import kl_divergences
 from dynquant.quant.mlx.loading import Weights
@@ -57,7 +57,7 @@ def measure_scales(
     *,
     max_spread: float,
     on_step: Callable[[], None] = lambda: None,
-) -> tuple[dict[str, float], Together]:
+) -> tuple[dict[str, float], KlCalibration]:
     """Measured over predicted KL of each role at each probed width, and of whole plans.
 
     Models with experts take a second pass, for plans that the costs of the first chose, on the
@@ -90,7 +90,7 @@ def measure_scales(
         # Such tokens are rare and count for much: a few windows do not tell how much.
         windows = measurement.batches
         measured = kl_of_formats(measurement, windows, whole, encoder, on_step=on_step)
-    return scales, Together(tuple(_predicted_and_measured(whole, alone, measured).values()))
+    return scales, KlCalibration(tuple(_predicted_and_measured(whole, alone, measured).values()))
 
 
 def _predicted_and_measured(

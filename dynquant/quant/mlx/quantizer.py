@@ -32,7 +32,7 @@ from dynquant.quant.mlx.conversion import encode_plans
 from dynquant.quant.mlx.encoders import LayerEncoder, stored_by
 from dynquant.quant.mlx.evaluation import compare
 from dynquant.quant.mlx.folder import fingerprint, weights_of
-from dynquant.quant.mlx.hessians import MomentsObserver
+from dynquant.quant.mlx.hessians import HessianObserver
 from dynquant.quant.mlx.importance import Importance
 from dynquant.quant.mlx.loading import check_finite, open_model
 from dynquant.quant.mlx.measuring import measure_costs
@@ -479,7 +479,7 @@ class MlxQuantizer:
             )
             for name, folder in folders.items()
         }
-        stock = LayerEncoder("minmax", MomentsObserver({}, covariance=False))
+        stock = LayerEncoder("minmax", HessianObserver({}, covariance=False))
         for name, plan in uniform.items():
             amend = stored_by(stock, plan.formats, self._dtypes)
             candidates[name] = BlockWeights(blocks, load, amend)

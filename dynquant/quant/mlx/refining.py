@@ -103,7 +103,7 @@ class Pairs:
             weights[f"{path}.weight"] = self._held[path]
         return weights
 
-    # What follows is a `reverse.Gauge`.
+    # What follows is a `reverse.GradientObserver`.
 
     def primals(self, block: str | None) -> dict[str, mx.array]:
         """The shifts of a block's layers."""

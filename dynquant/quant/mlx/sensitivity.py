@@ -26,7 +26,7 @@ import mlx.nn as nn
 from dynquant.errors import NonFiniteError
 from dynquant.quant.mlx.backward import backward
 from dynquant.quant.mlx.calibration import CHUNK_LOGITS
-from dynquant.quant.mlx.hessians import MomentsObserver, takes_feedback, towards_mean_expert
+from dynquant.quant.mlx.hessians import HessianObserver, takes_feedback, towards_mean_expert
 from dynquant.quant.mlx.importance import Importance, Term
 from dynquant.quant.mlx.inverse_hessian import conditional_variances
 from dynquant.quant.mlx.loading import Weights, check_finite, scalar
@@ -129,14 +129,14 @@ class Measurement:
         """The layers of a block; with None those outside all blocks."""
         return [path for path in self.shapes if self.blocks.block_of(path) == block]
 
-    def observer(self) -> MomentsObserver:
+    def observer(self) -> HessianObserver:
         """Gathers the layers' inputs; products too, where the encoder feeds errors back.
 
         Products must go with their block, so a block that is called again keeps squares.
         """
         calls = self.blocks.num_calls
         again = {p for p in self.shapes if calls.get(self.blocks.block_of(p) or "", 1) > 1}
-        return MomentsObserver(self.shapes, covariance=self.feedback, squares_only=again)
+        return HessianObserver(self.shapes, covariance=self.feedback, squares_only=again)
 
 
 def measure_importance(
@@ -144,7 +144,7 @@ def measure_importance(
     *,
     on_layers: Callable[[Mapping[str, Importance], Weights], None],
     on_step: Callable[[], None] = lambda: None,
-) -> MomentsObserver:
+) -> HessianObserver:
     """One streamed pass forward over the calibration windows, one backward over some of them.
 
     Means of squared gradients settle with far fewer tokens than the products of inputs, which
@@ -262,7 +262,7 @@ def _sampled_log_likelihood(logits: mx.array, seed: int) -> mx.array:
     return cast("mx.array", nothing(logits))
 
 
-def _check_inputs(watcher: MomentsObserver, path: str, role: Role) -> None:
+def _check_inputs(watcher: HessianObserver, path: str, role: Role) -> None:
     moments = watcher.of(path, role)
     assert moments is not None
     if not mx.isfinite(moments.inputs.sum()).item():
@@ -276,7 +276,7 @@ def _check_inputs(watcher: MomentsObserver, path: str, role: Role) -> None:
 def _importance(
     measurement: Measurement,
     path: str,
-    watcher: MomentsObserver,
+    watcher: HessianObserver,
     gauge: FisherGauge,
     columns: Mapping[str, mx.array],
 ) -> Importance:

@@ -15,7 +15,7 @@ from dynquant.quant.formats import QuantFormat
 from dynquant.quant.mlx.encoding import Encoded
 from dynquant.quant.mlx.gptq import encode_with_feedback
 from dynquant.quant.mlx.importance import Term
-from dynquant.quant.mlx.inverse_hessian import Feedback
+from dynquant.quant.mlx.inverse_hessian import InverseHessian
 
 __all__ = ["encode_tied"]
 
@@ -47,7 +47,7 @@ def encode_tied(
     parts = []
     for rows in np.array_split(order, min(_NUM_BUCKETS, len(order))):
         ratio = float(as_table[rows].sum() / as_head[rows].sum())
-        feedback = Feedback.of(covariance + mx.diag(ratio * table.cols), fmt.group_size)
+        feedback = InverseHessian.of(covariance + mx.diag(ratio * table.cols), fmt.group_size)
         parts.append(
             encode_with_feedback(weight[mx.array(rows)], feedback, fmt, num_sweeps=num_sweeps)
         )

@@ -9,7 +9,7 @@ from typing import Any
 
 from dynquant.errors import DynquantError, SensitivitiesError
 from dynquant.quant.formats import UNQUANTIZED, QuantFormat
-from dynquant.quant.kl_calibration import Together
+from dynquant.quant.kl_calibration import KlCalibration
 from dynquant.quant.plan import CostTable, LayerProfile, ModelInventory
 from dynquant.quant.recipe import RECIPE_VERSION, Recipe
 from dynquant.report.artefacts.fields import real, string, strings, text_facts, text_to_json, whole
@@ -93,7 +93,7 @@ def cost_table_from_json(text: str, *, name: str) -> CostTable:
                 num_parameters=whole(raw["num_parameters"]),
                 fixed_bits=whole(raw["fixed_bits"]),
                 dtype=string(raw["dtype"]),
-                together=Together(tuple(map(_probe, raw["together"]))),
+                together=KlCalibration(tuple(map(_probe, raw["together"]))),
             ),
             method=string(raw["method"]),
             encoder=string(raw["encoder"]),

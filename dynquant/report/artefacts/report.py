@@ -7,7 +7,7 @@ from typing import Any
 
 from dynquant.report.artefacts.fields import text_to_json
 from dynquant.report.artefacts.json_text import dumped, number_or_null
-from dynquant.report.facts import ModelFacts, QuantizedRow, Rung
+from dynquant.report.facts import ModelFacts, QuantizedRow, SizeVariant
 
 __all__ = ["REPORT_KIND", "REPORT_VERSION", "report", "report_to_json"]
 
@@ -50,7 +50,7 @@ def _row(row: QuantizedRow) -> dict[str, Any]:
     }
 
 
-def _rung(rung: Rung) -> dict[str, Any]:
+def _rung(rung: SizeVariant) -> dict[str, Any]:
     measured = {
         "mean_kl_nats": number_or_null(rung.mean_kl_nats),
         "mean_kl_se_nats": number_or_null(rung.mean_kl_se_nats),

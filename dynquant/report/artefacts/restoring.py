@@ -15,7 +15,7 @@ from dynquant.report.artefacts.fields import real, real_or_nan, string, strings,
 from dynquant.report.artefacts.json_text import MALFORMED, parsed
 from dynquant.report.artefacts.plan import PLAN_KIND, PLAN_VERSION
 from dynquant.report.artefacts.report import REPORT_KIND, REPORT_VERSION
-from dynquant.report.facts import ModelFacts, QuantizedRow, Rung
+from dynquant.report.facts import ModelFacts, QuantizedRow, SizeVariant
 from dynquant.report.gating import gate
 
 __all__ = ["facts_from_json"]
@@ -149,8 +149,8 @@ def _row(raw: Mapping[str, Any]) -> QuantizedRow:
     )
 
 
-def _rung(raw: Mapping[str, Any]) -> Rung:
-    return Rung(
+def _rung(raw: Mapping[str, Any]) -> SizeVariant:
+    return SizeVariant(
         name=string(raw["name"]),
         target_bpw=real(raw["target_bpw"]),
         stored_bpw=real(raw["stored_bpw"]),

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from dynquant.errors import InvalidOptionError
 from dynquant.quant.formats import DEFAULT_MENU, UNQUANTIZED
-from dynquant.web.model_lookup import Prospect
+from dynquant.web.model_lookup import ModelPreview
 from dynquant.web.outlook import largest_that_fits
 
 __all__ = ["AS_IT_IS", "BY_BPW", "BY_MEMORY", "Choice", "Wishes", "targets_of"]
@@ -54,7 +54,7 @@ class Wishes(NamedTuple):
     notify_url: str
 
 
-def targets_of(prospect: Prospect, choice: Choice) -> tuple[float, ...]:
+def targets_of(prospect: ModelPreview, choice: Choice) -> tuple[float, ...]:
     """Bits per weight that are asked for.
 
     Raises:

@@ -10,8 +10,8 @@ from dynquant.hub.search import FoundModel
 from dynquant.report.numbers import count, size
 from dynquant.report.quality_summary import MAC_MEMORY_GIB
 from dynquant.web import markup
-from dynquant.web.model_lookup import Prospect
-from dynquant.web.outlook import Line, Outlook
+from dynquant.web.model_lookup import ModelPreview
+from dynquant.web.outlook import QueueSummary, TargetForecast
 from dynquant.web.service import Service
 from dynquant.web.words import duration
 
@@ -77,7 +77,7 @@ def described(found: FoundModel) -> str:
     return " · ".join(parts)
 
 
-def summary_of(prospect: Prospect, service: Service) -> str:
+def summary_of(prospect: ModelPreview, service: Service) -> str:
     """What is known of a model."""
     about = "about " if prospect.is_rough else ""
     gated = (
@@ -110,12 +110,12 @@ def _existing(quants: Sequence[FoundModel], service: Service) -> str:
     return f'<div class="dq-existing"><p>Made before, ready to download:</p><ul>{links}</ul></div>'
 
 
-def answers_of(outlooks: Sequence[Outlook], prospect: Prospect) -> str:
+def answers_of(outlooks: Sequence[TargetForecast], prospect: ModelPreview) -> str:
     """What each target gives."""
     return "".join(_answer(each, prospect) for each in outlooks)
 
 
-def _answer(one: Outlook, prospect: Prospect) -> str:
+def _answer(one: TargetForecast, prospect: ModelPreview) -> str:
     about = "about " if prospect.is_rough else ""
     tiles = [
         ("Bits per weight", f"{one.target_bpw:g}", "stored, scales and biases included"),
@@ -142,7 +142,7 @@ def _answer(one: Outlook, prospect: Prospect) -> str:
     )
 
 
-def when_done(line: Line) -> str:
+def when_done(line: QueueSummary) -> str:
     """When it would be done."""
     if not line.num_runners:
         ahead = "No runner is running now: the job will wait until one is started."

@@ -13,7 +13,7 @@ from dynquant.report import quality_summary
 from dynquant.report.facts import ModelFacts, QuantizedRow
 from dynquant.report.finished_files import card, papers
 from dynquant.report.numbers import percent, significant, size, with_error
-from dynquant.report.size_plot import ladder_svg
+from dynquant.report.size_plot import size_plot_svg
 from dynquant.web import markup
 from dynquant.web.bits_chart import bits_chart
 from dynquant.web.service import Service
@@ -59,7 +59,7 @@ def _about(repo: PublishedRepo, facts: ModelFacts, *, is_only: bool) -> str:
 
 def _ladder(found: Sequence[ModelFacts]) -> str:
     """All sizes of a model beside each other."""
-    light, dark = (ladder_svg(found[0], dark=dark, is_about_one=False) for dark in (False, True))
+    light, dark = (size_plot_svg(found[0], dark=dark, is_about_one=False) for dark in (False, True))
     name = "Mean KL against stored size, for all sizes"
     small = sparkline(found[0].ladder)
     return (

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 from dynquant.jobs.job import Job
 from dynquant.report.numbers import count
-from dynquant.watch.records import Known, SweepReport
+from dynquant.watch.records import SeenModel, SweepReport
 from dynquant.watch.rules import Rule
 from dynquant.watch.skips import EXPLANATIONS, Skip
 from dynquant.watch.status import WatchStatus
@@ -107,14 +107,14 @@ def _last(reports: Sequence[SweepReport]) -> str:
     )
 
 
-def _queued(queued: Sequence[Known], jobs: Mapping[str, Job]) -> str:
+def _queued(queued: Sequence[SeenModel], jobs: Mapping[str, Job]) -> str:
     title = "<h2>Queued</h2>"
     if not queued:
         return title + markup.empty("Nothing queued yet", "No new model has matched a rule.")
     return f'{title}<ul class="dq-jobs">{"".join(_order(each, jobs) for each in queued)}</ul>'
 
 
-def _order(known: Known, jobs: Mapping[str, Job]) -> str:
+def _order(known: SeenModel, jobs: Mapping[str, Job]) -> str:
     job = jobs.get(known.job_id)
     about, how = f"commit {known.sha[:8]}", ""
     if job is not None:
@@ -126,7 +126,7 @@ def _order(known: Known, jobs: Mapping[str, Job]) -> str:
     )
 
 
-def _skipped(skipped: Sequence[Known], page_url: Callable[[str], str]) -> str:
+def _skipped(skipped: Sequence[SeenModel], page_url: Callable[[str], str]) -> str:
     """Those that were looked at closely; of the others the list alone said enough."""
     if not skipped:
         return ""

@@ -10,9 +10,9 @@ from dynquant.quant.mlx import gptq
 from dynquant.quant.mlx.encoders import ENCODERS, LayerEncoder, check_encoder
 from dynquant.quant.mlx.encoding import Encoded, decode, encode, encode_min_max
 from dynquant.quant.mlx.gptq import encode_with_feedback
-from dynquant.quant.mlx.hessians import MomentsObserver, takes_feedback
+from dynquant.quant.mlx.hessians import HessianObserver, takes_feedback
 from dynquant.quant.mlx.importance import Importance, Term
-from dynquant.quant.mlx.inverse_hessian import Feedback
+from dynquant.quant.mlx.inverse_hessian import InverseHessian
 from dynquant.quant.mlx.loading import scalar
 from dynquant.quant.mlx.observing import Observation, Role
 
@@ -26,7 +26,7 @@ def random(*shape: int, seed: int = 0) -> mx.array:
 
 def make_encoder(name: str, x: mx.array | None = None, **importance: Importance) -> LayerEncoder:
     """An encoder that saw `x` go into the layer `a`."""
-    watcher = MomentsObserver({"a": (8, 64)}, covariance=name == "gptq")
+    watcher = HessianObserver({"a": (8, 64)}, covariance=name == "gptq")
     if x is not None:
         watcher(Observation("a", Role.LINEAR, x, x))
     return LayerEncoder(name, watcher, importance)
@@ -54,12 +54,12 @@ def test_an_unknown_encoder_is_refused_with_the_known_ones():
 def test_gptq_takes_the_covariance_of_the_inputs():
     weight, x = random(8, 64), random(50, 64, seed=1)
     found = make_encoder("gptq", x).encode("a", weight, FMT)
-    assert same(found, encode_with_feedback(weight, Feedback.of(x.T @ x, 32), FMT))
+    assert same(found, encode_with_feedback(weight, InverseHessian.of(x.T @ x, 32), FMT))
 
 
 def test_layers_that_share_an_input_are_factored_once():
     x, paths = random(50, 64, seed=1), ("a", "b", "c")
-    watcher = MomentsObserver(dict.fromkeys(paths, (8, 64)), covariance=True)
+    watcher = HessianObserver(dict.fromkeys(paths, (8, 64)), covariance=True)
     for path in (*paths, *paths):
         watcher(Observation(path, Role.LINEAR, x, x))
         if path == "c":  # as after each batch
@@ -89,7 +89,7 @@ INPUT = random(50, 64, seed=1)
 def shared_input(*paths: str) -> tuple[LayerEncoder, dict[str, mx.array]]:
     """An encoder whose layers all saw `INPUT`, and their weights."""
     x = INPUT
-    watcher = MomentsObserver(dict.fromkeys(paths, (8, 64)), covariance=True)
+    watcher = HessianObserver(dict.fromkeys(paths, (8, 64)), covariance=True)
     for path in paths:
         watcher(Observation(path, Role.LINEAR, x, x))
     weights = {f"{path}.weight": random(8, 64, seed=n) for n, path in enumerate(paths)}

@@ -26,7 +26,7 @@ from dynquant.quant.allocate import allocate
 from dynquant.quant.formats import UNQUANTIZED, QuantFormat
 from dynquant.quant.mlx.calibration import Windows
 from dynquant.quant.mlx.encoding import Encoded, decode
-from dynquant.quant.mlx.hessians import MomentsObserver
+from dynquant.quant.mlx.hessians import HessianObserver
 from dynquant.quant.mlx.importance import Importance
 from dynquant.quant.mlx.loading import scalar
 from dynquant.quant.mlx.observing import Observation, observed, squares
@@ -224,7 +224,7 @@ def test_the_streamed_reverse_pass_finds_what_plain_autograd_finds(family):
 
 def plain_importance(model: nn.Module, measurement: Measurement) -> Mapping[str, Importance]:
     """The same from `mx.grad` of the whole model, for a zero added to each layer's output."""
-    moments = MomentsObserver(measurement.shapes, covariance=False)
+    moments = HessianObserver(measurement.shapes, covariance=False)
     gauge = FisherGauge(measurement.blocks, measurement.layers, measurement.shapes, [])
     model.train()
     for index, batch in enumerate(measurement.batches):

@@ -9,10 +9,10 @@ from dynquant.quant.mlx.encoding import Encoded, decode, encode
 from dynquant.quant.mlx.gptq import (
     _in_turn_by_mlx,
     _in_turn_by_numpy,
-    encode_together,
+    encode_batch,
     encode_with_feedback,
 )
-from dynquant.quant.mlx.inverse_hessian import Feedback, conditional_variances
+from dynquant.quant.mlx.inverse_hessian import InverseHessian, conditional_variances
 from dynquant.quant.mlx.loading import scalar
 from tests.quant.mlx.factories import WIDTH, correlated_inputs, covariance_of
 
@@ -25,7 +25,7 @@ def random_weight(*shape: int, dtype: mx.Dtype = mx.float32, seed: int = 0) -> m
 def fed_back(
     weight: mx.array, covariance: mx.array, fmt: QuantFormat, *, num_sweeps: int = 0
 ) -> Encoded:
-    feedback = Feedback.of(covariance, fmt.group_size)
+    feedback = InverseHessian.of(covariance, fmt.group_size)
     return encode_with_feedback(weight, feedback, fmt, num_sweeps=num_sweeps)
 
 
@@ -148,8 +148,8 @@ def test_weights_encoded_together_are_as_good_as_alone(lead):
         (random_weight(*lead, rows, WIDTH, dtype=mx.bfloat16, seed=rows), QuantFormat(bits, 32))
         for rows, bits in ((16, 2), (8, 2), (24, 4), (16, 3))
     ]
-    feedback = Feedback.of(covariance, 32)
-    together = encode_together(parts, feedback, num_sweeps=1)
+    feedback = InverseHessian.of(covariance, 32)
+    together = encode_batch(parts, feedback, num_sweeps=1)
     for (weight, fmt), found in zip(parts, together, strict=True):
         alone = encode_with_feedback(weight, feedback, fmt, num_sweeps=1)
         assert found.fmt == fmt

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from dynquant.quant.mlx.hessians import (
-    Moments,
-    MomentsObserver,
+    HessianObserver,
+    InputHessian,
     takes_feedback,
     towards_mean_expert,
 )
@@ -21,7 +21,7 @@ def random(*shape: int, seed: int = 0) -> mx.array:
 
 
 def see(
-    watcher: MomentsObserver,
+    watcher: HessianObserver,
     path: str,
     x: mx.array,
     role: Role = Role.LINEAR,
@@ -31,14 +31,14 @@ def see(
     assert watcher(Observation(path, role, x, y, experts)) is y
 
 
-def moments_of(watcher: MomentsObserver, path: str, role: Role = Role.LINEAR) -> Moments:
+def moments_of(watcher: HessianObserver, path: str, role: Role = Role.LINEAR) -> InputHessian:
     moments = watcher.of(path, role)
     assert moments is not None
     return moments
 
 
 def test_a_linear_layer_sums_squares_and_products_over_batches():
-    watcher = MomentsObserver({"a": (4, WIDTH)}, covariance=True)
+    watcher = HessianObserver({"a": (4, WIDTH)}, covariance=True)
     batches = [random(2, 5, WIDTH, seed=s) for s in range(2)]
     for batch in batches:
         see(watcher, "a", batch)
@@ -51,7 +51,7 @@ def test_a_linear_layer_sums_squares_and_products_over_batches():
 
 
 def test_sums_are_float32_whatever_goes_in():
-    watcher = MomentsObserver({"a": (4, WIDTH)}, covariance=True)
+    watcher = HessianObserver({"a": (4, WIDTH)}, covariance=True)
     see(watcher, "a", mx.full((1, 4000, WIDTH), 8.0, dtype=mx.bfloat16))
     moments = moments_of(watcher, "a")
     assert moments.inputs.tolist() == [256000.0] * WIDTH
@@ -59,7 +59,7 @@ def test_sums_are_float32_whatever_goes_in():
 
 
 def test_a_lookup_counts_its_tokens():
-    watcher = MomentsObserver({"embed": (5, 8)}, covariance=True)
+    watcher = HessianObserver({"embed": (5, 8)}, covariance=True)
     see(watcher, "embed", mx.array([[0, 3, 3], [4, 3, 0]]), Role.LOOKUP)
     moments = moments_of(watcher, "embed", Role.LOOKUP)
     assert moments.inputs.tolist() == [2, 0, 0, 3, 1]
@@ -69,7 +69,7 @@ def test_a_lookup_counts_its_tokens():
 
 def test_experts_have_sums_of_their_own():
     """Four rows routed to two of three experts each, as a switch layer gets them."""
-    watcher = MomentsObserver({"e": (3, 4, WIDTH)}, covariance=True)
+    watcher = HessianObserver({"e": (3, 4, WIDTH)}, covariance=True)
     x, experts = random(4, 1, 1, WIDTH), mx.array([[0, 1], [1, 0], [0, 1], [1, 1]])
     see(watcher, "e", x, Role.SWITCH, experts)
     flat, moments = np.asarray(x).reshape(4, WIDTH), moments_of(watcher, "e", Role.SWITCH)
@@ -81,7 +81,7 @@ def test_experts_have_sums_of_their_own():
 
 
 def test_an_expert_without_tokens_stands_at_the_mean_of_the_others():
-    watcher = MomentsObserver({"e": (3, 4, WIDTH)}, covariance=True)
+    watcher = HessianObserver({"e": (3, 4, WIDTH)}, covariance=True)
     experts = mx.array([[0], [1], [0], [1]])
     see(watcher, "e", random(4, 1, 1, WIDTH), Role.SWITCH, experts)
     raw = moments_of(watcher, "e", Role.SWITCH)
@@ -104,12 +104,12 @@ def test_means_of_experts_are_pulled_towards_the_mean_of_all_tokens():
 
 
 def test_a_layer_that_is_not_of_experts_is_not_smoothed():
-    moments = Moments(mx.ones(3), mx.array(5.0))
+    moments = InputHessian(mx.ones(3), mx.array(5.0))
     assert moments.smoothed() is moments
 
 
 def test_heads_have_sums_of_their_own():
-    watcher = MomentsObserver({"h": (3, 4, WIDTH)}, covariance=True)
+    watcher = HessianObserver({"h": (3, 4, WIDTH)}, covariance=True)
     x = random(2, 3, 5, WIDTH)
     see(watcher, "h", x, Role.HEADS)
     moments, by_head = moments_of(watcher, "h", Role.HEADS), np.asarray(x).transpose(1, 0, 2, 3)
@@ -122,7 +122,7 @@ def test_heads_have_sums_of_their_own():
 
 
 def test_a_head_shared_by_all_gives_each_the_same_sums():
-    watcher = MomentsObserver({"h": (3, 4, WIDTH)}, covariance=False)
+    watcher = HessianObserver({"h": (3, 4, WIDTH)}, covariance=False)
     see(watcher, "h", random(2, 1, 5, WIDTH), Role.HEADS)
     inputs = moments_of(watcher, "h", Role.HEADS).inputs
     assert inputs.shape == (3, WIDTH)
@@ -130,14 +130,14 @@ def test_a_head_shared_by_all_gives_each_the_same_sums():
 
 
 def test_a_transposed_weight_takes_no_feedback():
-    watcher = MomentsObserver({"h": (3, 4, WIDTH)}, covariance=True)
+    watcher = HessianObserver({"h": (3, 4, WIDTH)}, covariance=True)
     see(watcher, "h", random(2, 3, 5, 4), Role.TRANSPOSED)
     assert moments_of(watcher, "h", Role.TRANSPOSED).inputs.shape == (3, 4)
     assert not takes_feedback(watcher, "h")
 
 
 def test_layers_that_share_an_input_share_its_sums():
-    watcher = MomentsObserver(
+    watcher = HessianObserver(
         {"q": (4, WIDTH), "k": (2, WIDTH), "o": (WIDTH, WIDTH)}, covariance=True
     )
     for seed in range(2):
@@ -152,7 +152,7 @@ def test_layers_that_share_an_input_share_its_sums():
 
 
 def test_an_input_in_two_roles_is_summed_twice():
-    watcher = MomentsObserver({"h": (3, 4, WIDTH), "a": (4, WIDTH)}, covariance=False)
+    watcher = HessianObserver({"h": (3, 4, WIDTH), "a": (4, WIDTH)}, covariance=False)
     x = random(2, 3, 5, WIDTH)
     see(watcher, "h", x, Role.HEADS)
     see(watcher, "a", x)
@@ -161,13 +161,13 @@ def test_an_input_in_two_roles_is_summed_twice():
 
 
 def test_nothing_is_known_of_a_layer_that_never_ran():
-    watcher = MomentsObserver({"a": (4, WIDTH)}, covariance=True)
+    watcher = HessianObserver({"a": (4, WIDTH)}, covariance=True)
     assert watcher.of("a", Role.LINEAR) is None
     assert not takes_feedback(watcher, "a")
 
 
 def test_what_runs_while_paused_does_not_count():
-    watcher = MomentsObserver({"a": (4, WIDTH)}, covariance=False)
+    watcher = HessianObserver({"a": (4, WIDTH)}, covariance=False)
     see(watcher, "a", mx.ones((1, WIDTH)))
     with watcher.paused():
         see(watcher, "a", mx.ones((1, WIDTH)))
@@ -176,7 +176,7 @@ def test_what_runs_while_paused_does_not_count():
 
 
 def test_a_tied_weight_takes_no_feedback():
-    watcher = MomentsObserver({"embed": (5, WIDTH)}, covariance=True)
+    watcher = HessianObserver({"embed": (5, WIDTH)}, covariance=True)
     see(watcher, "embed", random(1, WIDTH))
     assert takes_feedback(watcher, "embed")
     see(watcher, "embed", mx.array([1, 2]), Role.LOOKUP)
@@ -184,7 +184,7 @@ def test_a_tied_weight_takes_no_feedback():
 
 
 def test_dropped_covariances_leave_the_squares():
-    watcher = MomentsObserver({"a": (4, WIDTH)}, covariance=True)
+    watcher = HessianObserver({"a": (4, WIDTH)}, covariance=True)
     see(watcher, "a", mx.ones((2, WIDTH)))
     watcher.drop_covariances()
     assert not takes_feedback(watcher, "a")
@@ -192,7 +192,7 @@ def test_dropped_covariances_leave_the_squares():
 
 
 def test_what_was_forgotten_is_gathered_anew():
-    watcher = MomentsObserver({"a": (4, WIDTH), "b": (4, WIDTH)}, covariance=True)
+    watcher = HessianObserver({"a": (4, WIDTH), "b": (4, WIDTH)}, covariance=True)
     for path in "ab":
         see(watcher, path, mx.ones((2, WIDTH)))
     watcher.pending()
@@ -206,26 +206,26 @@ def test_what_was_forgotten_is_gathered_anew():
 def test_sums_of_two_parts_add_up():
     parts = []
     for seed in range(2):
-        watcher = MomentsObserver({"a": (4, WIDTH)}, covariance=True)
+        watcher = HessianObserver({"a": (4, WIDTH)}, covariance=True)
         see(watcher, "a", random(3, WIDTH, seed=seed))
         parts.append(moments_of(watcher, "a"))
     both = parts[0] + parts[1]
     assert both.num_vectors.item() == 6
     assert both.covariance is not None
     np.testing.assert_allclose(mx.diagonal(both.covariance), both.inputs, rtol=1e-5)
-    assert (Moments(mx.ones(WIDTH), mx.array(1.0)) + parts[0]).covariance is None
+    assert (InputHessian(mx.ones(WIDTH), mx.array(1.0)) + parts[0]).covariance is None
 
 
 def test_a_layer_too_wide_for_a_covariance_keeps_only_its_squares():
     """2^16 inputs: their products would take 16 GB. Nothing is evaluated here."""
-    watcher = MomentsObserver({"a": (4, 1 << 16)}, covariance=True)
+    watcher = HessianObserver({"a": (4, 1 << 16)}, covariance=True)
     see(watcher, "a", mx.zeros((1, 1 << 16)))
     assert moments_of(watcher, "a").covariance is None
     assert not takes_feedback(watcher, "a")
 
 
 def test_a_width_without_whole_groups_keeps_only_its_squares():
-    watcher = MomentsObserver({"a": (4, 40)}, covariance=True)
+    watcher = HessianObserver({"a": (4, 40)}, covariance=True)
     see(watcher, "a", random(2, 40))
     assert moments_of(watcher, "a").inputs.shape == (40,)
     assert not takes_feedback(watcher, "a")

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dynquant.quant.mlx.inverse_hessian import Feedback, conditional_variances
+from dynquant.quant.mlx.inverse_hessian import InverseHessian, conditional_variances
 from tests.quant.mlx.factories import WIDTH, correlated_inputs, covariance_of
 
 DAMPING = 0.01
@@ -18,20 +18,20 @@ def random_covariance(width: int, *lead: int, seed: int = 0) -> mx.array:
     return mx.array((inputs.swapaxes(-1, -2) @ inputs).astype(np.float32))
 
 
-def damped_in_order(feedback: Feedback) -> np.ndarray:
+def damped_in_order(feedback: InverseHessian) -> np.ndarray:
     """C + D in the order of encoding, in float64; of one layer."""
     order = np.asarray(feedback.order)
     covariance = np.asarray(feedback.covariance, np.float64)[np.ix_(order, order)]
     return covariance + np.diag(np.asarray(feedback.ridge, np.float64))
 
 
-def expert(feedback: Feedback, e: int) -> Feedback:
+def expert(feedback: InverseHessian, e: int) -> InverseHessian:
     panels = tuple(panel[e] for panel in feedback.panels)
     assert feedback.covariance is not None
-    return Feedback(feedback.order[e], feedback.covariance[e], feedback.ridge[e], panels)
+    return InverseHessian(feedback.order[e], feedback.covariance[e], feedback.ridge[e], panels)
 
 
-def whole_factor(feedback: Feedback, group_size: int) -> np.ndarray:
+def whole_factor(feedback: InverseHessian, group_size: int) -> np.ndarray:
     width = feedback.order.shape[-1]
     rows = [
         np.pad(np.asarray(feedback.factor(start, start + group_size)), ((0, 0), (start, 0)))
@@ -46,7 +46,7 @@ def test_the_factor_is_upper_and_that_of_the_inverse_however_many_panels_it_take
     groups, group_size, seed
 ):
     """One panel is 512 rows."""
-    feedback = Feedback.of(random_covariance(groups * group_size, seed=seed), group_size)
+    feedback = InverseHessian.of(random_covariance(groups * group_size, seed=seed), group_size)
     factor = whole_factor(feedback, group_size)
     assert np.array_equal(factor, np.triu(factor))
     assert (np.diag(factor) > 0).all()
@@ -57,9 +57,9 @@ def test_the_factor_is_upper_and_that_of_the_inverse_however_many_panels_it_take
 
 def test_every_expert_has_a_factor_of_its_own():
     covariances, group_size = random_covariance(640, 3), 32
-    together = Feedback.of(covariances, group_size)
+    together = InverseHessian.of(covariances, group_size)
     for e in range(3):
-        alone = Feedback.of(covariances[e], group_size)
+        alone = InverseHessian.of(covariances[e], group_size)
         assert mx.array_equal(together.order[e], alone.order).item()
         for start in (0, 96, 512, 608):
             found = together.factor(start, start + group_size)[e]
@@ -69,7 +69,7 @@ def test_every_expert_has_a_factor_of_its_own():
 @pytest.mark.parametrize("lead", [(), (2,)], ids=["layer", "experts"])
 def test_rows_and_products_are_those_of_the_damped_covariance_in_order(lead):
     width, group_size = 640, 64
-    feedback = Feedback.of(random_covariance(width, *lead), group_size)
+    feedback = InverseHessian.of(random_covariance(width, *lead), group_size)
     each = [expert(feedback, e) for e in range(2)] if lead else [feedback]
     expected = np.stack([damped_in_order(one) for one in each]).reshape(*lead, width, width)
     scale = np.abs(expected).max()
@@ -81,7 +81,7 @@ def test_rows_and_products_are_those_of_the_damped_covariance_in_order(lead):
 
 
 def test_layers_with_heads_may_share_a_covariance_that_has_none():
-    feedback = Feedback.of(random_covariance(64), 32)
+    feedback = InverseHessian.of(random_covariance(64), 32)
     columns = mx.random.normal((3, 64, 5), key=mx.random.key(0))
     for head in range(3):
         np.testing.assert_allclose(
@@ -136,7 +136,7 @@ def test_conditional_variances_of_experts_have_one_row_each():
 
 def test_without_the_covariance_the_factor_stays():
     covariance = covariance_of(correlated_inputs())
-    feedback = Feedback.of(covariance, 32)
+    feedback = InverseHessian.of(covariance, 32)
     bare = feedback.without_covariance()
     assert bare.nbytes == feedback.nbytes - covariance.nbytes
     assert mx.array_equal(bare.factor(32, 64), feedback.factor(32, 64)).item()

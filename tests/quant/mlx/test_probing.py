@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dynquant.quant.formats import QuantFormat
-from dynquant.quant.kl_calibration import Together
+from dynquant.quant.kl_calibration import KlCalibration
 from dynquant.quant.mlx.encoders import LayerEncoder
-from dynquant.quant.mlx.hessians import MomentsObserver
+from dynquant.quant.mlx.hessians import HessianObserver
 from dynquant.quant.mlx.probing import corrected, kl_of_formats, measure_scales, role_of
 from tests.quant.mlx.factories import TinyModel, make_batches, make_measurement, make_profiles
 from tests.report.factories import make_layer
@@ -85,7 +85,7 @@ def probed(
     cost: float = 1e-3,
     name: str = "wls",
     max_spread: float = math.inf,
-) -> tuple[dict[str, float], Together]:
+) -> tuple[dict[str, float], KlCalibration]:
     measurement = make_measurement(tiny, feedback=name == "gptq")
     profiles = [
         make_layer(
@@ -95,7 +95,7 @@ def probed(
         )
         for each in make_profiles(measurement, formats=formats)
     ]
-    moments = MomentsObserver(measurement.shapes, covariance=measurement.feedback)
+    moments = HessianObserver(measurement.shapes, covariance=measurement.feedback)
     steps: list[int] = []
     found = measure_scales(
         measurement,
@@ -186,11 +186,11 @@ def test_a_menu_of_one_width_is_probed_at_that_width(tied):
 
 
 def test_layers_that_no_affine_format_fits_are_not_probed(tied):
-    assert probed(tied, formats="unquantized") == ({}, Together())
+    assert probed(tied, formats="unquantized") == ({}, KlCalibration())
 
 
 def test_costs_of_nothing_give_no_scale(tied):
-    assert probed(tied, formats="2g32", cost=0.0) == ({}, Together())
+    assert probed(tied, formats="2g32", cost=0.0) == ({}, KlCalibration())
 
 
 def test_the_probed_format_is_the_nearest_to_what_is_wanted(tied):

@@ -7,7 +7,7 @@ import pytest
 from dynquant.quant.formats import QuantFormat
 from dynquant.quant.mlx.encoders import LayerEncoder
 from dynquant.quant.mlx.encoding import Encoded, decode, encode
-from dynquant.quant.mlx.hessians import MomentsObserver
+from dynquant.quant.mlx.hessians import HessianObserver
 from dynquant.quant.mlx.importance import Importance, Term
 from dynquant.quant.mlx.loading import scalar
 from dynquant.quant.mlx.observing import Observation, Role
@@ -62,7 +62,7 @@ def test_every_row_comes_back_where_it_was():
 
 def test_the_encoder_takes_an_embedding_that_is_the_head_too_for_what_it_is():
     weight, (head, table), x = random(VOCAB, WIDTH), terms(as_table=1), inputs()
-    watcher = MomentsObserver({"embed": (VOCAB, WIDTH)}, covariance=True)
+    watcher = HessianObserver({"embed": (VOCAB, WIDTH)}, covariance=True)
     watcher(Observation("embed", Role.LOOKUP, mx.array([1, 2, 3]), x))
     watcher(Observation("embed", Role.LINEAR, x, x))
     encoder = LayerEncoder("gptq", watcher, {"embed": Importance((head, table))})
@@ -73,7 +73,7 @@ def test_the_encoder_takes_an_embedding_that_is_the_head_too_for_what_it_is():
 
 def test_an_embedding_that_is_no_head_keeps_least_squares():
     weight, (_, table) = random(VOCAB, WIDTH), terms(as_table=1)
-    watcher = MomentsObserver({"embed": (VOCAB, WIDTH)}, covariance=True)
+    watcher = HessianObserver({"embed": (VOCAB, WIDTH)}, covariance=True)
     watcher(Observation("embed", Role.LOOKUP, mx.array([1, 2, 3]), inputs()))
     importance = Importance((table,))
     found = LayerEncoder("gptq", watcher, {"embed": importance}).encode("embed", weight, FMT)
