@@ -28,7 +28,7 @@ from typing import Any
 
 import psutil
 
-from benchmarks.random_model import MemoryFootprint, convert, make_model, num_bytes
+from benchmarks.random_model import Shape, convert, make_model, num_bytes
 from dynquant.cli.console import stdout
 from dynquant.quant.recipe import EFFORTS
 
@@ -74,7 +74,7 @@ def main() -> int:
     block_weights = options.gb * 1e9 / 2 / options.depth
     per_square = ATTENTION + 3 * options.inner
     width = round((block_weights / per_square) ** 0.5 / 256) * 256
-    shape = MemoryFootprint(
+    shape = Shape(
         width=width,
         depth=options.depth,
         inner=options.inner,

@@ -24,7 +24,7 @@ import mlx.core as mx
 from rich.table import Table
 
 from benchmarks.plot import Point, Series, chart_svg
-from benchmarks.random_model import MemoryFootprint, convert, make_model, num_bytes, random_windows
+from benchmarks.random_model import Shape, convert, make_model, num_bytes, random_windows
 from benchmarks.upstream import in_child, sensitivity_pass
 from dynquant.cli.console import stdout
 
@@ -49,7 +49,7 @@ def main() -> None:
         return
     rows = {}
     for depth in map(int, options.depths.split(",")):
-        shape = MemoryFootprint(
+        shape = Shape(
             width=options.width, depth=depth, vocab=VOCAB, context=WINDOW_TOKENS
         )
         with tempfile.TemporaryDirectory() as scratch:

@@ -34,7 +34,7 @@ SPREAD = 0.02  # of the weights, as models are initialized
 
 
 @dataclass(frozen=True, kw_only=True)
-class MemoryFootprint:
+class Shape:
     """What a Qwen3 of random weights looks like: grouped queries, a tied embedding."""
 
     width: int
@@ -85,7 +85,7 @@ class MemoryFootprint:
         }
 
 
-def make_model(folder: Path, shape: MemoryFootprint) -> None:
+def make_model(folder: Path, shape: Shape) -> None:
     """Write the model in bfloat16, a shard for each block, never more than one in memory."""
     names = ["embed_tokens.weight", "norm.weight"]
     shapes: list[tuple[int, ...]] = [(shape.vocab, shape.width), (shape.width,)]

@@ -26,7 +26,7 @@ import mlx.core as mx
 from rich.table import Table
 
 from benchmarks.quality import ROOT, machine, revision
-from benchmarks.random_model import MemoryFootprint, make_model, num_bytes, random_windows
+from benchmarks.random_model import Shape, make_model, num_bytes, random_windows
 from dynquant.cli.console import stdout
 from dynquant.quant.mlx.loading import ModelFolder, open_model
 from dynquant.quant.mlx.readahead import ReadAhead
@@ -53,7 +53,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(dir=options.scratch) as scratch:
         folder = Path(scratch)
         make_model(
-            folder, MemoryFootprint(width=options.width, depth=options.depth, context=CONTEXT)
+            folder, Shape(width=options.width, depth=options.depth, context=CONTEXT)
         )
         model, size = open_model(folder), num_bytes(folder)
         windows = random_windows(options.tokens // CONTEXT, CONTEXT, model.config, seed=0)
