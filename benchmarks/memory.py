@@ -49,9 +49,7 @@ def main() -> None:
         return
     rows = {}
     for depth in map(int, options.depths.split(",")):
-        shape = Shape(
-            width=options.width, depth=depth, vocab=VOCAB, context=WINDOW_TOKENS
-        )
+        shape = Shape(width=options.width, depth=depth, vocab=VOCAB, context=WINDOW_TOKENS)
         with tempfile.TemporaryDirectory() as scratch:
             make_model(Path(scratch), shape)
             rows[depth] = {

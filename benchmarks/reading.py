@@ -52,9 +52,7 @@ def main() -> int:
     secs: dict[str, float] = {}
     with tempfile.TemporaryDirectory(dir=options.scratch) as scratch:
         folder = Path(scratch)
-        make_model(
-            folder, Shape(width=options.width, depth=options.depth, context=CONTEXT)
-        )
+        make_model(folder, Shape(width=options.width, depth=options.depth, context=CONTEXT))
         model, size = open_model(folder), num_bytes(folder)
         windows = random_windows(options.tokens // CONTEXT, CONTEXT, model.config, seed=0)
         batches = windows.batches()

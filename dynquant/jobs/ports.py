@@ -9,7 +9,14 @@ from typing import Protocol
 
 from dynquant.jobs.job import Job, JobRequest, JobState, PublishedRepo, StepProgress
 
-__all__ = ["JobBoard", "JobEvent", "PublishedRepos", "RunnerStatus", "SetAside", "StepRunner"]
+__all__ = [
+    "JobBoard",
+    "JobEvent",
+    "PublishedRepos",
+    "QuarantinedEntry",
+    "RunnerStatus",
+    "StepRunner",
+]
 
 
 class StepRunner(Protocol):

@@ -33,7 +33,7 @@ from dynquant.model.weight_files import chosen_files, weight_map_in
 from dynquant.quant.formats import DEFAULT_MENU, UNQUANTIZED
 from dynquant.quant.plan import LayerProfile, ModelInventory
 
-__all__ = ["Anatomy", "anatomy_of", "is_known_family", "known_families"]
+__all__ = ["HeaderInventory", "header_inventory", "is_known_family", "known_families"]
 
 _REMAPPING = "MODEL_REMAPPING"
 """In `mlx_lm.utils`: `model_type` → the module that runs it."""

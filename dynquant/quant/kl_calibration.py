@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["Together"]
+__all__ = ["KlCalibration"]
 
 
 @dataclass(frozen=True)

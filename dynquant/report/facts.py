@@ -12,7 +12,7 @@ from dynquant.quant.formats import QuantFormat
 from dynquant.quant.plan import LayerProfile, QuantPlan, TextFacts
 from dynquant.quant.quality import Quality
 
-__all__ = ["ModelFacts", "QuantizedRow", "Rung", "TextFacts"]
+__all__ = ["ModelFacts", "QuantizedRow", "SizeVariant", "TextFacts"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

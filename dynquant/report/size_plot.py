@@ -22,7 +22,7 @@ from dynquant.report.svg import (
     trimmed,
 )
 
-__all__ = ["ladder_svg"]
+__all__ = ["size_plot_svg"]
 
 _HEADER_HEIGHT = 72
 _LEFT, _TOP, _BOTTOM = 92, 92, 276

@@ -24,7 +24,7 @@ from dynquant.quant.recipe import RECIPE_VERSION
 from dynquant.report.outputs import read_text, write_file
 from dynquant.runner.inbox_policy import MailPolicy
 
-__all__ = ["Announcer", "FoundSource", "Inbox", "InboxEntry", "Mailroom"]
+__all__ = ["Announcer", "FoundSource", "Inbox", "InboxEntry", "InboxWorker"]
 
 _MAX_TOLD = 5_000
 _MAX_OPEN = 200

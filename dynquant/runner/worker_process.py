@@ -32,7 +32,7 @@ from dynquant.runner.machine import is_memory_short
 from dynquant.runner.spec import Limits
 from dynquant.sandbox import clean_environment, confined
 
-__all__ = ["ComputeChild"]
+__all__ = ["Worker"]
 
 _DATA_SHARE, _BASE_DATA_BYTES = 2, 2 << 30
 """What a child asks for and what it uses differ; only the latter is watched, once a second."""

@@ -9,7 +9,7 @@ from typing import Literal, Protocol
 from dynquant.model.candidate import Candidate
 from dynquant.watch.records import Cursor, Mention, Order, PostponedModel, SeenModel, SweepReport
 
-__all__ = ["Mentioner", "NewModels", "Turns", "WatchState"]
+__all__ = ["Mentioner", "NewModels", "SweepLock", "WatchState"]
 
 
 class NewModels(Protocol):

@@ -12,10 +12,10 @@ from dynquant.watch.skips import Skip
 
 __all__ = [
     "Cursor",
-    "Known",
-    "Later",
     "Mention",
     "Order",
+    "PostponedModel",
+    "SeenModel",
     "SweepReport",
     "report_from_json",
     "report_to_json",

@@ -28,7 +28,7 @@ from dynquant.watch.state import DatabaseWatchState
 from dynquant.watch.status import WatchAct, WatchRequests, WatchStatus
 from dynquant.watch.targets import MemoryFootprint, shape_of
 
-__all__ = ["Watchtower"]
+__all__ = ["WatchService"]
 
 _NUM_REPORTS = 10
 _NUM_LATEST = 60

@@ -12,8 +12,8 @@ from dynquant.watch.rules import Rule, WatchConfig
 from dynquant.watch.skips import Skip
 
 __all__ = [
-    "Errands",
     "WatchAct",
+    "WatchRequests",
     "WatchStatus",
     "errands_from_json",
     "errands_to_json",

@@ -14,7 +14,7 @@ from dynquant.watch.rules import Rule
 __all__ = [
     "MAX_SERVED_BPW",
     "MIN_SERVED_BPW",
-    "Shape",
+    "MemoryFootprint",
     "num_published_bytes",
     "shape_of",
     "targets_of",

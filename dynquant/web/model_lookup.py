@@ -17,7 +17,7 @@ from dynquant.quant.header_inventory import header_inventory
 from dynquant.quant.plan import LayerProfile, ModelInventory
 from dynquant.web.single_flight import SingleFlightCache
 
-__all__ = ["Prospect", "Prospects", "model_id"]
+__all__ = ["ModelLookup", "ModelPreview", "model_id"]
 
 OpenHub = Callable[[], AbstractContextManager[HubModels]]
 

@@ -15,7 +15,14 @@ from dynquant.report.numbers import percent, significant
 from dynquant.report.quality_summary import fitting_macs
 from dynquant.web.model_lookup import ModelPreview
 
-__all__ = ["LARGEST_BPW", "Line", "Outlook", "largest_that_fits", "line_of", "outlook"]
+__all__ = [
+    "LARGEST_BPW",
+    "QueueSummary",
+    "TargetForecast",
+    "largest_that_fits",
+    "line_of",
+    "outlook",
+]
 
 LARGEST_BPW = 8.5
 """Eight bits with a scale and a bias for every 64: what more takes, nobody can tell apart."""

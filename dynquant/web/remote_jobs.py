@@ -24,7 +24,7 @@ from dynquant.jobs.ports import JobEvent, PublishedRepos, RunnerStatus
 from dynquant.quant.recipe import RECIPE_VERSION
 from dynquant.web.snapshots import Snapshots
 
-__all__ = ["Inbox", "InboxEntry", "SpaceDesk"]
+__all__ = ["Inbox", "InboxEntry", "RemoteJobs"]
 
 _MAX_SENT = 1_000
 _LOOK_SECS = 20.0

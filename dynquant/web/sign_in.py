@@ -17,7 +17,7 @@ from dynquant.web.limits import Limits
 from dynquant.web.settings import WebSettings
 from dynquant.web.single_flight import SingleFlightCache
 
-__all__ = ["Reception", "Visitor"]
+__all__ = ["SignIn", "Visitor"]
 
 _KNOWN_SECS = 60.0
 """So long a token is taken to be whose it was; then the Hub is asked again."""

@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 
 from dynquant.errors import DynquantError
 
-__all__ = ["Shared"]
+__all__ = ["SingleFlightCache"]
 
 K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")

@@ -24,7 +24,7 @@ from dynquant.quant.mlx.block_calls import Call, Tape
 from dynquant.quant.mlx.loading import Weights
 from dynquant.quant.mlx.streaming import BlockModel, BlockWeights, Forward, side_by_side
 
-__all__ = ["Gauge", "NoGradientError", "backward"]
+__all__ = ["GradientObserver", "NoGradientError", "backward"]
 
 
 _SPEAKS_OF_GRADIENTS = re.compile("vjp|gradient|differentia|implement", re.IGNORECASE)

@@ -24,7 +24,7 @@ from dynquant.quant.formats import QuantFormat
 from dynquant.quant.mlx.encoding import Encoded, affine, fit_groups
 from dynquant.quant.mlx.inverse_hessian import InverseHessian, taken
 
-__all__ = ["encode_together", "encode_with_feedback"]
+__all__ = ["encode_batch", "encode_with_feedback"]
 
 _TINY = 1e-30
 _RUN = 16
@@ -293,7 +293,7 @@ def _column_order(
 def _in_turn_by_numpy(
     targets: mx.array, coupling: mx.array, top: mx.array, old: mx.array | None
 ) -> tuple[mx.array, mx.array]:
-    """As `_column_order`, in place: an operation of MLX costs some 7 µs on a CPU, one of these 1 µs."""
+    """As `_column_order`, in place: an operation of MLX costs 7 µs on a CPU, one of NumPy 1 µs."""
     mx.eval(targets, coupling, top)
     goals, factors, tops = np.array(targets), np.asarray(coupling), np.asarray(top)
     start_from = goals if old is None else np.asarray(old)

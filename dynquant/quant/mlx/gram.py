@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import mlx.core as mx
 
-__all__ = ["Products"]
+__all__ = ["GramMatrix"]
 
 # Narrower matrices are made at once: there the copies that slices need take what they spare.
 _WIDE = 4096

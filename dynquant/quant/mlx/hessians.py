@@ -15,8 +15,8 @@ from dynquant.quant.mlx.gram import GramMatrix
 from dynquant.quant.mlx.observing import Observation, Role, squares
 
 __all__ = [
-    "Moments",
-    "MomentsObserver",
+    "HessianObserver",
+    "InputHessian",
     "covariance_bytes",
     "takes_feedback",
     "towards_mean_expert",

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
-__all__ = ["Feedback", "conditional_variances", "taken"]
+__all__ = ["InverseHessian", "conditional_variances", "taken"]
 
 _DAMPING = 0.01  # of the mean diagonal, as in the paper
 _MAX_DAMPING = 10.0
