@@ -1,25 +1,32 @@
-"""The steps of one conversion, each by itself; `pipeline.py` puts them in order."""
+"""One conversion: its steps in their order, what each needs, and each step by itself.
+
+    resolve ─> download ─> measure ─> encode ─> verify ─> evaluate ─> card ─> publish
+
+The command line does the steps that compute in its own process (`in_process.quantize`). A runner
+does all of them one by one, the computing ones each in a child (`runner.job_steps`,
+`runner.worker`). Both go by `Step`, `NEEDS` and `Conversion.do`.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
 from functools import partial
 from itertools import repeat
 from pathlib import Path
-from typing import Generic, Protocol
+from typing import Generic
 
 from dynquant.model.naming import quantized_name
 from dynquant.model.source import ModelSource
 from dynquant.progress import Progress
 from dynquant.quant.allocate import allocate, allocate_by_threshold, check_target
-from dynquant.quant.formats import DEFAULT_MENU, QuantFormat
+from dynquant.quant.formats import DEFAULT_MENU
 from dynquant.quant.plan import CostTable, QuantPlan
 from dynquant.quant.ports import Quantizer, W
 from dynquant.quant.quality import Quality
-from dynquant.quant.recipe import Recipe, command_of
+from dynquant.quant.recipe import Recipe
 from dynquant.quant.swaps import with_formats
 from dynquant.quant.uniform import nearest_uniform
 from dynquant.report.artefacts import (
@@ -27,36 +34,124 @@ from dynquant.report.artefacts import (
     matched_table,
     measured_on_other_text,
 )
-from dynquant.report.facts import ModelFacts, QuantizedRow, SizeVariant
-from dynquant.report.finished_files import papers
+from dynquant.report.facts import ModelFacts
+from dynquant.report.facts_of import ORIGINAL, facts_of, uniform_name
 from dynquant.report.forecast import Forecast, fitting_bpw, memory_to_run_bytes
 from dynquant.texts.documents import Text
 
 __all__ = [
-    "ORIGINAL",
+    "COMPUTED",
+    "NEEDS",
+    "STEPS",
     "Conversion",
-    "OutputStore",
-    "QuantizedModel",
-    "check",
+    "Made",
+    "Step",
     "check_source",
     "forecast",
-    "measure",
     "measure_costs",
-    "notes_on",
-    "quantize",
 ]
 
-ORIGINAL = "original"
-"""Under this name the figures of the original stand among those of its quants."""
 
-MAX_GAP_BPW = 0.01
-"""A plan further below its target than this is explained on the card."""
+class Step(StrEnum):
+    """The steps of a conversion, in their order."""
 
-_UNIFORM = "uniform "
-_GAP_NOTE = (
-    "It stores {gap:.3f} bits per weight less than was asked for: the menu of formats has no "
-    "plan that comes closer without being worse."
-)
+    RESOLVE = "resolve"  # look the model up and refuse what cannot work, from headers alone
+    DOWNLOAD = "download"  # bring the weights and the texts
+    MEASURE = "measure"  # what every format of every layer costs
+    ENCODE = "encode"  # choose formats for every target, and write its folder
+    VERIFY = "verify"  # compare stock mlx-lm on each folder with its plan
+    EVALUATE = "evaluate"  # perplexity and KL divergence on held-out text
+    CARD = "card"  # plan, report, plots and card of each folder
+    PUBLISH = "publish"  # one commit for each folder
+
+
+STEPS = tuple(Step)
+
+NEEDS: Mapping[Step, tuple[Step, ...]] = {
+    Step.RESOLVE: (),
+    Step.DOWNLOAD: (),
+    Step.MEASURE: (Step.DOWNLOAD,),
+    Step.ENCODE: (Step.DOWNLOAD, Step.MEASURE),
+    Step.VERIFY: (Step.DOWNLOAD, Step.MEASURE, Step.ENCODE),
+    Step.EVALUATE: (Step.DOWNLOAD, Step.MEASURE, Step.ENCODE),
+    Step.CARD: (Step.DOWNLOAD, Step.MEASURE, Step.ENCODE, Step.EVALUATE),
+    Step.PUBLISH: (Step.DOWNLOAD, Step.MEASURE, Step.ENCODE, Step.EVALUATE, Step.CARD),
+}
+"""Step → the steps whose results it reads, in their order; `resolve` comes before all others."""
+
+COMPUTED = (Step.MEASURE, Step.ENCODE, Step.VERIFY, Step.EVALUATE, Step.CARD)
+"""The steps that open the model."""
+
+
+@dataclass(kw_only=True)
+class Made:
+    """What the steps of one conversion have made so far; models go by the name of their folder.
+
+    Attributes:
+        table: Costs, by `measure`; or those of an earlier measurement, to use again.
+        sensitivities: Path of a layer → sensitivity, by `measure` with the seed's method.
+        plans: Formats of every layer, from either of them.
+        folders: Where the models are written.
+        samples: What each model generated, by `verify`.
+        figures: Quality of the original, the models and uniform quants, by `evaluate`.
+        facts: What the cards say, by `card`.
+    """
+
+    table: CostTable | None = None
+    sensitivities: Mapping[str, float] | None = None
+    plans: Mapping[str, QuantPlan] | None = None
+    folders: Mapping[str, Path] = field(default_factory=dict)
+    samples: Mapping[str, str] = field(default_factory=dict)
+    figures: Mapping[str, Quality] = field(default_factory=dict)
+    facts: Sequence[ModelFacts] = ()
+
+
+def forecast(
+    source: ModelSource,
+    quantizer: Quantizer[W],
+    recipe: Recipe,
+    *,
+    fit_memory_bytes: int | None = None,
+) -> list[Forecast]:
+    """What each target gives and takes, from config and headers alone.
+
+    Args:
+        source: Where the model came from; its folder may hold headers only.
+        quantizer: The open model.
+        recipe: The targets; ignored when `fit_memory_bytes` is given.
+        fit_memory_bytes: Take the largest BPW that runs on a Mac with this much memory.
+
+    Raises:
+        InfeasibleTargetError: A target lies outside the feasible range.
+    """
+    inventory = quantizer.inventory(recipe.menu)
+    full = quantizer.inventory(DEFAULT_MENU)
+    cache_bytes = quantizer.cache_bytes(recipe.context_tokens)
+    targets = recipe.targets_bpw
+    if fit_memory_bytes is not None:
+        targets = (fitting_bpw(inventory, memory_bytes=fit_memory_bytes, cache_bytes=cache_bytes),)
+    for target in targets:
+        check_target(inventory, target)
+    source_bytes = round(full.max_bpw * full.num_parameters / 8)
+    sizes = {t: round(t * inventory.num_parameters / 8) for t in targets}
+    return [
+        Forecast(
+            model=source.name,
+            model_type=inventory.model_type,
+            num_parameters=inventory.num_parameters,
+            source_bytes=source_bytes,
+            min_bpw=inventory.min_bpw,
+            max_bpw=inventory.max_bpw,
+            target_bpw=target,
+            size_bytes=size_bytes,
+            context_tokens=recipe.context_tokens,
+            memory_bytes=memory_to_run_bytes(size_bytes, cache_bytes),
+            conversion_memory_bytes=quantizer.conversion_bytes(recipe.calibration_tokens),
+            conversion_disk_bytes=source_bytes + size_bytes,
+            notes=tuple(filter(None, (*quantizer.notes, inventory.why_unquantized.strip()))),
+        )
+        for target, size_bytes in sizes.items()
+    ]
 
 
 class Conversion(Generic[W]):
@@ -97,6 +192,37 @@ class Conversion(Generic[W]):
         if recipe.alignment is not None:  # refuse what cannot work before measuring
             self._thresholds(dict.fromkeys((layer.path for layer in self._inventory.layers), 0.0))
         self.targets = {quantized_name(source.name, bpw): bpw for bpw in recipe.targets_bpw}
+
+    def do(self, step: Step, made: Made, progress: Progress) -> None:
+        """Do one of the steps that compute; `made` gains what the step makes.
+
+        Raises:
+            DynquantError: See the step's own method.
+        """
+        match step:
+            case Step.MEASURE if self._recipe.alignment is not None:
+                made.table = None
+                self.check(progress)
+                made.sensitivities = self.align(progress)
+            case Step.MEASURE:
+                known = None if made.table is None else self.reuse(made.table)
+                self.check(progress)
+                made.table = self.polish(known or self.measure(progress), progress)
+            case Step.ENCODE:
+                self.encode(self._plans(made), made.table, made.folders, progress)
+            case Step.VERIFY:
+                made.samples = self.verify(self._plans(made), made.folders, progress)
+            case Step.EVALUATE:
+                made.figures = self.evaluate(self._plans(made), made.folders, progress)
+            case Step.CARD:
+                made.facts = self.facts(self._plans(made), made.table, made.figures)
+            case _:
+                raise ValueError(step)
+
+    def _plans(self, made: Made) -> Mapping[str, QuantPlan]:
+        if made.plans is None:
+            made.plans = self.allocate(made.table, made.sensitivities)
+        return made.plans
 
     def read(self, *, calibration: Text, evaluation: Text) -> None:
         """Read the texts, on which every later step rests, and check the tokenizer.
@@ -235,11 +361,11 @@ class Conversion(Generic[W]):
         self, plans: Mapping[str, QuantPlan], folders: Mapping[str, Path], progress: Progress
     ) -> dict[str, Quality]:
         """Figures of the original (`ORIGINAL`), of every target and of uniform quants beside it."""
-        uniform = (self._uniform(plan) for plan in plans.values())
+        uniform = (nearest_uniform(self._full, plan.stored_bpw) for plan in plans.values())
         with progress.track({"evaluate": self._quantizer.num_blocks}) as on_step:
             original, found = self._quantizer.evaluate(
                 dict(folders),
-                {_UNIFORM + fmt.name: plan for fmt, plan in uniform},
+                {uniform_name(fmt): plan for fmt, plan in uniform},
                 self._held_out,
                 on_step=on_step,
             )
@@ -252,70 +378,20 @@ class Conversion(Generic[W]):
         figures: Mapping[str, Quality],
     ) -> list[ModelFacts]:
         """Everything that the cards say, one for each target."""
-        ladder = tuple(
-            sorted(
-                (self._rung(name, plan, figures[name]) for name, plan in plans.items()),
-                key=lambda rung: rung.stored_bpw,
-            )
-        )
-        return [self._facts(name, plan, table, figures, ladder) for name, plan in plans.items()]
-
-    def _facts(
-        self,
-        name: str,
-        plan: QuantPlan,
-        table: CostTable | None,
-        figures: Mapping[str, Quality],
-        ladder: tuple[SizeVariant, ...],
-    ) -> ModelFacts:
-        source, recipe, quantizer = self._source, self._recipe, self._quantizer
-        inventory = table.inventory if table else self._inventory
-        fmt, uniform = self._uniform(plan)
-        num_bytes = self._num_bytes(plan.stored_bpw)
-        return ModelFacts(
-            name=name,
-            source=source.name,
-            source_is_repo=source.is_repo,
-            revision_sha=quantizer.revision_sha,
-            model_type=inventory.model_type,
-            license_fields=source.license_fields,
-            gated=source.gated,
-            gated_fields=source.gated_fields,
-            source_is_private=source.is_private,
-            source_id=source.hub_id,
-            layers=inventory.layers,
-            plan=plan,
-            menu=recipe.menu,
-            calibration_tokens=recipe.calibration_tokens,
-            evaluation_tokens=recipe.evaluation_tokens,
+        quantizer = self._quantizer
+        return facts_of(
+            plans,
+            figures,
+            source=replace(self._source, revision_sha=quantizer.revision_sha),
+            recipe=self._recipe,
+            inventory=table.inventory if table else self._inventory,
+            full=self._full,
             method=table.method if table else "alignment",
-            encoder=recipe.encoder,
-            effort=recipe.effort,
-            refine=recipe.refine,
-            time_budget_mins=recipe.time_budget_mins,
-            num_parameters=inventory.num_parameters,
-            rows=(
-                self._row(f"Original ({self._full.dtype})", self._full.max_bpw, figures[ORIGINAL]),
-                self._row(_label(fmt), uniform.stored_bpw, figures[_UNIFORM + fmt.name]),
-                self._row("This model", plan.stored_bpw, figures[name]),
-            ),
-            ladder=ladder,
-            memory_bytes=memory_to_run_bytes(
-                num_bytes, quantizer.cache_bytes(recipe.context_tokens)
-            ),
-            context_tokens=recipe.context_tokens,
             calibration=self._windows.facts,
             evaluation=self._held_out.facts,
-            seed=recipe.seed,
-            command=command_of(
-                recipe,
-                source=source.name,
-                revision_sha=source.revision_sha if source.is_repo else "",
-                calibration=self._windows.facts.name,
-                evaluation=self._held_out.facts.name,
-            ),
+            cache_bytes=quantizer.cache_bytes(self._recipe.context_tokens),
             versions=quantizer.versions,
-            notes=(*quantizer.notes, *notes_on(plan)),
+            notes=quantizer.notes,
         )
 
     def _plan(self, table: CostTable, target_bpw: float) -> QuantPlan:
@@ -342,29 +418,6 @@ class Conversion(Generic[W]):
 
     def _is_before(self, deadline_secs: float) -> bool:
         return self._clock() < deadline_secs
-
-    def _rung(self, name: str, plan: QuantPlan, quality: Quality) -> SizeVariant:
-        return SizeVariant(
-            name=name,
-            target_bpw=plan.target_bpw,
-            stored_bpw=plan.stored_bpw,
-            num_bytes=self._num_bytes(plan.stored_bpw),
-            mean_kl_nats=quality.mean_kl_nats,
-            mean_kl_se_nats=quality.mean_kl_se_nats,
-            top1_agreement=quality.top1_agreement,
-        )
-
-    def _row(self, label: str, bpw: float, quality: Quality) -> QuantizedRow:
-        return QuantizedRow(
-            label=label, stored_bpw=bpw, num_bytes=self._num_bytes(bpw), quality=quality
-        )
-
-    def _num_bytes(self, bpw: float) -> int:
-        return round(bpw * self._inventory.num_parameters / 8)
-
-    def _uniform(self, plan: QuantPlan) -> tuple[QuantFormat, QuantPlan]:
-        """The uniform quant whose size is nearest to that of `plan`."""
-        return nearest_uniform(self._full, plan.stored_bpw)
 
     def _thresholds(self, sensitivities: Mapping[str, float]) -> dict[str, QuantPlan]:
         """Plans of the seed's method."""
@@ -410,205 +463,3 @@ def measure_costs(
             seed=recipe.seed,
             on_step=on_step,
         )
-
-
-def notes_on(plan: QuantPlan) -> tuple[str, ...]:
-    """Sentences that a user of a model of this plan should know."""
-    gap = plan.target_bpw - plan.stored_bpw
-    return (_GAP_NOTE.format(gap=gap),) if gap >= MAX_GAP_BPW else ()
-
-
-def _label(fmt: QuantFormat) -> str:
-    return f"Uniform {fmt.bits}-bit, group {fmt.group_size}"
-
-
-class OutputStore(Protocol):
-    """Where finished folders go; a folder is there whole or not at all."""
-
-    def check(self, names: Sequence[str], *, source: str = "") -> None:
-        """Refuse before any work when one of the folders could not be made.
-
-        Args:
-            names: Of the folders.
-            source: What they will be made of; empty while nobody knows.
-
-        Raises:
-            OutputFolderError: Something that is not ours, or is made of another model, is in the
-                way.
-        """
-        ...
-
-    def staged(self, names: Sequence[str]) -> AbstractContextManager[Mapping[str, Path]]:
-        """Name → a folder to fill; on leaving without an error they take their final names."""
-        ...
-
-    def write_text(self, folder: Path, name: str, content: str) -> None:
-        """Write a file into a staged folder."""
-        ...
-
-    def read_text(self, folder: Path, name: str) -> str | None:
-        """Contents of a file of a folder; None if there is no such file."""
-        ...
-
-    def final(self, name: str) -> Path:
-        """Where the finished folder is."""
-        ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class QuantizedModel:
-    """A finished folder: its facts, where it is, and what it wrote when it was tried."""
-
-    facts: ModelFacts
-    folder: Path
-    sample: str
-
-
-def forecast(
-    source: ModelSource,
-    quantizer: Quantizer[W],
-    recipe: Recipe,
-    *,
-    fit_memory_bytes: int | None = None,
-) -> list[Forecast]:
-    """What each target gives and takes, from config and headers alone.
-
-    Args:
-        source: Where the model came from; its folder may hold headers only.
-        quantizer: The open model.
-        recipe: The targets; ignored when `fit_memory_bytes` is given.
-        fit_memory_bytes: Take the largest BPW that runs on a Mac with this much memory.
-
-    Raises:
-        InfeasibleTargetError: A target lies outside the feasible range.
-    """
-    inventory = quantizer.inventory(recipe.menu)
-    full = quantizer.inventory(DEFAULT_MENU)
-    cache_bytes = quantizer.cache_bytes(recipe.context_tokens)
-    targets = recipe.targets_bpw
-    if fit_memory_bytes is not None:
-        targets = (fitting_bpw(inventory, memory_bytes=fit_memory_bytes, cache_bytes=cache_bytes),)
-    for target in targets:
-        check_target(inventory, target)
-    source_bytes = round(full.max_bpw * full.num_parameters / 8)
-    sizes = {t: round(t * inventory.num_parameters / 8) for t in targets}
-    return [
-        Forecast(
-            model=source.name,
-            model_type=inventory.model_type,
-            num_parameters=inventory.num_parameters,
-            source_bytes=source_bytes,
-            min_bpw=inventory.min_bpw,
-            max_bpw=inventory.max_bpw,
-            target_bpw=target,
-            size_bytes=size_bytes,
-            context_tokens=recipe.context_tokens,
-            memory_bytes=memory_to_run_bytes(size_bytes, cache_bytes),
-            conversion_memory_bytes=quantizer.conversion_bytes(recipe.calibration_tokens),
-            conversion_disk_bytes=source_bytes + size_bytes,
-            notes=tuple(filter(None, (*quantizer.notes, inventory.why_unquantized.strip()))),
-        )
-        for target, size_bytes in sizes.items()
-    ]
-
-
-def check(
-    source: ModelSource,
-    quantizer: Quantizer[W],
-    recipe: Recipe,
-    *,
-    outputs: OutputStore,
-    table: CostTable | None = None,
-) -> list[Forecast]:
-    """Refuse what cannot work before a download or a measurement; what each target takes.
-
-    Args:
-        source: Where the model came from; its folder may hold headers only.
-        quantizer: The open model.
-        recipe: How.
-        outputs: Where the folders are to go.
-        table: A cost table of an earlier measurement of the same model.
-
-    Raises:
-        RequestError: The request cannot work.
-    """
-    job = Conversion(source, quantizer, recipe)
-    outputs.check(list(job.targets), source=source.name)
-    if table is not None:
-        matched_table(table, quantizer.inventory(recipe.menu), quantizer.revision_sha)
-        check_measured_for(table, recipe)
-    return forecast(source, quantizer, recipe)
-
-
-def measure(
-    quantizer: Quantizer[W], text: Text, recipe: Recipe, *, progress: Progress
-) -> CostTable:
-    """What every format of every layer costs; one artefact for every target.
-
-    Raises:
-        TextError: The calibration text is too short.
-        InvalidModelError, UnsupportedModelError: See `Quantizer.check_tokenizer`.
-        NonFiniteError: NaN or infinity; names the layer.
-    """
-    windows = quantizer.calibration_windows(text, recipe.calibration_tokens)
-    quantizer.check_tokenizer()
-    check_source(quantizer, windows, progress)
-    return measure_costs(quantizer, windows, recipe, progress)
-
-
-def quantize(
-    source: ModelSource,
-    quantizer: Quantizer[W],
-    recipe: Recipe,
-    *,
-    calibration: Text,
-    evaluation: Text,
-    outputs: OutputStore,
-    progress: Progress,
-    table: CostTable | None = None,
-    on_sensitivities: Callable[[Mapping[str, float]], None] = lambda _found: None,
-) -> list[QuantizedModel]:
-    """Quantize one model to every target of the recipe: a finished folder each, or none.
-
-    Args:
-        source: Where the model came from.
-        quantizer: The open model.
-        recipe: How.
-        calibration: Text to measure and encode with.
-        evaluation: Held-out text for the figures.
-        outputs: Where the folders go.
-        progress: Shows the steps.
-        table: A cost table of an earlier measurement of the same model.
-        on_sensitivities: Gets what the alignment method measured.
-
-    Raises:
-        RequestError: The request cannot work; nothing was written.
-        StorageFullError: The disk filled up; nothing was kept.
-        NeverPublishError: A figure is not finite or the result is not what was planned.
-    """
-    job = Conversion(source, quantizer, recipe)
-    outputs.check(list(job.targets), source=source.name)
-    job.read(calibration=calibration, evaluation=evaluation)
-    known = job.reuse(table) if table and recipe.alignment is None else None
-    job.check(progress)
-    if recipe.alignment is None:
-        table = job.polish(known or job.measure(progress), progress)
-        plans = job.allocate(table)
-    else:
-        table = None
-        sensitivities = job.align(progress)
-        on_sensitivities(sensitivities)
-        plans = job.allocate(None, sensitivities)
-
-    with outputs.staged(list(plans)) as folders:
-        job.encode(plans, table, folders, progress)
-        samples = job.verify(plans, folders, progress)
-        figures = job.evaluate(plans, folders, progress)
-        finished = job.facts(plans, table, figures)
-        for facts in finished:
-            for name, content in papers(facts, table).items():
-                outputs.write_text(folders[facts.name], name, content)
-    return [
-        QuantizedModel(facts=facts, folder=outputs.final(facts.name), sample=samples[facts.name])
-        for facts in finished
-    ]

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from dynquant.convert import OutputStore
 from dynquant.errors import DynquantError
+from dynquant.in_process import OutputStore
 from dynquant.model.access import Access
 from dynquant.model.naming import quantized_name, repo_ids
 from dynquant.model.origin import Origin

@@ -9,7 +9,7 @@ from pydoc_data import topics
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dynquant.texts.corpus import DEFAULT_CALIBRATION, DEFAULT_EVALUATION
+from dynquant.texts.defaults import DEFAULT_CALIBRATION, DEFAULT_EVALUATION
 from local_hub.hub import LocalHub
 
 __all__ = ["add_default_texts"]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from dynquant.convert import Conversion, OutputStore, forecast, measure, quantize
+from dynquant.convert import Conversion, forecast
 from dynquant.errors import (
     InfeasibleTargetError,
     InvalidModelError,
@@ -21,6 +21,7 @@ from dynquant.errors import (
     UnsupportedModelError,
     VerificationError,
 )
+from dynquant.in_process import OutputStore, measure, quantize
 from dynquant.progress import Progress
 from dynquant.quant.formats import DEFAULT_MENU, QuantFormat, parse_menu
 from dynquant.quant.ports import Quantizer

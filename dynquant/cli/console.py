@@ -24,7 +24,7 @@ from dynquant.jobs.job import Job, JobState
 from dynquant.report.numbers import percent, size, with_error
 
 if TYPE_CHECKING:  # an error is told before any of it is imported, or because it cannot be
-    from dynquant.convert import QuantizedModel
+    from dynquant.in_process import QuantizedModel
     from dynquant.jobs.ports import RunnerStatus
     from dynquant.model.source import ModelSource
     from dynquant.progress import OnStep

@@ -25,25 +25,20 @@ from dynquant.cli.options import (
     Refine,
     Revision,
     TimeBudget,
-    menu_in,
     require_two_texts,
     targets_in,
 )
 from dynquant.errors import InvalidOptionError, RequestError
-from dynquant.jobs.job import (
-    TERMINAL,
-    Job,
-    JobOption,
-    JobRequest,
-    JobState,
-    check_notify_url,
-)
+from dynquant.jobs.job import TERMINAL, Job, JobState
 from dynquant.jobs.job_text import job_to_text
 from dynquant.jobs.ports import JobBoard
+from dynquant.jobs.request import JobRequest, check_notify_url
 from dynquant.model.naming import local_name, quantized_name, repo_ids
-from dynquant.quant.recipe import RECIPE_VERSION, Recipe
+from dynquant.quant.options import RecipeOptions
+from dynquant.quant.recipe import RECIPE_VERSION
 from dynquant.settings import Settings, user_name
-from dynquant.texts.corpus import DEFAULT_CALIBRATION, DEFAULT_EVALUATION, Corpus
+from dynquant.texts.corpus import Corpus
+from dynquant.texts.defaults import DEFAULT_CALIBRATION, DEFAULT_EVALUATION
 
 if TYPE_CHECKING:
     from dynquant.hub.models import HubModels
@@ -97,22 +92,18 @@ def submit(
     from dynquant.hub.models import HubModels
 
     targets = targets_in(bpw)
-    # A request that no runner could do is refused before it is queued.
-    Recipe(targets_bpw=targets, menu=menu_in(formats), effort=effort, time_budget_mins=time_budget)
     _check_texts(calibration, evaluation)
-    options: dict[str, JobOption] = {
-        name: value
-        for name, value in {
-            "menu": formats,
-            "calibration": calibration,
-            "evaluation": evaluation,
-            "effort": None if effort == DEFAULT_RECIPE.effort else effort,
-            "refine": refine or None,
+    named = {"menu": formats, "calibration": calibration, "evaluation": evaluation}
+    options = RecipeOptions.model_validate(
+        {
+            "effort": effort,
+            "refine": refine,
             "time_budget_mins": time_budget,
-            "dequantize": dequantize or None,
-        }.items()
-        if value is not None
-    }
+            "dequantize": dequantize,
+            **{name: value for name, value in named.items() if value is not None},
+        }
+    )
+    options.recipe(targets)  # a request that no runner could do is refused before it is queued
     request = JobRequest(
         model=model,
         targets_bpw=targets,

@@ -31,17 +31,17 @@ from dynquant.cli.options import (
     Seed,
     TimeBudget,
     cost_table_in,
-    encoder_named,
     menu_in,
     read,
     require_room,
     require_two_texts,
     targets_in,
 )
-from dynquant.convert import QuantizedModel, check, forecast
-from dynquant.convert import measure as measure_model
-from dynquant.convert import quantize as quantize_model
+from dynquant.convert import forecast
 from dynquant.errors import InvalidOptionError, OutputFolderError
+from dynquant.in_process import QuantizedModel, check
+from dynquant.in_process import measure as measure_model
+from dynquant.in_process import quantize as quantize_model
 from dynquant.model.source import ModelSource
 from dynquant.quant.formats import QuantFormat
 from dynquant.quant.recipe import Alignment, Recipe
@@ -56,7 +56,7 @@ from dynquant.report.artefacts import (
 from dynquant.report.forecast import parse_memory
 from dynquant.report.outputs import OutputFolders, check_file, write_file
 from dynquant.settings import Settings
-from dynquant.texts.corpus import DEFAULT_CALIBRATION, DEFAULT_EVALUATION
+from dynquant.texts.defaults import DEFAULT_CALIBRATION, DEFAULT_EVALUATION
 
 if TYPE_CHECKING:
     from dynquant.quant.mlx.quantizer import MlxQuantizer
@@ -136,7 +136,7 @@ def measure(
     recipe = Recipe(
         targets_bpw=(),
         menu=menu_in(formats),
-        encoder=encoder_named(encoder),
+        encoder=encoder,
         effort=effort,
         calibration_tokens=calibration_tokens,
         seed=seed,
@@ -219,7 +219,7 @@ def quantize(
     recipe = Recipe(
         targets_bpw=targets_in(bpw),
         menu=pair if aligned else menu_in(formats),
-        encoder=encoder_named(encoder),
+        encoder=encoder,
         effort=effort,
         refine=refine,
         time_budget_mins=time_budget,

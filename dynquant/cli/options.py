@@ -45,7 +45,6 @@ __all__ = [
     "Seed",
     "TimeBudget",
     "cost_table_in",
-    "encoder_named",
     "menu_in",
     "read",
     "require_room",
@@ -138,13 +137,6 @@ def targets_in(text: str) -> tuple[float, ...]:
 def menu_in(text: str | None) -> tuple[QuantFormat, ...]:
     """Formats of `--formats`."""
     return DEFAULT_MENU if text is None else parse_menu(text)
-
-
-def encoder_named(name: str) -> str:
-    """The encoder of `--encoder`, if there is one of that name."""
-    from dynquant.quant.mlx.encoders import check_encoder
-
-    return check_encoder(name)
 
 
 def cost_table_in(path: Path | None) -> CostTable | None:

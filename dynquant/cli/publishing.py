@@ -32,13 +32,13 @@ from dynquant.cli.options import (
     Seed,
     TimeBudget,
     cost_table_in,
-    encoder_named,
     menu_in,
     require_room,
     require_two_texts,
     targets_in,
 )
-from dynquant.convert import check, forecast, quantize
+from dynquant.convert import forecast
+from dynquant.in_process import check, quantize
 from dynquant.model.naming import check_repo_id, repo_ids
 from dynquant.publish import PublishedModel, already_published, destinations, quant_access
 from dynquant.publish import publish as publish_models
@@ -47,7 +47,7 @@ from dynquant.report.finished_files import CARD
 from dynquant.report.finished_files import card as render
 from dynquant.report.outputs import OutputFolders, finished_folders, read_facts, write_file
 from dynquant.settings import Settings
-from dynquant.texts.corpus import DEFAULT_CALIBRATION, DEFAULT_EVALUATION
+from dynquant.texts.defaults import DEFAULT_CALIBRATION, DEFAULT_EVALUATION
 
 __all__ = ["card", "convert", "publish"]
 
@@ -92,7 +92,7 @@ def convert(
     recipe = Recipe(
         targets_bpw=targets_in(bpw),
         menu=menu_in(formats),
-        encoder=encoder_named(encoder),
+        encoder=encoder,
         effort=effort,
         refine=refine,
         time_budget_mins=time_budget,

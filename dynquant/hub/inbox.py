@@ -46,8 +46,7 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]
 
 from dynquant.errors import DestinationError, HubUnavailableError, RequestError
 from dynquant.hub.calls import TIMEOUT_SECS, HubCaller
-from dynquant.jobs.job import JobRequest
-from dynquant.jobs.job_text import request_from_json, request_to_json
+from dynquant.jobs.request import JobRequest, request_from_json, request_to_json
 
 __all__ = ["HubInbox", "InboxEntry"]
 

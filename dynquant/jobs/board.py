@@ -10,17 +10,16 @@ from dataclasses import replace
 from dynquant.errors import DynquantError, RequestError
 from dynquant.jobs.database import Database
 from dynquant.jobs.fair_queue import expected_wait_secs
-from dynquant.jobs.job import (
-    Job,
-    JobRequest,
-    JobState,
-    Priority,
-    TransitionError,
-    check_notify_url,
-)
-from dynquant.jobs.job_text import request_from_json, request_to_json
+from dynquant.jobs.job import Job, JobState, TransitionError
 from dynquant.jobs.ports import JobEvent, PublishedRepos, QuarantinedEntry, RunnerStatus
 from dynquant.jobs.registry import Registry
+from dynquant.jobs.request import (
+    JobRequest,
+    Priority,
+    check_notify_url,
+    request_from_json,
+    request_to_json,
+)
 from dynquant.jobs.store import JobStore
 from dynquant.jobs.timing import Timing
 from dynquant.model.naming import is_ours

@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping
 from functools import partial
 
+from dynquant.convert import STEPS
 from dynquant.errors import (
     NotEnoughMemoryError,
     RequestError,
@@ -19,7 +20,7 @@ from dynquant.errors import (
 )
 from dynquant.jobs.database import Database
 from dynquant.jobs.held import Held, Stop, StoppedError
-from dynquant.jobs.job import STEPS, JobState, Outcome
+from dynquant.jobs.job import JobState, Outcome
 from dynquant.jobs.job_text import outcome_to_text, results_from_text
 from dynquant.jobs.ports import StepRunner
 from dynquant.jobs.registry import Registry, Watch

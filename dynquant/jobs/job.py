@@ -13,38 +13,28 @@ old one in the history.
 
 from __future__ import annotations
 
-import hashlib
-import json
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import datetime
-from enum import IntEnum, StrEnum
+from enum import StrEnum
 
-from dynquant.errors import Reason, RequestError
-from dynquant.model.naming import TARGET_DECIMALS
+from dynquant.errors import Reason
+from dynquant.jobs.request import JobRequest
 
 __all__ = [
     "MAX_DEATHS",
-    "STEPS",
     "TERMINAL",
     "Attempt",
     "Job",
-    "JobOption",
-    "JobRequest",
     "JobState",
     "Outcome",
-    "Priority",
     "PublishedRepo",
     "StepProgress",
     "TransitionError",
     "adopted",
     "begun",
     "cancelled",
-    "check_notify_url",
     "ended",
     "in_step",
-    "job_id",
     "lost_its_runner",
     "made_again",
     "progressed",
@@ -52,20 +42,10 @@ __all__ = [
     "retried",
 ]
 
-STEPS = ("resolve", "download", "measure", "encode", "verify", "evaluate", "card", "publish")
-"""Of every job, in this order."""
-
 MAX_DEATHS = 3
 """So many runners may die of one attempt before it fails."""
 
-_ID_DIGITS = 20
-"""80 bits: the chance that two of a billion jobs share an id is below 1e-6."""
-
 _GB = 10**9
-_FLOAT_NOISE = 1e-6
-
-JobOption = str | int | float | bool | None | tuple["JobOption", ...]
-"""Value of a recipe's option: what JSON can say, without objects."""
 
 
 class JobState(StrEnum):
@@ -82,54 +62,8 @@ class JobState(StrEnum):
 TERMINAL = frozenset({JobState.PUBLISHED, JobState.REFUSED, JobState.FAILED, JobState.CANCELLED})
 
 
-class Priority(IntEnum):
-    """Whose jobs go first: the lower number."""
-
-    PERSON = 0
-    WATCHER = 1
-
-
 class TransitionError(ValueError):
     """A job cannot go from the state that it is in to the one asked for."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JobRequest:
-    """What somebody asked for.
-
-    Attributes:
-        model: Repo id.
-        revision: Branch, tag or commit; a job's own request has the commit.
-        targets_bpw: Stored bits per weight, one repo each; cut to the decimals that the repo's name
-            has, so that no two jobs make repos of one name.
-        destination: Namespace or name template of the repos to publish.
-        requester: Account or user that asked; jobs take turns between requesters.
-        requester_id: The Hub's own id of that account, which an account that takes the name later
-            does not get; empty for users of this machine.
-        private: Whether new repos are private; those of a private model are in any case, unless
-            `public` says otherwise.
-        public: Whether new repos are public though the model is private.
-        source_is_private: Whether the model was private on the Hub when the request was queued. The
-            board's callers look that up; a requester's own word for it does not count.
-        options: Options of the recipe that differ from its defaults.
-        notify_url: Where to tell that the job has ended.
-    """
-
-    model: str
-    revision: str | None = None
-    targets_bpw: tuple[float, ...]
-    destination: str = ""
-    requester: str
-    requester_id: str = ""
-    priority: Priority = Priority.PERSON
-    private: bool = False
-    public: bool = False
-    source_is_private: bool = False
-    options: Mapping[str, JobOption] = field(default_factory=dict)
-    notify_url: str | None = None
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "targets_bpw", tuple(map(_as_named, self.targets_bpw)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -241,38 +175,6 @@ class Job:
         if self.request.source_is_private:
             return not (self.request.public and self.state is JobState.PUBLISHED)
         return self.request.private
-
-
-def check_notify_url(request: JobRequest) -> None:
-    """Refuse an address that nobody would be told at; jobs that were taken with one stay readable.
-
-    Raises:
-        RequestError: It does not begin with https.
-    """
-    if request.notify_url is not None and not request.notify_url.startswith("https://"):
-        raise RequestError(
-            "The address to notify has to begin with https://: no other is ever told. Give such "
-            "an address, or none."
-        )
-
-
-def job_id(request: JobRequest, *, revision_sha: str, recipe_version: int) -> str:
-    """Id of the job that makes what `request` asks for: the same for the same results.
-
-    Who asks, how urgently and whom to tell make no difference; who may read it does.
-    """
-    identity: dict[str, object] = {
-        "model": request.model,
-        "revision_sha": revision_sha,
-        "targets_bpw": sorted({float(target) for target in request.targets_bpw}),
-        "recipe_version": recipe_version,
-        "options": dict(request.options),
-        "destination": request.destination,
-    }
-    # Named only where they were asked for, so that all other ids stay as they were.
-    identity |= {name: True for name in ("private", "public") if getattr(request, name)}
-    text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:_ID_DIGITS]
 
 
 def begun(job: Job, *, runner: str, at: datetime) -> Job:
@@ -420,12 +322,6 @@ def _new_attempt(job: Job, request: JobRequest, at: datetime) -> Job:
         needed_memory_bytes=job.needed_memory_bytes,
         history=(*job.history, attempt),
     )
-
-
-def _as_named(target_bpw: float) -> float:
-    """The largest target that a name tells, and that is no larger than `target_bpw`."""
-    scaled = target_bpw * 10**TARGET_DECIMALS
-    return math.floor(scaled + _FLOAT_NOISE) / 10**TARGET_DECIMALS if scaled >= 1 else target_bpw
 
 
 def _require(job: Job, *states: JobState) -> None:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
-from dynquant.jobs.job import Job, JobRequest, JobState, PublishedRepo, StepProgress
+from dynquant.jobs.job import Job, JobState, PublishedRepo, StepProgress
+from dynquant.jobs.request import JobRequest
 
 __all__ = [
     "JobBoard",
@@ -41,7 +42,7 @@ class StepRunner(Protocol):
         It may run again after it was done, also on another machine.
 
         Args:
-            step: One of `jobs.job.STEPS`.
+            step: One of `convert.STEPS`.
             request: With the commit as its revision.
             results: Step → what it returned, of the steps before.
             job_id: Names what the job takes on this machine.

@@ -16,7 +16,6 @@ from dynquant.jobs.database import Database
 from dynquant.jobs.fair_queue import WaitingJob, in_turn
 from dynquant.jobs.job import (
     Job,
-    JobRequest,
     JobState,
     Outcome,
     StepProgress,
@@ -25,7 +24,6 @@ from dynquant.jobs.job import (
     cancelled,
     ended,
     in_step,
-    job_id,
     lost_its_runner,
     made_again,
     progressed,
@@ -34,6 +32,7 @@ from dynquant.jobs.job import (
 )
 from dynquant.jobs.job_text import job_from_text, job_to_text
 from dynquant.jobs.ports import JobEvent, QuarantinedEntry
+from dynquant.jobs.request import JobRequest, job_id
 
 __all__ = ["JobStore"]
 

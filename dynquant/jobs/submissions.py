@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from dynquant.errors import RetryLaterError
 from dynquant.jobs import tables
 from dynquant.jobs.database import Database
-from dynquant.jobs.job import JobRequest, Priority
+from dynquant.jobs.request import JobRequest, Priority
 
 __all__ = ["count", "lock"]
 

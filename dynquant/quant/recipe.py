@@ -14,6 +14,7 @@ from dynquant.quant.formats import DEFAULT_MENU, QuantFormat
 
 __all__ = [
     "EFFORTS",
+    "ENCODERS",
     "MAX_BPW",
     "MAX_CONTEXT_TOKENS",
     "MAX_MINUTES",
@@ -40,6 +41,9 @@ MAX_MINUTES = 10.0**6
 
 _VARIANT_DIGITS = 12
 """48 bits: of a million recipes of one model no two share a name, but for 2 in 1,000 times."""
+
+ENCODERS = ("gptq", "wls", "minmax")
+"""Weighted least squares with error feedback, the same without it, and rounding as MLX does it."""
 
 MAX_TARGETS = 32
 MAX_BPW = 32.0
@@ -142,9 +146,14 @@ class Recipe:
     dequantize: bool = False
 
     def __post_init__(self) -> None:
+        if self.encoder not in ENCODERS:
+            raise InvalidOptionError(
+                f"There is no encoder '{str(self.encoder)[:60]}'. Choose one of "
+                f"{', '.join(ENCODERS)}."
+            )
         if self.effort not in EFFORTS:
             raise InvalidOptionError(
-                f"There is no effort '{self.effort}'. Choose one of {', '.join(EFFORTS)}."
+                f"There is no effort '{str(self.effort)[:60]}'. Choose one of {', '.join(EFFORTS)}."
             )
         budget = self.time_budget_mins
         if budget is not None and not (_is_number(budget) and 0 <= budget <= MAX_MINUTES):

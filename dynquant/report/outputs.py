@@ -38,7 +38,7 @@ _IN_THE_WAY = {
 
 
 class OutputFolders:
-    """Folders below `root`; implements `convert.OutputStore`."""
+    """Folders below `root`; implements `in_process.OutputStore`."""
 
     def __init__(self, root: Path) -> None:
         self._root = root

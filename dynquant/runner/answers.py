@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, NoReturn
 
-from dynquant.convert import ORIGINAL, notes_on
 from dynquant.errors import DynquantError, NeverPublishError, Reason
 from dynquant.jobs.type_validation import require_types
 from dynquant.model.notes import MAX_NOTES, is_note
@@ -28,6 +27,7 @@ from dynquant.report.artefacts import (
     same_request,
 )
 from dynquant.report.facts import ModelFacts
+from dynquant.report.facts_of import ORIGINAL, notes_on
 from dynquant.report.forecast import Forecast
 from dynquant.report.gating import gate
 

@@ -10,18 +10,15 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 
 from dynquant.errors import RequestError
-from dynquant.jobs.job import JobRequest, Priority
+from dynquant.jobs.request import JobRequest, Priority
 from dynquant.model.naming import is_account_name
 from dynquant.model.origin import HUB_ID
-from dynquant.runner.spec import recipe_of
-from dynquant.texts.corpus import CALIBRATIONS
+from dynquant.texts.defaults import CALIBRATIONS
 
 __all__ = ["MailPolicy"]
 
 _OPTIONS = frozenset({"menu", "calibration"})
 """The options that the pages of a Space offer."""
-
-_MAX_MENU_CHARS = 400
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,16 +73,13 @@ class MailPolicy:
 
     @staticmethod
     def _check_options(request: JobRequest) -> None:
-        if unknown := sorted(request.options.keys() - _OPTIONS):
+        if others := sorted(request.options.to_json().keys() - _OPTIONS):
             raise RequestError(
-                f"A request by mail cannot set '{unknown[0][:60]}'. Leave that option out."
+                f"A request by mail cannot set '{others[0]}'. Leave that option out."
             )
-        menu, calibration = map(request.options.get, ("menu", "calibration"))
-        if menu is not None and not (isinstance(menu, str) and len(menu) <= _MAX_MENU_CHARS):
-            raise RequestError(f"'menu' is a list of formats of {_MAX_MENU_CHARS} characters.")
-        if calibration is not None and calibration not in CALIBRATIONS.values():
+        if request.options.calibration not in CALIBRATIONS.values():
             raise RequestError(
                 "A request by mail names one of the calibration sets of the Space: "
                 f"{'; '.join(CALIBRATIONS.values())}."
             )
-        recipe_of({"targets_bpw": request.targets_bpw, **request.options})
+        _ = request.recipe  # refuses targets that go together with no recipe

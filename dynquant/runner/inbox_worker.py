@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from dynquant.errors import RequestError, RetryLaterError
-from dynquant.jobs.job import TERMINAL, Job, JobRequest, JobState
+from dynquant.jobs.job import TERMINAL, Job, JobState
 from dynquant.jobs.ports import JobBoard
+from dynquant.jobs.request import JobRequest
 from dynquant.model.naming import is_ours
 from dynquant.quant.recipe import RECIPE_VERSION
 from dynquant.report.outputs import read_text, write_file

@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from dynquant.convert import NEEDS, Step
 from dynquant.errors import (
     InvalidOptionError,
     NotEnoughMemoryError,
@@ -28,8 +29,9 @@ from dynquant.errors import (
 from dynquant.hub.listing import Listing
 from dynquant.hub.models import HubModels
 from dynquant.hub.transfers import go_by_plain_http
-from dynquant.jobs.job import JobRequest, PublishedRepo, StepProgress
+from dynquant.jobs.job import PublishedRepo, StepProgress
 from dynquant.jobs.job_text import results_to_text
+from dynquant.jobs.request import JobRequest
 from dynquant.logs import job_context
 from dynquant.model.limits import MAX_HEADER_BYTES, MAX_SMALL_FILE_BYTES
 from dynquant.model.naming import is_ours, quantized_name
@@ -42,6 +44,7 @@ from dynquant.publish import (
     destinations,
     publish,
 )
+from dynquant.quant.options import RecipeOptions
 from dynquant.quant.recipe import Recipe, variant_of
 from dynquant.report.artefacts import cost_table_from_json
 from dynquant.report.finished_files import CARD, papers
@@ -50,20 +53,17 @@ from dynquant.report.outputs import OutputFolders, read_facts, write_file
 from dynquant.runner.answers import Asked
 from dynquant.runner.child_process import ChildCancelledError
 from dynquant.runner.job_folder import MODELS, PAPERS, JobFolder, remove_folder
-from dynquant.runner.spec import JobSpec, Limits, recipe_of, save_text
+from dynquant.runner.spec import JobSpec, Limits, save_text
 from dynquant.runner.worker_process import Worker
-from dynquant.texts.corpus import DEFAULT_CALIBRATION, DEFAULT_EVALUATION, Corpus
+from dynquant.texts.corpus import Corpus
 from dynquant.texts.documents import Text
 
 __all__ = ["JobSteps"]
 
-_TABLE = "cost_table.json"
+_TABLE, _FIGURES = "cost_table.json", "figures.json"
 
 _TEXT_CHARS_PER_TOKEN = 400
 """Windows are spread over 32 times the tokens asked for; a token has some 4 to 12 characters."""
-
-_TEXTS = {"calibration": DEFAULT_CALIBRATION, "evaluation": DEFAULT_EVALUATION}
-"""Role of a text, which is also the name of its option, → its default."""
 
 
 _logger = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ class _Call:
     """One step of one job that is to be done now."""
 
     job_id: str
-    step: str
+    step: Step
     request: JobRequest
     results: Mapping[str, str]
     folder: JobFolder
@@ -83,11 +83,11 @@ class _Call:
 
     @property
     def recipe(self) -> Recipe:
-        return recipe_of({"targets_bpw": self.request.targets_bpw, **self.request.options})
+        return self.request.recipe
 
     @property
     def resolved(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(self.results["resolve"])
+        found: dict[str, Any] = json.loads(self.results[Step.RESOLVE])
         return found
 
     @property
@@ -102,7 +102,7 @@ class _Call:
 
 
 class JobSteps:
-    """Does steps; a `dynquant.ports.StepRunner`.
+    """Does steps; a `jobs.ports.StepRunner`.
 
     Args:
         home: The runner's folder; each job has a folder below `jobs` in it.
@@ -156,7 +156,7 @@ class JobSteps:
         """
         call = _Call(
             job_id=job_id,
-            step=step,
+            step=Step(step),
             request=request,
             results=results,
             folder=JobFolder(self._jobs / job_id),
@@ -165,11 +165,50 @@ class JobSteps:
         )
         with job_context(job_id, step), disk_errors_translated():
             call.folder.make()
-            if step != "resolve" and call.resolved["published"] is not None:
+            if step != Step.RESOLVE and call.resolved["published"] is not None:
                 there = [PublishedModel(**each) for each in call.resolved["published"]]
-                return _results(there) if step == "publish" else "null"
-            found = getattr(self, f"_{step}")(call)
+                return _results(there) if step == Step.PUBLISH else "null"
+            for need in NEEDS[call.step]:
+                self._restore(call, need)
+            found = self._do(call)
         return found if isinstance(found, str) else json.dumps(found)
+
+    def _do(self, call: _Call) -> Any:
+        """Do the step of `call`; what it returns is kept by the engine."""
+        match call.step:
+            case Step.RESOLVE:
+                return self._resolve(call)
+            case Step.DOWNLOAD:
+                return self._download(call)
+            case Step.MEASURE:
+                return self._measure(call)
+            case Step.ENCODE:
+                return self._encode(call)
+            case Step.VERIFY:
+                return call.asked.samples(self._compute(call, Step.VERIFY))
+            case Step.EVALUATE:
+                return call.asked.figures(self._compute(call, Step.EVALUATE))
+            case Step.CARD:
+                return self._card(call)
+            case Step.PUBLISH:
+                return self._publish(call)
+
+    def _restore(self, call: _Call, need: Step) -> None:
+        """Have the results of an earlier step on this machine, which may not have done it."""
+        match need:
+            case Step.DOWNLOAD:
+                self._download(call)
+            case Step.MEASURE:
+                if not call.folder.has(_TABLE):
+                    call.folder.write(_TABLE, call.results[Step.MEASURE])
+            case Step.ENCODE:
+                self._encode(call)
+            case Step.EVALUATE:
+                call.folder.write(_FIGURES, call.results[Step.EVALUATE])
+            case Step.CARD:
+                self._card(call)
+            case _:
+                raise ValueError(need)
 
     def local_jobs(self) -> Collection[str]:
         """Ids of the jobs that have a folder here."""
@@ -204,7 +243,7 @@ class JobSteps:
                 private=_private(request),
                 variant=_variant(call, hub, found),
             )
-            texts = {role: self._open_text(call, role) for role in _TEXTS}
+            texts = {role: self._open_text(call, role) for role in request.options.texts}
             names = {role: text.name for role, text in texts.items()}
             # The child reads a copy, so that its plan knows a text by its name alone.
             known = {role: replace(text, source_sha256="") for role, text in texts.items()}
@@ -213,7 +252,7 @@ class JobSteps:
             forecasts = []
             if there is None:
                 self._write_spec(call, source, names)
-                answer = self._compute(call, "resolve", source)
+                answer = self._compute(call, Step.RESOLVE, source)
                 forecasts = call.asked_of(fields, names).forecasts(answer)
                 self._require_room(forecasts)
         return {
@@ -225,36 +264,80 @@ class JobSteps:
         }
 
     def _download(self, call: _Call) -> dict[str, Any]:
-        source = self._require_model(call)
+        """The model in the cache; the texts and the spec in the job's folder."""
+        if call.job_id not in self._open:
+            repo, sha = (call.resolved["source"][key] for key in ("name", "revision_sha"))
+            dequantize = call.recipe.dequantize
+            with ExitStack() as on_failure:
+                hub = on_failure.enter_context(self._open_hub())
+                # A file that an answer forgets would not be missed: two must agree on them.
+                hub.look_up(repo, revision=sha, allow_quantized=dequantize)
+                source = hub.fetch(
+                    repo, revision=sha, allow_quantized=dequantize, progress=_Reported(call)
+                )
+                on_failure.pop_all()
+            self._open[call.job_id] = hub, source
+        source = self._open[call.job_id][1]
+        for role in call.request.options.texts:
+            name = f"{role}.jsonl"
+            if not call.folder.has(name):
+                num_tokens = getattr(call.recipe, f"{role}_tokens")
+                max_chars = _TEXT_CHARS_PER_TOKEN * num_tokens
+                with call.folder.written(name) as stream:
+                    save_text(self._open_text(call, role), stream, max_chars=max_chars)
+        self._write_spec(call, source, call.resolved["texts"])
         return {"revision_sha": source.revision_sha}
 
     def _measure(self, call: _Call) -> str:
-        source = self._require_model(call)
+        """The cost table, which serves every later step and every machine."""
         table = call.folder.read(_TABLE)
         if table is None:
-            self._compute(call, "measure", source)
+            self._compute(call, Step.MEASURE)
             table = call.asked.cost_table(call.folder.left_by_child(_TABLE))
             call.folder.write(_TABLE, table)
         return table
 
     def _encode(self, call: _Call) -> list[str]:
-        self._require_models(call)
-        return sorted(call.asked.targets)
+        """The encoded models, from the cost table that was measured; their names."""
+        names = sorted(call.asked.targets)
+        if call.folder.has(MODELS):
+            return names
+        self._compute(call, Step.ENCODE)
+        sizes = [each["size_bytes"] for each in call.resolved["forecasts"]]
 
-    def _verify(self, call: _Call) -> Any:
-        source = self._require_models(call)
-        return call.asked.samples(self._compute(call, "verify", source))
+        def on_copied(_num_bytes: int) -> None:
+            if call.is_cancelled():
+                raise ChildCancelledError
 
-    def _evaluate(self, call: _Call) -> Any:
-        source = self._require_models(call)
-        return call.asked.figures(self._compute(call, "evaluate", source))
+        call.folder.take_models(
+            call.asked.targets,
+            source=self._open[call.job_id][1].folder,
+            max_bytes=sum(map(_most_bytes, sizes)),
+            on_copied=on_copied,
+        )
+        return names
 
     def _card(self, call: _Call) -> list[str]:
-        self._require_papers(call)
-        return sorted(call.resolved["repo_ids"])
+        """The cards and what lies beside them, in the folders of the models; their names.
+
+        What they say is worked out in the child, where the model can be opened, and they are
+        written here.
+        """
+        folder, asked = call.folder, call.asked
+        names = sorted(call.resolved["repo_ids"])
+        if all(folder.has(MODELS, name, CARD) for name in asked.targets):
+            return names
+        self._compute(call, Step.CARD)
+        table = cost_table_from_json(call.results[Step.MEASURE], name=_TABLE)
+        for name in asked.targets:
+            said = [
+                folder.left_by_child(PAPERS, name, each) for each in ("plan.json", "report.json")
+            ]
+            for paper, content in papers(asked.facts(name, *said), table).items():
+                write_file(folder.models / name / paper, content)
+        return names
 
     def _publish(self, call: _Call) -> str:
-        self._require_papers(call)
         ids: dict[str, str] = call.resolved["repo_ids"]
         models = {}
         for name in ids:
@@ -272,82 +355,15 @@ class JobSteps:
             )
         return _results(published)
 
-    def _require_model(self, call: _Call) -> ModelSource:
-        """The model in the cache; the texts and the spec are in the job's folder then."""
-        if call.job_id not in self._open:
-            repo, sha = (call.resolved["source"][key] for key in ("name", "revision_sha"))
-            dequantize = call.recipe.dequantize
-            with ExitStack() as on_failure:
-                hub = on_failure.enter_context(self._open_hub())
-                # A file that an answer forgets would not be missed: two must agree on them.
-                hub.look_up(repo, revision=sha, allow_quantized=dequantize)
-                source = hub.fetch(
-                    repo, revision=sha, allow_quantized=dequantize, progress=_Reported(call)
-                )
-                on_failure.pop_all()
-            self._open[call.job_id] = hub, source
-        source = self._open[call.job_id][1]
-        for role in _TEXTS:
-            name = f"{role}.jsonl"
-            if not call.folder.has(name):
-                num_tokens = getattr(call.recipe, f"{role}_tokens")
-                max_chars = _TEXT_CHARS_PER_TOKEN * num_tokens
-                with call.folder.written(name) as stream:
-                    save_text(self._open_text(call, role), stream, max_chars=max_chars)
-        self._write_spec(call, source, call.resolved["texts"])
-        return source
-
-    def _require_models(self, call: _Call) -> ModelSource:
-        """The encoded models, from the cost table that was measured; returns the original."""
-        source = self._require_model(call)
-        folder = call.folder
-        if not folder.has(_TABLE):
-            folder.write(_TABLE, call.results["measure"])
-        if not folder.has(MODELS):
-            self._compute(call, "encode", source)
-            sizes = [each["size_bytes"] for each in call.resolved["forecasts"]]
-
-            def on_copied(_num_bytes: int) -> None:
-                if call.is_cancelled():
-                    raise ChildCancelledError
-
-            folder.take_models(
-                call.asked.targets,
-                source=source.folder,
-                max_bytes=sum(map(_most_bytes, sizes)),
-                on_copied=on_copied,
-            )
-        return source
-
-    def _require_papers(self, call: _Call) -> None:
-        """The encoded models with their cards.
-
-        What they say is worked out in the child, where the model can be opened, and they are
-        written here.
-        """
-        source = self._require_models(call)
-        folder, asked = call.folder, call.asked
-        if all(folder.has(MODELS, name, CARD) for name in asked.targets):
-            return
-        folder.write("figures.json", call.results["evaluate"])
-        self._compute(call, "card", source)
-        table = cost_table_from_json(call.results["measure"], name=_TABLE)
-        for name in asked.targets:
-            said = [
-                folder.left_by_child(PAPERS, name, each) for each in ("plan.json", "report.json")
-            ]
-            for paper, content in papers(asked.facts(name, *said), table).items():
-                write_file(folder.models / name / paper, content)
-
     def _open_text(self, call: _Call, role: str) -> Text:
-        return self._texts.open(str(call.request.options.get(role) or _TEXTS[role]))
+        return self._texts.open(call.request.options.texts[role])
 
     def _write_spec(self, call: _Call, source: ModelSource, texts: Mapping[str, str]) -> None:
         spec = JobSpec(
             source=source,
-            recipe=call.recipe,
+            targets_bpw=call.request.targets_bpw,
+            options=call.request.options.model_copy(update=texts),
             max_reading_cpu_secs=self._limits.reading_cpu_secs,
-            **texts,
         )
         call.folder.write("spec.json", spec.to_json())
 
@@ -369,8 +385,15 @@ class JobSteps:
                 f"{size(free)} free. Free some space there, then retry the job."
             )
 
-    def _compute(self, call: _Call, step: str, source: ModelSource) -> Any:
-        """What the child process answers to `step`; nothing of it is checked yet."""
+    def _compute(self, call: _Call, step: Step, source: ModelSource | None = None) -> Any:
+        """What the child process answers to `step`; nothing of it is checked yet.
+
+        Args:
+            call: The step of the job that needs it.
+            step: What the child does.
+            source: The model's headers; without them the downloaded model.
+        """
+        model = source or self._open[call.job_id][1]
 
         def report(said: Mapping[str, Any]) -> None:
             call.report(
@@ -385,7 +408,7 @@ class JobSteps:
         return self._child.run(
             step,
             call.folder,
-            model=source.folder,
+            model=model.folder,
             report=report,
             is_cancelled=call.is_cancelled,
         )
@@ -409,8 +432,8 @@ def _variant(call: _Call, hub: HubModels, found: Listing) -> str:
         )
     return variant_of(
         call.recipe,
-        texts={role: str(request.options.get(role) or default) for role, default in _TEXTS.items()},
-        default_texts=_TEXTS,
+        texts=request.options.texts,
+        default_texts=RecipeOptions().texts,
         revision_sha="" if found.is_same_model_as(latest) else found.sha,
     )
 

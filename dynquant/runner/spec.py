@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from dynquant.model.source import ModelSource
-from dynquant.quant.formats import DEFAULT_MENU, parse_menu
+from dynquant.quant.options import RecipeOptions
 from dynquant.quant.recipe import Recipe
 from dynquant.texts.documents import Chat, Document, Text
 
-__all__ = ["JobSpec", "Limits", "open_saved_text", "recipe_of", "save_text"]
+__all__ = ["JobSpec", "Limits", "open_saved_text", "save_text"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,44 +32,33 @@ class Limits:
 
 @dataclass(frozen=True, kw_only=True)
 class JobSpec:
-    """One job as its child process sees it.
+    """One job as its child process sees it: nothing of the requester, and no token.
 
     Attributes:
         source: The model, downloaded; or its headers alone, to resolve.
-        recipe: How to quantize.
-        calibration: Name of the text in `calibration.jsonl`.
-        evaluation: Name of the text in `evaluation.jsonl`.
+        targets_bpw: Stored bits per weight, one model each.
+        options: How to quantize; its texts are the names of those in `calibration.jsonl` and
+            `evaluation.jsonl`.
         max_reading_cpu_secs: CPU time that reading both may take, and so may opening the model.
     """
 
     source: ModelSource
-    recipe: Recipe
-    calibration: str
-    evaluation: str
+    targets_bpw: tuple[float, ...]
+    options: RecipeOptions
     max_reading_cpu_secs: int
+
+    @property
+    def recipe(self) -> Recipe:
+        """How to quantize."""
+        return self.options.recipe(self.targets_bpw)
 
     def to_json(self) -> str:
         """The spec as text."""
-        source = asdict(self.source) | {"folder": str(self.source.folder)}
-        recipe = {
-            "targets_bpw": list(self.recipe.targets_bpw),
-            "menu": ",".join(fmt.name for fmt in self.recipe.menu),
-            "encoder": self.recipe.encoder,
-            "effort": self.recipe.effort,
-            "refine": self.recipe.refine,
-            "time_budget_mins": self.recipe.time_budget_mins,
-            "calibration_tokens": self.recipe.calibration_tokens,
-            "evaluation_tokens": self.recipe.evaluation_tokens,
-            "context_tokens": self.recipe.context_tokens,
-            "seed": self.recipe.seed,
-            "dequantize": self.recipe.dequantize,
-        }
         return json.dumps(
             {
-                "source": source,
-                "recipe": recipe,
-                "calibration": self.calibration,
-                "evaluation": self.evaluation,
+                "source": asdict(self.source) | {"folder": str(self.source.folder)},
+                "targets_bpw": self.targets_bpw,
+                "options": self.options.to_json(),
                 "max_reading_cpu_secs": self.max_reading_cpu_secs,
             }
         )
@@ -78,43 +67,12 @@ class JobSpec:
     def from_json(cls, text: str) -> JobSpec:
         """The spec in `text`, which `to_json` wrote."""
         raw = json.loads(text)
-        source = raw["source"] | {"folder": Path(raw["source"]["folder"])}
         return cls(
-            source=ModelSource(**source),
-            recipe=recipe_of(raw["recipe"]),
-            calibration=raw["calibration"],
-            evaluation=raw["evaluation"],
+            source=ModelSource(**raw["source"] | {"folder": Path(raw["source"]["folder"])}),
+            targets_bpw=tuple(raw["targets_bpw"]),
+            options=RecipeOptions.model_validate(raw["options"]),
             max_reading_cpu_secs=raw["max_reading_cpu_secs"],
         )
-
-
-def recipe_of(options: Mapping[str, Any]) -> Recipe:
-    """A recipe from JSON types; what is missing is as by default.
-
-    Raises:
-        InvalidOptionError: `menu` names a format that there is not, or `effort` no effort.
-    """
-    known = {
-        key: options[key]
-        for key in (
-            "encoder",
-            "effort",
-            "refine",
-            "time_budget_mins",
-            "calibration_tokens",
-            "evaluation_tokens",
-            "context_tokens",
-            "seed",
-            "dequantize",
-        )
-        if key in options
-    }
-    menu = options.get("menu")
-    return Recipe(
-        targets_bpw=tuple(float(bpw) for bpw in options["targets_bpw"]),
-        menu=parse_menu(menu) if menu else DEFAULT_MENU,
-        **known,
-    )
 
 
 def save_text(text: Text, stream: TextIO, *, max_chars: int) -> None:

@@ -23,7 +23,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from dynquant.convert import Conversion, forecast
+from dynquant.convert import NEEDS, Conversion, Made, Step, forecast
 from dynquant.errors import (
     DynquantError,
     Reason,
@@ -35,7 +35,6 @@ from dynquant.errors import (
 )
 from dynquant.progress import OnStep
 from dynquant.quant.mlx.quantizer import MlxQuantizer
-from dynquant.quant.plan import QuantPlan
 from dynquant.quant.quality import Quality
 from dynquant.report.artefacts import (
     cost_table_from_json,
@@ -48,6 +47,9 @@ from dynquant.runner.job_folder import MODELS, PAPERS, WORK
 from dynquant.runner.spec import JobSpec, open_saved_text
 
 __all__ = ["main"]
+
+_ENCODING = "encoding"
+"""In `work`: the models until all of them are whole."""
 
 _REPORT_SECS = 0.5
 
@@ -95,80 +97,69 @@ class _Work:
                 dequantize=self.spec.recipe.dequantize,
             )
 
-    def resolve(self) -> object:
-        """What the job gives and takes, from headers alone."""
-        return [
-            asdict(each) for each in forecast(self.spec.source, self.quantizer, self.spec.recipe)
-        ]
-
-    def measure(self) -> object:
-        """`cost_table.json`."""
+    def do(self, step: Step) -> object:
+        """Do `step`; what goes back on standard output."""
+        if step is Step.RESOLVE:
+            spec = self.spec
+            return [asdict(each) for each in forecast(spec.source, self.quantizer, spec.recipe)]
         job = self._conversion()
-        job.check(self.progress)
-        table = job.polish(job.measure(self.progress), self.progress)
-        write_file(self.work / "cost_table.json", cost_table_to_json(table))
-        return None
-
-    def encode(self) -> object:
-        """A folder for each target in `models`, all of them or none."""
-        job = self._conversion()
-        staged, final = self.work / "encoding", self.work / MODELS
-        for old in (staged, final):
-            shutil.rmtree(old, ignore_errors=True)
-        folders = {name: staged / name for name in job.targets}
-        for each in folders.values():
-            each.mkdir(parents=True)
-        table = self._table(job)
-        job.encode(job.allocate(table), table, folders, self.progress)
-        staged.rename(final)
-        return None
-
-    def verify(self) -> object:
-        """What each model wrote when it was tried."""
-        job = self._conversion()
-        return job.verify(job.allocate(self._table(job)), self._folders(job), self.progress)
-
-    def evaluate(self) -> object:
-        """Figures by name."""
-        job = self._conversion()
-        found = job.evaluate(job.allocate(self._table(job)), self._folders(job), self.progress)
-        return {name: asdict(quality) for name, quality in found.items()}
-
-    def card(self) -> object:
-        """What the papers of each model say, as `papers/NAME/plan.json` and `report.json`."""
-        job = self._conversion()
-        table = self._table(job)
-        plans: Mapping[str, QuantPlan] = job.allocate(table)
-        figures = json.loads((self.folder / "figures.json").read_text(encoding="utf-8"))
-        qualities = {name: Quality(**figure) for name, figure in figures.items()}
-        for facts in job.facts(plans, table, qualities):
-            folder = self.work / PAPERS / facts.name
-            write_file(folder / "plan.json", plan_to_json(facts))
-            write_file(folder / "report.json", report_to_json(facts))
-        return None
+        made = self._made_before(step, job)
+        job.do(step, made, self.progress)
+        return self._leave(step, made)
 
     def _conversion(self) -> Conversion[Any]:
+        options = self.spec.options
         job = Conversion(self.spec.source, self.quantizer, self.spec.recipe)
         with _limited_cpu(self.spec.max_reading_cpu_secs):
             job.read(
                 calibration=open_saved_text(
-                    self.folder / "calibration.jsonl", name=self.spec.calibration
+                    self.folder / "calibration.jsonl", name=options.calibration
                 ),
                 evaluation=open_saved_text(
-                    self.folder / "evaluation.jsonl", name=self.spec.evaluation
+                    self.folder / "evaluation.jsonl", name=options.evaluation
                 ),
             )
         return job
 
-    def _table(self, job: Conversion[Any]) -> Any:
-        text = read_text(self.folder / "cost_table.json") or ""
-        return job.reuse(cost_table_from_json(text, name="cost_table.json"))
+    def _made_before(self, step: Step, job: Conversion[Any]) -> Made:
+        """What `step` needs of the earlier steps, as the runner put it into the folder."""
+        made, needs = Made(), NEEDS[step]
+        if Step.MEASURE in needs:
+            text = read_text(self.folder / "cost_table.json") or ""
+            made.table = job.reuse(cost_table_from_json(text, name="cost_table.json"))
+        if Step.ENCODE in needs:
+            made.folders = {name: self.folder / MODELS / name for name in job.targets}
+        if Step.EVALUATE in needs:
+            figures = json.loads((self.folder / "figures.json").read_text(encoding="utf-8"))
+            made.figures = {name: Quality(**figure) for name, figure in figures.items()}
+        if step is Step.ENCODE:
+            for old in (self.work / _ENCODING, self.work / MODELS):
+                shutil.rmtree(old, ignore_errors=True)
+            made.folders = {name: self.work / _ENCODING / name for name in job.targets}
+            for folder in made.folders.values():
+                folder.mkdir(parents=True)
+        return made
 
-    def _folders(self, job: Conversion[Any]) -> dict[str, Path]:
-        return {name: self.folder / MODELS / name for name in job.targets}
+    def _leave(self, step: Step, made: Made) -> object:
+        """Leave what `step` made in `work`; what is small is returned."""
+        match step:
+            case Step.MEASURE if made.table is not None:
+                write_file(self.work / "cost_table.json", cost_table_to_json(made.table))
+            case Step.ENCODE:  # all folders, or none
+                (self.work / _ENCODING).rename(self.work / MODELS)
+            case Step.VERIFY:
+                return dict(made.samples)
+            case Step.EVALUATE:
+                return {name: asdict(quality) for name, quality in made.figures.items()}
+            case Step.CARD:
+                for facts in made.facts:
+                    folder = self.work / PAPERS / facts.name
+                    write_file(folder / "plan.json", plan_to_json(facts))
+                    write_file(folder / "report.json", report_to_json(facts))
+        return None
 
 
-def main(step: str, folder: Path) -> int:
+def main(step: Step, folder: Path) -> int:
     """Do one step; returns the exit code."""
     output = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what libraries print does not belong between our lines
@@ -181,7 +172,7 @@ def main(step: str, folder: Path) -> int:
     try:
         with disk_errors_translated():
             work = _Work(folder, say)
-            result = getattr(work, step)()
+            result = work.do(step)
     except DynquantError as error:
         return _told(say, error)
     except Exception as error:  # noqa: BLE001  the parent logs it and says a neutral sentence
@@ -227,4 +218,4 @@ def _die_with_parent() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], Path(sys.argv[2])))
+    sys.exit(main(Step(sys.argv[1]), Path(sys.argv[2])))

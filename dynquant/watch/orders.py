@@ -8,8 +8,9 @@ from collections import Counter
 from dataclasses import dataclass
 
 from dynquant.errors import RequestError
-from dynquant.jobs.job import JobRequest, JobState, Priority, job_id
+from dynquant.jobs.job import JobState
 from dynquant.jobs.ports import JobBoard
+from dynquant.jobs.request import JobRequest, Priority, job_id
 from dynquant.model.naming import WATCHER
 from dynquant.quant.recipe import RECIPE_VERSION
 from dynquant.watch.inspecting import Look

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from dynquant.jobs.job import JobRequest
+from dynquant.jobs.request import JobRequest
 from dynquant.watch.skips import Skip
 
 __all__ = [

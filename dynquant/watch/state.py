@@ -16,7 +16,7 @@ import sqlalchemy as sa
 
 from dynquant.errors import InvalidOptionError
 from dynquant.jobs.database import Database
-from dynquant.jobs.job_text import request_from_json, request_to_json
+from dynquant.jobs.request import request_from_json, request_to_json
 from dynquant.watch import tables
 from dynquant.watch.records import (
     Cursor,

@@ -6,8 +6,9 @@ from contextlib import suppress
 from typing import Protocol
 
 from dynquant.errors import RequestError
-from dynquant.jobs.job import Job, JobRequest, JobState
+from dynquant.jobs.job import Job, JobState
 from dynquant.jobs.ports import JobBoard, JobEvent, RunnerStatus
+from dynquant.jobs.request import JobRequest
 from dynquant.quant.recipe import RECIPE_VERSION
 
 __all__ = ["BoardDesk", "JobDesk"]

@@ -9,8 +9,9 @@ from contextlib import suppress
 from dataclasses import replace
 
 from dynquant.errors import RequestError
-from dynquant.jobs.job import Job, JobRequest
+from dynquant.jobs.job import Job
 from dynquant.jobs.ports import JobEvent, RunnerStatus
+from dynquant.jobs.request import JobRequest
 from dynquant.watch.public import num_running, public_jobs, public_status
 from dynquant.watch.status import WatchStatus
 from dynquant.web.desk import JobDesk

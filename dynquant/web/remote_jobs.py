@@ -12,15 +12,9 @@ from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from dynquant.errors import DynquantError, RequestError
-from dynquant.jobs.job import (
-    Job,
-    JobRequest,
-    JobState,
-    PublishedRepo,
-    check_notify_url,
-    job_id,
-)
+from dynquant.jobs.job import Job, JobState, PublishedRepo
 from dynquant.jobs.ports import JobEvent, PublishedRepos, RunnerStatus
+from dynquant.jobs.request import JobRequest, check_notify_url, job_id
 from dynquant.quant.recipe import RECIPE_VERSION
 from dynquant.web.snapshots import Snapshots
 

@@ -8,11 +8,13 @@ from dataclasses import dataclass, field, replace
 from dynquant.errors import InvalidOptionError, RequestError
 from dynquant.hub.search import FoundModel, HubSearch
 from dynquant.hub.visitor import HubVisitor
-from dynquant.jobs.job import Job, JobOption, JobRequest
+from dynquant.jobs.job import Job
 from dynquant.jobs.ports import JobEvent, RunnerStatus
+from dynquant.jobs.request import JobRequest
 from dynquant.model.naming import quantized_name, repo_ids
 from dynquant.quant.formats import QuantFormat, parse_menu
-from dynquant.texts.corpus import CALIBRATIONS, DEFAULT_CALIBRATION
+from dynquant.quant.options import RecipeOptions
+from dynquant.texts.defaults import CALIBRATIONS, DEFAULT_CALIBRATION
 from dynquant.watch.status import WatchStatus
 from dynquant.web.askers import account_key, asker
 from dynquant.web.catalogue import Catalogue
@@ -360,16 +362,12 @@ def _menu(formats: str) -> tuple[QuantFormat, ...]:
     return parse_menu(formats)
 
 
-def _options(order: Order) -> dict[str, JobOption]:
-    options: dict[str, JobOption] = {}
-    if order.formats.strip():
-        options["menu"] = ",".join(fmt.name for fmt in _menu(order.formats))
+def _options(order: Order) -> RecipeOptions:
     if order.calibration and order.calibration not in CALIBRATIONS:
         raise InvalidOptionError(
             f"There is no calibration set '{order.calibration[:60]}'. Choose one of: "
             f"{'; '.join(CALIBRATIONS)}."
         )
     calibration = CALIBRATIONS.get(order.calibration, DEFAULT_CALIBRATION)
-    if calibration != DEFAULT_CALIBRATION:
-        options["calibration"] = calibration
-    return options
+    menu = {"menu": order.formats} if order.formats.strip() else {}
+    return RecipeOptions.model_validate({"calibration": calibration, **menu})

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from dynquant.errors import DestinationError, DynquantError, RequestError
 from dynquant.hub.hardware import Mac
 from dynquant.hub.publishing import Account
-from dynquant.jobs.job import Job, Priority
+from dynquant.jobs.job import Job
+from dynquant.jobs.request import Priority
 from dynquant.web.askers import asker
 from dynquant.web.limits import Limits
 from dynquant.web.settings import WebSettings

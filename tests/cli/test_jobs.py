@@ -152,7 +152,7 @@ def test_the_options_of_a_request_reach_the_job(tmp_path):
     board = DatabaseBoard(f"sqlite:///{tmp_path / 'jobs.sqlite'}")
     (job,) = board.list()
     board.close()
-    assert job.request.options == {"menu": "4g64,8g64", "calibration": "org/text"}
+    assert job.request.options.to_json() == {"menu": "4g64,8g64", "calibration": "org/text"}
     assert job.request.private
     assert job.request.targets_bpw == (4.5,)
 

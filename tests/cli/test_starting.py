@@ -11,9 +11,10 @@ import pytest
 
 from dynquant.cli import console
 from dynquant.cli.starting import make_ready
-from dynquant.convert import QuantizedModel
 from dynquant.errors import InvalidOptionError
-from dynquant.jobs.job import Job, JobRequest, JobState, StepProgress
+from dynquant.in_process import QuantizedModel
+from dynquant.jobs.job import Job, JobState, StepProgress
+from dynquant.jobs.request import JobRequest
 from tests.report.card_factories import make_facts
 
 pytestmark = pytest.mark.harden("mishaps")

@@ -26,15 +26,18 @@ from typing import Any
 
 from huggingface_hub import close_session
 
+from dynquant.convert import STEPS, Step
 from dynquant.errors import disk_errors_translated
 from dynquant.hub import HubDatasets, HubModels, HubPublisher
 from dynquant.jobs.held import Held
-from dynquant.jobs.job import STEPS, Job, JobRequest, Outcome
+from dynquant.jobs.job import Job, Outcome
 from dynquant.jobs.job_text import results_from_text
+from dynquant.jobs.request import JobRequest
 from dynquant.jobs.steps import do_step
 from dynquant.jobs.timing import Timing
 from dynquant.model.naming import local_name, quantized_name
 from dynquant.model.source import ModelSource
+from dynquant.quant.options import RecipeOptions
 from dynquant.report.outputs import write_file
 from dynquant.runner.job_folder import SCRATCH, WORK
 from dynquant.runner.job_steps import JobSteps
@@ -129,10 +132,11 @@ class Remembered(JobSteps):
         super().__init__(**options)
         self._store = store
 
-    def _compute(self, call: Any, step: str, source: ModelSource) -> Any:
+    def _compute(self, call: Any, step: Step, source: ModelSource | None = None) -> Any:
         job = call.folder
+        model = source or self._open[call.job_id][1]
         job.renew_work()
-        kept = self._store / _key(step, job.path, source.folder)
+        kept = self._store / _key(step, job.path, model.folder)
         if not (kept / "answer.json").exists():
             answer = self._compute_afresh(call, step, source)
             for name in _contents(job.work):
@@ -146,14 +150,14 @@ class Remembered(JobSteps):
             shutil.copyfile(kept / "files" / name, job.work / name)
         return json.loads((kept / "answer.json").read_text())
 
-    def _compute_afresh(self, call: Any, step: str, source: ModelSource) -> Any:
+    def _compute_afresh(self, call: Any, step: Step, source: ModelSource | None) -> Any:
         return super()._compute(call, step, source)
 
 
 class ComputedHere(Remembered):
     """Computes in this process, which has MLX imported, what a child would."""
 
-    def _compute_afresh(self, call: Any, step: str, source: ModelSource) -> Any:
+    def _compute_afresh(self, call: Any, step: Step, source: ModelSource | None) -> Any:
         from dynquant.runner.worker import _Work
 
         with disk_errors_translated():
@@ -223,7 +227,7 @@ def held_job(hub: LocalHub, scene: Scene) -> Held:
         targets_bpw=TARGETS,
         destination="you",
         requester=local_name("ann"),
-        options=scene.options,
+        options=RecipeOptions.model_validate(scene.options),
     )
     now = datetime.now(UTC)
     return Held(Job(id="job-1", request=request, recipe_version=1, submitted_at=now), nonce="1")

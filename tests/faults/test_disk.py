@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from dynquant.convert import STEPS
 from dynquant.errors import Reason
-from dynquant.jobs.job import STEPS, JobState
+from dynquant.jobs.job import JobState
 from dynquant.jobs.steps import do_step
 from dynquant.jobs.timing import Timing
 from tests.faults.conversions import (

@@ -85,9 +85,10 @@ def _text(path: Path) -> str:
 
 
 def _compute(step: str, job: str) -> None:
+    from dynquant.convert import Step
     from dynquant.runner.worker import main
 
-    sys.exit(main(step, Path(job)))
+    sys.exit(main(Step(step), Path(job)))
 
 
 def _bounded(work: Callable[..., None], folder: str, arguments: tuple[str, ...]) -> None:

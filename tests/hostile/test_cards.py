@@ -8,7 +8,8 @@ import sys
 import pytest
 
 from dynquant.hub.local import local_source
-from dynquant.runner.spec import JobSpec, recipe_of
+from dynquant.quant.options import RecipeOptions
+from dynquant.runner.spec import JobSpec
 from tests.hostile.attempt import MAX_PEAK_BYTES, apart
 
 pytestmark = pytest.mark.harden("hostile models")
@@ -41,9 +42,8 @@ def read_card(model: str) -> None:
     assert source is not None
     spec = JobSpec(
         source=source,
-        recipe=recipe_of({"targets_bpw": [4.0]}),
-        calibration="a",
-        evaluation="b",
+        targets_bpw=(4.0,),
+        options=RecipeOptions(),
         max_reading_cpu_secs=1,
     )
     sys.stdout.write(json.dumps({"result": len(spec.to_json())}))

@@ -14,10 +14,12 @@ from pathlib import Path
 import pytest
 from huggingface_hub import close_session, constants
 
+from dynquant.convert import STEPS, Step
 from dynquant.errors import NeverPublishError
 from dynquant.hub import HubDatasets, HubModels, HubPublisher
-from dynquant.jobs.job import STEPS, JobRequest
+from dynquant.jobs.request import JobRequest
 from dynquant.model.naming import local_name
+from dynquant.quant.options import RecipeOptions
 from dynquant.runner.job_steps import JobSteps
 from dynquant.texts.corpus import Corpus
 from local_hub import LocalHub
@@ -69,15 +71,17 @@ class Runner:
             targets_bpw=(6.0,),
             destination="you",
             requester=local_name("eve"),
-            options={
-                "menu": "4g32,8g32",
-                "encoder": "minmax",
-                "effort": "fast",
-                "calibration": str(texts / "chats.jsonl"),
-                "evaluation": str(texts / "stories.txt"),
-                "calibration_tokens": 320,
-                "evaluation_tokens": 64,
-            },
+            options=RecipeOptions.model_validate(
+                {
+                    "menu": "4g32,8g32",
+                    "encoder": "minmax",
+                    "effort": "fast",
+                    "calibration": str(texts / "chats.jsonl"),
+                    "evaluation": str(texts / "stories.txt"),
+                    "calibration_tokens": 320,
+                    "evaluation_tokens": 64,
+                }
+            ),
         )
 
     def do(self, *steps: str) -> str:
@@ -150,7 +154,7 @@ def honest(hub, tmp_path_factory) -> Path:
         runner = Runner(hub, folder / "home")
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-            runner.do(*STEPS[: STEPS.index("card")])
+            runner.do(*STEPS[: STEPS.index(Step.CARD)])
             made = runner.job / "made"
             shutil.copytree(runner.job / "models", made / "encode" / "models")
             (made / "measure").mkdir()
@@ -185,7 +189,7 @@ def before(honest, hub, tmp_path):
         write_texts(tmp_path)
         shutil.copytree(honest / "home", tmp_path / "home", symlinks=True)
         results = json.loads((honest / "results.json").read_text())
-        done = {each: results[each] for each in STEPS[: STEPS.index(step)]}
+        done = {str(each): results[each] for each in STEPS[: STEPS.index(Step(step))]}
         runner = Runner(hub, tmp_path / "home", done)
         (tmp_path / "resolve.json").write_text(json.dumps(results["resolve"]))
         for name in {"measure": ("cost_table.json", "models"), "encode": ("models",)}.get(step, ()):
@@ -341,7 +345,7 @@ def test_tokenizer_and_template_are_those_of_the_original(before, monkeypatch, h
         "    file.write_text('{}')"
     )
     runner = before("encode")
-    rest = STEPS[STEPS.index("encode") :]
+    rest = STEPS[STEPS.index(Step.ENCODE) :]
     take_over(monkeypatch, dict.fromkeys(rest, "honestly()") | {"encode": change})
     runner.do(*rest)
     published = runner.published()

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from dynquant.model.source import ModelSource
-from dynquant.quant.recipe import Recipe
-from dynquant.runner.spec import JobSpec, recipe_of
+from dynquant.quant.options import RecipeOptions
+from dynquant.runner.spec import JobSpec
 from tests.command_line import once
 from tests.hardening import long_form
 from tests.hostile.attempt import MAX_PEAK_BYTES, Ending, compute
@@ -27,13 +27,14 @@ MACHINE = (str(Path(__file__).parents[2]), "site-packages", "/home", "/root", "/
 def make_job(folder: Path, model: Path) -> None:
     """What a runner writes for its child."""
     (folder / "work").mkdir(parents=True)
-    recipe: Recipe = recipe_of(
+    options = RecipeOptions.model_validate(
         {
-            "targets_bpw": [6.0],
             "menu": "4g32,8g32",
             "encoder": "minmax",
             "calibration_tokens": 320,
             "evaluation_tokens": 64,
+            "calibration": "chats",
+            "evaluation": "stories",
         }
     )
     source = ModelSource(
@@ -46,9 +47,8 @@ def make_job(folder: Path, model: Path) -> None:
     )
     spec = JobSpec(
         source=source,
-        recipe=recipe,
-        calibration="chats",
-        evaluation="stories",
+        targets_bpw=(6.0,),
+        options=options,
         max_reading_cpu_secs=READING_CPU_SECS,
     )
     (folder / "spec.json").write_text(spec.to_json())

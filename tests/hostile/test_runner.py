@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 from huggingface_hub import constants
 
-from dynquant.jobs.job import Job, JobRequest, JobState
+from dynquant.jobs.job import Job, JobState
+from dynquant.jobs.request import JobRequest
+from dynquant.quant.options import RecipeOptions
 from dynquant.quant.recipe import RECIPE_VERSION
 from local_hub import LocalHub
 from tests.command_line import needs_shared
@@ -80,7 +82,7 @@ def submit(field: Field, name: str, folder: Path) -> Job:
         targets_bpw=(6.0,),
         destination="you",
         requester=name[:20],
-        options=options,
+        options=RecipeOptions.model_validate(options),
     )
     return field.board.submit(
         request,

@@ -29,7 +29,8 @@ from dynquant.errors import (
     RequestError,
 )
 from dynquant.hub.inbox import HubInbox
-from dynquant.jobs.job import JobRequest, Priority
+from dynquant.jobs.request import JobRequest, Priority
+from dynquant.quant.options import RecipeOptions
 from local_hub import Blob
 from tests.waiting import PATIENCE_SECS
 
@@ -59,7 +60,7 @@ def make_request(**overrides) -> JobRequest:
         targets_bpw=(3.5, 4.5),
         destination="you",
         requester="ann",
-        options={"modes": ("affine", "mxfp4"), "seed": 7, "probe": True},
+        options=RecipeOptions(seed=7, effort="max", refine=True),
         notify_url="https://example.org/done",
     )
     return replace(request, **overrides)

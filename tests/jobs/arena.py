@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from dynquant.jobs.board import DatabaseBoard
-from dynquant.jobs.job import Job, JobRequest
+from dynquant.jobs.job import Job
+from dynquant.jobs.request import JobRequest
 from dynquant.jobs.timing import Timing
 from tests.waiting import PATIENCE_SECS, wait_until
 

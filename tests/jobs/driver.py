@@ -31,8 +31,9 @@ from dynquant.errors import (
     VerificationError,
 )
 from dynquant.jobs.engine import JobEngine
-from dynquant.jobs.job import JobRequest, PublishedRepo, StepProgress
+from dynquant.jobs.job import PublishedRepo, StepProgress
 from dynquant.jobs.job_text import results_to_text
+from dynquant.jobs.request import JobRequest
 from dynquant.jobs.timing import Timing
 from dynquant.settings import Settings
 

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from dynquant.jobs.board import DatabaseBoard
-from dynquant.jobs.job import Job, JobState, Priority
+from dynquant.jobs.job import Job, JobState
+from dynquant.jobs.request import Priority
 from dynquant.model.naming import WATCHER, local_name
 from tests.jobs.arena import make_request
 

@@ -11,7 +11,8 @@ from collections import Counter
 
 import pytest
 
-from dynquant.jobs.job import STEPS, JobState
+from dynquant.convert import STEPS
+from dynquant.jobs.job import JobState
 from tests.jobs.arena import PATIENT
 
 pytestmark = pytest.mark.skipif("DYNQUANT_CHAOS" not in os.environ, reason="set DYNQUANT_CHAOS=1")

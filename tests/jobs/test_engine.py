@@ -7,9 +7,10 @@ from collections.abc import Iterator
 import pytest
 import sqlalchemy as sa
 
+from dynquant.convert import STEPS
 from dynquant.jobs import tables
 from dynquant.jobs.database import Database
-from dynquant.jobs.job import STEPS, JobState
+from dynquant.jobs.job import JobState
 from dynquant.jobs.registry import Registry
 from dynquant.jobs.store import JobStore
 from tests.jobs.arena import PATIENT, Arena

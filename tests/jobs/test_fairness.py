@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dynquant.jobs.job import Priority
+from dynquant.jobs.request import Priority
 
 
 def test_one_requester_cannot_keep_the_others_waiting_and_persons_go_before_the_watcher(

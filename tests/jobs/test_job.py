@@ -14,10 +14,8 @@ from dynquant.jobs.job import (
     MAX_DEATHS,
     TERMINAL,
     Job,
-    JobRequest,
     JobState,
     Outcome,
-    Priority,
     PublishedRepo,
     StepProgress,
     TransitionError,
@@ -25,7 +23,6 @@ from dynquant.jobs.job import (
     cancelled,
     ended,
     in_step,
-    job_id,
     lost_its_runner,
     made_again,
     progressed,
@@ -37,11 +34,10 @@ from dynquant.jobs.job_text import (
     job_to_text,
     outcome_from_text,
     outcome_to_text,
-    request_from_json,
-    request_to_json,
     results_from_text,
     results_to_text,
 )
+from dynquant.jobs.request import JobRequest, Priority, job_id, request_from_json, request_to_json
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 REPO = PublishedRepo(repo_id="me/Model-MLX-4.5bpw", commit_sha="c0ffee")

@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 
+from dynquant.convert import STEPS
 from dynquant.errors import RetryLaterError
 from dynquant.jobs.board import DatabaseBoard
 from dynquant.jobs.database import Database
-from dynquant.jobs.job import STEPS, Job, JobState, Outcome, Priority, PublishedRepo
+from dynquant.jobs.job import Job, JobState, Outcome, PublishedRepo
+from dynquant.jobs.request import Priority
 from dynquant.jobs.store import JobStore
 from tests.fakes import FakeRepos
 from tests.jobs.arena import make_request

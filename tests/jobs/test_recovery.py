@@ -8,8 +8,9 @@ from contextlib import closing
 import pytest
 import sqlalchemy as sa
 
+from dynquant.convert import STEPS
 from dynquant.jobs.database import Database
-from dynquant.jobs.job import STEPS, JobState
+from dynquant.jobs.job import JobState
 from tests.jobs.arena import PATIENT, kill
 
 

@@ -13,8 +13,9 @@ from dynquant.errors import RequestError, RetryLaterError
 from dynquant.jobs import journal, tables
 from dynquant.jobs.board import DatabaseBoard
 from dynquant.jobs.database import Database
-from dynquant.jobs.job import TERMINAL, JobState, Outcome, Priority, StepProgress
+from dynquant.jobs.job import TERMINAL, JobState, Outcome, StepProgress
 from dynquant.jobs.registry import Registry
+from dynquant.jobs.request import Priority
 from dynquant.jobs.store import JobStore
 from tests.jobs.arena import make_request
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from dynquant.convert import OutputStore
 from dynquant.errors import OutputFolderError, StorageFullError
+from dynquant.in_process import OutputStore
 from dynquant.report.outputs import MARKER, OutputFolders, check_file, write_file
 from dynquant.sandbox.held_folder import HeldFolder
 

@@ -10,7 +10,7 @@ from huggingface_hub import close_session, constants
 from dynquant.jobs import tables
 from dynquant.jobs.board import DatabaseBoard
 from dynquant.jobs.database import Database
-from dynquant.jobs.job import JobRequest
+from dynquant.jobs.request import JobRequest
 from dynquant.runner import doctor
 from dynquant.runner.doctor import examine
 from local_hub import LocalHub

@@ -11,7 +11,8 @@ from huggingface_hub import close_session, constants
 
 from dynquant.errors import HubUnavailableError
 from dynquant.hub import HubDatasets, HubModels, HubPublisher, cache
-from dynquant.jobs.job import JobRequest, StepProgress
+from dynquant.jobs.job import StepProgress
+from dynquant.jobs.request import JobRequest
 from dynquant.runner.child_process import ChildCancelledError
 from dynquant.runner.job_steps import JobSteps
 from dynquant.texts.corpus import Corpus

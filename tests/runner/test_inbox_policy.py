@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from dynquant.errors import DynquantError, RequestError
-from dynquant.jobs.job import JobRequest, Priority
+from dynquant.jobs.request import JobRequest, Priority
 from dynquant.model.naming import WATCHER, local_name
 from dynquant.runner.inbox_policy import MailPolicy
-from dynquant.texts.corpus import CALIBRATIONS
+from dynquant.texts.defaults import CALIBRATIONS
 
 POLICY = MailPolicy(
     default_destination=lambda: "quants",

@@ -11,17 +11,15 @@ from dynquant.errors import ModelNotFoundError, RequestError, RetryLaterError
 from dynquant.jobs.job import (
     TERMINAL,
     Job,
-    JobRequest,
     JobState,
     Outcome,
-    Priority,
     PublishedRepo,
     begun,
     cancelled,
     ended,
-    job_id,
     retried,
 )
+from dynquant.jobs.request import JobRequest, Priority, job_id
 from dynquant.quant.recipe import RECIPE_VERSION
 from dynquant.runner.inbox_policy import MailPolicy
 from dynquant.runner.inbox_worker import _MAX_OPEN, Announcer, FoundSource, InboxWorker

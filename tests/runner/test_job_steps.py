@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import CommitOperationAdd, HfApi, close_session, constants, snapshot_download
 
+from dynquant.convert import STEPS
 from dynquant.errors import (
     DestinationError,
     InfeasibleTargetError,
@@ -18,9 +19,10 @@ from dynquant.errors import (
     StorageFullError,
 )
 from dynquant.hub import HubDatasets, HubModels, HubPublisher
-from dynquant.jobs.job import STEPS, JobRequest, StepProgress
+from dynquant.jobs.job import StepProgress
 from dynquant.jobs.job_text import results_from_text
 from dynquant.jobs.ports import StepRunner
+from dynquant.jobs.request import JobRequest
 from dynquant.model.naming import local_name
 from dynquant.runner.child_process import ChildCancelledError
 from dynquant.runner.job_steps import JobSteps

@@ -14,9 +14,11 @@ from typing import Any
 import pytest
 
 from dynquant.errors import RetryLaterError
-from dynquant.jobs.job import Job, JobRequest, JobState, StepProgress
+from dynquant.jobs.job import Job, JobState, PublishedRepo, StepProgress
 from dynquant.jobs.ports import RunnerStatus
+from dynquant.jobs.request import JobRequest
 from dynquant.model.naming import local_name
+from dynquant.quant.options import RecipeOptions
 from dynquant.runner import live_board
 from dynquant.runner.live_board import LiveBoard, board_snapshot
 from tests.post_server import Post, taking_posts
@@ -33,7 +35,7 @@ def make_job(job_id: str = "c0ffee", **overrides) -> Job:
             model="org/Model",
             targets_bpw=(4.5,),
             requester="somebody",
-            options={"formats": ("4g64", "8g64")},
+            options=RecipeOptions.model_validate({"menu": "4g64,8g64"}),
             notify_url="https://hooks.slack.com/services/T0/B0/canary",
         ),
         "recipe_version": 1,
@@ -59,7 +61,7 @@ def make_runner(**overrides) -> RunnerStatus:
 
 @pytest.mark.harden("private jobs")
 def test_the_options_of_the_operators_own_jobs_stay_on_their_machine():
-    options = {"calibration": "/home/me/customers.jsonl", "evaluation": "me/private-texts"}
+    options = RecipeOptions(calibration="/home/me/customers.jsonl", evaluation="me/private-texts")
     asked = JobRequest(
         model="org/M", targets_bpw=(4.5,), requester=local_name("me"), options=options
     )
@@ -369,13 +371,8 @@ def test_of_too_many_jobs_the_latest_and_those_that_are_not_over_are_shown():
 
 
 def test_a_snapshot_stays_small_whatever_the_jobs_hold():
-    fat = JobRequest(
-        model="org/Model",
-        targets_bpw=(4.5,),
-        requester="somebody",
-        options={f"option {i}": ("x" * 2_000,) * 64 for i in range(64)},
-    )
-    jobs = [make_job(f"fat {i}", request=fat) for i in range(4)] + [make_job("slim")]
+    repos = tuple(PublishedRepo(repo_id="x" * 2_000, commit_sha="y" * 2_000) for _ in range(500))
+    jobs = [make_job(f"fat {i}", results=repos) for i in range(4)] + [make_job("slim")]
     board = board_snapshot(jobs, [])
     assert len(json.dumps(board)) < 2_100_000
     assert "slim" in [job["id"] for job in board["jobs"]]

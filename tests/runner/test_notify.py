@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 import requests
 
-from dynquant.jobs.job import Job, JobRequest, JobState, PublishedRepo
+from dynquant.jobs.job import Job, JobState, PublishedRepo
+from dynquant.jobs.request import JobRequest
 from dynquant.runner.notify import (
     PinnedAdapter,
     RefusedAddressError,

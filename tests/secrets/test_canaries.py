@@ -19,7 +19,7 @@ from urllib.parse import quote
 import pytest
 
 from dynquant.hub import HubInbox
-from dynquant.jobs.job import JobRequest
+from dynquant.jobs.request import JobRequest
 from tests.command_line import needs_shared
 from tests.hardening import long_form
 from tests.post_server import Post, taking_posts
@@ -128,9 +128,7 @@ def test_no_secret_is_in_anything_that_a_runner_writes_sends_or_answers(
     run.submit(1.0)
     run.submit(4.5, destination="somebody-else")
     inbox = HubInbox(INBOX, endpoint=run.hub.url, token=TOKEN)
-    asked = JobRequest(
-        model="org/none", targets_bpw=(4.5,), destination="you", requester="ann", options={}
-    )
+    asked = JobRequest(model="org/none", targets_bpw=(4.5,), destination="you", requester="ann")
     name = inbox.send(asked)
     run.wait(run.computing, "computing")
     children = [Path(f"/proc/{each.pid}/environ").read_bytes() for each in run.computing()]

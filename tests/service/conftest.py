@@ -15,7 +15,8 @@ import pytest
 from huggingface_hub import constants
 
 from dynquant.jobs.board import DatabaseBoard
-from dynquant.jobs.job import Job, JobRequest
+from dynquant.jobs.job import Job
+from dynquant.jobs.request import JobRequest
 from dynquant.model.naming import local_name
 from dynquant.quant.recipe import RECIPE_VERSION
 from local_hub import LocalHub

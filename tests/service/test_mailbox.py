@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from dynquant.hub import HubInbox
-from dynquant.jobs.job import JobRequest
+from dynquant.jobs.request import JobRequest
 from local_hub.texts import add_default_texts
 from tests.command_line import MODEL, needs_shared
 from tests.post_server import Post, taking_posts

@@ -12,7 +12,8 @@ import time
 
 import pytest
 
-from dynquant.jobs.job import STEPS, JobState
+from dynquant.convert import STEPS
+from dynquant.jobs.job import JobState
 from tests.command_line import needs_shared
 from tests.service.conftest import SECRET, TOKEN, Field
 from tests.waiting import PATIENCE_SECS

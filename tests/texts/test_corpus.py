@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from dynquant.errors import HubUnavailableError, TextError
 from dynquant.texts import corpus as corpus_module
-from dynquant.texts.corpus import DEFAULT_CALIBRATION, DEFAULT_EVALUATION, Corpus
+from dynquant.texts.corpus import Corpus
+from dynquant.texts.defaults import DEFAULT_CALIBRATION, DEFAULT_EVALUATION
 from dynquant.texts.documents import Chat
 
 MESSAGES = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]

@@ -14,8 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from dynquant.hub.publishing import HubPublisher
-from dynquant.jobs.job import JobRequest, PublishedRepo
+from dynquant.jobs.job import PublishedRepo
 from dynquant.jobs.job_text import results_to_text
+from dynquant.jobs.request import JobRequest
 from dynquant.model.access import Access
 from dynquant.model.naming import quantized_name, repo_ids
 from dynquant.model.origin import Origin

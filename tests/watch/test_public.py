@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from dynquant.jobs.job import Job, JobRequest, JobState
+from dynquant.jobs.job import Job, JobState
+from dynquant.jobs.request import JobRequest
 from dynquant.watch.public import num_running, public_jobs, public_status
 from dynquant.watch.records import SeenModel, SweepReport
 from dynquant.watch.rules import Rule, WatchConfig

@@ -8,7 +8,7 @@ import pytest
 import sqlalchemy as sa
 
 from dynquant.errors import InvalidOptionError
-from dynquant.jobs.job import JobRequest, Priority
+from dynquant.jobs.request import JobRequest, Priority
 from dynquant.watch.records import Cursor, Order, PostponedModel, SeenModel, SweepReport
 from dynquant.watch.skips import Skip
 from dynquant.watch.state import DatabaseWatchState

@@ -9,7 +9,8 @@ import pytest
 
 from dynquant.errors import RequestError, RetryLaterError, UnsupportedModelError
 from dynquant.hub.new_models import HubNewModels
-from dynquant.jobs.job import JobRequest, JobState, Priority
+from dynquant.jobs.job import JobState
+from dynquant.jobs.request import JobRequest, Priority
 from dynquant.quant.recipe import RECIPE_VERSION
 from dynquant.watch import Watcher
 from dynquant.watch.skips import Skip

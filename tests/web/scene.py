@@ -25,9 +25,10 @@ from dynquant.hub.visitor import HubVisitor
 from dynquant.jobs import tables
 from dynquant.jobs.board import DatabaseBoard
 from dynquant.jobs.database import Database
-from dynquant.jobs.job import JobRequest, JobState, Outcome, PublishedRepo, StepProgress
+from dynquant.jobs.job import JobState, Outcome, PublishedRepo, StepProgress
 from dynquant.jobs.job_text import job_to_text
 from dynquant.jobs.registry import Registry
+from dynquant.jobs.request import JobRequest
 from dynquant.jobs.store import JobStore
 from dynquant.quant.recipe import RECIPE_VERSION
 from dynquant.report.artefacts import facts_from_json

@@ -15,7 +15,8 @@ from gradio_client import Client
 from playwright.sync_api import Browser, Page, expect
 
 from dynquant.hub.inbox import HubInbox
-from dynquant.jobs.job import Job, JobRequest
+from dynquant.jobs.job import Job
+from dynquant.jobs.request import JobRequest
 from dynquant.runner.live_board import board_snapshot
 from local_hub import LocalHub
 from local_hub.app import app

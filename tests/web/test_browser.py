@@ -165,7 +165,7 @@ def test_with_fewer_formats_what_they_cannot_meet_is_said_at_once(field, page):
     set_bpw(page, 6.0)
     page.get_by_role("button", name="Convert").click()
     page.wait_for_url("**/job?job=*")
-    menu = field.board.get(page.url.rpartition("=")[2]).request.options["menu"]
+    menu = field.board.get(page.url.rpartition("=")[2]).request.options.to_json()["menu"]
     assert isinstance(menu, str)
     assert set(menu.split(",")) == {
         *(f"{bits}g{group}" for bits in (5, 6, 8) for group in (32, 64, 128)),

@@ -13,7 +13,8 @@ import pytest
 
 from dynquant.errors import HubUnavailableError, RequestError
 from dynquant.hub.inbox import InboxEntry
-from dynquant.jobs.job import Job, JobRequest, JobState, PublishedRepo, StepProgress
+from dynquant.jobs.job import Job, JobState, PublishedRepo, StepProgress
+from dynquant.jobs.request import JobRequest
 from dynquant.runner.inbox_policy import MailPolicy
 from dynquant.runner.inbox_worker import FoundSource, InboxWorker
 from dynquant.runner.live_board import board_snapshot

@@ -14,7 +14,7 @@ from dynquant.errors import (
 )
 from dynquant.hub.hardware import Mac
 from dynquant.hub.publishing import Account
-from dynquant.jobs.job import Priority
+from dynquant.jobs.request import Priority
 from dynquant.model.naming import WATCHER, local_name
 from dynquant.settings import ACCOUNT
 from dynquant.web.limits import LIMITS

@@ -12,7 +12,8 @@ import requests
 from gradio_client.exceptions import AppError
 from playwright.sync_api import Page, expect
 
-from dynquant.jobs.job import Job, JobRequest, JobState, PublishedRepo, StepProgress
+from dynquant.jobs.job import Job, JobState, PublishedRepo, StepProgress
+from dynquant.jobs.request import JobRequest
 from tests.waiting import PATIENCE_SECS
 from tests.web.browser import settled
 from tests.web.scene import SOURCE, make_family, publish

@@ -10,7 +10,7 @@ import gradio as gr
 from dynquant.errors import DynquantError, RequestError
 from dynquant.hub.search import FoundModel
 from dynquant.quant.formats import AFFINE_BITS, AFFINE_GROUP_SIZES, FLOAT_FORMATS
-from dynquant.texts.corpus import CALIBRATIONS
+from dynquant.texts.defaults import CALIBRATIONS
 from dynquant.web import markup
 from dynquant.web.outlook import LARGEST_BPW
 from dynquant.web.pages.choice import AS_IT_IS, BY_BPW, BY_MEMORY, Choice, Wishes, targets_of

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from dynquant.jobs.job import STEPS as ORDER
+from dynquant.convert import STEPS as ORDER
 from dynquant.jobs.job import Job, JobState
 from dynquant.jobs.ports import JobEvent
 from dynquant.web import markup, words
