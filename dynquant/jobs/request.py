@@ -183,8 +183,11 @@ def request_from_json(raw: object) -> JobRequest:
     Raises:
         RequestError: Not a request; says which part.
     """
-    if not isinstance(raw, dict) or not all(isinstance(name, str) for name in raw):
+    if not isinstance(raw, dict):
         raise RequestError("A request is a JSON object with a model and targets_bpw.")
+    names = {field.name for field in dataclasses.fields(JobRequest)}
+    if unknown := sorted(str(name) for name in raw if name not in names):
+        raise RequestError(f"A request has no field '{unknown[0][:MAX_NAME_CHARS]}'. Leave it out.")
     return JobRequest(**raw)
 
 

@@ -139,6 +139,12 @@ def test_what_no_runner_could_do_is_not_queued(options, says):
     assert call("jobs", "list", "--json").check().json["jobs"] == []
 
 
+@pytest.mark.parametrize("formats", ["8g64,4g64", "4g64, 8g64", "4g64,8g64,8g64"])
+def test_the_same_formats_in_another_spelling_are_the_same_job(formats):
+    first = submit("--formats", "4g64,8g64", "--json").check().json["job"]["id"]
+    assert submit("--formats", formats, "--json").check().json["job"]["id"] == first
+
+
 def test_who_asks_too_often_is_told_when_to_come_back(monkeypatch):
     monkeypatch.setenv("DYNQUANT_DAILY_LIMIT", "1")
     submit().check()

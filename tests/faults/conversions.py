@@ -161,7 +161,7 @@ class ComputedHere(Remembered):
         from dynquant.runner.worker import _Work
 
         with disk_errors_translated():
-            found = getattr(_Work(call.folder.path, lambda _said: None), step)()
+            found = _Work(call.folder.path, lambda _said: None).do(step)
         return json.loads(json.dumps(found))
 
 

@@ -38,6 +38,8 @@ from dynquant.jobs.job_text import (
     results_to_text,
 )
 from dynquant.jobs.request import JobRequest, Priority, job_id, request_from_json, request_to_json
+from dynquant.quant.formats import DEFAULT_MENU
+from dynquant.texts.defaults import DEFAULT_CALIBRATION
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 REPO = PublishedRepo(repo_id="me/Model-MLX-4.5bpw", commit_sha="c0ffee")
@@ -104,10 +106,29 @@ def test_what_makes_another_result_makes_another_id(other):
 
 
 def test_the_id_stays_the_same_between_releases():
-    request = make_request(options={"seed": 1, "encoder": "gptq"}, destination="me")
-    assert identity(request) == "dcc899986ed5af3afdb4"
-    swapped = make_request(options={"encoder": "gptq", "seed": 1}, destination="me")
-    assert identity(swapped) == identity(request)
+    request = make_request(options={"effort": "max", "menu": "4g64,8g64"}, destination="me")
+    assert identity(request) == "e7f1edcfab0701cb3b7d"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"menu": "4g64,8g64"},
+        {"menu": "8g64,4g64"},
+        {"menu": "4g64, 8g64"},
+        {"menu": "8g64,4g64,4g64", "seed": 0, "encoder": "gptq", "time_budget_mins": None},
+        {"calibration": DEFAULT_CALIBRATION, "menu": "4g64,8g64"},
+    ],
+)
+def test_the_same_wish_in_another_spelling_is_the_same_job(options):
+    assert identity(make_request(options=options)) == identity(
+        make_request(options={"menu": "4g64,8g64"})
+    )
+
+
+def test_all_formats_by_name_are_the_same_as_no_list_of_formats():
+    menu = ",".join(fmt.name for fmt in DEFAULT_MENU)
+    assert make_request(options={"menu": menu}) == make_request()
 
 
 # Which states a job goes through.
@@ -219,11 +240,13 @@ def test_a_job_cannot_end_as_something_that_is_no_end():
 
 # Jobs as text.
 
+GOOD = request_to_json(make_request())
+
 
 def test_a_job_comes_back_from_its_text_as_it_was():
     first = ended(make_running(), Outcome(state=JobState.FAILED, sentence="No."), at=NOON)
     request = make_request(
-        options={"menu": ("affine4", "affine8"), "seed": 1, "scale": 0.5, "fast": True, "x": None},
+        options={"menu": "4g64,8g64", "seed": 1, "time_budget_mins": 0.5, "refine": True},
         priority=Priority.WATCHER,
         private=True,
         destination="me",
@@ -261,6 +284,8 @@ def test_what_is_not_a_job_is_refused_with_a_sentence(text):
         {"progress": {"step": "dance"}},
         {"history": [{"number": 1}]},
         {"request": {}},
+        {"request": GOOD | {"options": {"encoder": "gtpq"}}},
+        {"request": GOOD | {"options": {"efort": "max"}}},
     ],
 )
 def test_a_job_of_another_version_is_refused(change):
@@ -276,8 +301,6 @@ def test_outcomes_and_results_come_back_from_their_text():
 
 
 # Requests from outside.
-
-GOOD = request_to_json(make_request())
 
 
 def test_a_request_needs_only_a_model_targets_and_a_requester():
@@ -308,10 +331,14 @@ def test_a_request_needs_only_a_model_targets_and_a_requester():
         ({"private": "no"}, "private"),
         ({"private": True, "public": True}, "private or public"),
         ({"options": []}, "options"),
-        ({"options": {str(n): 1 for n in range(65)}}, "options"),
-        ({"options": {"x": {}}}, "options"),
-        ({"options": {"x": float("inf")}}, "options"),
-        ({"options": {"x": "y" * 2_001}}, "options"),
+        ({"options": {"encoder": "gtpq"}}, "no encoder 'gtpq'"),
+        ({"options": {"efort": "max"}}, "no option 'efort'. Did you mean 'effort'"),
+        ({"options": {"calibration_tokens": "many"}}, "'calibration_tokens' cannot be 'many'"),
+        ({"options": {"calibration_tokens": 1e15}}, "'calibration_tokens' cannot be"),
+        ({"options": {"time_budget_mins": float("inf")}}, "A time budget"),
+        ({"options": {"menu": "9g9"}}, "9g9"),
+        ({"options": {"menu": ["4g64"]}}, "'menu' cannot be"),
+        ({"options": {"evaluation": "y" * 2_001}}, "'evaluation' cannot be"),
         ({"notify_url": "file:///etc/passwd"}, "notify_url"),
         ({"notify_url": "https://x\n"}, "notify_url"),
         ({"token": "hf_secret"}, "no field 'token'"),

@@ -270,7 +270,7 @@ def test_what_a_visitor_may_not_ask_for_is_answered_and_never_queued(room, inbox
             {"public": True},
             {"model": "you/secret"},
             {"requester": "local:operator"},
-            {"options": {"calibration_tokens": 1e15}},
+            {"options": {"calibration_tokens": 10**8}},
         )
     ]
     inbox.put(make_request(model="you/secret-for-all", priority=Priority.WATCHER))

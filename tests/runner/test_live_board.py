@@ -309,7 +309,7 @@ def test_a_snapshot_has_what_jobs_and_runners_are_and_no_address_to_notify():
     assert shown["eta_secs"] == 12.0
     assert shown["position"] is None
     assert shown["submitted_at"] == "2026-01-31T00:00:00+00:00"
-    assert shown["request"]["options"] == {"formats": ["4g64", "8g64"]}
+    assert shown["request"]["options"] == {"menu": "4g64,8g64"}
     assert "notify_url" not in shown["request"]
     assert "canary" not in json.dumps(board)
     assert board["num_jobs_left_out"] == 0
