@@ -16,7 +16,7 @@ from enum import StrEnum
 from functools import partial
 from itertools import repeat
 from pathlib import Path
-from typing import Generic
+from typing import Any, Generic
 
 from dynquant.model.naming import quantized_name
 from dynquant.model.source import ModelSource
@@ -241,6 +241,19 @@ class Conversion(Generic[W]):
         self._held_out = quantizer.evaluation_windows(evaluation, recipe.evaluation_tokens)
         self._held_out.check_disjoint(self._windows)
         quantizer.check_tokenizer()
+
+    def windows_to_json(self) -> dict[str, Any]:
+        """The texts as `read` has cut them, for the other processes of the same job."""
+        return {"calibration": self._windows.to_json(), "evaluation": self._held_out.to_json()}
+
+    def use_windows(self, raw: Mapping[str, Any]) -> None:
+        """Have what `windows_to_json` gave in another process, in place of `read`.
+
+        Raises:
+            InvalidModelError: They are not windows of this model.
+        """
+        self._windows = self._quantizer.windows_from_json(raw.get("calibration"))
+        self._held_out = self._quantizer.windows_from_json(raw.get("evaluation"))
 
     def check(self, progress: Progress) -> None:
         """Compare the source with what stock mlx-lm makes of it, before any work.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,9 @@ class FakeWindows:
         if self.facts.sha256 == calibration.facts.sha256:
             raise TextError("The same text.")
 
+    def to_json(self) -> dict[str, Any]:
+        return {"facts": asdict(self.facts)}
+
 
 @dataclass
 class FakeQuantizer:
@@ -110,6 +113,9 @@ class FakeQuantizer:
 
     def check_tokenizer(self) -> None:
         self._step("check_tokenizer")
+
+    def windows_from_json(self, raw: Any) -> FakeWindows:
+        return FakeWindows(facts=TextFacts(**raw["facts"]))
 
     def check_source(self, windows: FakeWindows) -> None:
         self._step("check_source")

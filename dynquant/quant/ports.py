@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol, Self, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 from dynquant.progress import OnStep
 from dynquant.quant.formats import QuantFormat
@@ -30,6 +30,10 @@ class Windows(Protocol):
         Raises:
             TextError: The texts are the same, or overlap.
         """
+        ...
+
+    def to_json(self) -> dict[str, Any]:
+        """The windows as JSON types, for another process of the same job."""
         ...
 
 
@@ -98,6 +102,14 @@ class Quantizer(Protocol[W]):
 
     def evaluation_windows(self, text: Text, num_tokens: int) -> W:
         """Windows to evaluate on."""
+        ...
+
+    def windows_from_json(self, raw: Any) -> W:
+        """The windows that `Windows.to_json` wrote for the same model.
+
+        Raises:
+            InvalidModelError: They are not windows of this model.
+        """
         ...
 
     def measure(

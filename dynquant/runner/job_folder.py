@@ -16,7 +16,16 @@ from dynquant.model.limits import MAX_SHARDS, MAX_SMALL_FILE_BYTES, MAX_SMALL_FI
 from dynquant.runner.answers import distrusted
 from dynquant.sandbox.held_folder import HeldFolder, UnexpectedEntryError
 
-__all__ = ["MODELS", "PAPERS", "SCRATCH", "WORK", "JobFolder", "remove_folder"]
+__all__ = [
+    "MAX_TEXT_BYTES",
+    "MODELS",
+    "PAPERS",
+    "SCRATCH",
+    "WINDOWS",
+    "WORK",
+    "JobFolder",
+    "remove_folder",
+]
 
 WORK = "work"
 """Empty before every step; what the step leaves there is its result."""
@@ -27,12 +36,15 @@ SCRATCH = "scratch"
 MODELS = "models"
 """Of the child in `work`; of the runner beside it, once they were copied."""
 
+WINDOWS = "windows.json"
+"""Token windows of both texts, cut by the first step that measures."""
+
 PAPERS = "papers"
 """In `work`: a folder for each model."""
 
 _COPIED = "models-copied"
 _COPY_BYTES = 1 << 24
-_MAX_TEXT_BYTES = 32_000_000
+MAX_TEXT_BYTES = 32_000_000
 """Of a cost table or a plan; those of the largest models have a few million."""
 
 _WEIGHTS = re.compile(r"model(-\d{5,9}-of-\d{5,9})?\.safetensors")
@@ -87,7 +99,7 @@ class JobFolder:
     def read(self, name: str) -> str | None:
         """A file that the runner has written; None if it has not."""
         with _distrusting(), HeldFolder.open(self.path) as held:
-            return held.read_text(name, max_bytes=2 * _MAX_TEXT_BYTES)
+            return held.read_text(name, max_bytes=2 * MAX_TEXT_BYTES)
 
     @contextmanager
     def written(self, name: str) -> Iterator[TextIO]:
@@ -100,6 +112,13 @@ class JobFolder:
         with self.written(name) as stream:
             stream.write(content)
 
+    def keep_windows(self) -> None:
+        """Copy the token windows that a child left, if it did, to where no child may write."""
+        with _distrusting(), HeldFolder.open(self.path, WORK) as held:
+            windows = held.read_text(WINDOWS, max_bytes=MAX_TEXT_BYTES)
+        if windows is not None:
+            self.write(WINDOWS, windows)
+
     def left_by_child(self, *names: str) -> str:
         """The text of a file in `work`; `names` lead to it.
 
@@ -108,7 +127,7 @@ class JobFolder:
         """
         *folders, last = names
         with _distrusting(), HeldFolder.open(self.path, WORK, *folders) as held:
-            text = held.read_text(last, max_bytes=_MAX_TEXT_BYTES)
+            text = held.read_text(last, max_bytes=MAX_TEXT_BYTES)
         if text is None:
             raise distrusted(f"there is no {last!r}")
         return text

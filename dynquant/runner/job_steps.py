@@ -295,6 +295,7 @@ class JobSteps:
             self._compute(call, Step.MEASURE)
             table = call.asked.cost_table(call.folder.left_by_child(_TABLE))
             call.folder.write(_TABLE, table)
+            call.folder.keep_windows()
         return table
 
     def _encode(self, call: _Call) -> list[str]:

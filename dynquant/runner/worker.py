@@ -43,7 +43,7 @@ from dynquant.report.artefacts import (
     report_to_json,
 )
 from dynquant.report.outputs import read_text, write_file
-from dynquant.runner.job_folder import MODELS, PAPERS, WORK
+from dynquant.runner.job_folder import MAX_TEXT_BYTES, MODELS, PAPERS, WINDOWS, WORK
 from dynquant.runner.spec import JobSpec, open_saved_text
 
 __all__ = ["main"]
@@ -105,11 +105,18 @@ class _Work:
         job = self._conversion()
         made = self._made_before(step, job)
         job.do(step, made, self.progress)
+        if step is Step.MEASURE:
+            windows = json.dumps(job.windows_to_json())
+            if len(windows) <= MAX_TEXT_BYTES:  # else every step cuts the texts again
+                write_file(self.work / WINDOWS, windows)
         return self._leave(step, made)
 
     def _conversion(self) -> Conversion[Any]:
         options = self.spec.options
         job = Conversion(self.spec.source, self.quantizer, self.spec.recipe)
+        if (windows := read_text(self.folder / WINDOWS)) is not None:
+            job.use_windows(json.loads(windows))
+            return job
         with _limited_cpu(self.spec.max_reading_cpu_secs):
             job.read(
                 calibration=open_saved_text(

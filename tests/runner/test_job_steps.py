@@ -183,6 +183,20 @@ def test_a_source_that_is_closed_before_its_quant_is_published_is_not_published_
     assert repo.private or repo.gated == "manual"
 
 
+def test_the_texts_are_cut_into_tokens_once_for_all_steps_of_a_machine(hub, tmp_path):
+    machine = steps(hub, tmp_path)
+    asked = request(hub, targets_bpw=(6.0,))
+    results: dict[str, str] = {}
+    for step in STEPS[:3]:
+        results[step] = run(machine, step, asked, results)
+    folder = tmp_path / "jobs" / "job-1"
+    for name in ("calibration.jsonl", "evaluation.jsonl"):
+        (folder / name).write_text("")  # a step that read it again would find it too short
+    for step in STEPS[3:6]:
+        results[step] = run(machine, step, asked, results)
+    assert "original" in json.loads(results["evaluate"])
+
+
 def test_every_step_may_be_done_on_another_machine_and_one_ladder_is_published(hub, tmp_path):
     results: dict[str, str] = {}
     reports: list[StepProgress] = []

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import chain
 from typing import Any, Self
 
 import mlx.core as mx
 import numpy as np
+from pydantic import TypeAdapter
 
 from dynquant.errors import InvalidModelError, TextError
 from dynquant.quant.mlx.templates import ChatTemplate
@@ -87,6 +89,40 @@ class Windows:
                 "calibration text, so its figures would flatter. Pass a text to --eval that the "
                 "calibration did not see."
             )
+
+    def to_json(self) -> dict[str, Any]:
+        """The windows as JSON types, for another process of the same job."""
+        return {
+            "tokens": base64.b64encode(self.tokens.astype("<i4").tobytes()).decode(),
+            "sketch": self.sketch.to_text(),
+            "facts": asdict(self.facts),
+        }
+
+    @classmethod
+    def from_json(cls, raw: Any, *, window_tokens: int, num_tokens: int | None) -> Self:
+        """What `to_json` made, perhaps in a process that a stranger's file has taken over.
+
+        Args:
+            raw: JSON types.
+            window_tokens: Length of a window of this model.
+            num_tokens: How many the model's embedding knows; None if nobody can tell.
+
+        Raises:
+            InvalidModelError: It is none, or has tokens that the model does not know.
+        """
+        try:
+            tokens = np.frombuffer(base64.b64decode(raw["tokens"], validate=True), dtype="<i4")
+            tokens = tokens.reshape(-1, window_tokens)
+            are_known = tokens.min() >= 0 and tokens.max() < min(num_tokens or _MAX_ID, _MAX_ID)
+            facts = TypeAdapter(TextFacts).validate_python(raw["facts"])
+            sketch = Sketch.from_text(raw["sketch"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise InvalidModelError(
+                "The token windows of this job cannot be read. Retry the job."
+            ) from error
+        if not are_known:  # MLX would read memory that is not the model's
+            raise InvalidModelError("The token windows of this job are of another model.")
+        return cls(tokens=tokens.astype(np.int32), sketch=sketch, facts=facts)
 
 
 def window_length(config: Mapping[str, Any]) -> int:

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial, wraps
 from pathlib import Path
-from typing import Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import mlx.core as mx
 
@@ -173,6 +173,14 @@ class MlxQuantizer:
             window_tokens=length,
             num_windows=max(2, num_tokens // length),
             min_windows=2,
+            num_tokens=self._model.num_tokens,
+        )
+
+    def windows_from_json(self, raw: Any) -> Windows:
+        """The windows that `Windows.to_json` wrote for the same model, see there."""
+        return Windows.from_json(
+            raw,
+            window_tokens=window_length(self._model.config),
             num_tokens=self._model.num_tokens,
         )
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -10,8 +11,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 
-from dynquant.errors import TextError
-from dynquant.quant.mlx.calibration import cut_windows, window_length
+from dynquant.errors import InvalidModelError, TextError
+from dynquant.quant.mlx.calibration import Windows, cut_windows, window_length
 from dynquant.quant.mlx.tokenizing import open_tokenizer
 from dynquant.texts.documents import Chat, Text
 from tests.quant.mlx.factories import save_model
@@ -330,3 +331,51 @@ def test_a_begin_token_that_a_real_tokenizer_adds_is_at_the_front_of_every_windo
     windows = cut(text_of(words(400)), open_tokenizer(folder))
     assert windows.tokens[:, 0].tolist() == [begin] * len(windows.tokens)
     assert begin not in windows.tokens[:, 1:]
+
+
+# Windows for another process.
+
+
+def restored(raw, **overrides):
+    return Windows.from_json(raw, **{"window_tokens": 32, "num_tokens": 1 << 20} | overrides)
+
+
+def test_windows_come_back_from_json_as_they_were():
+    windows = cut(text_of(words(2000)))
+    raw = json.loads(json.dumps(windows.to_json()))
+    found = restored(raw, window_tokens=windows.tokens.shape[1])
+    assert np.array_equal(found.tokens, windows.tokens)
+    assert found.facts == windows.facts
+    assert found.sketch.to_text() == windows.sketch.to_text()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"tokens": "not base64"},
+        {"tokens": ""},
+        {"tokens": "AAAA"},
+        {"sketch": 7},
+        {"facts": {}},
+        {"facts": None},
+    ],
+)
+def test_what_is_no_json_of_windows_is_refused(change):
+    windows = cut(text_of(words(2000)))
+    with pytest.raises(InvalidModelError, match="cannot be read"):
+        restored(windows.to_json() | change, window_tokens=windows.tokens.shape[1])
+
+
+@pytest.mark.parametrize("raw", [None, [], 7, {}])
+def test_what_is_no_object_of_windows_is_refused(raw):
+    with pytest.raises(InvalidModelError, match="cannot be read"):
+        restored(raw)
+
+
+def test_windows_of_another_model_are_refused():
+    windows = cut(text_of(words(2000)))
+    length = windows.tokens.shape[1]
+    with pytest.raises(InvalidModelError, match="another model"):
+        restored(windows.to_json(), window_tokens=length, num_tokens=int(windows.tokens.max()))
+    with pytest.raises(InvalidModelError, match="cannot be read"):
+        restored(windows.to_json(), window_tokens=10**6)
