@@ -21,7 +21,7 @@ LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --genera
 	--no-annotate --no-header --no-emit-index-url --upgrade
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo hub serve screenshots test families chaos harden soak sbom lint format bench bench-full lock clean
+.PHONY: help setup setup-dev demo hub serve screenshots test test-fast families chaos harden soak sbom lint format bench bench-full lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -59,8 +59,15 @@ screenshots: $(DEV_STAMP) ## a picture of every page into out/screenshots (needs
 
 test: $(DEV_STAMP) ## all tests, with branch coverage
 	@$(BIN)/python -m pytest -n $(NUM_TEST_WORKERS) --cov --cov-report=term $(PYTEST_ARGS)
-	@echo "coverage of the core alone:"
-	@$(BIN)/coverage report --include='$(PURE)' --fail-under=97
+	@echo "coverage of the pure modules alone:"
+	@$(BIN)/coverage report --include="$$($(BIN)/python -m scripts.pure_modules)" --fail-under=97
+
+# Leaves out what converts a model, starts runners or browsers, or attacks.
+SLOW_TESTS := cli faults hostile jobs quant/mlx runner secrets service watch web \
+	test_bad_input.py test_before_work.py test_demo.py test_determinism.py test_mishaps.py test_setup.py test_soak.py
+
+test-fast: $(DEV_STAMP) ## the tests that convert nothing, in about two minutes, without coverage
+	@$(BIN)/python -m pytest -n $(NUM_TEST_WORKERS) -q $(foreach t,$(SLOW_TESTS),--ignore=tests/$(t)) $(PYTEST_ARGS)
 
 families: $(DEV_STAMP) ## every family of models with every step of the method
 	@DYNQUANT_FAMILIES=1 $(BIN)/python -m pytest -n $(NUM_TEST_WORKERS) tests/quant/mlx/test_families.py
