@@ -26,6 +26,7 @@ atexit.register(shutil.rmtree, os.environ["DYNQUANT_HOME"], ignore_errors=True)
 
 import dynquant.quant.mlx  # noqa: E402, F401  OpenBLAS before any test imports MLX
 from tests import hardening  # noqa: E402
+from tests.postgres import PostgresServer, postgres_server
 
 
 @pytest.fixture(autouse=True)
@@ -99,3 +100,17 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     ):
         for name, reason in notes.items():
             say(f"{title}: {name}: {reason}")
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    with postgres_server() as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def database_url(request, tmp_path) -> str:
+    """A new database of each kind."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'jobs.sqlite'}"
+    return request.getfixturevalue("postgres").new_database()

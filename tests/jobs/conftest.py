@@ -6,21 +6,6 @@ from contextlib import contextmanager
 import pytest
 
 from tests.jobs.arena import Arena
-from tests.postgres import PostgresServer, postgres_server
-
-
-@pytest.fixture(scope="session")
-def postgres() -> Iterator[PostgresServer]:
-    with postgres_server() as server:
-        yield server
-
-
-@pytest.fixture(params=["sqlite", "postgres"])
-def database_url(request, tmp_path) -> str:
-    """A new database of each kind."""
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path / 'jobs.sqlite'}"
-    return request.getfixturevalue("postgres").new_database()
 
 
 @pytest.fixture

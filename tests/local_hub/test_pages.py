@@ -17,7 +17,7 @@ from tests.waiting import PATIENCE_SECS
 
 pytestmark = pytest.mark.hub
 
-GOLDEN = Path(__file__).parents[1] / "core" / "golden"
+GOLDEN = Path(__file__).parents[1] / "report" / "golden"
 REPO = "team/Qwen3-0.6B-MLX-4.5bpw"
 CHROMIUM = shutil.which("chromium")
 ATTACK = """# Hi

@@ -9,7 +9,7 @@ from local_hub.yaml_check import find_errors
 
 pytestmark = pytest.mark.hub
 
-GOLDEN = Path(__file__).parents[1] / "core" / "golden"
+GOLDEN = Path(__file__).parents[1] / "report" / "golden"
 
 
 def errors(front_matter: str) -> list[str]:
