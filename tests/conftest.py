@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 import atexit
 import os
 import shutil
@@ -26,7 +27,7 @@ atexit.register(shutil.rmtree, os.environ["DYNQUANT_HOME"], ignore_errors=True)
 
 import dynquant.quant.mlx  # noqa: E402, F401  OpenBLAS before any test imports MLX
 from tests import hardening  # noqa: E402
-from tests.postgres import PostgresServer, postgres_server
+from tests.postgres import PostgresServer, postgres_server  # noqa: E402
 
 
 @pytest.fixture(autouse=True)

@@ -18,7 +18,7 @@ CLOCKS = frozenset(
 SLEEPS_ON_PURPOSE = {
     "jobs/test_chaos.py": "a database is away for 25 s",
     "hub/test_inbox.py": "the Hub client's own pauses, shortened",
-    "runner/test_child_process.py": "a flood counts as held up once nothing was written for a moment",
+    "runner/test_child_process.py": "a flood is held up once nothing is written for a moment",
     "service/test_real_jobs.py": "a runner is killed at a random moment",
 }
 
