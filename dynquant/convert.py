@@ -36,7 +36,7 @@ from dynquant.report.artefacts import (
 )
 from dynquant.report.facts import ModelFacts
 from dynquant.report.facts_of import ORIGINAL, facts_of, uniform_name
-from dynquant.report.forecast import Forecast, fitting_bpw, memory_to_run_bytes
+from dynquant.report.forecast import Forecast, fitting_bpw, memory_to_run_bytes, weight_bytes
 from dynquant.texts.documents import Text
 
 __all__ = [
@@ -132,8 +132,8 @@ def forecast(
         targets = (fitting_bpw(inventory, memory_bytes=fit_memory_bytes, cache_bytes=cache_bytes),)
     for target in targets:
         check_target(inventory, target)
-    source_bytes = round(full.max_bpw * full.num_parameters / 8)
-    sizes = {t: round(t * inventory.num_parameters / 8) for t in targets}
+    source_bytes = weight_bytes(full.max_bpw, full.num_parameters)
+    sizes = {t: weight_bytes(t, inventory.num_parameters) for t in targets}
     return [
         Forecast(
             model=source.name,

@@ -444,7 +444,7 @@ def test_measuring_does_not_write_over_what_is_no_cost_table(tmp_path):
     [
         (("plan", MODEL), "either --bpw or --fit"),
         (("plan", MODEL, "--bpw=4", "--fit=16GB"), "either --bpw or --fit"),
-        (("plan", MODEL, "--fit=lots"), "no memory size"),
+        (("plan", MODEL, "--fit=lots"), "not a memory size"),
         (("plan", MODEL, "--fit=1MB"), "does not fit"),
         (("plan", MODEL, "--bpw=1"), "feasible range"),
         (("evaluate", "nothing", f"--reference={MODEL}", f"--eval={HELD_OUT}"), "no model folder"),

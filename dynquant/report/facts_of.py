@@ -11,7 +11,7 @@ from dynquant.quant.quality import Quality
 from dynquant.quant.recipe import Recipe, command_of
 from dynquant.quant.uniform import nearest_uniform
 from dynquant.report.facts import ModelFacts, QuantizedRow, SizeVariant
-from dynquant.report.forecast import memory_to_run_bytes
+from dynquant.report.forecast import memory_to_run_bytes, weight_bytes
 
 __all__ = ["ORIGINAL", "facts_of", "notes_on", "uniform_name"]
 
@@ -61,7 +61,7 @@ def facts_of(
     """
 
     def num_bytes(bpw: float) -> int:
-        return round(bpw * inventory.num_parameters / 8)
+        return weight_bytes(bpw, inventory.num_parameters)
 
     def row(label: str, bpw: float, quality: Quality) -> QuantizedRow:
         return QuantizedRow(label=label, stored_bpw=bpw, num_bytes=num_bytes(bpw), quality=quality)

@@ -48,7 +48,7 @@ class Inspector:
         hub: Where they are.
         config: The rules.
         supports: Says of a `model_type` whether it can be converted.
-        shape_of: What running a model takes, for rules that name memory sizes; None leaves it to
+        footprint_of: Layers and cache of a model, for rules that name memory sizes; None uses
             an estimate. Raises RequestError for a model that cannot be converted.
     """
 
@@ -58,13 +58,13 @@ class Inspector:
         config: WatchConfig,
         *,
         supports: Callable[[str], bool],
-        shape_of: Callable[[Candidate], MemoryFootprint] | None,
+        footprint_of: Callable[[Candidate], MemoryFootprint] | None,
     ) -> None:
         self._hub = hub
         self._config = config
         self._rules = {rule.name: rule for rule in config.rules}
         self._supports = supports
-        self._shape_of = shape_of
+        self._footprint_of = footprint_of
 
     def look(
         self,
@@ -141,10 +141,10 @@ class Inspector:
             raise UnsupportedModelError(
                 f"mlx-lm has no architecture for model_type '{candidate.model_type[:80]}'."
             )
-        shape = None
-        if rule.memory_bytes and self._shape_of is not None:
-            shape = self._shape_of(candidate)
-        return targets_of(rule, num_parameters=candidate.num_parameters, shape=shape)
+        footprint = None
+        if rule.memory_bytes and self._footprint_of is not None:
+            footprint = self._footprint_of(candidate)
+        return targets_of(rule, num_parameters=candidate.num_parameters, footprint=footprint)
 
     def _missing(
         self, rule: Rule, candidate: Candidate, targets: tuple[float, ...]

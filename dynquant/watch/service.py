@@ -26,7 +26,7 @@ from dynquant.watch.records import SweepReport
 from dynquant.watch.rules import WatchConfig, may_cover
 from dynquant.watch.state import DatabaseWatchState
 from dynquant.watch.status import WatchAct, WatchRequests, WatchStatus
-from dynquant.watch.targets import MemoryFootprint, shape_of
+from dynquant.watch.targets import MemoryFootprint, footprint_of
 
 __all__ = ["WatchService"]
 
@@ -108,7 +108,7 @@ class WatchService:
             self.state,
             self.rules(),
             supports=is_known_family,
-            shape_of=partial(self._shape_of, hub.count),
+            footprint_of=partial(self._footprint_of, hub.count),
             mentioner=HubMentions(endpoint=self._endpoint),
         )
 
@@ -211,11 +211,11 @@ class WatchService:
         if self.state.is_sweeping:
             raise RequestError(_SWEEPS_ALREADY)
 
-    def _shape_of(self, on_try: Callable[[], None], candidate: Candidate) -> MemoryFootprint:
+    def _footprint_of(self, on_try: Callable[[], None], candidate: Candidate) -> MemoryFootprint:
         """What running a model takes, from its config and the headers of its weights."""
         with opened_briefly(endpoint=self._endpoint, on_try=on_try) as hub:
             anatomy = header_inventory(hub.fetch_headers(candidate.repo_id, revision=candidate.sha))
-        return shape_of(anatomy.inventory, cache_bytes_per_token=anatomy.cache_bytes_per_token)
+        return footprint_of(anatomy.inventory, cache_bytes_per_token=anatomy.cache_bytes_per_token)
 
     def _sweep(self, now: datetime, may_go_on: Callable[[], bool]) -> SweepReport:
         return self.watcher().sweep(now, may_go_on=may_go_on)

@@ -39,7 +39,7 @@ class Watcher:
         state: What is remembered between sweeps.
         config: The rules.
         supports: Says of a `model_type` whether it can be converted.
-        shape_of: What running a model takes, for rules that name memory sizes; None leaves it to
+        footprint_of: Layers and cache of a model, for rules that name memory sizes; None uses
             an estimate. Raises RequestError for a model that cannot be converted.
         mentioner: Where authors are told; None tells nobody, whatever the rules say.
     """
@@ -52,7 +52,7 @@ class Watcher:
         config: WatchConfig,
         *,
         supports: Callable[[str], bool] = lambda _: True,
-        shape_of: Callable[[Candidate], MemoryFootprint] | None = None,
+        footprint_of: Callable[[Candidate], MemoryFootprint] | None = None,
         mentioner: Mentioner | None = None,
     ) -> None:
         self._hub = hub
@@ -60,7 +60,7 @@ class Watcher:
         self._state = state
         self._config = config
         self._mentioner = mentioner
-        self._inspector = Inspector(hub, config, supports=supports, shape_of=shape_of)
+        self._inspector = Inspector(hub, config, supports=supports, footprint_of=footprint_of)
 
     def sweep(
         self,

@@ -12,9 +12,9 @@ from dynquant.errors import DynquantError, ModelNotFoundError, Reason, RequestEr
 from dynquant.hub.listing import Listing
 from dynquant.hub.models import HubModels
 from dynquant.hub.search import FoundModel, HubSearch
-from dynquant.quant.formats import DEFAULT_MENU
 from dynquant.quant.header_inventory import header_inventory
-from dynquant.quant.plan import LayerProfile, ModelInventory
+from dynquant.quant.plan import ModelInventory
+from dynquant.report.forecast import one_layer_inventory
 from dynquant.web.single_flight import SingleFlightCache
 
 __all__ = ["ModelLookup", "ModelPreview", "model_id"]
@@ -154,15 +154,7 @@ class ModelLookup:
     def _rough(self, listing: Listing, about: FoundModel) -> ModelPreview:
         """A gated model, of which only the number of parameters is public."""
         num_parameters = about.num_parameters or listing.num_bytes(listing.weights) // 2
-        shape = (max(1, num_parameters // 128), 128)
-        layer = LayerProfile(path="all", shape=shape, dtype_bits=16, formats=DEFAULT_MENU)
-        inventory = ModelInventory(
-            model_type="",
-            layers=(layer,),
-            num_parameters=layer.num_weights,
-            fixed_bits=0,
-            dtype="bfloat16",
-        )
+        inventory = one_layer_inventory(num_parameters)
         return self._prospect(listing, about, inventory, is_rough=True)
 
     def _prospect(

@@ -14,6 +14,7 @@ from dynquant.jobs.request import JobRequest
 from dynquant.model.naming import quantized_name, repo_ids
 from dynquant.quant.formats import QuantFormat, parse_menu
 from dynquant.quant.options import RecipeOptions
+from dynquant.report.forecast import TargetForecast, target_forecast
 from dynquant.texts.defaults import CALIBRATIONS, DEFAULT_CALIBRATION
 from dynquant.watch.status import WatchStatus
 from dynquant.web.askers import account_key, asker
@@ -21,7 +22,7 @@ from dynquant.web.catalogue import Catalogue
 from dynquant.web.desk import JobDesk
 from dynquant.web.limits import Limits
 from dynquant.web.model_lookup import ModelLookup, ModelPreview
-from dynquant.web.outlook import QueueSummary, TargetForecast, line_of, outlook
+from dynquant.web.queue_summary import QueueSummary, summarize_queue
 from dynquant.web.settings import WebSettings
 from dynquant.web.sign_in import SignIn, Visitor
 from dynquant.web.single_flight import SingleFlightCache
@@ -149,7 +150,7 @@ class Service:
         context_tokens: int,
         formats: str = "",
     ) -> tuple[TargetForecast, ...]:
-        """What each target gives with these formats, all if empty; see `outlook`.
+        """What each target gives with these formats, all if empty; see `target_forecast`.
 
         Raises:
             RequestError: A target cannot be met, or there are none or too many.
@@ -161,7 +162,13 @@ class Service:
             prospect = replace(prospect, inventory=inventory)
         measured = self.catalogue.measured(prospect.quants)
         return tuple(
-            outlook(prospect, bpw, context_tokens=context_tokens, measured=measured)
+            target_forecast(
+                prospect.inventory,
+                bpw,
+                context_tokens=context_tokens,
+                cache_bytes_per_token=prospect.cache_bytes_per_token,
+                measured=measured,
+            )
             for bpw in targets_bpw
         )
 
@@ -291,7 +298,7 @@ class Service:
     def _read_board(self) -> Board:
         jobs = self.desk.list(limit=_MAX_JOBS)
         runners = self.desk.runners()
-        return Board(jobs=jobs, runners=runners, line=line_of(jobs, runners))
+        return Board(jobs=jobs, runners=runners, line=summarize_queue(jobs, runners))
 
     def _watch_desk(self) -> WatchDesk:
         if self.watch is None:

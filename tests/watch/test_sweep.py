@@ -17,7 +17,7 @@ from dynquant.watch.skips import Skip
 from dynquant.watch.targets import MemoryFootprint
 from tests.watch.factories import NOW, make_candidate, make_config, make_rule
 from tests.watch.scene import add_dynquant, add_model, edit_card, model_files, new_weights
-from tests.watch.test_targets import make_shape
+from tests.watch.test_targets import make_footprint
 
 pytestmark = pytest.mark.hub
 
@@ -498,13 +498,13 @@ def test_memory_sizes_become_the_bits_that_fit(scene):
 
 
 def test_known_shapes_are_used_and_what_cannot_be_opened_is_unsupported(scene):
-    def shape_of(candidate) -> MemoryFootprint:
+    def footprint_of(candidate) -> MemoryFootprint:
         if candidate.repo_id == "org/odd":
             raise UnsupportedModelError("mlx-lm has no architecture for it.")
-        return make_shape(2 * 10**6, cache_bytes=1 << 30)
+        return make_footprint(2 * 10**6, cache_bytes=1 << 30)
 
     scene.config = make_config(make_rule(bpw=(), memory_bytes=(8 << 30,)))
-    scene.options = {"shape_of": shape_of}
+    scene.options = {"footprint_of": footprint_of}
     add_model(scene.hub, "org/M", scene.at(-5))
     add_model(scene.hub, "org/odd", scene.at(-5))
     scene.sweep(0)

@@ -161,7 +161,7 @@ def test_with_fewer_formats_what_they_cannot_meet_is_said_at_once(field, page):
     page.get_by_role("button", name="Advanced").click()
     for bits in ("2", "3", "4"):
         page.get_by_label(bits, exact=True).uncheck()
-    expect(page.get_by_role("alert")).to_contain_text("anything from about 5.51")
+    expect(page.get_by_role("alert")).to_contain_text("allows about 5.51")
     set_bpw(page, 6.0)
     page.get_by_role("button", name="Convert").click()
     page.wait_for_url("**/job?job=*")

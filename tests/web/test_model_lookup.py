@@ -9,15 +9,13 @@ import pytest
 from huggingface_hub import constants
 
 from dynquant.errors import (
-    InfeasibleTargetError,
     ModelNotFoundError,
     UnsupportedModelError,
 )
 from dynquant.hub.models import HubModels, opened_briefly
 from dynquant.hub.search import HubSearch
-from dynquant.report.facts import SizeVariant
+from dynquant.report.forecast import target_forecast
 from dynquant.web.model_lookup import ModelLookup, model_id
-from dynquant.web.outlook import largest_that_fits, outlook
 from tests.hub.conftest import tiny_files
 from tests.web.scene import SAMPLE, SOURCE, make_family, publish
 
@@ -110,39 +108,17 @@ def test_headers_tell_sizes_and_memory_and_weights_are_not_read(hub, prospects):
 def test_the_memory_and_the_size_of_a_target_follow_from_the_headers(hub, prospects):
     hub.add(SOURCE, SAMPLE)
     prospect = prospects(SOURCE)
-    one = outlook(prospect, 4.5, context_tokens=1_000, measured=())
-    assert one.size_bytes == round(4.5 * prospect.inventory.num_parameters / 8)
+    one = target_forecast(
+        prospect.inventory,
+        4.5,
+        context_tokens=1_000,
+        cache_bytes_per_token=prospect.cache_bytes_per_token,
+        measured=(),
+    )
+    weights = sum(file.stat().st_size for file in SAMPLE.glob("*.safetensors"))
+    assert one.size_bytes == pytest.approx(weights * 4.5 / 16, rel=0.02)
     cache_bytes = 1_000 * (prospect.cache_bytes_per_token or 0)
     assert one.memory_bytes == pytest.approx(1.05 * (one.size_bytes + cache_bytes), abs=1)
-    assert (one.quality, one.is_measured) == ("close to the original for most uses", False)
-    with pytest.raises(InfeasibleTargetError, match="anything from about"):
-        outlook(prospect, 1.5, context_tokens=1_000, measured=())
-
-
-def test_figures_of_this_model_take_the_place_of_the_rule_of_thumb(hub, prospects):
-    hub.add(SOURCE, SAMPLE)
-    prospect = prospects(SOURCE)
-    rungs = [
-        SizeVariant(
-            name="x",
-            target_bpw=bpw,
-            stored_bpw=bpw,
-            num_bytes=1,
-            mean_kl_nats=kl,
-            mean_kl_se_nats=0.0,
-            top1_agreement=0.9,
-        )
-        for bpw, kl in ((3.5, 0.2), (4.5, 0.1))
-    ]
-    near = outlook(prospect, 4.6, context_tokens=1, measured=rungs)
-    assert near.is_measured
-    assert near.quality == "mean KL 0.10 nats and top-1 agreement 90 % at 4.5 bits per weight"
-    assert not outlook(prospect, 6.0, context_tokens=1, measured=rungs).is_measured
-
-
-def test_a_small_model_gets_the_most_bits_that_anybody_can_tell_apart(hub, prospects):
-    hub.add(SOURCE, SAMPLE)
-    assert largest_that_fits(prospects(SOURCE), memory_gib=8, context_tokens=4_096) == 8.5
 
 
 def test_quants_that_dynquant_made_before_are_named(hub, prospects):
@@ -159,7 +135,6 @@ def test_of_a_gated_model_the_parameters_are_known_and_no_more(hub, prospects):
     assert (prospect.gated, prospect.is_rough, prospect.model_type) == ("manual", True, "")
     assert prospect.cache_bytes_per_token is None
     assert 2_000_000 < prospect.inventory.num_parameters < 3_000_000
-    assert outlook(prospect, 4.5, context_tokens=1, measured=()).memory_bytes is None
 
 
 @pytest.mark.parametrize(

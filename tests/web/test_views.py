@@ -14,9 +14,9 @@ from dynquant.quant.formats import QuantFormat
 from dynquant.web import markup
 from dynquant.web.bits_chart import bits_chart
 from dynquant.web.catalogue import Catalogue
-from dynquant.web.outlook import line_of
 from dynquant.web.pages.board_view import board_view
 from dynquant.web.pages.job_view import job_view
+from dynquant.web.queue_summary import summarize_queue
 from dynquant.web.service import Board
 from dynquant.web.sparkline import sparkline
 from tests.report.card_factories import make_facts
@@ -54,7 +54,7 @@ def test_what_is_of_others_is_text_in_every_piece():
     evil = "<img src=x onerror=alert(1)>'\""
     job = replace(make_job(), request=replace(make_job().request, model=evil, requester=evil))
     runner = make_runner(id=evil, chip=evil, version=evil)
-    board = Board(jobs=(job,), runners=(runner,), line=line_of((job,), (runner,)))
+    board = Board(jobs=(job,), runners=(runner,), line=summarize_queue((job,), (runner,)))
     event = JobEvent(number=1, at=job.submitted_at, kind="step", sentence=evil)
     pieces = [
         board_view(board, (), state="All", wanted=""),

@@ -1,4 +1,4 @@
-"""What the fields of the Convert page say together."""
+"""The fields of the Convert page as records, and the targets that they name."""
 
 from __future__ import annotations
 
@@ -6,17 +6,19 @@ from typing import NamedTuple
 
 from dynquant.errors import InvalidOptionError
 from dynquant.quant.formats import DEFAULT_MENU, UNQUANTIZED
+from dynquant.report.forecast import fitting_tenths
 from dynquant.web.model_lookup import ModelPreview
-from dynquant.web.outlook import largest_that_fits
 
-__all__ = ["AS_IT_IS", "BY_BPW", "BY_MEMORY", "Choice", "Wishes", "targets_of"]
+__all__ = ["AS_IT_IS", "BY_BPW", "BY_MEMORY", "MAX_BPW", "Choice", "OtherFields", "targets_of"]
 
+MAX_BPW = 8.5
+"""Eight bits, with a scale and a bias for every 64 weights: more makes no measurable difference."""
 BY_BPW, BY_MEMORY = "Bits per weight", "Memory of my Mac"
 AS_IT_IS = "as it is"
 
 
 class Choice(NamedTuple):
-    """The fields that answers depend on, in the order of the page."""
+    """The fields that the forecast depends on, in the order of the page."""
 
     model: str | None
     way: str
@@ -33,7 +35,7 @@ class Choice(NamedTuple):
         """Formats to choose from, with commas; empty for the default ones.
 
         Raises:
-            InvalidOptionError: None is left.
+            InvalidOptionError: No format is left.
         """
         names = [
             f"{bits}g{group}" for bits in self.bits for group in self.groups if bits != AS_IT_IS
@@ -45,7 +47,7 @@ class Choice(NamedTuple):
         return "" if is_default else ",".join(names)
 
 
-class Wishes(NamedTuple):
+class OtherFields(NamedTuple):
     """The other fields, in the order of the page."""
 
     calibration: str
@@ -54,12 +56,12 @@ class Wishes(NamedTuple):
     notify_url: str
 
 
-def targets_of(prospect: ModelPreview, choice: Choice) -> tuple[float, ...]:
-    """Bits per weight that are asked for.
+def targets_of(preview: ModelPreview, choice: Choice) -> tuple[float, ...]:
+    """The bits per weight that the fields name.
 
     Raises:
-        InvalidOptionError: Several sizes that are no numbers.
-        InfeasibleTargetError: Nothing of the model fits the memory.
+        InvalidOptionError: The list of sizes holds something else than numbers.
+        InfeasibleTargetError: The model does not fit the memory.
     """
     several = [part for part in choice.several.split(",") if part.strip()]
     if several:
@@ -67,11 +69,15 @@ def targets_of(prospect: ModelPreview, choice: Choice) -> tuple[float, ...]:
             return tuple(dict.fromkeys(map(float, several)))
         except ValueError as error:
             raise InvalidOptionError(
-                "Several sizes are numbers with commas between them, such as 3.5, 4.5, 6."
+                "Write several sizes as numbers with commas between them, such as 3.5, 4.5, 6."
             ) from error
     if choice.way == BY_MEMORY:
-        found = largest_that_fits(
-            prospect, memory_gib=choice.memory_gib, context_tokens=choice.context_tokens
+        cache_bytes = choice.context_tokens * (preview.cache_bytes_per_token or 0)
+        target_bpw = fitting_tenths(
+            preview.inventory,
+            memory_bytes=choice.memory_gib << 30,
+            cache_bytes=cache_bytes,
+            max_bpw=MAX_BPW,
         )
-        return (found,)
+        return (target_bpw,)
     return (round(choice.bpw, 2),)

@@ -12,8 +12,15 @@ from dynquant.hub.search import FoundModel
 from dynquant.quant.formats import AFFINE_BITS, AFFINE_GROUP_SIZES, FLOAT_FORMATS
 from dynquant.texts.defaults import CALIBRATIONS
 from dynquant.web import markup
-from dynquant.web.outlook import LARGEST_BPW
-from dynquant.web.pages.choice import AS_IT_IS, BY_BPW, BY_MEMORY, Choice, Wishes, targets_of
+from dynquant.web.pages.choice import (
+    AS_IT_IS,
+    BY_BPW,
+    BY_MEMORY,
+    MAX_BPW,
+    Choice,
+    OtherFields,
+    targets_of,
+)
 from dynquant.web.pages.convert_view import (
     INTRODUCTION,
     NOTHING_CHOSEN,
@@ -61,7 +68,7 @@ def add_convert_page(blocks: gr.Blocks, service: Service) -> None:
             way = gr.Radio([BY_BPW, BY_MEMORY], value=BY_BPW, label="How small")
             bpw = gr.Slider(
                 _SMALLEST_BPW,
-                LARGEST_BPW,
+                MAX_BPW,
                 value=_DEFAULT_BPW,
                 step=0.1,
                 label="Bits per weight",
@@ -260,23 +267,23 @@ class _ConvertPage:
     def convert(self, token: gr.OAuthToken | None, *values: Any) -> tuple[str, str]:
         """Queue it; a job's id, or a sentence."""
         choice = Choice(*values[: len(Choice._fields)])
-        wishes = Wishes(*values[len(Choice._fields) :])
+        others = OtherFields(*values[len(Choice._fields) :])
         try:
             visitor = self._service.reception.require(token.token if token else None)
-            job = self._service.submit(visitor, self._order(choice, wishes))
+            job = self._service.submit(visitor, self._order(choice, others))
         except DynquantError as error:
             return markup.notice("Not queued", str(error), kind="bad"), ""
         return markup.loading(f"Job {job.id} is queued; opening its page…"), job.id
 
-    def _order(self, choice: Choice, wishes: Wishes) -> Order:
+    def _order(self, choice: Choice, others: OtherFields) -> Order:
         if not choice.model:
             raise RequestError("Choose a model first.")
         return Order(
             model=choice.model,
             targets_bpw=targets_of(self._service.chosen(choice.model), choice),
             formats=choice.formats,
-            calibration=wishes.calibration,
-            private=wishes.private,
-            destination=wishes.destination,
-            notify_url=wishes.notify_url,
+            calibration=others.calibration,
+            private=others.private,
+            destination=others.destination,
+            notify_url=others.notify_url,
         )

@@ -7,11 +7,12 @@ from urllib.parse import urlsplit
 
 from dynquant.hub.hardware import Mac
 from dynquant.hub.search import FoundModel
+from dynquant.report.forecast import TargetForecast
 from dynquant.report.numbers import count, size
 from dynquant.report.quality_summary import MAC_MEMORY_GIB
 from dynquant.web import markup
 from dynquant.web.model_lookup import ModelPreview
-from dynquant.web.outlook import QueueSummary, TargetForecast
+from dynquant.web.queue_summary import QueueSummary
 from dynquant.web.service import Service
 from dynquant.web.words import duration
 
