@@ -16,7 +16,6 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import lru_cache
 from pathlib import Path
 
 from dynquant.cli.ending import told
@@ -49,10 +48,10 @@ with told():
     import uvicorn
     from fastapi import FastAPI
 
+    from dynquant.hub.default_namespace import default_namespace
     from dynquant.hub.inbox import HubInbox
     from dynquant.hub.models import opened_briefly
     from dynquant.hub.published import HubRepos
-    from dynquant.hub.publishing import HubPublisher
     from dynquant.hub.search import HubSearch
     from dynquant.hub.visitor import HubVisitor
     from dynquant.jobs.board import DatabaseBoard
@@ -64,9 +63,9 @@ with told():
     from dynquant.watch.service import WatchService
     from dynquant.watch.status import WatchRequests
     from dynquant.web.catalogue import Catalogue
-    from dynquant.web.desk import BoardDesk, JobDesk
     from dynquant.web.model_lookup import ModelLookup
-    from dynquant.web.public_view import PublicDesk, PublicWatch
+    from dynquant.web.ports import JobsPort, WatchPort
+    from dynquant.web.public_view import PublicJobs, PublicWatch
     from dynquant.web.remote_jobs import RemoteJobs
     from dynquant.web.service import Service
     from dynquant.web.settings import WebSettings
@@ -74,7 +73,6 @@ with told():
     from dynquant.web.site import make_site
     from dynquant.web.snapshots import Snapshots
     from dynquant.web.space_watch import SpaceWatch
-    from dynquant.web.watch_desk import WatchDesk
 
 _LOG_FILE = Path("logs", "pages.log")
 """Beside that of the runner: two processes must not share one."""
@@ -130,7 +128,7 @@ def make_app(settings: Settings, web: WebSettings) -> tuple[FastAPI, bool]:
     Raises:
         InvalidOptionError: What is set does not go together.
     """
-    desk: JobDesk
+    jobs: JobsPort
     watch: WatchService | SpaceWatch | None = None
     snapshots = webhook = None
     if web.is_space and settings.inbox_repo is not None:
@@ -143,21 +141,19 @@ def make_app(settings: Settings, web: WebSettings) -> tuple[FastAPI, bool]:
         snapshots = Snapshots()
         # Runners post what is public, and to see that it is there takes no token.
         published = HubRepos(token=False)
-        desk = RemoteJobs(HubInbox(settings.inbox_repo), snapshots, published)
+        jobs = RemoteJobs(HubInbox(settings.inbox_repo), snapshots, published)
         watch = SpaceWatch(snapshots)
     else:
-        desk = BoardDesk(
-            DatabaseBoard(
-                settings.database_url, daily_limit=settings.daily_limit, published=HubRepos()
-            )
+        jobs = DatabaseBoard(
+            settings.database_url, daily_limit=settings.daily_limit, published=HubRepos()
         )
         if settings.watch_config is not None:
             watch = WatchService(settings, settings.watch_config)
     if watch is not None and settings.webhook_secret is not None:
         webhook = Webhook(settings.webhook_secret, covers=watch.covers, look=watch.look_at)
-    shown: WatchDesk | None = watch
+    shown: WatchPort | None = watch
     if web.is_space:
-        desk = public = PublicDesk(desk)
+        jobs = public = PublicJobs(jobs)
         if isinstance(watch, WatchService):
             shown = PublicWatch(watch, public)
     # Strangers see what everybody may see; on one's own machine its token counts.
@@ -166,7 +162,7 @@ def make_app(settings: Settings, web: WebSettings) -> tuple[FastAPI, bool]:
     namespace = _namespace(web)
     service = Service(
         settings=web,
-        desk=desk,
+        jobs=jobs,
         reception=SignIn(
             web,
             account=lambda t: HubVisitor(t).account(),
@@ -191,15 +187,10 @@ def make_app(settings: Settings, web: WebSettings) -> tuple[FastAPI, bool]:
 
 
 def _namespace(web: WebSettings) -> Callable[[], str | None]:
-    """Where models go: what is set, else where this machine's token belongs."""
-
-    @lru_cache(maxsize=1)
-    def ask() -> str:
-        return HubPublisher().account().name
+    """As `default_namespace`, with None where the Hub does not say."""
+    ask = default_namespace(web.publish_to)
 
     def namespace() -> str | None:
-        if web.publish_to is not None:
-            return web.publish_to
         try:
             return ask()
         except DynquantError:

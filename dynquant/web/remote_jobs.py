@@ -1,4 +1,4 @@
-"""The desk of a Space: requests leave by mail, and what comes of them comes back by posts."""
+"""Jobs of a Space: requests leave by the inbox, states come back with the runners' posts."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from dynquant.errors import DynquantError, RequestError
 from dynquant.jobs.job import Job, JobState, PublishedRepo
 from dynquant.jobs.ports import JobEvent, PublishedRepos, RunnerStatus
+from dynquant.jobs.published_results import are_deleted
 from dynquant.jobs.request import JobRequest, check_notify_url, job_id
 from dynquant.quant.recipe import RECIPE_VERSION
 from dynquant.web.snapshots import Snapshots
@@ -75,7 +76,7 @@ class _Sent:
 
 
 class RemoteJobs:
-    """A `desk.JobDesk` that keeps nothing but what is in memory.
+    """A `ports.JobsPort` that keeps nothing but what is in memory.
 
     After a restart what waits comes back from the mailbox, and what runs or is done from the
     next post of a runner.
@@ -107,8 +108,8 @@ class RemoteJobs:
         self._sent: OrderedDict[str, _Sent] = OrderedDict()
         self._look_at_secs = -_LOOK_SECS
 
-    def submit(self, request: JobRequest) -> Job:
-        """See `JobDesk`."""
+    def submit_anew(self, request: JobRequest) -> Job:
+        """See `JobsPort`."""
         check_notify_url(request)
         identity = _identity(request)
         before = self._known().get(identity)
@@ -121,7 +122,7 @@ class RemoteJobs:
             return self._send(request)
 
     def get(self, job_id: str) -> Job:
-        """See `JobDesk`."""
+        """See `JobsPort`."""
         self._look()
         job = self._known().get(job_id)
         if job is None:
@@ -132,13 +133,13 @@ class RemoteJobs:
         return job
 
     def list(self, *, limit: int) -> tuple[Job, ...]:
-        """See `JobDesk`."""
+        """See `JobsPort`."""
         self._look()
         jobs = sorted(self._known().values(), key=lambda job: job.submitted_at, reverse=True)
         return tuple(jobs[:limit])
 
     def cancel(self, job_id: str) -> Job:
-        """See `JobDesk`."""
+        """See `JobsPort`."""
         job = self.get(job_id)
         if job.is_over:
             raise RequestError("This job is over, so it cannot be cancelled any more.")
@@ -163,7 +164,7 @@ class RemoteJobs:
         return job
 
     def retry(self, job_id: str) -> Job:
-        """See `JobDesk`."""
+        """See `JobsPort`."""
         job = self.get(job_id)
         if not job.is_over or job.state is JobState.PUBLISHED:
             raise RequestError(
@@ -173,22 +174,16 @@ class RemoteJobs:
             return self._send(job.request)
 
     def log(self, job_id: str) -> tuple[JobEvent, ...]:
-        """See `JobDesk`."""
+        """See `JobsPort`."""
         return self._snapshots.log(job_id)
 
     def runners(self) -> tuple[RunnerStatus, ...]:
-        """See `JobDesk`."""
+        """See `JobsPort`."""
         return self._snapshots.runners()
 
     def _is_published(self, job: Job) -> bool:
         """Whether a job published something that is still there, as far as the Hub answers."""
-        if job.state is not JobState.PUBLISHED:
-            return False
-        try:
-            return self._published.are_there(job.results)
-        except DynquantError as error:
-            _logger.warning("Whether a job's results are still there is not known: %s", error)
-            return True
+        return job.state is JobState.PUBLISHED and not are_deleted(job, self._published)
 
     def _known(self) -> dict[str, Job]:
         """Every job: as a runner posted it, else as it was sent."""

@@ -19,14 +19,13 @@ from dynquant.texts.defaults import CALIBRATIONS, DEFAULT_CALIBRATION
 from dynquant.watch.status import WatchStatus
 from dynquant.web.askers import account_key, asker
 from dynquant.web.catalogue import Catalogue
-from dynquant.web.desk import JobDesk
 from dynquant.web.limits import Limits
 from dynquant.web.model_lookup import ModelLookup, ModelPreview
+from dynquant.web.ports import JobsPort, WatchPort
 from dynquant.web.queue_summary import QueueSummary, summarize_queue
 from dynquant.web.settings import WebSettings
 from dynquant.web.sign_in import SignIn, Visitor
 from dynquant.web.single_flight import SingleFlightCache
-from dynquant.web.watch_desk import WatchDesk
 
 __all__ = ["DEFAULT_CONTEXT_TOKENS", "Board", "Order", "Service"]
 
@@ -75,7 +74,7 @@ class Service:
 
     Attributes:
         settings: How the pages are served.
-        desk: Where jobs are.
+        jobs: The jobs.
         reception: Who visitors are.
         prospects: Models that could be quantized.
         search: Lists of models.
@@ -85,17 +84,17 @@ class Service:
     """
 
     settings: WebSettings
-    desk: JobDesk
+    jobs: JobsPort
     reception: SignIn
     prospects: ModelLookup
     search: HubSearch
     catalogue: Catalogue
     namespace: Callable[[], str | None]
-    watch: WatchDesk | None = None
+    watch: WatchPort | None = None
     _boards: SingleFlightCache[str, Board] = field(
         default_factory=lambda: SingleFlightCache(fresh_secs=_FRESH_SECS), init=False
     )
-    _jobs: SingleFlightCache[str, tuple[Job, tuple[JobEvent, ...]]] = field(
+    _job_cache: SingleFlightCache[str, tuple[Job, tuple[JobEvent, ...]]] = field(
         default_factory=lambda: SingleFlightCache(fresh_secs=_FRESH_SECS), init=False
     )
     _watches: SingleFlightCache[str, WatchStatus] = field(
@@ -182,7 +181,7 @@ class Service:
         Raises:
             RequestError: There is none.
         """
-        return self._jobs(job_id, lambda: (self.desk.get(job_id), self.desk.log(job_id)))
+        return self._job_cache(job_id, lambda: (self.jobs.get(job_id), self.jobs.log(job_id)))
 
     def watch_status(self) -> WatchStatus:
         """The watcher, some seconds old at most.
@@ -191,7 +190,7 @@ class Service:
             RequestError: There is none.
             RetryLaterError: Nothing is known of it now.
         """
-        return self._watches("", self._watch_desk().status)
+        return self._watches("", self._watcher().status)
 
     def sweep(self, visitor: Visitor) -> str:
         """Begin a sweep; what to tell the visitor.
@@ -199,7 +198,7 @@ class Service:
         Raises:
             RequestError: The visitor may not, or it cannot be begun now.
         """
-        return self._steer(visitor, self._watch_desk().sweep)
+        return self._steer(visitor, self._watcher().sweep)
 
     def pause_watcher(self, visitor: Visitor) -> str:
         """Have the watcher stand still; what to tell the visitor.
@@ -207,7 +206,7 @@ class Service:
         Raises:
             RequestError: The visitor may not.
         """
-        return self._steer(visitor, self._watch_desk().pause)
+        return self._steer(visitor, self._watcher().pause)
 
     def resume_watcher(self, visitor: Visitor) -> str:
         """Have the watcher go on; what to tell the visitor.
@@ -215,7 +214,7 @@ class Service:
         Raises:
             RequestError: The visitor may not.
         """
-        return self._steer(visitor, self._watch_desk().resume)
+        return self._steer(visitor, self._watcher().resume)
 
     def submit(self, visitor: Visitor, order: Order) -> Job:
         """Queue what a visitor asks for.
@@ -232,7 +231,7 @@ class Service:
             context_tokens=DEFAULT_CONTEXT_TOKENS,
             formats=order.formats,
         )
-        job = self.desk.submit(
+        job = self.jobs.submit_anew(
             JobRequest(
                 model=prospect.repo_id,
                 revision=prospect.revision_sha,
@@ -257,7 +256,7 @@ class Service:
         """
         self._require_own(visitor, job_id, "cancel")
         try:
-            return self.desk.cancel(job_id)
+            return self.jobs.cancel(job_id)
         finally:
             self._changed(job_id)
 
@@ -270,7 +269,7 @@ class Service:
         """
         self._require_own(visitor, job_id, "retry")
         try:
-            return self.desk.retry(job_id)
+            return self.jobs.retry(job_id)
         finally:
             self._changed(job_id)
 
@@ -296,11 +295,11 @@ class Service:
             self._limits.count(what, who=who)
 
     def _read_board(self) -> Board:
-        jobs = self.desk.list(limit=_MAX_JOBS)
-        runners = self.desk.runners()
+        jobs = self.jobs.list(limit=_MAX_JOBS)
+        runners = self.jobs.runners()
         return Board(jobs=jobs, runners=runners, line=summarize_queue(jobs, runners))
 
-    def _watch_desk(self) -> WatchDesk:
+    def _watcher(self) -> WatchPort:
         if self.watch is None:
             raise RequestError("The watcher has no rules here. Set DYNQUANT_WATCH_CONFIG.")
         return self.watch
@@ -315,10 +314,10 @@ class Service:
 
     def _changed(self, job_id: str) -> None:
         self._boards.forget("")
-        self._jobs.forget(job_id)
+        self._job_cache.forget(job_id)
 
     def _require_own(self, visitor: Visitor, job_id: str, what: str) -> None:
-        if not visitor.owns(self.desk.get(job_id)):
+        if not visitor.owns(self.jobs.get(job_id)):
             raise RequestError(
                 f"This job is somebody else's. Only who asked for it and the operators can "
                 f"{what} it."

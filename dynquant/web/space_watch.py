@@ -22,7 +22,7 @@ _ASKED = "The runner hears of it within half a minute."
 
 
 class SpaceWatch:
-    """A `watch_desk.WatchDesk` in front of a watcher that is elsewhere.
+    """A `ports.WatchPort` in front of a watcher that is elsewhere.
 
     Args:
         snapshots: What runners post.
@@ -35,7 +35,7 @@ class SpaceWatch:
         self._act: WatchAct | None = None
 
     def status(self) -> WatchStatus:
-        """See `WatchDesk`."""
+        """See `WatchPort`."""
         status = self._snapshots.watch()
         if status is None:
             raise RetryLaterError(
@@ -45,17 +45,17 @@ class SpaceWatch:
         return status
 
     def sweep(self) -> str:
-        """See `WatchDesk`."""
+        """See `WatchPort`."""
         if self.status().is_paused:
             raise RequestError("The watcher is paused. Let it go on first.")
         return self._ask(WatchAct.SWEEP)
 
     def pause(self) -> str:
-        """See `WatchDesk`."""
+        """See `WatchPort`."""
         return self._ask(WatchAct.PAUSE)
 
     def resume(self) -> str:
-        """See `WatchDesk`."""
+        """See `WatchPort`."""
         return self._ask(WatchAct.RESUME)
 
     def covers(self, repo_id: str) -> bool:

@@ -38,8 +38,8 @@ from dynquant.settings import Settings
 from dynquant.watch import Webhook
 from dynquant.watch.service import WatchService
 from dynquant.web.catalogue import Catalogue
-from dynquant.web.desk import BoardDesk, JobDesk
 from dynquant.web.model_lookup import ModelLookup
+from dynquant.web.ports import JobsPort
 from dynquant.web.service import Service
 from dynquant.web.settings import WebSettings
 from dynquant.web.sign_in import SignIn
@@ -158,7 +158,7 @@ def opened(
     folder: Path,
     *,
     settings: WebSettings | None = None,
-    desk: JobDesk | None = None,
+    jobs: JobsPort | None = None,
     user: str = "ann",
     rules: str | None = None,
     space_watch: SpaceWatch | None = None,
@@ -198,7 +198,7 @@ def opened(
             site_options["webhook"] = webhook
         service = Service(
             settings=web,
-            desk=desk or BoardDesk(board),
+            jobs=jobs or board,
             reception=SignIn(web, account=account, macs=macs, user=user),
             prospects=ModelLookup(
                 search,

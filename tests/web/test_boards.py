@@ -131,7 +131,7 @@ def looked_at(snapshots: Snapshots) -> Iterator[str]:
     search = HubSearch(endpoint=NOWHERE, token=False)
     service = Service(
         settings=WebSettings(),
-        desk=RemoteJobs(FakeInbox(), snapshots, FakeRepos()),
+        jobs=RemoteJobs(FakeInbox(), snapshots, FakeRepos()),
         reception=cast("Any", None),
         prospects=cast("Any", None),
         search=search,

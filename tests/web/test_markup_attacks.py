@@ -120,7 +120,7 @@ def attacked(tmp_path_factory) -> Iterator[Attacked]:
     with opened(
         tmp_path_factory.mktemp("attacked"),
         settings=WebSettings(publish_to=NAMESPACE, is_space=True),
-        desk=RemoteJobs(FakeInbox(), snapshots, FakeRepos()),
+        jobs=RemoteJobs(FakeInbox(), snapshots, FakeRepos()),
         space_watch=SpaceWatch(snapshots),
         snapshots=snapshots,
         space_secret=SECRET,
