@@ -62,7 +62,7 @@ with told():
     from dynquant.watch import Webhook
     from dynquant.watch.service import WatchService
     from dynquant.watch.status import WatchRequests
-    from dynquant.web.catalogue import Catalogue
+    from dynquant.web.finished_models import FinishedModels
     from dynquant.web.model_lookup import ModelLookup
     from dynquant.web.ports import JobsPort, WatchPort
     from dynquant.web.public_view import PublicJobs, PublicWatch
@@ -163,15 +163,15 @@ def make_app(settings: Settings, web: WebSettings) -> tuple[FastAPI, bool]:
     service = Service(
         settings=web,
         jobs=jobs,
-        reception=SignIn(
+        sign_in=SignIn(
             web,
             account=lambda t: HubVisitor(t).account(),
             macs=lambda t: HubVisitor(t).macs(),
             user=local_name(user_name()),
         ),
-        prospects=ModelLookup(search, open_hub=lambda: opened_briefly(token=token)),
+        model_lookup=ModelLookup(search, open_hub=lambda: opened_briefly(token=token)),
         search=search,
-        catalogue=Catalogue(search, namespace=web.publish_to),
+        finished_models=FinishedModels(search, namespace=web.publish_to),
         namespace=namespace,
         watch=shown,
     )
@@ -260,7 +260,7 @@ def _serve(site: FastAPI, host: str, port: int) -> None:
         log_config=None,  # its lines go where ours go
         log_level="warning",
         access_log=False,
-        proxy_headers=False,  # web.askers decides which of its hops are proxies
+        proxy_headers=False,  # web.visitor_ids decides which of its hops are proxies
         timeout_graceful_shutdown=_CLOSE_SECS,  # open pages hold a connection for ever
     )
 

@@ -42,16 +42,16 @@ class _Api:
         """
         try:
             targets, tokens = _numbers(bits_per_weight), _whole(context_tokens)
-            prospect = self._service.look_at(_text("model", model))
-            found = self._service.outlooks(prospect, targets, context_tokens=tokens)
+            preview = self._service.look_at(_text("model", model))
+            found = self._service.forecasts(preview, targets, context_tokens=tokens)
         except DynquantError as error:
             raise _refusal(error) from error
         return {
-            "model": prospect.repo_id,
-            "revision_sha": prospect.revision_sha,
-            "num_parameters": prospect.inventory.num_parameters,
-            "min_bits_per_weight": round(prospect.inventory.min_bpw, 3),
-            "max_bits_per_weight": round(prospect.inventory.max_bpw, 3),
+            "model": preview.repo_id,
+            "revision_sha": preview.revision_sha,
+            "num_parameters": preview.inventory.num_parameters,
+            "min_bits_per_weight": round(preview.inventory.min_bpw, 3),
+            "max_bits_per_weight": round(preview.inventory.max_bpw, 3),
             "targets": [
                 {
                     "bits_per_weight": each.target_bpw,
@@ -62,7 +62,7 @@ class _Api:
                 }
                 for each in found
             ],
-            "existing": [each.repo_id for each in prospect.quants],
+            "existing": [each.repo_id for each in preview.quants],
         }
 
     def submit(  # noqa: PLR0917, D417  the visitor gives no token: it comes with the session
@@ -88,7 +88,7 @@ class _Api:
             calibration: Text to calibrate on, as the page Convert names it; empty for the default.
         """
         try:
-            visitor = self._service.reception.require(token.token if token else None)
+            visitor = self._service.sign_in.require(token.token if token else None)
             job = self._service.submit(
                 visitor,
                 Order(
@@ -126,7 +126,7 @@ class _Api:
             job_id: As submit returned it.
         """
         try:
-            visitor = self._service.reception.require(token.token if token else None)
+            visitor = self._service.sign_in.require(token.token if token else None)
             job = self._service.cancel(visitor, _text("job_id", job_id))
         except DynquantError as error:
             raise _refusal(error) from error

@@ -17,7 +17,7 @@ from gradio.route_utils import FnIndexInferError
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from dynquant.web.doors import CLOSED, NO_FILES, holds_file, is_open
+from dynquant.web.allowed_routes import NO_FILES, NOT_FOUND, holds_file, is_allowed
 
 __all__ = ["MAX_BODY_BYTES", "MAX_DEPTH", "Guard"]
 
@@ -119,8 +119,8 @@ class Guard:
             await send(message)
 
         refusal = self._misnamed(scope)
-        if refusal is None and not is_open(scope["method"], scope["path"], mcp=self._has_mcp):
-            refusal = _refusal(404, CLOSED)
+        if refusal is None and not is_allowed(scope["method"], scope["path"], mcp=self._has_mcp):
+            refusal = _refusal(404, NOT_FOUND)
         if refusal is None and scope["method"] in _CHANGING:
             refusal, receive = await self._look_at(scope, receive)
         if refusal is not None:

@@ -43,7 +43,7 @@ class Limits:
     Args:
         limits: See `LIMITS`.
         clock: Seconds that only go forward.
-        visitor: Tells who asks, as `askers.asker` does: the kind of visitor first.
+        visitor: Tells who asks, as `visitor_ids.visitor_id` does: the kind of visitor first.
     """
 
     def __init__(

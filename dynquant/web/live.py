@@ -61,7 +61,7 @@ def _board(service: Service, state: str, words: str) -> str:
         board = service.board()
     except DynquantError as error:
         return markup.notice("No news now", str(error), kind="bad")
-    return board_view(board, service.catalogue.known(), state=state, wanted=words)
+    return board_view(board, service.finished_models.known(), state=state, wanted=words)
 
 
 def _watcher(service: Service) -> tuple[str, str]:

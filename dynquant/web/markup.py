@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 from dynquant.jobs.job import Job, JobState
 from dynquant.report.svg import escaped as text
-from dynquant.web.words import STATES
+from dynquant.web.labels import STATES
 
 __all__ = [
     "bar",

@@ -143,7 +143,7 @@ class ModelLookup:
                     raise
                 return self._rough(listing, about)
             anatomy = header_inventory(source)
-        return self._prospect(
+        return self._preview(
             listing,
             about,
             anatomy.inventory,
@@ -155,9 +155,9 @@ class ModelLookup:
         """A gated model, of which only the number of parameters is public."""
         num_parameters = about.num_parameters or listing.num_bytes(listing.weights) // 2
         inventory = one_layer_inventory(num_parameters)
-        return self._prospect(listing, about, inventory, is_rough=True)
+        return self._preview(listing, about, inventory, is_rough=True)
 
-    def _prospect(
+    def _preview(
         self,
         listing: Listing,
         about: FoundModel,

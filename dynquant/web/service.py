@@ -17,8 +17,7 @@ from dynquant.quant.options import RecipeOptions
 from dynquant.report.forecast import TargetForecast, target_forecast
 from dynquant.texts.defaults import CALIBRATIONS, DEFAULT_CALIBRATION
 from dynquant.watch.status import WatchStatus
-from dynquant.web.askers import account_key, asker
-from dynquant.web.catalogue import Catalogue
+from dynquant.web.finished_models import FinishedModels
 from dynquant.web.limits import Limits
 from dynquant.web.model_lookup import ModelLookup, ModelPreview
 from dynquant.web.ports import JobsPort, WatchPort
@@ -26,6 +25,7 @@ from dynquant.web.queue_summary import QueueSummary, summarize_queue
 from dynquant.web.settings import WebSettings
 from dynquant.web.sign_in import SignIn, Visitor
 from dynquant.web.single_flight import SingleFlightCache
+from dynquant.web.visitor_ids import account_key, visitor_id
 
 __all__ = ["DEFAULT_CONTEXT_TOKENS", "Board", "Order", "Service"]
 
@@ -65,7 +65,7 @@ class Board:
 
     jobs: tuple[Job, ...]
     runners: tuple[RunnerStatus, ...]
-    line: QueueSummary
+    queue: QueueSummary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,20 +75,20 @@ class Service:
     Attributes:
         settings: How the pages are served.
         jobs: The jobs.
-        reception: Who visitors are.
-        prospects: Models that could be quantized.
+        sign_in: Who visitors are.
+        model_lookup: Models that could be quantized.
         search: Lists of models.
-        catalogue: Models that are finished.
+        finished_models: Models that are finished.
         namespace: Where models are published; None if nobody knows.
         watch: Where the watcher is; None if it has no rules.
     """
 
     settings: WebSettings
     jobs: JobsPort
-    reception: SignIn
-    prospects: ModelLookup
+    sign_in: SignIn
+    model_lookup: ModelLookup
     search: HubSearch
-    catalogue: Catalogue
+    finished_models: FinishedModels
     namespace: Callable[[], str | None]
     watch: WatchPort | None = None
     _boards: SingleFlightCache[str, Board] = field(
@@ -104,7 +104,7 @@ class Service:
         default_factory=lambda: SingleFlightCache(fresh_secs=60.0, max_keys=1_000), init=False
     )
 
-    _limits: Limits = field(default_factory=lambda: Limits(visitor=asker), init=False)
+    _limits: Limits = field(default_factory=lambda: Limits(visitor=visitor_id), init=False)
 
     def find(self, words: str) -> tuple[FoundModel, ...]:
         """Models for somebody who types a name.
@@ -131,7 +131,7 @@ class Service:
             RetryLaterError: Too often.
         """
         self._count("look at models")
-        return self.prospects(model)
+        return self.model_lookup(model)
 
     def chosen(self, model: str) -> ModelPreview:
         """A model that somebody chose before, as `look_at`: only what is forgotten by now counts.
@@ -139,11 +139,11 @@ class Service:
         Raises:
             RetryLaterError: Too often.
         """
-        return self.prospects(model) if self.prospects.knows(model) else self.look_at(model)
+        return self.model_lookup(model) if self.model_lookup.knows(model) else self.look_at(model)
 
-    def outlooks(
+    def forecasts(
         self,
-        prospect: ModelPreview,
+        preview: ModelPreview,
         targets_bpw: tuple[float, ...],
         *,
         context_tokens: int,
@@ -157,15 +157,15 @@ class Service:
         if not 1 <= len(targets_bpw) <= _MAX_TARGETS:
             raise RequestError(f"Ask for 1 to {_MAX_TARGETS} numbers of bits per weight at once.")
         if formats.strip():
-            inventory = prospect.inventory.within(_menu(formats))
-            prospect = replace(prospect, inventory=inventory)
-        measured = self.catalogue.measured(prospect.quants)
+            inventory = preview.inventory.within(_menu(formats))
+            preview = replace(preview, inventory=inventory)
+        measured = self.finished_models.measured(preview.quants)
         return tuple(
             target_forecast(
-                prospect.inventory,
+                preview.inventory,
                 bpw,
                 context_tokens=context_tokens,
-                cache_bytes_per_token=prospect.cache_bytes_per_token,
+                cache_bytes_per_token=preview.cache_bytes_per_token,
                 measured=measured,
             )
             for bpw in targets_bpw
@@ -224,23 +224,23 @@ class Service:
             RetryLaterError: Not now.
         """
         self._count("ask for models", who=account_key(visitor.name))
-        prospect = self.prospects(order.model)
-        self.outlooks(  # refuses what cannot be met
-            prospect,
+        preview = self.model_lookup(order.model)
+        self.forecasts(  # refuses what cannot be met
+            preview,
             order.targets_bpw,
             context_tokens=DEFAULT_CONTEXT_TOKENS,
             formats=order.formats,
         )
         job = self.jobs.submit_anew(
             JobRequest(
-                model=prospect.repo_id,
-                revision=prospect.revision_sha,
+                model=preview.repo_id,
+                revision=preview.revision_sha,
                 targets_bpw=order.targets_bpw,
-                destination=self._destination(visitor, order, prospect),
+                destination=self._destination(visitor, order, preview),
                 requester=visitor.name,
                 requester_id=visitor.hub_id,
                 private=_private(visitor, order),
-                source_is_private=prospect.is_private,
+                source_is_private=preview.is_private,
                 options=_options(order),
                 notify_url=order.notify_url.strip() or None,
             )
@@ -280,7 +280,7 @@ class Service:
             RequestError: Nobody is signed in, nothing was published, or a name is taken.
             HubUnavailableError: Network, rate limit, 5xx.
         """
-        visitor = self.reception.require(token)
+        visitor = self.sign_in.require(token)
         assert token is not None
         job, _ = self.job(job_id)
         if not job.results:
@@ -297,7 +297,7 @@ class Service:
     def _read_board(self) -> Board:
         jobs = self.jobs.list(limit=_MAX_JOBS)
         runners = self.jobs.runners()
-        return Board(jobs=jobs, runners=runners, line=summarize_queue(jobs, runners))
+        return Board(jobs=jobs, runners=runners, queue=summarize_queue(jobs, runners))
 
     def _watcher(self) -> WatchPort:
         if self.watch is None:
@@ -323,7 +323,7 @@ class Service:
                 f"{what} it."
             )
 
-    def _destination(self, visitor: Visitor, order: Order, prospect: ModelPreview) -> str:
+    def _destination(self, visitor: Visitor, order: Order, preview: ModelPreview) -> str:
         """Where the models go; strangers publish to where the runner's token belongs."""
         wanted = order.destination.strip()
         default = self.namespace()
@@ -341,7 +341,7 @@ class Service:
         repo_ids(  # refuses what makes no names
             destination,
             {
-                quantized_name(prospect.repo_id, bpw): (prospect.repo_id, bpw)
+                quantized_name(preview.repo_id, bpw): (preview.repo_id, bpw)
                 for bpw in order.targets_bpw
             },
         )

@@ -13,10 +13,10 @@ from dynquant.hub.hardware import Mac
 from dynquant.hub.publishing import Account
 from dynquant.jobs.job import Job
 from dynquant.jobs.request import Priority
-from dynquant.web.askers import asker
 from dynquant.web.limits import Limits
 from dynquant.web.settings import WebSettings
 from dynquant.web.single_flight import SingleFlightCache
+from dynquant.web.visitor_ids import visitor_id
 
 __all__ = ["SignIn", "Visitor"]
 
@@ -78,7 +78,7 @@ class SignIn:
         self._account = account
         self._ask_for_macs = macs
         self._user = user
-        self._limits = Limits(visitor=asker)
+        self._limits = Limits(visitor=visitor_id)
         # None for a token that is none: it is refused without asking again, too.
         self._accounts: SingleFlightCache[str, Account | None] = SingleFlightCache(
             fresh_secs=_KNOWN_SECS, max_keys=1_000

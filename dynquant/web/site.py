@@ -19,7 +19,6 @@ from dynquant.watch.status import WatchRequests, errands_to_json
 from dynquant.web.api import add_api
 from dynquant.web.guard import Guard
 from dynquant.web.live import add_live_routes
-from dynquant.web.looks import HEAD, STYLE, theme
 from dynquant.web.pages.board import add_board_page
 from dynquant.web.pages.convert import add_convert_page
 from dynquant.web.pages.gallery import add_gallery_page
@@ -27,6 +26,7 @@ from dynquant.web.pages.job import add_job_page
 from dynquant.web.pages.watcher import add_watcher_page
 from dynquant.web.service import Service
 from dynquant.web.snapshots import Snapshots
+from dynquant.web.theme import HEAD, STYLE, theme
 
 __all__ = ["add_runner_routes", "add_webhook", "make_site"]
 

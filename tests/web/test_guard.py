@@ -318,7 +318,7 @@ def test_the_page_foresees_only_what_counted_as_a_look(space, monkeypatch):
         answer = post(space, path="predict", json=call, headers=fresh)
         return answer.json()["data"][0]
 
-    space.service.prospects(SOURCE)
+    space.service.model_lookup(SOURCE)
     for number in range(10):
         assert foreseen(f"team/unseen-{number}") == ""
     asked = {request.path for request in space.hub.requests if "unseen" in request.path}

@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 from dynquant.jobs.job import Job, JobState
 from dynquant.jobs.ports import RunnerStatus
 from dynquant.report.numbers import size
-from dynquant.web import markup, words
-from dynquant.web.catalogue import FinishedModel
+from dynquant.web import labels, markup
+from dynquant.web.finished_models import FinishedModel
 from dynquant.web.service import Board
 
 __all__ = ["FILTERS", "board_view"]
@@ -47,14 +47,14 @@ def _is_wanted(job: Job, state: str, wanted: str) -> bool:
 
 def _totals(board: Board, known: Sequence[FinishedModel]) -> str:
     num_published = sum(job.state is JobState.PUBLISHED for job in board.jobs)
-    line = board.line
-    num_bytes = sum(each.rung.num_bytes for each in known)
+    queue = board.queue
+    num_bytes = sum(each.variant.num_bytes for each in known)
     finished = f"{len(known)}<small>{size(num_bytes)}</small>" if known else "–"
     tiles = [
-        ("Waiting", str(line.num_waiting)),
-        ("Running", str(line.num_running)),
+        ("Waiting", str(queue.num_waiting)),
+        ("Running", str(queue.num_running)),
         ("Published", str(num_published)),
-        ("Median time", words.duration(line.job_secs) if line.job_secs is not None else "–"),
+        ("Median time", labels.duration(queue.job_secs) if queue.job_secs is not None else "–"),
         ("Models in the gallery", finished),
     ]
     boxes = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in tiles)
@@ -73,7 +73,7 @@ def _jobs(shown: Sequence[Job], board: Board) -> str:
 
 
 def _job(job: Job) -> str:
-    targets = words.bpw_list(job.request.targets_bpw)
+    targets = labels.bpw_list(job.request.targets_bpw)
     about = f"{targets} bits per weight · {job.request.requester} · {_when(job.submitted_at)}"
     return (
         f"<li><div><strong>{markup.job_link(job.id, job.request.model)}</strong>"
@@ -85,10 +85,10 @@ def _job(job: Job) -> str:
 def _how(job: Job) -> str:
     """How far it is, or why it is not."""
     if job.state is JobState.RUNNING and job.progress is not None:
-        label = words.STEPS[job.progress.step]
+        label = labels.STEPS[job.progress.step]
         return markup.bar(job.progress.fraction, label) + f"<small>{markup.text(label)}</small>"
     if job.state is JobState.WAITING:
-        place = f"Number {job.position} in line. " if job.position else ""
+        place = f"Number {job.position} in the queue. " if job.position else ""
         return f"<small>{markup.text(place + job.sentence)}</small>"
     if job.state in {JobState.REFUSED, JobState.FAILED}:
         code = f"<code>{markup.text(job.reason_code)}</code> " if job.reason_code else ""
@@ -116,7 +116,7 @@ def _runner(runner: RunnerStatus) -> tuple[str, ...]:
         else '<span class="dq-tag dq-plain">Away</span>'
     )
     minutes = _minutes(runner)
-    heard = "just now" if minutes == 0 else f"{words.duration(minutes * _MINUTE_SECS)} ago"
+    heard = "just now" if minutes == 0 else f"{labels.duration(minutes * _MINUTE_SECS)} ago"
     return (
         f"{markup.text(runner.id)}<small>dynquant {markup.text(runner.version)}</small>",
         state,

@@ -27,8 +27,8 @@ from dynquant.web.pages.convert_view import (
     answers_of,
     described,
     memories,
+    queue_note,
     summary_of,
-    when_done,
     whose_hub,
     whose_macs,
 )
@@ -237,7 +237,7 @@ class _ConvertPage:
 
     def recognize(self, token: gr.OAuthToken | None) -> Any:
         """The Macs of who has signed in: as choices, in words, and the memory of the first."""
-        macs = self._service.reception.macs(token.token if token else None)
+        macs = self._service.sign_in.macs(token.token if token else None)
         if macs is None:
             return gr.skip()
         words = whose_macs(macs, settings_url=self._service.search.page_url(_HARDWARE_SETTINGS))
@@ -249,27 +249,27 @@ class _ConvertPage:
         if not choice.model:
             return ""
         try:
-            prospect = self._service.chosen(choice.model)
+            preview = self._service.chosen(choice.model)
         except DynquantError:  # the summary says so
             return ""
         try:
-            outlooks = self._service.outlooks(
-                prospect,
-                targets_of(prospect, choice),
+            forecasts = self._service.forecasts(
+                preview,
+                targets_of(preview, choice),
                 context_tokens=choice.context_tokens,
                 formats=choice.formats,
             )
-            line = self._service.board().line
+            queue = self._service.board().queue
         except DynquantError as error:
             return markup.notice("That does not work", str(error), kind="bad")
-        return answers_of(outlooks, prospect) + when_done(line)
+        return answers_of(forecasts, preview) + queue_note(queue)
 
     def convert(self, token: gr.OAuthToken | None, *values: Any) -> tuple[str, str]:
         """Queue it; a job's id, or a sentence."""
         choice = Choice(*values[: len(Choice._fields)])
         others = OtherFields(*values[len(Choice._fields) :])
         try:
-            visitor = self._service.reception.require(token.token if token else None)
+            visitor = self._service.sign_in.require(token.token if token else None)
             job = self._service.submit(visitor, self._order(choice, others))
         except DynquantError as error:
             return markup.notice("Not queued", str(error), kind="bad"), ""

@@ -11,10 +11,10 @@ from dynquant.report.forecast import TargetForecast
 from dynquant.report.numbers import count, size
 from dynquant.report.quality_summary import MAC_MEMORY_GIB
 from dynquant.web import markup
+from dynquant.web.labels import duration
 from dynquant.web.model_lookup import ModelPreview
 from dynquant.web.queue_summary import QueueSummary
 from dynquant.web.service import Service
-from dynquant.web.words import duration
 
 __all__ = [
     "INTRODUCTION",
@@ -22,8 +22,8 @@ __all__ = [
     "answers_of",
     "described",
     "memories",
+    "queue_note",
     "summary_of",
-    "when_done",
     "whose_hub",
     "whose_macs",
 ]
@@ -78,25 +78,25 @@ def described(found: FoundModel) -> str:
     return " · ".join(parts)
 
 
-def summary_of(prospect: ModelPreview, service: Service) -> str:
+def summary_of(preview: ModelPreview, service: Service) -> str:
     """What is known of a model."""
-    about = "about " if prospect.is_rough else ""
+    about = "about " if preview.is_rough else ""
     gated = (
         "gated: its authors let in who agrees to their terms; the quants will ask for the same"
-        if prospect.gated
+        if preview.gated
         else "open"
     )
     rows = [
-        ("Parameters", about + count(prospect.inventory.num_parameters)),
-        ("Family", markup.text(prospect.model_type or "unknown until its terms are accepted")),
-        ("License", markup.text(prospect.license or "none named")),
+        ("Parameters", about + count(preview.inventory.num_parameters)),
+        ("Family", markup.text(preview.model_type or "unknown until its terms are accepted")),
+        ("License", markup.text(preview.license or "none named")),
         ("Access", gated),
-        ("Downloads", count(prospect.downloads)),
+        ("Downloads", count(preview.downloads)),
     ]
-    name = markup.link(prospect.repo_id, service.search.page_url(prospect.repo_id))
+    name = markup.link(preview.repo_id, service.search.page_url(preview.repo_id))
     return (
         f'<section class="dq-card"><h2>{name}</h2>{markup.facts(rows)}'
-        f"{_existing(prospect.quants, service)}</section>"
+        f"{_existing(preview.quants, service)}</section>"
     )
 
 
@@ -111,13 +111,13 @@ def _existing(quants: Sequence[FoundModel], service: Service) -> str:
     return f'<div class="dq-existing"><p>Made before, ready to download:</p><ul>{links}</ul></div>'
 
 
-def answers_of(outlooks: Sequence[TargetForecast], prospect: ModelPreview) -> str:
+def answers_of(forecasts: Sequence[TargetForecast], preview: ModelPreview) -> str:
     """What each target gives."""
-    return "".join(_answer(each, prospect) for each in outlooks)
+    return "".join(_answer(each, preview) for each in forecasts)
 
 
-def _answer(one: TargetForecast, prospect: ModelPreview) -> str:
-    about = "about " if prospect.is_rough else ""
+def _answer(one: TargetForecast, preview: ModelPreview) -> str:
+    about = "about " if preview.is_rough else ""
     tiles = [
         ("Bits per weight", f"{one.target_bpw:g}", "stored, scales and biases included"),
         ("Size on disk", about + size(one.size_bytes), "never more"),
@@ -143,17 +143,17 @@ def _answer(one: TargetForecast, prospect: ModelPreview) -> str:
     )
 
 
-def when_done(line: QueueSummary) -> str:
+def queue_note(queue: QueueSummary) -> str:
     """When it would be done."""
-    if not line.num_runners:
+    if not queue.num_runners:
         ahead = "No runner is running now: the job will wait until one is started."
-    elif line.num_waiting + line.num_running == 0:
+    elif queue.num_waiting + queue.num_running == 0:
         ahead = "Nothing is before it."
     else:
-        ahead = f"Jobs before it: {line.num_running} running, at most {line.num_waiting} waiting."
+        ahead = f"Jobs before it: {queue.num_running} running, at most {queue.num_waiting} waiting."
     took = (
         "No job has finished here yet, so nobody knows how long one takes."
-        if line.job_secs is None
-        else f"Jobs took {duration(line.job_secs)} here lately (median, models of any size)."
+        if queue.job_secs is None
+        else f"Jobs took {duration(queue.job_secs)} here lately (median, models of any size)."
     )
     return f'<p class="dq-wait">{markup.text(ahead)} {markup.text(took)}</p>'

@@ -68,7 +68,7 @@ class _JobPage:
         """What depends on the state of a job: what may be done with it, what came of it."""
         try:
             job, _ = self._service.job(job_id)
-            visitor = self._service.reception.visitor(token.token if token else None)
+            visitor = self._service.sign_in.visitor(token.token if token else None)
         except DynquantError:  # the live place says so
             return _settled()
         owns = visitor is not None and visitor.owns(job)
@@ -98,7 +98,7 @@ class _JobPage:
         failed: str,
     ) -> str:
         try:
-            action(self._service.reception.require(token.token if token else None), job_id)
+            action(self._service.sign_in.require(token.token if token else None), job_id)
         except DynquantError as error:
             return markup.notice(failed, str(error), kind="bad")
         return ""

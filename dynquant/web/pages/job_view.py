@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from dynquant.convert import STEPS as ORDER
 from dynquant.jobs.job import Job, JobState
 from dynquant.jobs.ports import JobEvent
-from dynquant.web import markup, words
+from dynquant.web import labels, markup
 
 __all__ = ["job_view"]
 
@@ -23,7 +23,7 @@ def job_view(job: Job, log: Sequence[JobEvent], *, page_url: str) -> str:
     request = job.request
     model = markup.link(request.model, page_url)
     asked = (
-        f"{words.bpw_list(request.targets_bpw)} bits per weight, asked for by "
+        f"{labels.bpw_list(request.targets_bpw)} bits per weight, asked for by "
         f"{request.requester} {_when(job.submitted_at)}"
     )
     if job.attempt > 1:
@@ -42,11 +42,11 @@ def job_view(job: Job, log: Sequence[JobEvent], *, page_url: str) -> str:
 def _state(job: Job) -> str:
     """Where the job stands, in a sentence or two."""
     if job.state is JobState.WAITING:
-        place = f"It is number {job.position} in line." if job.position else "It waits."
-        turn = f" Its turn comes in about {words.duration(job.eta_secs)}." if job.eta_secs else ""
+        place = f"It is number {job.position} in the queue." if job.position else "It waits."
+        turn = f" Its turn comes in about {labels.duration(job.eta_secs)}." if job.eta_secs else ""
         return markup.notice("Waiting", f"{place}{turn} {job.sentence}".strip())
     if job.state in {JobState.REFUSED, JobState.FAILED}:
-        title = words.STATES[job.state]
+        title = labels.STATES[job.state]
         code = f"<small>Code: {markup.text(job.reason_code)}</small>" if job.reason_code else ""
         return (
             f'<div class="dq-notice dq-bad" role="status"><strong>{title}</strong>'
@@ -63,7 +63,7 @@ def _took(job: Job) -> str:
     if not (job.started_at and job.ended_at):
         return "It is on the Hub."
     secs = (job.ended_at - job.started_at).total_seconds()
-    return f"It took {words.duration(secs)} on {job.runner}."
+    return f"It took {labels.duration(secs)} on {job.runner}."
 
 
 def _steps(job: Job) -> str:
@@ -73,7 +73,7 @@ def _steps(job: Job) -> str:
     reached = ORDER.index(job.progress.step) if job.progress else 0
     items = []
     for place, name in enumerate(ORDER):
-        label = markup.text(words.STEPS[name])
+        label = markup.text(labels.STEPS[name])
         if place < reached:
             items.append(f'<li class="dq-done">{label}</li>')
         elif place == reached:
@@ -90,10 +90,10 @@ def _progress(job: Job) -> str:
         return ""
     parts = [f"{100 * progress.fraction:.0f} %"]
     if progress.eta_secs is not None:
-        parts.append(f"about {words.duration(progress.eta_secs)} left")
+        parts.append(f"about {labels.duration(progress.eta_secs)} left")
     parts += [part for part in (progress.layer, progress.sentence, f"on {job.runner}") if part]
     return (
-        markup.bar(progress.fraction, words.STEPS[progress.step])
+        markup.bar(progress.fraction, labels.STEPS[progress.step])
         + f"<small>{markup.text(' · '.join(parts))}</small>"
     )
 
@@ -115,7 +115,7 @@ def _log(log: Sequence[JobEvent], *, is_folded: bool) -> str:
 def _said(event: JobEvent) -> str:
     """What the log says, with steps named as they are above."""
     found = _STEP.fullmatch(event.sentence)
-    label = words.STEPS.get(found[1]) if found else None
+    label = labels.STEPS.get(found[1]) if found else None
     return f"Now: {label[0].lower()}{label[1:]}." if label else event.sentence
 
 

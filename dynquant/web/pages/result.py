@@ -36,7 +36,7 @@ def result_of(job: Job, service: Service) -> tuple[str, tuple[ModelFacts, ...]]:
     for each in job.results:
         link = markup.link(each.repo_id, service.search.page_url(each.repo_id))
         try:
-            facts = service.catalogue.facts(each.repo_id, each.commit_sha)
+            facts = service.finished_models.facts(each.repo_id, each.commit_sha)
         except DynquantError as error:
             about = markup.notice("Its figures cannot be shown", str(error))
         else:

@@ -49,7 +49,7 @@ class _WatcherPage:
         """What the visitor may do now; only operators may do something."""
         try:
             status = self._service.watch_status()
-            visitor = self._service.reception.visitor(token.token if token else None)
+            visitor = self._service.sign_in.visitor(token.token if token else None)
         except DynquantError:  # the live place says so
             return _buttons()
         if visitor is None or not visitor.is_operator:
@@ -76,7 +76,7 @@ class _WatcherPage:
         self, action: Callable[[Visitor], str], token: gr.OAuthToken | None, *, failed: str
     ) -> str:
         try:
-            sentence = action(self._service.reception.require(token.token if token else None))
+            sentence = action(self._service.sign_in.require(token.token if token else None))
         except DynquantError as error:
             return markup.notice(failed, str(error), kind="bad")
         return markup.notice("Done", sentence) if sentence else ""

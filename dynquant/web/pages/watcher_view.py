@@ -11,7 +11,7 @@ from dynquant.watch.records import SeenModel, SweepReport
 from dynquant.watch.rules import Rule
 from dynquant.watch.skips import EXPLANATIONS, Skip
 from dynquant.watch.status import WatchStatus
-from dynquant.web import markup, words
+from dynquant.web import labels, markup
 
 __all__ = ["no_rules_view", "watcher_view"]
 
@@ -118,7 +118,7 @@ def _order(known: SeenModel, jobs: Mapping[str, Job]) -> str:
     job = jobs.get(known.job_id)
     about, how = f"commit {known.sha[:8]}", ""
     if job is not None:
-        about = f"{words.bpw_list(job.request.targets_bpw)} bits per weight · {about}"
+        about = f"{labels.bpw_list(job.request.targets_bpw)} bits per weight · {about}"
         how = markup.state_tag(job)
     return (
         f"<li><div><strong>{markup.job_link(known.job_id, known.repo_id)}</strong>"
@@ -162,7 +162,7 @@ def _sweeps(reports: Sequence[SweepReport]) -> str:
 
 def _took(report: SweepReport) -> str:
     is_short = report.secs < 60  # noqa: PLR2004
-    return f"{report.secs:.1f} s" if is_short else words.duration(report.secs)
+    return f"{report.secs:.1f} s" if is_short else labels.duration(report.secs)
 
 
 def _reasons(skipped: Mapping[Skip, int]) -> str:
@@ -186,7 +186,7 @@ def _rule(rule: Rule) -> str:
     made = (
         f"what fits {_listed(f'{each / _GIB:g} GB' for each in rule.memory_bytes)}"
         if rule.memory_bytes
-        else f"{words.bpw_list(rule.bpw)} bits per weight"
+        else f"{labels.bpw_list(rule.bpw)} bits per weight"
     )
     rows = [
         ("Takes", markup.text(" · ".join(_criteria(rule)) or "every model")),
@@ -238,7 +238,7 @@ def _listed(names: Sequence[str] | Iterator[str], last: str = "and") -> str:
 
 
 def _hours(hours: float) -> str:
-    return words.duration(3600 * hours)
+    return labels.duration(3600 * hours)
 
 
 def _when(at: datetime) -> str:

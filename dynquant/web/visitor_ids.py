@@ -11,7 +11,7 @@ from typing import Any
 
 from gradio.context import LocalContext
 
-__all__ = ["account_key", "address_of", "asker"]
+__all__ = ["account_key", "address_of", "visitor_id"]
 
 _IPV6_NETWORK = 64
 """Bits of an IPv6 address that a provider chooses; the others are the visitor's own."""
@@ -30,7 +30,7 @@ _PROXIES = tuple(
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
-def asker() -> str:
+def visitor_id() -> str:
     """Who sent the request that Gradio answers now; empty where there is none."""
     found = LocalContext.request.get(None)
     # Gradio's own record holds the request; MCP hands over the request itself.

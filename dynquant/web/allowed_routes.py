@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["CLOSED", "NO_FILES", "holds_file", "is_open"]
+__all__ = ["NOT_FOUND", "NO_FILES", "holds_file", "is_allowed"]
 
-CLOSED = (
+NOT_FOUND = (
     "There is no such address here: these pages take no files and serve only what they use. "
     "Programs find the endpoints that there are at /gradio_api/info."
 )
@@ -33,7 +33,7 @@ _FILE = '"gradio.FileData"'
 """By this word in a value of a call, of whatever component, Gradio fetches the file it names."""
 
 
-def is_open(method: str, path: str, *, mcp: bool = False) -> bool:
+def is_allowed(method: str, path: str, *, mcp: bool = False) -> bool:
     """Whether something is served at `path`; what is not Gradio's own is.
 
     Args:

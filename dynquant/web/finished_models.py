@@ -16,7 +16,7 @@ from dynquant.report.artefacts import facts_from_json
 from dynquant.report.facts import ModelFacts, SizeVariant
 from dynquant.web.single_flight import SingleFlightCache
 
-__all__ = ["Catalogue", "FinishedModel"]
+__all__ = ["FinishedModel", "FinishedModels"]
 
 _FRESH_SECS = 120.0
 _MAX_MODELS = 60
@@ -36,7 +36,7 @@ class FinishedModel:
     created_at: datetime | None
 
     @property
-    def rung(self) -> SizeVariant:
+    def variant(self) -> SizeVariant:
         """Its own figures."""
         row = self.facts.rows[-1]
         return SizeVariant(
@@ -50,7 +50,7 @@ class FinishedModel:
         )
 
 
-class Catalogue:
+class FinishedModels:
     """Reads finished models from the Hub; what was read once is kept, since commits never change.
 
     Args:
@@ -69,7 +69,7 @@ class Catalogue:
             fresh_secs=math.inf, failed_secs=_RETRY_SECS, max_keys=512
         )
 
-    def finished(self) -> tuple[FinishedModel, ...]:
+    def all(self) -> tuple[FinishedModel, ...]:
         """The models, the newest first.
 
         Raises:
@@ -80,12 +80,12 @@ class Catalogue:
     def known(self) -> tuple[FinishedModel, ...]:
         """The models as they are known by now; nobody waits while they are looked up anew."""
         if not self._lists.is_fresh("") and self._asking.acquire(blocking=False):
-            threading.Thread(target=self._refresh, name="catalogue", daemon=True).start()
+            threading.Thread(target=self._refresh, name="finished-models", daemon=True).start()
         return self._lists.known("") or ()
 
     def measured(self, quants: tuple[FoundModel, ...]) -> tuple[SizeVariant, ...]:
         """Figures of some quants; those that cannot be read are left out."""
-        return tuple(each.rung for each in self._read(quants))
+        return tuple(each.variant for each in self._read(quants))
 
     def facts(self, repo_id: str, sha: str) -> ModelFacts:
         """What a published repo says of itself.
@@ -101,7 +101,7 @@ class Catalogue:
 
     def _refresh(self) -> None:
         try:
-            self.finished()
+            self.all()
         except DynquantError as error:
             _logger.info("The list of finished models cannot be read: %s", error)
             time.sleep(_RETRY_SECS)
