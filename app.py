@@ -1,8 +1,8 @@
-"""The Space, and the pages on one's own machine: `python app.py`.
+"""The web pages, on a Space or on a local machine: `python app.py`.
 
-On a machine of one's own everything runs here: the pages, and beside them a runner as a process
-of its own, over one SQLite file. A Space that has DYNQUANT_INBOX_REPO only shows the pages: its
-requests go to runners elsewhere by mail, and their boards come back by HTTPS.
+On a local machine this serves the pages and starts a runner as a second process, over one SQLite
+file. A Space with DYNQUANT_INBOX_REPO only serves the pages: it sends requests to runners through
+the inbox repo, and runners post their boards back by HTTPS.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _MAX_PORT = 65_535
 
 
 def _port() -> int:
-    """Where the pages listen.
+    """The port that the pages listen at.
 
     Raises:
         InvalidOptionError: GRADIO_SERVER_PORT is no port.
@@ -38,7 +38,7 @@ def _port() -> int:
 
 
 with told():
-    # Gradio reads variables and opens connections as it is imported, and fails in its own words.
+    # Gradio reads variables and opens connections on import, with error messages of its own.
     make_ready()
     _port()
     from dynquant.hub.client_environment import check_connection
@@ -75,13 +75,13 @@ with told():
     from dynquant.web.space_watch import SpaceWatch
 
 _LOG_FILE = Path("logs", "pages.log")
-"""Beside that of the runner: two processes must not share one."""
+"""Beside the runner's log: two processes must not share a log file."""
 
 _RESTART_SECS = 10.0
 _STOP_SECS = 15.0
 _CLOSE_SECS = 3
 _REFUSED = 2
-"""Exit code of a runner that cannot work as it is set up, or is not needed."""
+"""Exit code of a runner with invalid settings, or beside another runner of the same name."""
 
 _logger = logging.getLogger("dynquant.app")
 
@@ -96,8 +96,7 @@ def main() -> None:
         port = _port()
         _require_free(web.host, port)
         site, is_whole = make_app(settings, web)
-        # uvicorn sends itself the signal again when it is done, which must not skip what comes
-        # after.
+        # uvicorn raises the signal again when it has stopped; the default would skip the clean-up.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit())
         keep_memory_flat()
         if is_whole:
@@ -108,7 +107,7 @@ def main() -> None:
 
 
 def _configure_logging(settings: Settings, web: WebSettings) -> None:
-    """Log into a file; on a Space, whose files cannot be fetched, everything goes to its log.
+    """Log into a file; on a Space, whose files cannot be fetched, to its own log.
 
     Raises:
         InvalidOptionError: The file cannot be written.
@@ -123,23 +122,18 @@ def _configure_logging(settings: Settings, web: WebSettings) -> None:
 
 
 def make_app(settings: Settings, web: WebSettings) -> tuple[FastAPI, bool]:
-    """The pages, and whether everything else is to run beside them.
+    """The pages, and whether a runner is to run beside them.
 
     Raises:
-        InvalidOptionError: What is set does not go together.
+        InvalidOptionError: Settings contradict each other.
     """
     jobs: JobsPort
     watch: WatchService | SpaceWatch | None = None
     snapshots = webhook = None
     if web.is_space and settings.inbox_repo is not None:
-        if settings.space_secret is None:
-            raise InvalidOptionError(
-                "DYNQUANT_INBOX_REPO has runners work for this Space, and without "
-                "DYNQUANT_SPACE_SECRET none of them could show it what it does. Set it under "
-                "'Settings', 'Variables and secrets', to what the runners have."
-            )
+        _require_secret(settings)
         snapshots = Snapshots()
-        # Runners post what is public, and to see that it is there takes no token.
+        # Runners post only public jobs, so no token is needed to look for their results.
         published = HubRepos(token=False)
         jobs = RemoteJobs(HubInbox(settings.inbox_repo), snapshots, published)
         watch = SpaceWatch(snapshots)
@@ -156,10 +150,9 @@ def make_app(settings: Settings, web: WebSettings) -> tuple[FastAPI, bool]:
         jobs = public = PublicJobs(jobs)
         if isinstance(watch, WatchService):
             shown = PublicWatch(watch, public)
-    # Strangers see what everybody may see; on one's own machine its token counts.
+    # A Space shows visitors only public models; a local machine uses its own token.
     token = False if web.is_space else None
     search = HubSearch(token=token)
-    namespace = _namespace(web)
     service = Service(
         settings=web,
         jobs=jobs,
@@ -172,18 +165,27 @@ def make_app(settings: Settings, web: WebSettings) -> tuple[FastAPI, bool]:
         model_lookup=ModelLookup(search, open_hub=lambda: opened_briefly(token=token)),
         search=search,
         finished_models=FinishedModels(search, namespace=web.publish_to),
-        namespace=namespace,
+        namespace=_namespace(web),
         watch=shown,
     )
     site = make_site(
         service,
         snapshots=snapshots,
         space_secret=settings.space_secret,
-        errands=watch.collect if isinstance(watch, SpaceWatch) else WatchRequests,
+        watch_requests=watch.collect if isinstance(watch, SpaceWatch) else WatchRequests,
         webhook=webhook,
         mcp_server=os.environ.get("GRADIO_MCP_SERVER", "").lower() == "true",
     )
     return site, snapshots is None
+
+
+def _require_secret(settings: Settings) -> None:
+    if settings.space_secret is None:
+        raise InvalidOptionError(
+            "With DYNQUANT_INBOX_REPO runners work for this Space, but without "
+            "DYNQUANT_SPACE_SECRET they cannot post their boards. Set it under "
+            "'Settings', 'Variables and secrets', to the secret that the runners have."
+        )
 
 
 def _namespace(web: WebSettings) -> Callable[[], str | None]:
@@ -201,7 +203,7 @@ def _namespace(web: WebSettings) -> Callable[[], str | None]:
 
 @contextmanager
 def embedded_runner(environment: Mapping[str, str]) -> Iterator[None]:
-    """A runner in a process of its own, started again when it dies."""
+    """A runner as a child process, started again when it dies."""
     stopping = threading.Event()
     processes: list[subprocess.Popen[bytes]] = []
 
@@ -215,9 +217,9 @@ def embedded_runner(environment: Mapping[str, str]) -> Iterator[None]:
             if stopping.is_set():
                 return
             if code == _REFUSED:
-                _logger.warning("There is no runner here; the line above says why.")
+                _logger.warning("No runner was started; the line above says why.")
                 return
-            _logger.warning("The runner ended with code %s; it is started again", code)
+            _logger.warning("The runner ended with code %s; restarting it", code)
             stopping.wait(_RESTART_SECS)
 
     keeper = threading.Thread(target=keep, name="runner", daemon=True)
@@ -257,11 +259,11 @@ def _serve(site: FastAPI, host: str, port: int) -> None:
         site,
         host=host,
         port=port,
-        log_config=None,  # its lines go where ours go
+        log_config=None,  # its log lines go to our log
         log_level="warning",
         access_log=False,
-        proxy_headers=False,  # web.visitor_ids decides which of its hops are proxies
-        timeout_graceful_shutdown=_CLOSE_SECS,  # open pages hold a connection for ever
+        proxy_headers=False,  # web.visitor_ids decides which hops are proxies
+        timeout_graceful_shutdown=_CLOSE_SECS,  # open pages keep their connections
     )
 
 

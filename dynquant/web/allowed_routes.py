@@ -1,8 +1,8 @@
-"""Which of Gradio's routes are served: those that the pages, programs and MCP use.
+"""The allow-list of Gradio's routes: those that the pages, programs and MCP use.
 
-Gradio serves many more to anybody: uploads and links to a page's state, which fill the disk; files
-of its cache and of other sites, which make a Space a proxy; streams, recordings, component
-functions. A new release may bring others, so what is not named here is closed.
+Gradio serves many more to any visitor: uploads and links to a page's state, which fill the disk;
+files of its cache and of other sites, which make a Space a proxy; streams, recordings, component
+functions. A new release may add others, so all routes that are not listed here are refused.
 """
 
 from __future__ import annotations
@@ -12,15 +12,13 @@ import re
 __all__ = ["NOT_FOUND", "NO_FILES", "holds_file", "is_allowed"]
 
 NOT_FOUND = (
-    "There is no such address here: these pages take no files and serve only what they use. "
-    "Programs find the endpoints that there are at /gradio_api/info."
+    "There is no such address here: these pages take no files and serve only the routes that they "
+    "use. Programs find the endpoints at /gradio_api/info."
 )
-NO_FILES = (
-    "These pages take no files: give every value as a text, a number, a list or true or false."
-)
+NO_FILES = "These pages take no files: give every value as a text, a number, a list, true or false."
 
 _GRADIO = "/gradio_api/"
-# The pages call by `run/predict`; the button to sign in, and clients, by the queue.
+# The pages call `run/predict`; the sign-in button and gradio_client use the queue.
 _OPEN = {
     "GET": re.compile(r"info/?|openapi\.json|queue/data|call/(?:v2/)?[^/]+/[^/]+"),
     "POST": re.compile(
@@ -30,16 +28,16 @@ _OPEN = {
 _MCP = re.compile(r"mcp(?:/(?:http|sse|schema|messages)?/?)?")
 
 _FILE = '"gradio.FileData"'
-"""By this word in a value of a call, of whatever component, Gradio fetches the file it names."""
+"""Marks a value, of any component, as a file that Gradio fetches."""
 
 
 def is_allowed(method: str, path: str, *, mcp: bool = False) -> bool:
-    """Whether something is served at `path`; what is not Gradio's own is.
+    """Whether `path` is served; routes that are not Gradio's always are.
 
     Args:
         method: In capitals.
         path: From the root of the site.
-        mcp: Whether the endpoints are offered as tools, too.
+        mcp: Whether the endpoints are also offered as MCP tools.
     """
     if not path.startswith(_GRADIO):
         return True
@@ -50,9 +48,9 @@ def is_allowed(method: str, path: str, *, mcp: bool = False) -> bool:
 
 
 def holds_file(text: str) -> bool:
-    """Whether a call holds a value that has Gradio fetch a file.
+    """Whether a call holds a value that would make Gradio fetch a file.
 
     Args:
-        text: The call as JSON that has no letter escaped.
+        text: The call as JSON, without escaped letters.
     """
     return _FILE in text

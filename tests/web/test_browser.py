@@ -33,7 +33,7 @@ def test_a_model_is_asked_for_watched_and_cancelled(field, page):
     expect(page.locator(".dq-card h2")).to_have_text(SOURCE)
     set_bpw(page, 5.4)
     expect(page.locator(".dq-expect")).to_contain_text("rule of thumb")
-    expect(page.locator(".dq-wait")).to_contain_text("No runner is running now")
+    expect(page.locator(".dq-wait")).to_contain_text("No runner is running")
     page.get_by_role("button", name="Convert").dblclick()
 
     page.wait_for_url(re.compile(r"/job\?job=[0-9a-f]{20}$"))

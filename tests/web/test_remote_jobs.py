@@ -29,7 +29,7 @@ RESULT = PublishedRepo(repo_id="quants/Model-MLX-4.5bpw", commit_sha="c0ffee")
 
 @dataclass
 class FakeInbox:
-    """A mailbox in memory; implements `web.remote_jobs.Inbox`."""
+    """A inbox in memory; implements `web.remote_jobs.Inbox`."""
 
     requests: dict[str, JobRequest] = field(default_factory=dict)
     results: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -195,7 +195,7 @@ def test_a_runner_that_finds_it_where_the_space_did_not_ends_the_wait():
     assert space.jobs.get(job.id).state is JobState.PUBLISHED
 
 
-def test_after_a_restart_what_waits_comes_back_from_the_mailbox():
+def test_after_a_restart_what_waits_comes_back_from_the_inbox():
     before = Space()
     job = before.jobs.submit_anew(make_request())
     after = Space(before.inbox)
@@ -261,7 +261,7 @@ def test_what_is_cancelled_before_a_runner_has_posted_is_stopped_by_it(tmp_path)
     assert board.get(asked.id).state is JobState.CANCELLED
 
 
-def test_a_mailbox_that_is_down_leaves_what_is_known():
+def test_a_inbox_that_is_down_leaves_what_is_known():
     space = Space()
     job = space.jobs.submit_anew(make_request())
     space.inbox.down = True

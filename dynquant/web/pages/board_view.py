@@ -1,4 +1,4 @@
-"""The board as HTML: what waits, runs and is done, and who does it."""
+"""The board as HTML: waiting, running and finished jobs, and the runners."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def board_view(board: Board, known: Sequence[FinishedModel], *, state: str, want
 
     Args:
         board: All jobs and runners.
-        known: Finished models, as far as somebody has looked at them.
-        state: A key of `FILTERS`; another one shows all.
-        wanted: Part of the name of a model or a person.
+        known: The finished models that are known now.
+        state: A key of `FILTERS`; any other text shows all.
+        wanted: Part of the name of a model or a requester.
     """
     shown = [job for job in board.jobs if _is_wanted(job, state, wanted)]
     return _totals(board, known) + _jobs(shown, board) + _runners(board.runners)
@@ -63,12 +63,12 @@ def _totals(board: Board, known: Sequence[FinishedModel]) -> str:
 
 def _jobs(shown: Sequence[Job], board: Board) -> str:
     if not board.jobs:
-        return markup.empty("No jobs yet", "The first one is asked for on the page Convert.")
+        return markup.empty("No jobs yet", "Ask for the first model on the page Convert.")
     if not shown:
-        return markup.empty("Nothing matches", "Choose another filter, or another name.")
+        return markup.empty("Nothing matches", "Choose another filter or name.")
     items = "".join(map(_job, shown[:_SHOWN]))
     more = len(shown) - _SHOWN
-    rest = f'<p class="dq-wait">{more} older ones are not shown.</p>' if more > 0 else ""
+    rest = f'<p class="dq-wait">{more} older jobs are not shown.</p>' if more > 0 else ""
     return f'<ul class="dq-jobs">{items}</ul>{rest}'
 
 
@@ -83,7 +83,7 @@ def _job(job: Job) -> str:
 
 
 def _how(job: Job) -> str:
-    """How far it is, or why it is not."""
+    """Its progress, place in the queue, or reason of failure."""
     if job.state is JobState.RUNNING and job.progress is not None:
         label = labels.STEPS[job.progress.step]
         return markup.bar(job.progress.fraction, label) + f"<small>{markup.text(label)}</small>"
@@ -99,10 +99,10 @@ def _how(job: Job) -> str:
 def _runners(runners: Sequence[RunnerStatus]) -> str:
     title = "<h2>Runners</h2>"
     if not runners:
-        sentence = "Jobs wait until one is started: 'dynquant runner' on a Mac."
+        sentence = "Jobs wait until a runner is started: 'dynquant runner' on a Mac."
         return title + markup.empty("No runner has been seen yet", sentence)
     return title + markup.table(
-        ("Runner", "State", "Chip", "Memory", "Jobs", "Heard of"),
+        ("Runner", "State", "Chip", "Memory", "Jobs", "Last seen"),
         [_runner(each) for each in runners],
         align="lllrrr",
         name="Runners",
@@ -128,7 +128,7 @@ def _runner(runner: RunnerStatus) -> tuple[str, ...]:
 
 
 def _minutes(runner: RunnerStatus) -> int:
-    """Whole minutes of silence: seconds would change the page at every look."""
+    """Whole minutes since the runner was seen: seconds would change the page at every look."""
     return int(runner.silent_secs // _MINUTE_SECS)
 
 

@@ -1,4 +1,4 @@
-"""The gallery: finished models, with what each size costs."""
+"""The Gallery page: finished models, with the quality of each size."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def add_gallery_page(blocks: gr.Blocks, service: Service) -> None:
 
 
 class _GalleryPage:
-    """What happens on the page."""
+    """The handlers of the page."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
@@ -69,8 +69,8 @@ class _GalleryPage:
         except DynquantError as error:
             return markup.notice("The gallery cannot be read", str(error), kind="bad")
         if not finished:
-            sentence = "What is published will stand here, with its figures."
-            return markup.empty("Nothing is finished yet", sentence)
+            sentence = "Published models appear here, with their figures."
+            return markup.empty("No finished models yet", sentence)
         part = (wanted or "").strip().lower()
         families: dict[str, list[FinishedModel]] = defaultdict(list)
         for each in finished:

@@ -1,4 +1,4 @@
-"""How far a job is, as HTML."""
+"""The state of a job as HTML."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ __all__ = ["job_view"]
 
 _NUM_LOG_LINES = 30
 _STEP = re.compile(r"Step (\w+) begins\.")
-"""As runners write it into the log."""
+"""The line that runners write into the log."""
 
 
 def job_view(job: Job, log: Sequence[JobEvent], *, page_url: str) -> str:
-    """A job and what happened to it; `page_url` is the model's on the Hub."""
+    """A job and its log; `page_url` is the page of the model on the Hub."""
     request = job.request
     model = markup.link(request.model, page_url)
     asked = (
@@ -40,7 +40,7 @@ def job_view(job: Job, log: Sequence[JobEvent], *, page_url: str) -> str:
 
 
 def _state(job: Job) -> str:
-    """Where the job stands, in a sentence or two."""
+    """A notice on the state of the job."""
     if job.state is JobState.WAITING:
         place = f"It is number {job.position} in the queue." if job.position else "It waits."
         turn = f" Its turn comes in about {labels.duration(job.eta_secs)}." if job.eta_secs else ""
@@ -53,7 +53,7 @@ def _state(job: Job) -> str:
             f"<p>{markup.text(job.sentence)}</p>{code}</div>"
         )
     if job.state is JobState.CANCELLED:
-        return markup.notice("Cancelled", "It was cancelled. What was done so far is kept.")
+        return markup.notice("Cancelled", "The steps done so far are kept for a retry.")
     if job.state is JobState.PUBLISHED:
         return markup.notice("Published", _took(job), kind="good")
     return ""
@@ -67,7 +67,7 @@ def _took(job: Job) -> str:
 
 
 def _steps(job: Job) -> str:
-    """The steps in order, with a bar at the one that runs."""
+    """The steps in order, with a bar at the running step."""
     if job.state is JobState.PUBLISHED or not (job.progress or job.state is JobState.RUNNING):
         return ""
     reached = ORDER.index(job.progress.step) if job.progress else 0
@@ -113,12 +113,12 @@ def _log(log: Sequence[JobEvent], *, is_folded: bool) -> str:
 
 
 def _said(event: JobEvent) -> str:
-    """What the log says, with steps named as they are above."""
+    """A line of the log, with the labels of steps."""
     found = _STEP.fullmatch(event.sentence)
     label = labels.STEPS.get(found[1]) if found else None
     return f"Now: {label[0].lower()}{label[1:]}." if label else event.sentence
 
 
 def _when(at: datetime) -> str:
-    """Not `12 min ago`: the page stays as it is until something happens."""
+    """A date: `12 min ago` would change the page at every look."""
     return f"on {at.astimezone(UTC):%-d %B at %H:%M} UTC"
