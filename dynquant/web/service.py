@@ -198,7 +198,7 @@ class Service:
         Raises:
             RequestError: The visitor is no operator, or no sweep can begin now.
         """
-        return self._steer(visitor, self._watcher().sweep)
+        return self._control(visitor, self._watcher().sweep)
 
     def pause_watcher(self, visitor: Visitor) -> str:
         """Pause the watcher; a sentence for the visitor.
@@ -206,7 +206,7 @@ class Service:
         Raises:
             RequestError: The visitor is no operator.
         """
-        return self._steer(visitor, self._watcher().pause)
+        return self._control(visitor, self._watcher().pause)
 
     def resume_watcher(self, visitor: Visitor) -> str:
         """Resume the watcher; a sentence for the visitor.
@@ -214,7 +214,7 @@ class Service:
         Raises:
             RequestError: The visitor is no operator.
         """
-        return self._steer(visitor, self._watcher().resume)
+        return self._control(visitor, self._watcher().resume)
 
     def submit(self, visitor: Visitor, order: Order) -> Job:
         """Queue a visitor's order.
@@ -304,7 +304,7 @@ class Service:
             raise RequestError("The watcher has no rules here. Set DYNQUANT_WATCH_CONFIG.")
         return self.watch
 
-    def _steer(self, visitor: Visitor, action: Callable[[], str]) -> str:
+    def _control(self, visitor: Visitor, action: Callable[[], str]) -> str:
         if not visitor.is_operator:
             raise RequestError("Only operators control the watcher.")
         try:

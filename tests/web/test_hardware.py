@@ -137,7 +137,7 @@ def test_who_does_not_show_their_hardware_gets_the_plain_page_and_a_hint(space, 
     with visiting(browser, space, "hal") as page:
         expect(by_memory(page)).to_have_value("16 GB")
         expect(page.locator("#dq-mine")).to_have_text(
-            "Show your Mac on your Hugging Face profile, and it is chosen here."
+            "Show your Mac on your Hugging Face profile to have it chosen here."
         )
         hint = page.get_by_role("link", name="Show your Mac")
         expect(hint).to_have_attribute("href", f"{space.hub.url}/settings/hardware")

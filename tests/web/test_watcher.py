@@ -58,7 +58,7 @@ def test_an_operator_begins_a_sweep_and_sees_what_it_queued_and_skipped(field, p
     view = page.locator("#dq-watcher")
     expect(view).to_contain_text("No sweep yet")
     expect(view).to_contain_text("by org · text-generation · up to 15.0 B parameters")
-    expect(view).to_contain_text("what fits 16 GB and 32 GB")
+    expect(view).to_contain_text("the largest quants for 16 GB and 32 GB")
     expect(view).to_contain_text("'<b>' in the name")
     page.get_by_role("button", name="Sweep now").click()
     expect(view.get_by_role("region", name="Reasons to skip")).to_contain_text("unsupported")

@@ -184,7 +184,7 @@ def _rules(status: WatchStatus) -> str:
 
 def _rule(rule: Rule) -> str:
     made = (
-        f"the largest that fits {_listed(f'{each / _GIB:g} GB' for each in rule.memory_bytes)}"
+        f"the largest quants for {_listed(f'{each / _GIB:g} GB' for each in rule.memory_bytes)}"
         if rule.memory_bytes
         else f"{labels.bpw_list(rule.bpw)} bits per weight"
     )
