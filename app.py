@@ -128,7 +128,7 @@ def make_app(settings: Settings, web: WebSettings) -> tuple[FastAPI, bool]:
     """The pages, and whether everything else is to run beside them.
 
     Raises:
-        InvalidOptionError: What is set does not go together.
+        InvalidOptionError: Settings contradict each other.
     """
     desk: JobDesk
     watch: WatchService | SpaceWatch | None = None

@@ -220,7 +220,7 @@ def logs(
         bool, typer.Option("--follow", "-f", help="Go on until the job ends.")
     ] = False,
 ) -> None:
-    """What happened to a job."""
+    """Print the history of a job."""
     with _board() as board:
         last = 0
         while True:

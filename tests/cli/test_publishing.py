@@ -94,7 +94,7 @@ def test_a_source_that_was_closed_while_it_was_quantized_has_a_closed_quant(tmp_
     model = Finished(tmp_path)
     model.publish("me", now=now)
     assert [*model.hub.access.values()] == [now]
-    model.publish("me", private=False, now=now)  # asked for in so many words
+    model.publish("me", private=False, now=now)  # explicit
     assert [*model.hub.access.values()] == [Access(gated=now.gated)]
 
 
