@@ -51,7 +51,7 @@ __all__ = [
     "stdout",
 ]
 
-# Where nobody watches (a pipe, a log) tables get the width that they want.
+# Without a terminal (a pipe, a log) tables get their full width.
 _PIPE_WIDTH = 120
 
 

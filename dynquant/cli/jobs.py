@@ -132,9 +132,9 @@ def submit(
         console.print_job(job)
     if notify is not None and job.request.notify_url != notify:
         console.stderr.print(
-            "This job was asked for before, and its end is told to the address that was given then."
+            "This job was asked for before; the address that was given then is notified of its end."
             if job.request.notify_url
-            else "This job was asked for before, without --notify, so nobody is told of its end."
+            else "This job was asked for before, without --notify, so no address is notified."
         )
 
 

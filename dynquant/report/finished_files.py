@@ -1,4 +1,4 @@
-"""The papers of a finished model: what lies in its folder beside the weights."""
+"""Files of a finished model beside its weights: plan, report, plots and card."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def card(
 
 
 def is_own_card(text: str) -> bool:
-    """Whether dynquant wrote this card, for whatever repo, and nobody has edited it since."""
+    """Whether dynquant wrote this card, for any repo, and it was not edited since."""
     body, _, _ = text.rpartition(_MARK)
     return text == body + _mark_of(body)
 

@@ -202,7 +202,7 @@ def write_file(path: Path, content: str) -> None:
 
 
 def _check_place(folder: Path) -> None:
-    """Refuse a folder that is none, or that nobody could make."""
+    """Refuse a path that is not a folder, or a folder that cannot be made."""
     here = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not here.is_dir():
         raise OutputFolderError(
