@@ -24,7 +24,7 @@ from dynquant.quant.ports import Quantizer, W
 from dynquant.quant.recipe import Recipe
 from dynquant.report.artefacts import check_measured_for, matched_table
 from dynquant.report.facts import ModelFacts
-from dynquant.report.finished_files import papers
+from dynquant.report.finished_files import file_contents
 from dynquant.report.forecast import Forecast
 from dynquant.texts.documents import Text
 
@@ -158,7 +158,7 @@ def quantize(
             if step is Step.MEASURE and made.sensitivities is not None:
                 on_sensitivities(made.sensitivities)
         for facts in made.facts:
-            for name, content in papers(facts, made.table).items():
+            for name, content in file_contents(facts, made.table).items():
                 outputs.write_text(made.folders[facts.name], name, content)
     return [
         QuantizedModel(

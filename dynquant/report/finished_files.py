@@ -12,7 +12,7 @@ from dynquant.report.card import render_card
 from dynquant.report.facts import ModelFacts
 from dynquant.report.size_plot import size_plot_svg
 
-__all__ = ["CARD", "PLAN", "REPORT", "card", "is_own_card", "papers"]
+__all__ = ["CARD", "PLAN", "REPORT", "card", "file_contents", "is_own_card"]
 
 CARD = "README.md"
 PLAN = "dynquant/plan.json"
@@ -26,7 +26,7 @@ _MARK = "\n<!-- written by dynquant, sha256 "
 _DIGITS = 16
 
 
-def papers(facts: ModelFacts, table: CostTable | None) -> dict[str, str]:
+def file_contents(facts: ModelFacts, table: CostTable | None) -> dict[str, str]:
     """File name → content. `plan.json` comes last but one: it marks a folder as dynquant's."""
     found = {name: layer_bits_svg(facts, dark=name == BITS[1]) for name in BITS}
     if _has_ladder(facts):
