@@ -1,8 +1,8 @@
-"""The Space, and the pages on one's own machine: `python app.py`.
+"""The web pages, on a Space or on a local machine: `python app.py`.
 
-On a machine of one's own everything runs here: the pages, and beside them a runner as a process
-of its own, over one SQLite file. A Space that has DYNQUANT_INBOX_REPO only shows the pages: its
-requests go to runners elsewhere by mail, and their boards come back by HTTPS.
+On a local machine this serves the pages and starts a runner as a second process, over one SQLite
+file. A Space with DYNQUANT_INBOX_REPO only serves the pages: it sends requests to runners through
+the inbox repo, and runners post their boards back by HTTPS.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import lru_cache
 from pathlib import Path
 
 from dynquant.cli.ending import told
@@ -27,7 +26,7 @@ _MAX_PORT = 65_535
 
 
 def _port() -> int:
-    """Where the pages listen.
+    """The port that the pages listen at.
 
     Raises:
         InvalidOptionError: GRADIO_SERVER_PORT is no port.
@@ -39,7 +38,7 @@ def _port() -> int:
 
 
 with told():
-    # Gradio reads variables and opens connections as it is imported, and fails in its own words.
+    # Gradio reads variables and opens connections on import, with error messages of its own.
     make_ready()
     _port()
     from dynquant.hub.client_environment import check_connection
@@ -49,10 +48,10 @@ with told():
     import uvicorn
     from fastapi import FastAPI
 
+    from dynquant.hub.default_namespace import default_namespace
     from dynquant.hub.inbox import HubInbox
     from dynquant.hub.models import opened_briefly
     from dynquant.hub.published import HubRepos
-    from dynquant.hub.publishing import HubPublisher
     from dynquant.hub.search import HubSearch
     from dynquant.hub.visitor import HubVisitor
     from dynquant.jobs.board import DatabaseBoard
@@ -63,10 +62,10 @@ with told():
     from dynquant.watch import Webhook
     from dynquant.watch.service import WatchService
     from dynquant.watch.status import WatchRequests
-    from dynquant.web.catalogue import Catalogue
-    from dynquant.web.desk import BoardDesk, JobDesk
+    from dynquant.web.finished_models import FinishedModels
     from dynquant.web.model_lookup import ModelLookup
-    from dynquant.web.public_view import PublicDesk, PublicWatch
+    from dynquant.web.ports import JobsPort, WatchPort
+    from dynquant.web.public_view import PublicJobs, PublicWatch
     from dynquant.web.remote_jobs import RemoteJobs
     from dynquant.web.service import Service
     from dynquant.web.settings import WebSettings
@@ -74,16 +73,15 @@ with told():
     from dynquant.web.site import make_site
     from dynquant.web.snapshots import Snapshots
     from dynquant.web.space_watch import SpaceWatch
-    from dynquant.web.watch_desk import WatchDesk
 
 _LOG_FILE = Path("logs", "pages.log")
-"""Beside that of the runner: two processes must not share one."""
+"""Beside the runner's log: two processes must not share a log file."""
 
 _RESTART_SECS = 10.0
 _STOP_SECS = 15.0
 _CLOSE_SECS = 3
 _REFUSED = 2
-"""Exit code of a runner that cannot work as it is set up, or is not needed."""
+"""Exit code of a runner with invalid settings, or beside another runner of the same name."""
 
 _logger = logging.getLogger("dynquant.app")
 
@@ -98,8 +96,7 @@ def main() -> None:
         port = _port()
         _require_free(web.host, port)
         site, is_whole = make_app(settings, web)
-        # uvicorn sends itself the signal again when it is done, which must not skip what comes
-        # after.
+        # uvicorn raises the signal again when it has stopped; the default would skip the clean-up.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit())
         keep_memory_flat()
         if is_whole:
@@ -110,7 +107,7 @@ def main() -> None:
 
 
 def _configure_logging(settings: Settings, web: WebSettings) -> None:
-    """Log into a file; on a Space, whose files cannot be fetched, everything goes to its log.
+    """Log into a file; on a Space, whose files cannot be fetched, to its own log.
 
     Raises:
         InvalidOptionError: The file cannot be written.
@@ -125,81 +122,77 @@ def _configure_logging(settings: Settings, web: WebSettings) -> None:
 
 
 def make_app(settings: Settings, web: WebSettings) -> tuple[FastAPI, bool]:
-    """The pages, and whether everything else is to run beside them.
+    """The pages, and whether a runner is to run beside them.
 
     Raises:
         InvalidOptionError: Settings contradict each other.
     """
-    desk: JobDesk
+    jobs: JobsPort
     watch: WatchService | SpaceWatch | None = None
     snapshots = webhook = None
     if web.is_space and settings.inbox_repo is not None:
-        if settings.space_secret is None:
-            raise InvalidOptionError(
-                "DYNQUANT_INBOX_REPO has runners work for this Space, and without "
-                "DYNQUANT_SPACE_SECRET none of them could show it what it does. Set it under "
-                "'Settings', 'Variables and secrets', to what the runners have."
-            )
+        _require_secret(settings)
         snapshots = Snapshots()
-        # Runners post what is public, and to see that it is there takes no token.
+        # Runners post only public jobs, so no token is needed to look for their results.
         published = HubRepos(token=False)
-        desk = RemoteJobs(HubInbox(settings.inbox_repo), snapshots, published)
+        jobs = RemoteJobs(HubInbox(settings.inbox_repo), snapshots, published)
         watch = SpaceWatch(snapshots)
     else:
-        desk = BoardDesk(
-            DatabaseBoard(
-                settings.database_url, daily_limit=settings.daily_limit, published=HubRepos()
-            )
+        jobs = DatabaseBoard(
+            settings.database_url, daily_limit=settings.daily_limit, published=HubRepos()
         )
         if settings.watch_config is not None:
             watch = WatchService(settings, settings.watch_config)
     if watch is not None and settings.webhook_secret is not None:
         webhook = Webhook(settings.webhook_secret, covers=watch.covers, look=watch.look_at)
-    shown: WatchDesk | None = watch
+    shown: WatchPort | None = watch
     if web.is_space:
-        desk = public = PublicDesk(desk)
+        jobs = public = PublicJobs(jobs)
         if isinstance(watch, WatchService):
             shown = PublicWatch(watch, public)
-    # Strangers see what everybody may see; on one's own machine its token counts.
+    # A Space shows visitors only public models; a local machine uses its own token.
     token = False if web.is_space else None
     search = HubSearch(token=token)
-    namespace = _namespace(web)
     service = Service(
         settings=web,
-        desk=desk,
-        reception=SignIn(
+        jobs=jobs,
+        sign_in=SignIn(
             web,
             account=lambda t: HubVisitor(t).account(),
             macs=lambda t: HubVisitor(t).macs(),
             user=local_name(user_name()),
         ),
-        prospects=ModelLookup(search, open_hub=lambda: opened_briefly(token=token)),
+        model_lookup=ModelLookup(search, open_hub=lambda: opened_briefly(token=token)),
         search=search,
-        catalogue=Catalogue(search, namespace=web.publish_to),
-        namespace=namespace,
+        finished_models=FinishedModels(search, namespace=web.publish_to),
+        namespace=_namespace(web),
         watch=shown,
     )
     site = make_site(
         service,
         snapshots=snapshots,
         space_secret=settings.space_secret,
-        errands=watch.collect if isinstance(watch, SpaceWatch) else WatchRequests,
+        watch_requests=watch.collect if isinstance(watch, SpaceWatch) else WatchRequests,
         webhook=webhook,
         mcp_server=os.environ.get("GRADIO_MCP_SERVER", "").lower() == "true",
     )
     return site, snapshots is None
 
 
-def _namespace(web: WebSettings) -> Callable[[], str | None]:
-    """Where models go: what is set, else where this machine's token belongs."""
+def _require_secret(settings: Settings) -> None:
+    if settings.space_secret is None:
+        raise InvalidOptionError(
+            "With DYNQUANT_INBOX_REPO runners work for this Space, but without "
+            "DYNQUANT_SPACE_SECRET they cannot post their boards. Set it under "
+            "'Settings', 'Variables and secrets', to the secret that the runners have."
+        )
 
-    @lru_cache(maxsize=1)
-    def ask() -> str:
-        return HubPublisher().account().name
+
+def _namespace(web: WebSettings) -> Callable[[], str | None]:
+    """As `default_namespace`, with None where the Hub does not say."""
+    ask = default_namespace(web.publish_to)
 
     def namespace() -> str | None:
-        if web.publish_to is not None:
-            return web.publish_to
         try:
             return ask()
         except DynquantError:
@@ -210,7 +203,7 @@ def _namespace(web: WebSettings) -> Callable[[], str | None]:
 
 @contextmanager
 def embedded_runner(environment: Mapping[str, str]) -> Iterator[None]:
-    """A runner in a process of its own, started again when it dies."""
+    """A runner as a child process, started again when it dies."""
     stopping = threading.Event()
     processes: list[subprocess.Popen[bytes]] = []
 
@@ -224,9 +217,9 @@ def embedded_runner(environment: Mapping[str, str]) -> Iterator[None]:
             if stopping.is_set():
                 return
             if code == _REFUSED:
-                _logger.warning("There is no runner here; the line above says why.")
+                _logger.warning("No runner was started; the line above says why.")
                 return
-            _logger.warning("The runner ended with code %s; it is started again", code)
+            _logger.warning("The runner ended with code %s; restarting it", code)
             stopping.wait(_RESTART_SECS)
 
     keeper = threading.Thread(target=keep, name="runner", daemon=True)
@@ -266,11 +259,11 @@ def _serve(site: FastAPI, host: str, port: int) -> None:
         site,
         host=host,
         port=port,
-        log_config=None,  # its lines go where ours go
+        log_config=None,  # its log lines go to our log
         log_level="warning",
         access_log=False,
-        proxy_headers=False,  # web.askers decides which of its hops are proxies
-        timeout_graceful_shutdown=_CLOSE_SECS,  # open pages hold a connection for ever
+        proxy_headers=False,  # web.visitor_ids decides which hops are proxies
+        timeout_graceful_shutdown=_CLOSE_SECS,  # open pages keep their connections
     )
 
 

@@ -1,8 +1,8 @@
 #!/bin/sh
-# Run a program with the variables of a file that nobody else may read.
+# Run a program with the variables of a file that only its owner may read.
 # usage: with_env_file.sh FILE PROGRAM [ARGUMENT…]
-# The file is read as systemd reads an EnvironmentFile, without quotes: one NAME=value a line,
-# nothing in it is run or expanded.
+# The file is read like systemd's EnvironmentFile, without quotes: one NAME=value per line, and
+# nothing in it is executed or expanded.
 set -eu
 
 file=$1
@@ -16,7 +16,7 @@ fail() {
 [ -r "$file" ] || fail "$file is missing. Copy space_config/runner.env.example there."
 case $(ls -lnL "$file") in
 -r?-------*) ;;
-*) fail "others may read $file, and there is a token in it. Run: chmod 600 '$file'" ;;
+*) fail "other users may read $file, which holds a token. Run: chmod 600 '$file'" ;;
 esac
 
 number=0

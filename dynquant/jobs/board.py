@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import replace
 
-from dynquant.errors import DynquantError, RequestError
+from dynquant.errors import RequestError
 from dynquant.jobs.database import Database
 from dynquant.jobs.fair_queue import expected_wait_secs
 from dynquant.jobs.job import Job, JobState, TransitionError
 from dynquant.jobs.ports import JobEvent, PublishedRepos, QuarantinedEntry, RunnerStatus
+from dynquant.jobs.published_results import are_deleted
 from dynquant.jobs.registry import Registry
 from dynquant.jobs.request import (
     JobRequest,
@@ -23,12 +23,11 @@ from dynquant.jobs.request import (
 from dynquant.jobs.store import JobStore
 from dynquant.jobs.timing import Timing
 from dynquant.model.naming import is_ours
+from dynquant.quant.recipe import RECIPE_VERSION
 
 __all__ = ["DatabaseBoard"]
 
 _GB = 10**9
-
-_logger = logging.getLogger(__name__)
 
 
 class DatabaseBoard:
@@ -92,6 +91,21 @@ class DatabaseBoard:
                 self._store.make_again(job.id, checked, daily_limit=self._daily_limit)
             job = self._store.get(job.id)
         return self._placed([job])[0]
+
+    def submit_anew(self, request: JobRequest) -> Job:
+        """See `web.ports.JobsPort`: as `submit`, and an ended job without results starts again."""
+        assert request.revision is not None
+        job = self.submit(
+            request,
+            revision_sha=request.revision,
+            source_is_private=request.source_is_private,
+            recipe_version=RECIPE_VERSION,
+        )
+        if job.is_over and job.state is not JobState.PUBLISHED:
+            with suppress(RequestError):  # another visitor retried it meanwhile
+                self.retry(job.id, request=request)
+            job = self.get(job.id)
+        return job
 
     def get(self, job_id: str) -> Job:
         """See `JobBoard`."""
@@ -162,11 +176,7 @@ class DatabaseBoard:
             or request.priority is Priority.WATCHER
         ):
             return False
-        try:
-            return not self._published.are_there(job.results)
-        except DynquantError as error:  # then the job counts as it did before
-            _logger.warning("Whether a job's results are still there is not known: %s", error)
-            return False
+        return are_deleted(job, self._published)
 
     def _placed(self, jobs: Collection[Job]) -> tuple[Job, ...]:
         """`jobs` with the place in the line of those that wait, and what they wait for."""

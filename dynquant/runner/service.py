@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import lru_cache
 from typing import Any, Protocol
 
 import psutil
@@ -18,6 +17,7 @@ import psutil
 from dynquant.errors import DynquantError
 from dynquant.hub.client_environment import check_connection, check_token
 from dynquant.hub.datasets import HubDatasets
+from dynquant.hub.default_namespace import default_namespace
 from dynquant.hub.inbox import HubInbox
 from dynquant.hub.models import HubModels
 from dynquant.hub.published import HubRepos
@@ -242,13 +242,8 @@ class _Wakefulness:
 
 def _mail_policy(settings: Settings) -> MailPolicy:
     """What this machine takes from its inbox."""
-
-    @lru_cache(maxsize=1)
-    def default_destination() -> str:
-        return settings.publish_to or HubPublisher().account().name
-
     return MailPolicy(
-        default_destination=default_destination,
+        default_destination=default_namespace(settings.publish_to),
         destinations=settings.inbox_destinations,
         private_sources=settings.inbox_private_sources,
     )

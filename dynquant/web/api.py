@@ -1,4 +1,4 @@
-"""The named endpoints for programs, and the same as tools of MCP. All else is private."""
+"""The four named endpoints for programs, also as MCP tools; all other endpoints are private."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def add_api(service: Service) -> None:
 
 
 class _Api:
-    """The endpoints; who calls is whoever's token comes along."""
+    """The endpoints; the token of a call identifies the visitor."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
@@ -33,25 +33,25 @@ class _Api:
     def plan(
         self, model: str, bits_per_weight: list[float], context_tokens: int = DEFAULT_CONTEXT_TOKENS
     ) -> dict[str, Any]:
-        """What quantizing a model would give, from its metadata: nothing is downloaded or queued.
+        """Forecast the result of quantizing a model, without downloading or queueing it.
 
         Args:
             model: Name of a model on the Hugging Face Hub, such as Qwen/Qwen3-8B, or its address.
             bits_per_weight: Stored bits per weight, one result each.
-            context_tokens: Context that the memory figure is for.
+            context_tokens: Context length for the memory figure.
         """
         try:
             targets, tokens = _numbers(bits_per_weight), _whole(context_tokens)
-            prospect = self._service.look_at(_text("model", model))
-            found = self._service.outlooks(prospect, targets, context_tokens=tokens)
+            preview = self._service.look_at(_text("model", model))
+            found = self._service.forecasts(preview, targets, context_tokens=tokens)
         except DynquantError as error:
             raise _refusal(error) from error
         return {
-            "model": prospect.repo_id,
-            "revision_sha": prospect.revision_sha,
-            "num_parameters": prospect.inventory.num_parameters,
-            "min_bits_per_weight": round(prospect.inventory.min_bpw, 3),
-            "max_bits_per_weight": round(prospect.inventory.max_bpw, 3),
+            "model": preview.repo_id,
+            "revision_sha": preview.revision_sha,
+            "num_parameters": preview.inventory.num_parameters,
+            "min_bits_per_weight": round(preview.inventory.min_bpw, 3),
+            "max_bits_per_weight": round(preview.inventory.max_bpw, 3),
             "targets": [
                 {
                     "bits_per_weight": each.target_bpw,
@@ -62,10 +62,10 @@ class _Api:
                 }
                 for each in found
             ],
-            "existing": [each.repo_id for each in prospect.quants],
+            "existing": [each.repo_id for each in preview.quants],
         }
 
-    def submit(  # noqa: PLR0917, D417  the visitor gives no token: it comes with the session
+    def submit(  # noqa: PLR0917, D417  the token comes with the session
         self,
         model: str,
         bits_per_weight: list[float],
@@ -84,11 +84,11 @@ class _Api:
             formats: Formats to choose from, such as 3g64,4g64,8g64; empty for all.
             destination: Namespace to publish to; empty for the default.
             private: Whether the published models are private.
-            notify_url: Address that is told when the job ends; empty for none.
+            notify_url: Address that is notified when the job ends; empty for none.
             calibration: Text to calibrate on, as the page Convert names it; empty for the default.
         """
         try:
-            visitor = self._service.reception.require(token.token if token else None)
+            visitor = self._service.sign_in.require(token.token if token else None)
             job = self._service.submit(
                 visitor,
                 Order(
@@ -106,7 +106,7 @@ class _Api:
         return self._shown(job)
 
     def status(self, job_id: str) -> dict[str, Any]:
-        """How far a job is, and in the end what it published.
+        """The state and progress of a job, and the models that it published.
 
         Args:
             job_id: As submit returned it.
@@ -120,20 +120,20 @@ class _Api:
     def cancel(  # noqa: D417  as above
         self, job_id: str, token: gr.OAuthToken | None = None
     ) -> dict[str, Any]:
-        """Cancel one's own job.
+        """Cancel a job of your own.
 
         Args:
             job_id: As submit returned it.
         """
         try:
-            visitor = self._service.reception.require(token.token if token else None)
+            visitor = self._service.sign_in.require(token.token if token else None)
             job = self._service.cancel(visitor, _text("job_id", job_id))
         except DynquantError as error:
             raise _refusal(error) from error
         return self._shown(job)
 
     def _shown(self, job: Job) -> dict[str, Any]:
-        """A job as anybody may see it: without the address to notify, which may be a secret."""
+        """The public fields of a job: without the address to notify, which may be a secret."""
         progress = job.progress
         return {
             "id": job.id,
@@ -161,18 +161,18 @@ class _Api:
         }
 
 
-# Gradio passes on whatever JSON a program sends.
+# Gradio does not check the types of the JSON that a program sends.
 
 
 def _text(name: str, value: object) -> str:
     if not isinstance(value, str):
-        raise InvalidOptionError(f"{name} is a text.")
+        raise InvalidOptionError(f"{name} must be a text.")
     return value
 
 
 def _flag(name: str, value: object) -> bool:
     if not isinstance(value, bool):
-        raise InvalidOptionError(f"{name} is true or false.")
+        raise InvalidOptionError(f"{name} must be true or false.")
     return value
 
 
@@ -180,15 +180,15 @@ def _numbers(bits_per_weight: object) -> tuple[float, ...]:
     """A single number is a list of one."""
     values: list[Any] = bits_per_weight if isinstance(bits_per_weight, list) else [bits_per_weight]
     if any(type(each) not in {int, float} for each in values):
-        raise InvalidOptionError("bits_per_weight is a list of numbers, such as [3.5, 4.5].")
-    # A whole number may be too large for a float, and is too large for everything else then.
+        raise InvalidOptionError("bits_per_weight must be a list of numbers, such as [3.5, 4.5].")
+    # Whole numbers too large for a float are clipped; later checks refuse them.
     return tuple(float(min(max(each, -_LARGE), _LARGE)) for each in values)
 
 
 def _whole(context_tokens: object) -> int:
     if type(context_tokens) is not int or not 0 <= context_tokens <= _MAX_CONTEXT_TOKENS:
         raise InvalidOptionError(
-            f"context_tokens is a whole number from 0 to {_MAX_CONTEXT_TOKENS:,}."
+            f"context_tokens must be a whole number from 0 to {_MAX_CONTEXT_TOKENS:,}."
         )
     return context_tokens
 

@@ -14,7 +14,7 @@ __all__ = ["bits_chart"]
 _HEIGHT = 40
 _PITCH, _BAR = 10, 8
 _LEAST_SCALE_BITS = 8.5
-"""So high is the chart at least, so that those of two models look alike."""
+"""Minimum scale of the chart, so that charts of two models are comparable."""
 
 
 def bits_chart(facts: ModelFacts) -> str:
@@ -36,7 +36,7 @@ def bits_chart(facts: ModelFacts) -> str:
 
 
 def _strip(label: str, cells: Mapping[int, GridCell], blocks: tuple[int, ...], top: float) -> str:
-    """One role; a block that does not have it has no bar."""
+    """One role; a block without this role has no bar."""
     places = {block: place for place, block in enumerate(blocks)} if len(cells) > 1 else {}
     width = _PITCH * max(1, len(blocks) if places else 1)
     bars = "".join(

@@ -1,8 +1,8 @@
-"""What stands before all routes: whose pages may send something, how much, and what browsers hear.
+"""Middleware before all routes: checks origin, host, size and depth of requests; sets headers.
 
-On a Space Gradio lets every origin in, cookies and all, so that any page that a visitor opens could
-act in their name. On one's own machine a page whose name leads there (DNS rebinding) is no other
-origin to a browser: what the page is called gives it away.
+On a Space Gradio accepts every origin with its cookies, so any page that a visitor opens could act
+as the visitor. On a local machine a page that uses DNS rebinding has the same origin as ours for
+the browser; its host name gives it away.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from gradio.route_utils import FnIndexInferError
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from dynquant.web.doors import CLOSED, NO_FILES, holds_file, is_open
+from dynquant.web.allowed_routes import NO_FILES, NOT_FOUND, holds_file, is_allowed
 
 __all__ = ["MAX_BODY_BYTES", "MAX_DEPTH", "Guard"]
 
@@ -25,16 +25,16 @@ MAX_BODY_BYTES = 256 * 1024
 """The largest form has some 10 kB."""
 
 MAX_DEPTH = 32
-"""Of lists and objects within each other; a form has five."""
+"""Maximum nesting of lists and objects; a form has five levels."""
 
 _CHANGING = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 _OWN_LIMITS = ("/runner/", "/webhook")
-"""Routes for machines: they prove themselves first, and say by themselves how much is too much."""
+"""Routes for machines, which authenticate first and have their own size limits."""
 
-# By these programs call the endpoints that have names.
+# Programs call the named endpoints by these routes.
 _CALLS = ("/gradio_api/run/", "/gradio_api/api/")
 _OF_PAGES = "predict"
-"""The name by which pages call theirs, which have numbers alone."""
+"""The name in calls of pages, whose endpoints have only numbers."""
 _PUBLIC = ("/plan", "/submit", "/status", "/cancel")
 _GRADIO = "/gradio_api/"
 _QUEUE = "/gradio_api/queue/join"
@@ -44,13 +44,13 @@ _REFUSED = 422
 
 _LOCAL_HOST = re.compile(r"(?:127\.0\.0\.1|localhost|\[::1\])(?::\d+)?", re.IGNORECASE)
 
-# A string without an end goes on to the last byte, so that nothing is looked at twice.
+# An unterminated string extends to the last byte, so the scan stays linear.
 _STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*+"?', re.DOTALL)
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
-# Gradio writes scripts and styles into its page and makes functions of text, which only the two
-# `unsafe` words allow. Cards have pictures from anywhere. The Hub shows a Space in a frame, whose
-# height a script of cdnjs sets.
+# Gradio has inline scripts and styles and compiles text to functions, which needs the two `unsafe`
+# keywords. Cards link to pictures anywhere. The Hub shows a Space in a frame, whose height a script
+# from cdnjs sets.
 _POLICY = (
     "default-src 'self'; "
     "script-src 'self' 'unsafe-inline' 'unsafe-eval'{scripts}; "
@@ -67,16 +67,16 @@ _SPACE_SCRIPTS = " https://cdnjs.cloudflare.com"
 
 
 class Guard:
-    """Middleware around everything that is served.
+    """Middleware around the whole application.
 
     Args:
-        app: What is guarded.
+        app: The application.
         is_space: Whether the Hub shows the pages in a frame.
-        is_local: Whether only this machine reaches the pages. Elsewhere they may have any name: a
-            Space has several, and what a visitor may do there depends on cookies of its own.
-        hub_url: Where pictures of cards come from, besides any address with https.
-        endpoints: Number of an endpoint → its name, and how many values a call has.
-        has_mcp: Whether the endpoints are offered as tools of MCP, too.
+        is_local: Whether only this machine reaches the pages. Elsewhere any host name is allowed: a
+            Space has several, and its sessions depend on cookies.
+        hub_url: Source of pictures, besides any https address.
+        endpoints: Number of an endpoint → its name, and the number of values of a call.
+        has_mcp: Whether the endpoints are also offered as MCP tools.
     """
 
     def __init__(
@@ -119,8 +119,8 @@ class Guard:
             await send(message)
 
         refusal = self._misnamed(scope)
-        if refusal is None and not is_open(scope["method"], scope["path"], mcp=self._has_mcp):
-            refusal = _refusal(404, CLOSED)
+        if refusal is None and not is_allowed(scope["method"], scope["path"], mcp=self._has_mcp):
+            refusal = _refusal(404, NOT_FOUND)
         if refusal is None and scope["method"] in _CHANGING:
             refusal, receive = await self._look_at(scope, receive)
         if refusal is not None:
@@ -131,19 +131,19 @@ class Guard:
             await self._app(scope, receive, with_headers)
 
     def _misnamed(self, scope: Scope) -> JSONResponse | None:
-        """Refuse what asks for a name of somebody else, also what only reads."""
+        """Refuse requests for another host name, also if they only read."""
         if not self._is_local or scope["path"].startswith(_OWN_LIMITS):
             return None
         if _LOCAL_HOST.fullmatch(Headers(scope=scope).get("host", "")):
             return None
         return _refusal(
             403,
-            "These pages are called 127.0.0.1 or localhost here. Set GRADIO_SERVER_NAME to where "
-            "they are to listen if others may come in.",
+            "These pages answer only to 127.0.0.1 or localhost. Set GRADIO_SERVER_NAME to the "
+            "address to listen at if other machines may open them.",
         )
 
     async def _look_at(self, scope: Scope, receive: Receive) -> tuple[JSONResponse | None, Receive]:
-        """Why a request is refused, if it is, and where its body comes from now."""
+        """The refusal of a request, if any, and the source of its body."""
         refusal = _foreign(Headers(scope=scope))
         if refusal is not None or scope["path"].startswith(_OWN_LIMITS):
             return refusal, receive
@@ -155,7 +155,7 @@ class Guard:
         return refusal, _given(content, receive)
 
     def _refuse_call(self, path: str, content: bytes) -> JSONResponse | None:
-        """Why Gradio would stumble over a call; that something is no JSON it says by itself."""
+        """Refuse calls that would be server errors in Gradio; it refuses invalid JSON itself."""
         try:
             found = json.loads(content)
         except ValueError:
@@ -163,17 +163,17 @@ class Guard:
         try:
             text = json.dumps(found, allow_nan=False, ensure_ascii=False)
             text.encode()
-        except ValueError:  # an answer that repeats it could not be written
-            return _refusal(422, "NaN, Infinity and halves of characters are no JSON.")
+        except ValueError:  # an answer that repeats these values could not be written
+            return _refusal(422, "NaN, Infinity and lone surrogates are not valid JSON.")
         if holds_file(text):
             return _refusal(422, NO_FILES)
         return self._refuse_values(path, found) if isinstance(found, dict) else None
 
     def _refuse_values(self, path: str, found: Mapping[str, object]) -> JSONResponse | None:
-        """Why a call names what there is not, or too little."""
+        """Refuse calls of unknown endpoints, or with too few values."""
         session = found.get("session_hash")
         if session == "" or (path.startswith(_QUEUE) and not session):
-            return _refusal(422, "'session_hash' has to name a session.")
+            return _refusal(422, "'session_hash' must name a session.")
         data, number = found.get("data"), found.get("fn_index")
         name = path.rstrip("/").rpartition("/")[2]
         if number is None:
@@ -190,39 +190,39 @@ class Guard:
             return _refusal(404, "There is no such endpoint here.")
         least = self._endpoints[number][1]
         if isinstance(data, list) and len(data) < least:
-            return _refusal(422, f"'data' has to be a list of {least} values.")
+            return _refusal(422, f"'data' must be a list of {least} values.")
         return None
 
 
 def _foreign(headers: Headers) -> JSONResponse | None:
-    """Refuse what a page of somebody else sends; programs name no origin."""
+    """Refuse requests that pages of other sites send; programs send no origin."""
     origin = headers.get("origin")
     if origin is None or origin.partition("://")[2] == headers.get("host"):
         return None
-    return _refusal(403, "Another site's page may not act for you here. Open this page itself.")
+    return _refusal(403, "A page of another site may not act for you here. Open this page itself.")
 
 
 async def _body(receive: Receive) -> bytes | JSONResponse:
-    """A whole body, or why it is not taken."""
+    """The whole body, or the refusal of it."""
     content = bytearray()
     more = True
     while more:
         message = await receive()
         if message["type"] == "http.disconnect":
-            return _refusal(400, "The request ended before its end.")
+            return _refusal(400, "The request was cut off.")
         content += message.get("body", b"")
         if len(content) > MAX_BODY_BYTES:
-            return _refusal(413, f"A request may have {MAX_BODY_BYTES // 1024} kB, and no more.")
+            return _refusal(413, f"A request may have at most {MAX_BODY_BYTES // 1024} kB.")
         more = message.get("more_body", False)
     if not json.detect_encoding(content).startswith("utf-8"):  # brackets would go uncounted
-        return _refusal(400, "A request is JSON in UTF-8.")
+        return _refusal(400, "A request must be JSON in UTF-8.")
     if _depth(content) > MAX_DEPTH:
-        return _refusal(400, f"Lists and objects may be nested {MAX_DEPTH} deep, and no deeper.")
+        return _refusal(400, f"Lists and objects may be nested at most {MAX_DEPTH} deep.")
     return bytes(content)
 
 
 def _depth(content: bytes | bytearray) -> int:
-    """How deep the lists and objects of a JSON text are nested; an upper bound for what is none."""
+    """Nesting depth of lists and objects in a JSON text; an upper bound for invalid JSON."""
     depth = deepest = 0
     for bracket in _STRINGS.sub(b"", content).translate(None, _NO_BRACKETS):
         depth += 1 if bracket in b"[{" else -1
@@ -231,7 +231,7 @@ def _depth(content: bytes | bytearray) -> int:
 
 
 def _given(content: bytes, rest: Receive) -> Receive:
-    """Give a body that was read already, then what comes after it: that the client leaves."""
+    """Replay a body that was read already, then pass on later messages such as a disconnect."""
     parts = [content]
 
     async def receive() -> Message:
@@ -243,7 +243,7 @@ def _given(content: bytes, rest: Receive) -> Receive:
 
 
 async def _called(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
-    """Have an endpoint called. Gradio answers 500 also to what is no fault of the server."""
+    """Call an endpoint. Gradio answers 500 also to invalid requests; these become 422."""
     held: list[Message] = []
 
     async def hold(message: Message) -> None:
@@ -266,7 +266,7 @@ async def _called(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> N
 
 
 def _is_refusal(path: str, body: bytes) -> bool:
-    """Whether an error is a sentence; or one of a page, which got values that it never sends."""
+    """Whether an error is a refusal with a sentence, or invalid values at a page's own endpoint."""
     try:
         return bool(json.loads(body)["error"]) or not path.endswith(_PUBLIC)
     except (ValueError, KeyError, TypeError):

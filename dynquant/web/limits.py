@@ -1,6 +1,6 @@
-"""How often a visitor may ask, so that one of them leaves something for the others.
+"""Rate limits per visitor, and for all visitors together.
 
-What is asked for at the Hub counts there against one address, that of this machine.
+The Hub counts the requests of all visitors against one address, that of this machine.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _MAX_VISITORS = 10_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limit:
-    """So many at once, and one more every `secs`; all visitors of a kind `share` times as many."""
+    """`burst` actions at once, then one every `secs`; `share` times that for a kind."""
 
     burst: int
     secs: float
@@ -33,8 +33,8 @@ LIMITS: Mapping[str, Limit] = {
     "ask for models": Limit(burst=20, secs=6.0),
     "sign in": Limit(burst=60, secs=1.0),
 }
-"""What is done → how often. A person stays far below: a keystroke is a search, a choice a look, and
-who has signed in is asked for at the Hub twice a minute."""
+"""Action → limit. People stay far below: a keystroke is a search, a choice is a look at a model,
+and a signed-in session is checked with the Hub twice a minute."""
 
 
 class Limits:
@@ -43,7 +43,7 @@ class Limits:
     Args:
         limits: See `LIMITS`.
         clock: Seconds that only go forward.
-        visitor: Tells who asks, as `askers.asker` does: the kind of visitor first.
+        visitor: Gives the id of the visitor, as `visitor_ids.visitor_id` does: its kind first.
     """
 
     def __init__(
@@ -57,21 +57,21 @@ class Limits:
         self._clock = clock
         self._visitor = visitor
         self._lock = threading.Lock()
-        # (What, who) → the time at which nothing of it counts any more.
+        # (Action, visitor) → the time from which the visitor has the whole burst again.
         self._spent_until: OrderedDict[tuple[str, str], float] = OrderedDict()
 
     def count(self, what: str, *, who: str = "") -> None:
-        """Count that somebody does `what`.
+        """Count that a visitor does `what`.
 
-        Those who have signed in share one limit and all others another one, so that many addresses
-        keep no account waiting.
+        All accounts share one limit and all addresses another, so that visitors with many addresses
+        cannot block accounts.
 
         Args:
             what: A key of the limits.
-            who: As `visitor` would tell it, where more is known; empty to ask that.
+            who: Id of the visitor; empty asks `visitor`.
 
         Raises:
-            RetryLaterError: Too often.
+            RetryLaterError: The visitor is over the limit.
         """
         limit = self._limits[what]
         who = who or self._visitor() or "?"

@@ -1,6 +1,6 @@
-// Keeps the part of a page up to date that changes by itself. Runs as Gradio's `js_on_load`:
-// `element` is the component, `trigger` tells Gradio when a job has come to another state.
-// A look goes past Gradio, since an event of Gradio costs a hundred times as much.
+// Keeps the changing part of a page up to date. Runs as Gradio's `js_on_load`:
+// `element` is the component, `trigger` tells Gradio when a job changes its state.
+// Looks bypass Gradio, whose events cost a hundred times as much.
 
 const LOOK_MSECS = 3000;
 const place = element.querySelector("[data-live]");
@@ -23,7 +23,7 @@ const look = async () => {
       const answer = await fetch(`${place.dataset.live}?${asked}`);
       if (!answer.ok) throw new Error(answer.statusText);
       element.classList.remove("dq-stale");
-      // Whoever typed on meanwhile gets the answer to that.
+      // If the fields changed meanwhile, a later answer counts.
       if (answer.status === 200 && asked === query().toString()) {
         const found = await answer.json();
         seen = found.mark;

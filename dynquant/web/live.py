@@ -1,7 +1,7 @@
-"""What open pages look at every few seconds: HTML that is the same for all visitors.
+"""Routes that open pages poll every few seconds: HTML that is the same for all visitors.
 
-An event of Gradio takes some 30 ms of a core, so 200 open pages would keep several busy. These
-routes answer from what all visitors share, and say nothing where a page shows it already.
+An event of Gradio takes some 30 ms of a core, so 200 open pages would occupy several cores. These
+routes answer from a shared cache, with an empty answer if the page is up to date.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _MAX_WORDS = 96
 
 
 def add_live_routes(app: FastAPI, service: Service) -> None:
-    """Add the routes to `app`; each answers 204 to whoever has `seen` what there is."""
+    """Add the routes to `app`; each answers 204 if `seen` is the mark of the current HTML."""
 
     @app.get("/live/job")
     def look_at_job(job: str = "", seen: str = "") -> Response:
@@ -42,7 +42,7 @@ def add_live_routes(app: FastAPI, service: Service) -> None:
 
 
 def _job(service: Service, job_id: str) -> tuple[str, str]:
-    """A job as HTML, and a word that changes whenever something else may be done with it."""
+    """A job as HTML, and its phase, which changes when its possible actions change."""
     if not _JOB_ID.fullmatch(job_id):
         sentence = "Its address ends in ?job= and the id of a job. The board lists all jobs."
         return markup.empty("No job named", sentence), ""
@@ -51,7 +51,7 @@ def _job(service: Service, job_id: str) -> tuple[str, str]:
     except RequestError as error:
         return markup.notice("No such job", str(error), kind="bad"), "none"
     except DynquantError as error:
-        return markup.notice("No news now", str(error), kind="bad"), "away"
+        return markup.notice("No current status", str(error), kind="bad"), "away"
     page_url = service.search.page_url(job.request.model)
     return job_view(job, log, page_url=page_url), f"{job.state} {job.attempt}"
 
@@ -60,17 +60,17 @@ def _board(service: Service, state: str, words: str) -> str:
     try:
         board = service.board()
     except DynquantError as error:
-        return markup.notice("No news now", str(error), kind="bad")
-    return board_view(board, service.catalogue.known(), state=state, wanted=words)
+        return markup.notice("No current status", str(error), kind="bad")
+    return board_view(board, service.finished_models.known(), state=state, wanted=words)
 
 
 def _watcher(service: Service) -> tuple[str, str]:
-    """The watcher as HTML, and a word that changes whenever something else may be done with it."""
+    """The watcher as HTML, and its phase, which changes when its possible actions change."""
     try:
         status = service.watch_status()
         jobs = {job.id: job for job in service.board().jobs}
     except DynquantError as error:
-        return markup.notice("No news now", str(error), kind="bad"), "away"
+        return markup.notice("No current status", str(error), kind="bad"), "away"
     phase = f"{status.is_paused} {status.is_sweeping} {bool(status.problem)}"
     return watcher_view(status, jobs, page_url=service.search.page_url), phase
 

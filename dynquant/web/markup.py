@@ -1,4 +1,4 @@
-"""Pieces of HTML. Whatever comes from outside goes through `text`, which escapes it."""
+"""Pieces of HTML. `text` escapes every string from outside."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 from dynquant.jobs.job import Job, JobState
 from dynquant.report.svg import escaped as text
-from dynquant.web.words import STATES
+from dynquant.web.labels import STATES
 
 __all__ = [
     "bar",
@@ -49,12 +49,12 @@ def notice(title: str, sentence: str, *, kind: str = "plain") -> str:
 
 
 def empty(title: str, sentence: str) -> str:
-    """What stands where there is nothing yet."""
+    """A placeholder where there is no content yet."""
     return f'<div class="dq-empty"><strong>{text(title)}</strong><p>{text(sentence)}</p></div>'
 
 
 def loading(sentence: str) -> str:
-    """What stands where something is still being looked up."""
+    """A placeholder while content is loading."""
     return f'<div class="dq-loading" role="status"><span></span>{text(sentence)}</div>'
 
 
@@ -65,16 +65,16 @@ def facts(rows: Iterable[tuple[str, str]]) -> str:
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]], *, align: str, name: str) -> str:
-    """A table; on a phone each row stands by itself, its cells below each other with their names.
+    """A table; on a phone each row is a block, with its cells and their names below each other.
 
     Args:
         header: One word per column.
         rows: As many cells each, HTML already; the first one names its row.
         align: One letter per column: `l` or `r`.
-        name: What it is, for those who cannot see it.
+        name: Its label for screen readers.
     """
     sides = [' class="dq-right"' if side == "r" else "" for side in align]
-    # A browser forgets that a table is one where a style sheet lays it out anew, unless told so.
+    # A style sheet that changes the display of a table removes its roles, so they are set.
     head = "".join(
         f'<th role="columnheader" scope="col"{side}>{text(cell)}</th>'
         for side, cell in zip(sides, header, strict=True)
@@ -113,7 +113,7 @@ def bar(fraction: float, label: str) -> str:
 
 
 def picture(light: str, dark: str, *, name: str) -> str:
-    """An SVG for light and for dark pages; as images, in which nothing runs."""
+    """An SVG for light and for dark pages, as images, in which scripts do not run."""
     images = "".join(
         f'<img class="dq-only-{theme}" alt="{text(name)}" src="{data_url(svg)}">'
         for theme, svg in (("light", light), ("dark", dark))
@@ -123,5 +123,5 @@ def picture(light: str, dark: str, *, name: str) -> str:
 
 
 def data_url(svg: str) -> str:
-    """The address of an SVG that is in the page itself."""
+    """An SVG as a data URL."""
     return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()

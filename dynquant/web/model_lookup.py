@@ -1,4 +1,4 @@
-"""What is known of a model before anything of it is downloaded: its config and its headers."""
+"""Model previews from config and headers on the Hub, without downloading weights."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _SENTENCES: Mapping[Reason, str] = {
         "Choose the original."
     ),
 }
-"""Where the adapter's own sentence speaks to whoever has a command line."""
+"""In place of the Hub adapter's sentences, which speak of command-line options."""
 _ID = re.compile(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}", re.ASCII)
 
 
@@ -42,15 +42,15 @@ class ModelPreview:
     """A model that could be quantized.
 
     Attributes:
-        repo_id: Its name of today.
-        license: As its card says; empty if it says nothing.
-        gated: `auto` or `manual`; empty for an open one.
+        repo_id: Its current name.
+        license: From its card; empty if the card names no license.
+        gated: `auto` or `manual`; empty for an open model.
         is_private: Whether only some accounts may see it.
-        model_type: Family; empty if nobody may read its config.
-        inventory: Its layers, from the headers; a rough one where those may not be read.
-        is_rough: Whether `inventory` is a guess from the number of parameters.
-        cache_bytes_per_token: Of the key-value cache; None if nobody knows.
-        quants: What dynquant made of it before.
+        model_type: Family; empty if the config is gated.
+        inventory: Its layers, from the headers; a rough estimate where the headers are gated.
+        is_rough: Whether `inventory` is estimated from the number of parameters.
+        cache_bytes_per_token: Of the key-value cache; None if unknown.
+        quants: Quants that dynquant made of it before.
     """
 
     repo_id: str
@@ -67,26 +67,26 @@ class ModelPreview:
 
 
 def model_id(text: object) -> str:
-    """The id in what somebody typed or pasted: `org/name`, or a page of it on the Hub.
+    """The model id in typed or pasted text: `org/name`, or the address of its page on the Hub.
 
     Raises:
-        ModelNotFoundError: There is no id in it.
+        ModelNotFoundError: The text holds no id.
     """
-    # Who calls the page's own endpoint by hand may send anything.
-    words = text.strip()[:_MAX_TEXT] if isinstance(text, str) else ""
-    if "://" in words or words.startswith(("huggingface.co/", "hf.co/")):
-        words = _named_by(words if "://" in words else f"https://{words}")
-    if not _ID.fullmatch(words):
+    # A program that calls the page's endpoint may send any type.
+    typed = text.strip()[:_MAX_TEXT] if isinstance(text, str) else ""
+    if "://" in typed or typed.startswith(("huggingface.co/", "hf.co/")):
+        typed = _named_by(typed if "://" in typed else f"https://{typed}")
+    if not _ID.fullmatch(typed):
         raise ModelNotFoundError(
             "This is not the name of a model. Type one such as 'Qwen/Qwen3-8B', or paste the "
             "address of its page on huggingface.co.",
             reason=Reason.INVALID_ID,
         )
-    return words
+    return typed
 
 
 def _named_by(url: str) -> str:
-    """What an address on the Hub names; empty if it is no address."""
+    """The `org/name` in an address of the Hub; empty if the text is not an address."""
     try:
         path = urlsplit(url).path
     except ValueError:  # brackets that hold no IPv6 address
@@ -95,11 +95,11 @@ def _named_by(url: str) -> str:
 
 
 class ModelLookup:
-    """Looks models up; what it found is good for some minutes.
+    """Looks models up on the Hub, and keeps the previews for some minutes.
 
     Args:
-        search: Lists of models.
-        open_hub: Opens the Hub for a look at one model.
+        search: Searches models.
+        open_hub: Opens the Hub for one look-up.
     """
 
     def __init__(self, search: HubSearch, *, open_hub: OpenHub) -> None:
@@ -113,7 +113,7 @@ class ModelLookup:
         """The model that `text` names.
 
         Raises:
-            ModelNotFoundError, InvalidModelError, UnsupportedModelError: dynquant cannot take it.
+            ModelNotFoundError, InvalidModelError, UnsupportedModelError: It cannot be converted.
             HubUnavailableError: Network, rate limit, 5xx.
         """
         name = model_id(text)
@@ -126,10 +126,10 @@ class ModelLookup:
             raise type(error)(sentence, reason=error.reason) from error
 
     def knows(self, text: str) -> bool:
-        """Whether the Hub need not be asked for the model that `text` names."""
+        """Whether the preview of the model that `text` names is still fresh."""
         try:
             return self._found.is_fresh(model_id(text))
-        except ModelNotFoundError:  # which it says by itself
+        except ModelNotFoundError:  # an invalid id is refused without the Hub
             return True
 
     def _look_up(self, name: str) -> ModelPreview:
@@ -142,22 +142,22 @@ class ModelLookup:
                 if not listing.gated:
                     raise
                 return self._rough(listing, about)
-            anatomy = header_inventory(source)
-        return self._prospect(
+            headers = header_inventory(source)
+        return self._preview(
             listing,
             about,
-            anatomy.inventory,
-            model_type=anatomy.inventory.model_type,
-            cache_bytes_per_token=anatomy.cache_bytes_per_token,
+            headers.inventory,
+            model_type=headers.inventory.model_type,
+            cache_bytes_per_token=headers.cache_bytes_per_token,
         )
 
     def _rough(self, listing: Listing, about: FoundModel) -> ModelPreview:
         """A gated model, of which only the number of parameters is public."""
         num_parameters = about.num_parameters or listing.num_bytes(listing.weights) // 2
         inventory = one_layer_inventory(num_parameters)
-        return self._prospect(listing, about, inventory, is_rough=True)
+        return self._preview(listing, about, inventory, is_rough=True)
 
-    def _prospect(
+    def _preview(
         self,
         listing: Listing,
         about: FoundModel,

@@ -1,6 +1,6 @@
-"""The desks of a Space, whose pages everybody can open: what is private is not there.
+"""Jobs and watcher without what is private, for the pages of a Space, which are public.
 
-Operators see their private jobs where the runners are: `dynquant jobs list`.
+Operators list their private jobs on the runner's machine: `dynquant jobs list`.
 """
 
 from __future__ import annotations
@@ -14,85 +14,84 @@ from dynquant.jobs.ports import JobEvent, RunnerStatus
 from dynquant.jobs.request import JobRequest
 from dynquant.watch.public import num_running, public_jobs, public_status
 from dynquant.watch.status import WatchStatus
-from dynquant.web.desk import JobDesk
-from dynquant.web.watch_desk import WatchDesk
+from dynquant.web.ports import JobsPort, WatchPort
 
-__all__ = ["PublicDesk", "PublicWatch"]
+__all__ = ["PublicJobs", "PublicWatch"]
 
 _MAX_JOBS = 500
-"""Looked at for what runners do, and for what the watcher queued lately."""
+"""Jobs to count a runner's work from, and to tell which models of the watcher are public."""
 
 
-class PublicDesk:
-    """A `JobDesk` that shows the public jobs of another one; private ones are only handed in."""
+class PublicJobs:
+    """A `JobsPort` that shows only public jobs; private ones can be submitted."""
 
-    def __init__(self, desk: JobDesk) -> None:
-        self._desk = desk
+    def __init__(self, jobs: JobsPort) -> None:
+        self._jobs = jobs
 
-    def submit(self, request: JobRequest) -> Job:
-        """See `JobDesk`."""
-        return self._desk.submit(request)
+    def submit_anew(self, request: JobRequest) -> Job:
+        """See `JobsPort`."""
+        return self._jobs.submit_anew(request)
 
     def get(self, job_id: str) -> Job:
-        """See `JobDesk`."""
+        """See `JobsPort`."""
         with suppress(RequestError):
-            job = self._desk.get(job_id)
+            job = self._jobs.get(job_id)
             if not job.is_private:
                 return job
-        # The same sentence for both: it does not tell that there is a private one.
+        # The same message for both, so that it does not reveal a private job.
         raise RequestError(
             f"There is no job '{job_id[:64]}' here. If this Space has just started, the runners "
-            "will tell it about their jobs within a minute. Private jobs are not shown on a Space; "
+            "will report their jobs within a minute. Private jobs are not shown on a Space; "
             "run 'dynquant jobs show' where the runner is."
         )
 
     def list(self, *, limit: int) -> tuple[Job, ...]:
-        """See `JobDesk`."""
-        return public_jobs(self._desk.list(limit=limit))
+        """See `JobsPort`."""
+        return public_jobs(self._jobs.list(limit=limit))
 
     def cancel(self, job_id: str) -> Job:
-        """See `JobDesk`."""
+        """See `JobsPort`."""
         self.get(job_id)
-        return self._desk.cancel(job_id)
+        return self._jobs.cancel(job_id)
 
     def retry(self, job_id: str) -> Job:
-        """See `JobDesk`."""
+        """See `JobsPort`."""
         self.get(job_id)
-        return self._desk.retry(job_id)
+        return self._jobs.retry(job_id)
 
     def log(self, job_id: str) -> tuple[JobEvent, ...]:
-        """See `JobDesk`."""
+        """See `JobsPort`."""
         self.get(job_id)
-        return self._desk.log(job_id)
+        return self._jobs.log(job_id)
 
     def runners(self) -> tuple[RunnerStatus, ...]:
-        """See `JobDesk`."""
+        """See `JobsPort`."""
         jobs = self.list(limit=_MAX_JOBS)
         return tuple(
             replace(runner, num_running=num_running(jobs, runner.id))
-            for runner in self._desk.runners()
+            for runner in self._jobs.runners()
         )
 
 
 class PublicWatch:
-    """A `WatchDesk` that shows what is public of the watcher beside these pages."""
+    """A `WatchPort` that shows only what is public."""
 
-    def __init__(self, watch: WatchDesk, desk: PublicDesk) -> None:
+    def __init__(self, watch: WatchPort, jobs: PublicJobs) -> None:
         self._watch = watch
-        self._desk = desk
+        self._jobs = jobs
 
     def status(self) -> WatchStatus:
-        """See `WatchDesk`."""
-        return public_status(self._watch.status(), self._desk.list(limit=_MAX_JOBS))
+        """See `WatchPort`."""
+        return public_status(self._watch.status(), self._jobs.list(limit=_MAX_JOBS))
 
     def sweep(self) -> str:
-        """See `WatchDesk`."""
+        """See `WatchPort`."""
         return self._watch.sweep()
 
     def pause(self) -> str:
-        """See `WatchDesk`."""
+        """See `WatchPort`."""
         return self._watch.pause()
 
     def resume(self) -> str:
-        """See `WatchDesk`."""
+        """See `WatchPort`."""
         return self._watch.resume()

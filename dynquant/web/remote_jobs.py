@@ -1,4 +1,4 @@
-"""The desk of a Space: requests leave by mail, and what comes of them comes back by posts."""
+"""Jobs of a Space: requests leave by the inbox, states come back with the runners' posts."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from dynquant.errors import DynquantError, RequestError
 from dynquant.jobs.job import Job, JobState, PublishedRepo
 from dynquant.jobs.ports import JobEvent, PublishedRepos, RunnerStatus
+from dynquant.jobs.published_results import are_deleted
 from dynquant.jobs.request import JobRequest, check_notify_url, job_id
 from dynquant.quant.recipe import RECIPE_VERSION
 from dynquant.web.snapshots import Snapshots
@@ -22,14 +23,14 @@ __all__ = ["Inbox", "InboxEntry", "RemoteJobs"]
 
 _MAX_SENT = 1_000
 _LOOK_SECS = 20.0
-"""Between two looks at what became of requests that no runner speaks of."""
-_ON_ITS_WAY = "It is on its way to the runners, who look for requests every few seconds."
+"""Between two reads of the inbox for requests that are on no runner's board."""
+_ON_ITS_WAY = "It is in the inbox; runners look there every few seconds."
 
 _logger = logging.getLogger(__name__)
 
 
 def _in_thread(action: Callable[[], None]) -> None:
-    threading.Thread(target=action, name="mailbox", daemon=True).start()
+    threading.Thread(target=action, name="inbox", daemon=True).start()
 
 
 class InboxEntry(Protocol):
@@ -37,17 +38,17 @@ class InboxEntry(Protocol):
 
     @property
     def name(self) -> str:
-        """What the inbox calls it."""
+        """Its name in the inbox."""
         ...
 
     @property
     def request(self) -> JobRequest | None:
-        """None if the file is none."""
+        """The request; None if the file cannot be read as one."""
         ...
 
 
 class Inbox(Protocol):
-    """The mailbox; see `hub.inbox.HubInbox`."""
+    """The inbox; see `hub.inbox.HubInbox`."""
 
     def send(self, request: JobRequest) -> str:
         """Append a request; its name."""
@@ -62,30 +63,30 @@ class Inbox(Protocol):
         ...
 
     def result(self, name: str) -> dict[str, Any] | None:
-        """What came of a request; None while nothing has."""
+        """The result of a request; None while it has none."""
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Sent:
-    """A request that is in the mailbox, and its job as far as the Space knows."""
+    """A request in the inbox, and its job as far as the Space knows."""
 
     name: str
     job: Job
 
 
 class RemoteJobs:
-    """A `desk.JobDesk` that keeps nothing but what is in memory.
+    """A `ports.JobsPort` that keeps jobs only in memory.
 
-    After a restart what waits comes back from the mailbox, and what runs or is done from the
-    next post of a runner.
+    After a restart waiting jobs come back from the inbox, running and finished jobs from the next
+    post of a runner.
 
     Args:
-        inbox: The mailbox.
-        snapshots: What runners post.
-        published: Says whether what jobs published is still there.
-        clock: Seconds that only go forward.
-        in_background: Runs what may take long, such as asking a Hub that does not answer.
+        inbox: Takes requests.
+        snapshots: The boards that runners post.
+        published: Tells whether the results of jobs are still on the Hub.
+        clock: A monotonic clock, in seconds.
+        in_background: Runs slow actions, such as calls of the Hub, without blocking visitors.
     """
 
     def __init__(
@@ -107,38 +108,38 @@ class RemoteJobs:
         self._sent: OrderedDict[str, _Sent] = OrderedDict()
         self._look_at_secs = -_LOOK_SECS
 
-    def submit(self, request: JobRequest) -> Job:
-        """See `JobDesk`."""
+    def submit_anew(self, request: JobRequest) -> Job:
+        """See `JobsPort`."""
         check_notify_url(request)
         identity = _identity(request)
         before = self._known().get(identity)
-        # Asked before the lock is taken: others are not to wait for the Hub.
+        # Before the lock: other visitors must not wait for the Hub.
         is_there = before is not None and self._is_published(before)
-        with self._lock:  # so that two clicks are one request
+        with self._lock:  # two clicks are one request
             job = self._known().get(identity)
             if job is not None and (not job.is_over or (is_there and job == before)):
                 return job
             return self._send(request)
 
     def get(self, job_id: str) -> Job:
-        """See `JobDesk`."""
+        """See `JobsPort`."""
         self._look()
         job = self._known().get(job_id)
         if job is None:
             raise RequestError(
                 f"There is no job '{job_id[:64]}' here. If this Space has just started, the "
-                "runners will tell it about their jobs within a minute."
+                "runners will report their jobs within a minute."
             )
         return job
 
     def list(self, *, limit: int) -> tuple[Job, ...]:
-        """See `JobDesk`."""
+        """See `JobsPort`."""
         self._look()
         jobs = sorted(self._known().values(), key=lambda job: job.submitted_at, reverse=True)
         return tuple(jobs[:limit])
 
     def cancel(self, job_id: str) -> Job:
-        """See `JobDesk`."""
+        """See `JobsPort`."""
         job = self.get(job_id)
         if job.is_over:
             raise RequestError("This job is over, so it cannot be cancelled any more.")
@@ -146,10 +147,10 @@ class RemoteJobs:
             sent = self._sent.get(job_id)
             if sent is None or job_id in self._snapshots.jobs():
                 raise RequestError(
-                    "A runner has this job already, and nothing reaches a runner from here. Ask "
+                    "A runner has already shown this job, and a Space cannot reach a runner. Ask "
                     f"its operator to run 'dynquant jobs cancel {job_id}'."
                 )
-            # A runner that had taken it without saying so yet finds this, and cancels the job.
+            # A runner that has taken it but not posted it yet finds this, and cancels the job.
             sentence = f"Cancelled by {job.request.requester}."
             self._inbox.finish(
                 sent.name,
@@ -163,7 +164,7 @@ class RemoteJobs:
         return job
 
     def retry(self, job_id: str) -> Job:
-        """See `JobDesk`."""
+        """See `JobsPort`."""
         job = self.get(job_id)
         if not job.is_over or job.state is JobState.PUBLISHED:
             raise RequestError(
@@ -173,25 +174,19 @@ class RemoteJobs:
             return self._send(job.request)
 
     def log(self, job_id: str) -> tuple[JobEvent, ...]:
-        """See `JobDesk`."""
+        """See `JobsPort`."""
         return self._snapshots.log(job_id)
 
     def runners(self) -> tuple[RunnerStatus, ...]:
-        """See `JobDesk`."""
+        """See `JobsPort`."""
         return self._snapshots.runners()
 
     def _is_published(self, job: Job) -> bool:
-        """Whether a job published something that is still there, as far as the Hub answers."""
-        if job.state is not JobState.PUBLISHED:
-            return False
-        try:
-            return self._published.are_there(job.results)
-        except DynquantError as error:
-            _logger.warning("Whether a job's results are still there is not known: %s", error)
-            return True
+        """Whether a job is published and its results were not deleted."""
+        return job.state is JobState.PUBLISHED and not are_deleted(job, self._published)
 
     def _known(self) -> dict[str, Job]:
-        """Every job: as a runner posted it, else as it was sent."""
+        """Every job: as a runner posted it, or else as it was sent."""
         known = {identity: sent.job for identity, sent in list(self._sent.items())}
         for identity, job in self._snapshots.jobs().items():
             mine = known.get(identity)
@@ -212,7 +207,7 @@ class RemoteJobs:
             self._sent.popitem(last=False)
 
     def _look(self) -> None:
-        """Now and then, see what is in the mailbox; no visitor waits for it."""
+        """Read the inbox in the background, at most every `_LOOK_SECS`."""
         if self._clock() < self._look_at_secs + _LOOK_SECS:
             return
         if self._looking.acquire(blocking=False):
@@ -224,12 +219,12 @@ class RemoteJobs:
             self._find_pending()
             self._find_results()
         except DynquantError as error:
-            _logger.warning("The mailbox cannot be read: %s", error)
+            _logger.warning("The inbox cannot be read: %s", error)
         finally:
             self._looking.release()
 
     def _find_pending(self) -> None:
-        """Requests that this Space sent before it was restarted."""
+        """Remember requests that this Space sent before it was restarted."""
         names = {sent.name for sent in list(self._sent.values())}
         for entry in self._inbox.pending(skip=names):
             if entry.request is None or entry.request.revision is None:
@@ -241,7 +236,7 @@ class RemoteJobs:
                     self._remember(_Sent(name=entry.name, job=job))
 
     def _find_results(self) -> None:
-        """Results of requests of which no board tells, such as refused ones."""
+        """Read the results of requests that are on no board, such as refused requests."""
         posted = self._snapshots.jobs()
         for identity, sent in list(self._sent.items()):
             if sent.job.is_over:
@@ -254,7 +249,7 @@ class RemoteJobs:
 
 
 def _is_new_attempt(mine: Job, posted: Job) -> bool:
-    """Whether a job was asked for again after it had ended, which its runner does not show yet."""
+    """Whether a job was submitted again after its end, which its runner does not show yet."""
     return not mine.is_over and posted.ended_at is not None and mine.submitted_at > posted.ended_at
 
 
@@ -274,7 +269,7 @@ def _waiting(request: JobRequest, *, at: datetime) -> Job:
 
 
 def _over(job: Job, result: Mapping[str, Any]) -> Job:
-    """A job as its result tells; a result that nobody can read is a failure."""
+    """A job with its result; an unreadable result is a failure."""
     try:
         return replace(
             job,
@@ -289,6 +284,6 @@ def _over(job: Job, result: Mapping[str, Any]) -> Job:
             job,
             state=JobState.FAILED,
             reason_code="unreadable",
-            sentence="What came of it cannot be read. Ask for the model again.",
+            sentence="Its result cannot be read. Ask for the model again.",
             ended_at=datetime.now(UTC),
         )

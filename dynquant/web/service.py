@@ -1,4 +1,4 @@
-"""What visitors can do, whichever way they ask: by a page or by the API."""
+"""The actions of visitors, for the pages and for the API."""
 
 from __future__ import annotations
 
@@ -17,22 +17,21 @@ from dynquant.quant.options import RecipeOptions
 from dynquant.report.forecast import TargetForecast, target_forecast
 from dynquant.texts.defaults import CALIBRATIONS, DEFAULT_CALIBRATION
 from dynquant.watch.status import WatchStatus
-from dynquant.web.askers import account_key, asker
-from dynquant.web.catalogue import Catalogue
-from dynquant.web.desk import JobDesk
+from dynquant.web.finished_models import FinishedModels
 from dynquant.web.limits import Limits
 from dynquant.web.model_lookup import ModelLookup, ModelPreview
+from dynquant.web.ports import JobsPort, WatchPort
 from dynquant.web.queue_summary import QueueSummary, summarize_queue
 from dynquant.web.settings import WebSettings
 from dynquant.web.sign_in import SignIn, Visitor
 from dynquant.web.single_flight import SingleFlightCache
-from dynquant.web.watch_desk import WatchDesk
+from dynquant.web.visitor_ids import account_key, visitor_id
 
 __all__ = ["DEFAULT_CONTEXT_TOKENS", "Board", "Order", "Service"]
 
 DEFAULT_CONTEXT_TOKENS = 4_096
 _FRESH_SECS = 2.0
-"""How old a board may be that is shown: about the time between two looks of one page."""
+"""Maximum age of a board that is shown: about the time between two looks of a page."""
 _MAX_JOBS = 300
 _NUM_ASKED, _NUM_FOUND = 40, 12
 _MIN_SEARCH = 2
@@ -42,7 +41,7 @@ _MAX_FORMATS_TEXT = 400
 
 @dataclass(frozen=True, kw_only=True)
 class Order:
-    """What somebody fills in.
+    """The fields that a visitor fills in.
 
     Attributes:
         model: Name or address.
@@ -66,36 +65,36 @@ class Board:
 
     jobs: tuple[Job, ...]
     runners: tuple[RunnerStatus, ...]
-    line: QueueSummary
+    queue: QueueSummary
 
 
 @dataclass(frozen=True, kw_only=True)
 class Service:
-    """What visitors can do.
+    """The actions of visitors.
 
     Attributes:
         settings: How the pages are served.
-        desk: Where jobs are.
-        reception: Who visitors are.
-        prospects: Models that could be quantized.
-        search: Lists of models.
-        catalogue: Models that are finished.
-        namespace: Where models are published; None if nobody knows.
-        watch: Where the watcher is; None if it has no rules.
+        jobs: The queue.
+        sign_in: Identifies visitors.
+        model_lookup: Previews of models that could be quantized.
+        search: Searches models on the Hub.
+        finished_models: Models that dynquant published.
+        namespace: Gives the namespace that models are published to; None if it is unknown.
+        watch: The watcher; None if it has no rules.
     """
 
     settings: WebSettings
-    desk: JobDesk
-    reception: SignIn
-    prospects: ModelLookup
+    jobs: JobsPort
+    sign_in: SignIn
+    model_lookup: ModelLookup
     search: HubSearch
-    catalogue: Catalogue
+    finished_models: FinishedModels
     namespace: Callable[[], str | None]
-    watch: WatchDesk | None = None
+    watch: WatchPort | None = None
     _boards: SingleFlightCache[str, Board] = field(
         default_factory=lambda: SingleFlightCache(fresh_secs=_FRESH_SECS), init=False
     )
-    _jobs: SingleFlightCache[str, tuple[Job, tuple[JobEvent, ...]]] = field(
+    _job_cache: SingleFlightCache[str, tuple[Job, tuple[JobEvent, ...]]] = field(
         default_factory=lambda: SingleFlightCache(fresh_secs=_FRESH_SECS), init=False
     )
     _watches: SingleFlightCache[str, WatchStatus] = field(
@@ -105,15 +104,15 @@ class Service:
         default_factory=lambda: SingleFlightCache(fresh_secs=60.0, max_keys=1_000), init=False
     )
 
-    _limits: Limits = field(default_factory=lambda: Limits(visitor=asker), init=False)
+    _limits: Limits = field(default_factory=lambda: Limits(visitor=visitor_id), init=False)
 
-    def find(self, words: str) -> tuple[FoundModel, ...]:
-        """Models for somebody who types a name.
+    def find(self, typed: str) -> tuple[FoundModel, ...]:
+        """Models whose names hold what the visitor has typed.
 
         Raises:
-            RetryLaterError: Too often.
+            RetryLaterError: The visitor is over the limit.
         """
-        typed = words.strip().lower()[:96]
+        typed = typed.strip().lower()[:96]
         if len(typed) < _MIN_SEARCH or "://" in typed:
             return ()
         self._count("search")
@@ -122,51 +121,51 @@ class Service:
         )
 
     def popular(self) -> tuple[FoundModel, ...]:
-        """Models for somebody who has no name in mind."""
+        """Popular models, offered before the visitor types."""
         return self._searches("", lambda: _originals(self.search.popular(limit=_NUM_ASKED)))
 
     def look_at(self, model: str) -> ModelPreview:
-        """A model that somebody chooses; see `ModelLookup`.
+        """Preview of the model that a visitor chooses; see `ModelLookup`.
 
         Raises:
-            RetryLaterError: Too often.
+            RetryLaterError: The visitor is over the limit.
         """
         self._count("look at models")
-        return self.prospects(model)
+        return self.model_lookup(model)
 
     def chosen(self, model: str) -> ModelPreview:
-        """A model that somebody chose before, as `look_at`: only what is forgotten by now counts.
+        """As `look_at`, for a model chosen before: counts only if its preview has expired.
 
         Raises:
-            RetryLaterError: Too often.
+            RetryLaterError: The visitor is over the limit.
         """
-        return self.prospects(model) if self.prospects.knows(model) else self.look_at(model)
+        return self.model_lookup(model) if self.model_lookup.knows(model) else self.look_at(model)
 
-    def outlooks(
+    def forecasts(
         self,
-        prospect: ModelPreview,
+        preview: ModelPreview,
         targets_bpw: tuple[float, ...],
         *,
         context_tokens: int,
         formats: str = "",
     ) -> tuple[TargetForecast, ...]:
-        """What each target gives with these formats, all if empty; see `target_forecast`.
+        """The forecast of each target with these formats, all if empty; see `target_forecast`.
 
         Raises:
-            RequestError: A target cannot be met, or there are none or too many.
+            RequestError: A target cannot be met, or the number of targets is out of bounds.
         """
         if not 1 <= len(targets_bpw) <= _MAX_TARGETS:
             raise RequestError(f"Ask for 1 to {_MAX_TARGETS} numbers of bits per weight at once.")
         if formats.strip():
-            inventory = prospect.inventory.within(_menu(formats))
-            prospect = replace(prospect, inventory=inventory)
-        measured = self.catalogue.measured(prospect.quants)
+            inventory = preview.inventory.within(_menu(formats))
+            preview = replace(preview, inventory=inventory)
+        measured = self.finished_models.measured(preview.quants)
         return tuple(
             target_forecast(
-                prospect.inventory,
+                preview.inventory,
                 bpw,
                 context_tokens=context_tokens,
-                cache_bytes_per_token=prospect.cache_bytes_per_token,
+                cache_bytes_per_token=preview.cache_bytes_per_token,
                 measured=measured,
             )
             for bpw in targets_bpw
@@ -180,68 +179,68 @@ class Service:
         """A job and its log, some seconds old at most.
 
         Raises:
-            RequestError: There is none.
+            RequestError: There is no such job.
         """
-        return self._jobs(job_id, lambda: (self.desk.get(job_id), self.desk.log(job_id)))
+        return self._job_cache(job_id, lambda: (self.jobs.get(job_id), self.jobs.log(job_id)))
 
     def watch_status(self) -> WatchStatus:
-        """The watcher, some seconds old at most.
+        """The watcher's status, some seconds old at most.
 
         Raises:
-            RequestError: There is none.
-            RetryLaterError: Nothing is known of it now.
+            RequestError: There is no watcher here.
+            RetryLaterError: Its status is unavailable now.
         """
-        return self._watches("", self._watch_desk().status)
+        return self._watches("", self._watcher().status)
 
     def sweep(self, visitor: Visitor) -> str:
-        """Begin a sweep; what to tell the visitor.
+        """Begin a sweep; a sentence for the visitor.
 
         Raises:
-            RequestError: The visitor may not, or it cannot be begun now.
+            RequestError: The visitor is no operator, or no sweep can begin now.
         """
-        return self._steer(visitor, self._watch_desk().sweep)
+        return self._steer(visitor, self._watcher().sweep)
 
     def pause_watcher(self, visitor: Visitor) -> str:
-        """Have the watcher stand still; what to tell the visitor.
+        """Pause the watcher; a sentence for the visitor.
 
         Raises:
-            RequestError: The visitor may not.
+            RequestError: The visitor is no operator.
         """
-        return self._steer(visitor, self._watch_desk().pause)
+        return self._steer(visitor, self._watcher().pause)
 
     def resume_watcher(self, visitor: Visitor) -> str:
-        """Have the watcher go on; what to tell the visitor.
+        """Resume the watcher; a sentence for the visitor.
 
         Raises:
-            RequestError: The visitor may not.
+            RequestError: The visitor is no operator.
         """
-        return self._steer(visitor, self._watch_desk().resume)
+        return self._steer(visitor, self._watcher().resume)
 
     def submit(self, visitor: Visitor, order: Order) -> Job:
-        """Queue what a visitor asks for.
+        """Queue a visitor's order.
 
         Raises:
-            RequestError: It cannot work; says what to change.
-            RetryLaterError: Not now.
+            RequestError: The order cannot be met; says what to change.
+            RetryLaterError: The visitor is over a limit, or the queue is unavailable.
         """
         self._count("ask for models", who=account_key(visitor.name))
-        prospect = self.prospects(order.model)
-        self.outlooks(  # refuses what cannot be met
-            prospect,
+        preview = self.model_lookup(order.model)
+        self.forecasts(  # refuses infeasible targets
+            preview,
             order.targets_bpw,
             context_tokens=DEFAULT_CONTEXT_TOKENS,
             formats=order.formats,
         )
-        job = self.desk.submit(
+        job = self.jobs.submit_anew(
             JobRequest(
-                model=prospect.repo_id,
-                revision=prospect.revision_sha,
+                model=preview.repo_id,
+                revision=preview.revision_sha,
                 targets_bpw=order.targets_bpw,
-                destination=self._destination(visitor, order, prospect),
+                destination=self._destination(visitor, order, preview),
                 requester=visitor.name,
                 requester_id=visitor.hub_id,
                 private=_private(visitor, order),
-                source_is_private=prospect.is_private,
+                source_is_private=preview.is_private,
                 options=_options(order),
                 notify_url=order.notify_url.strip() or None,
             )
@@ -250,38 +249,38 @@ class Service:
         return job
 
     def cancel(self, visitor: Visitor, job_id: str) -> Job:
-        """Cancel one's own job.
+        """Cancel the visitor's own job.
 
         Raises:
-            RequestError: There is none, it is over, or it is somebody else's.
+            RequestError: There is no such job, it is over, or it is another visitor's.
         """
         self._require_own(visitor, job_id, "cancel")
         try:
-            return self.desk.cancel(job_id)
+            return self.jobs.cancel(job_id)
         finally:
             self._changed(job_id)
 
     def retry(self, visitor: Visitor, job_id: str) -> Job:
-        """Try one's own job again.
+        """Retry the visitor's own job.
 
         Raises:
-            RequestError: There is none, it is not over, or it is somebody else's.
+            RequestError: There is no such job, it is not over, or it is another visitor's.
             RetryLaterError: The requester is over the limit.
         """
         self._require_own(visitor, job_id, "retry")
         try:
-            return self.desk.retry(job_id)
+            return self.jobs.retry(job_id)
         finally:
             self._changed(job_id)
 
     def copy(self, token: str | None, job_id: str, *, private: bool) -> tuple[str, ...]:
-        """Copy what a job published to the account whose token it is; ids of the copies.
+        """Copy the models of a job to the account of `token`; ids of the copies.
 
         Raises:
-            RequestError: Nobody is signed in, nothing was published, or a name is taken.
+            RequestError: The visitor is not signed in, nothing was published, or a name is taken.
             HubUnavailableError: Network, rate limit, 5xx.
         """
-        visitor = self.reception.require(token)
+        visitor = self.sign_in.require(token)
         assert token is not None
         job, _ = self.job(job_id)
         if not job.results:
@@ -291,23 +290,23 @@ class Service:
         )
 
     def _count(self, what: str, *, who: str = "") -> None:
-        """Count what a stranger does; on one's own machine nobody is one."""
+        """Count an action of a visitor; a local machine has no limits."""
         if self.settings.is_space:
             self._limits.count(what, who=who)
 
     def _read_board(self) -> Board:
-        jobs = self.desk.list(limit=_MAX_JOBS)
-        runners = self.desk.runners()
-        return Board(jobs=jobs, runners=runners, line=summarize_queue(jobs, runners))
+        jobs = self.jobs.list(limit=_MAX_JOBS)
+        runners = self.jobs.runners()
+        return Board(jobs=jobs, runners=runners, queue=summarize_queue(jobs, runners))
 
-    def _watch_desk(self) -> WatchDesk:
+    def _watcher(self) -> WatchPort:
         if self.watch is None:
             raise RequestError("The watcher has no rules here. Set DYNQUANT_WATCH_CONFIG.")
         return self.watch
 
     def _steer(self, visitor: Visitor, action: Callable[[], str]) -> str:
         if not visitor.is_operator:
-            raise RequestError("Only the operators steer the watcher.")
+            raise RequestError("Only operators control the watcher.")
         try:
             return action()
         finally:
@@ -315,17 +314,17 @@ class Service:
 
     def _changed(self, job_id: str) -> None:
         self._boards.forget("")
-        self._jobs.forget(job_id)
+        self._job_cache.forget(job_id)
 
     def _require_own(self, visitor: Visitor, job_id: str, what: str) -> None:
-        if not visitor.owns(self.desk.get(job_id)):
+        if not visitor.owns(self.jobs.get(job_id)):
             raise RequestError(
-                f"This job is somebody else's. Only who asked for it and the operators can "
+                f"This job belongs to another account. Only its requester and the operators can "
                 f"{what} it."
             )
 
-    def _destination(self, visitor: Visitor, order: Order, prospect: ModelPreview) -> str:
-        """Where the models go; strangers publish to where the runner's token belongs."""
+    def _destination(self, visitor: Visitor, order: Order, preview: ModelPreview) -> str:
+        """The destination; only operators may choose another than the default."""
         wanted = order.destination.strip()
         default = self.namespace()
         if wanted and wanted != default and not visitor.is_operator:
@@ -336,13 +335,13 @@ class Service:
         destination = wanted or default
         if not destination:
             raise RequestError(
-                "Nobody has said where models are to be published. Fill in a destination, such as "
-                "your name on the Hub, or set DYNQUANT_PUBLISH_TO."
+                "There is no default destination. Fill in a destination, such as your name on the "
+                "Hub, or set DYNQUANT_PUBLISH_TO."
             )
-        repo_ids(  # refuses what makes no names
+        repo_ids(  # refuses a template that makes invalid names
             destination,
             {
-                quantized_name(prospect.repo_id, bpw): (prospect.repo_id, bpw)
+                quantized_name(preview.repo_id, bpw): (preview.repo_id, bpw)
                 for bpw in order.targets_bpw
             },
         )
@@ -350,7 +349,7 @@ class Service:
 
 
 def _originals(found: tuple[FoundModel, ...]) -> tuple[FoundModel, ...]:
-    """Those that can be quantized: of a well-known model most that is found is a quant."""
+    """The originals among the models found: most results for a well-known model are quants."""
     return tuple(each for each in found if not each.is_quant)[:_NUM_FOUND]
 
 

@@ -1,4 +1,4 @@
-"""What of the environment only the web pages need."""
+"""Settings of the web pages, from the environment."""
 
 from __future__ import annotations
 
@@ -21,13 +21,12 @@ class WebSettings:
     """How the pages are served.
 
     Attributes:
-        operator_ids: The Hub's own ids of the accounts that may cancel every job and choose where
-            models go.
-        publish_to: Namespace that models are published to; None is that of the runner's token.
-        is_space: Whether this is a Space, where everybody is a stranger.
+        operator_ids: Hub ids of the accounts that may cancel every job and choose destinations.
+        publish_to: Namespace that models are published to; None takes that of the runner's token.
+        is_space: Whether this is a Space, whose visitors are unknown accounts.
         signs_in: Whether visitors can sign in with Hugging Face.
-        address: Where the pages are found from outside; empty where nobody says.
-        host: Where the pages listen.
+        address: Public address of the pages; empty if unknown.
+        host: Address that the pages listen at.
     """
 
     operator_ids: frozenset[str] = frozenset()
@@ -47,17 +46,17 @@ class WebSettings:
         """The settings that `environment` asks for; a Space sets some of it by itself.
 
         Raises:
-            InvalidOptionError: A variable's value makes no sense; names the variable.
+            InvalidOptionError: A variable has an invalid value; names the variable.
         """
         is_space = bool(environment.get("SPACE_ID"))
-        # Elsewhere Gradio signs everybody in as the owner of this machine's token.
+        # Elsewhere Gradio signs every visitor in as the owner of this machine's token.
         signs_in = is_space and bool(environment.get("OAUTH_CLIENT_ID"))
         if signs_in and environment.get("SYSTEM") != "spaces":
             raise InvalidOptionError(
                 "SYSTEM must be 'spaces' where visitors sign in, as the Dockerfile sets it: else "
                 "Gradio takes every visitor for the owner of HF_TOKEN."
             )
-        # With a domain of one's own there are several, of which the first is the Hub's.
+        # A Space with a custom domain has several hosts; the first is the Hub's.
         host = environment.get("SPACE_HOST", "").split(",")[0].strip()
         publish_to = environment.get("DYNQUANT_PUBLISH_TO", "").strip()
         if publish_to and not ACCOUNT.fullmatch(publish_to):
@@ -73,7 +72,7 @@ class WebSettings:
 
 
 def _operator_ids(environment: Mapping[str, str]) -> frozenset[str]:
-    """Each with a name, for people to read; the name alone may be another account's by tomorrow."""
+    """The ids in `name:id`; the name is only for readers, since names can change owners."""
     found = [each.strip() for each in environment.get("DYNQUANT_OPERATORS", "").split(",")]
     matches = [_OPERATOR.fullmatch(each) for each in found if each]
     if not all(matches):

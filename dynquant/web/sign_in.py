@@ -1,4 +1,4 @@
-"""Who a visitor is, and what they may do. Identity comes from the Hub, never from a form."""
+"""Identity and permissions of visitors. Identity comes from the Hub, never from a form."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ from dynquant.hub.hardware import Mac
 from dynquant.hub.publishing import Account
 from dynquant.jobs.job import Job
 from dynquant.jobs.request import Priority
-from dynquant.web.askers import asker
 from dynquant.web.limits import Limits
 from dynquant.web.settings import WebSettings
 from dynquant.web.single_flight import SingleFlightCache
+from dynquant.web.visitor_ids import visitor_id
 
 __all__ = ["SignIn", "Visitor"]
 
 _KNOWN_SECS = 60.0
-"""So long a token is taken to be whose it was; then the Hub is asked again."""
+"""How long the answer of the Hub on a token is kept."""
 
 _TOKEN = re.compile(r"[!-~]{1,4096}")
-"""What a header can carry. Programs send theirs in the body of a call, where anything may stand."""
+"""Characters of an HTTP header. Programs send tokens in the body of a call, unchecked."""
 
 _logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Visitor:
-    """Somebody who may ask for models.
+    """An account, or the user of this machine, that may ask for models.
 
     Attributes:
-        name: Account on the Hub, or as `model.naming.local_name` says.
-        hub_id: The Hub's own id of the account; empty for a user of this machine.
-        namespaces: Where they may have copies put.
-        is_operator: Whether every job is theirs to cancel.
+        name: Account on the Hub, or the name that `model.naming.local_name` gives.
+        hub_id: The Hub's id of the account; empty for a user of this machine.
+        namespaces: Namespaces that the visitor may copy models to.
+        is_operator: Whether the visitor may cancel every job.
     """
 
     name: str
@@ -46,24 +46,21 @@ class Visitor:
     is_operator: bool = False
 
     def owns(self, job: Job) -> bool:
-        """Whether they may cancel `job` and try it again.
-
-        What the watcher asked for is no account's, whatever it was called when it did.
-        """
+        """Whether the visitor may cancel and retry `job`; the watcher's jobs are the operators'."""
         request = job.request
-        # An account of the same name may be another one by now, so its id counts.
+        # A name can change owners, so the id counts as well.
         asked = (request.requester, request.requester_id) == (self.name, self.hub_id)
         return self.is_operator or (asked and request.priority is Priority.PERSON)
 
 
 class SignIn:
-    """Tells visitors apart.
+    """Identifies visitors by their tokens.
 
     Args:
-        settings: Whether they sign in at all, and who operates this.
-        account: Asks the Hub whose a token is.
-        macs: Asks the Hub for the Macs that who has a token shows on their profile.
-        user: Who everybody is on one's own machine.
+        settings: Whether visitors sign in, and which accounts are operators.
+        account: Asks the Hub for the account of a token.
+        macs: Asks the Hub for the Macs on the profile of a token's account.
+        user: Name of the visitor on a local machine.
     """
 
     def __init__(
@@ -78,8 +75,8 @@ class SignIn:
         self._account = account
         self._ask_for_macs = macs
         self._user = user
-        self._limits = Limits(visitor=asker)
-        # None for a token that is none: it is refused without asking again, too.
+        self._limits = Limits(visitor=visitor_id)
+        # An invalid token is kept as None, so that it is refused without asking again.
         self._accounts: SingleFlightCache[str, Account | None] = SingleFlightCache(
             fresh_secs=_KNOWN_SECS, max_keys=1_000
         )
@@ -88,10 +85,10 @@ class SignIn:
         )
 
     def visitor(self, token: str | None) -> Visitor | None:
-        """Who has this token; None for somebody who has not signed in.
+        """The visitor of this token; None if the visitor has not signed in.
 
         Raises:
-            RetryLaterError: The Hub cannot be asked, or was asked too often.
+            RetryLaterError: The Hub is unavailable, or was asked too often.
         """
         if not self._settings.is_space:
             return Visitor(name=self._user, is_operator=True)
@@ -111,33 +108,33 @@ class SignIn:
         """As `visitor`.
 
         Raises:
-            RequestError: Nobody is signed in.
+            RequestError: The visitor has not signed in.
         """
         visitor = self.visitor(token)
         if visitor is not None:
             return visitor
         if not self._settings.signs_in:
             raise RequestError(
-                "Nobody can sign in here, so nobody can ask for models. The owner of this Space "
+                "Visitors cannot sign in here, so they cannot ask for models. The owner of this Space "
                 "has to set 'hf_oauth: true' in its README.md."
             )
         raise RequestError("Sign in with Hugging Face first; then ask again.")
 
     def macs(self, token: str | None) -> tuple[Mac, ...] | None:
-        """The Macs of who has this token, the one to think of first.
+        """The Macs on the profile of this token's account, the primary Mac first.
 
-        None for somebody who has not signed in, and where the Hub does not say: that it does not
-        is remembered too, so that nobody waits for it again.
+        None if the visitor has not signed in, or the Hub does not answer; the latter is kept for a
+        minute too, so that later pages do not wait again.
         """
         if not (self._settings.signs_in and token and _TOKEN.fullmatch(token)):
             return None
         return self._macs(_digest(token), lambda: self._asked_for_macs(token))
 
     def _asked_for_account(self, token: str) -> Account | None:
-        self._limits.count("sign in")  # anybody can make tokens up
+        self._limits.count("sign in")  # a visitor may send made-up tokens
         try:
             return self._account(token)
-        except DestinationError:  # it has expired, or is none
+        except DestinationError:  # it has expired, or is invalid
             return None
 
     def _asked_for_macs(self, token: str) -> tuple[Mac, ...] | None:
@@ -145,10 +142,10 @@ class SignIn:
             self._limits.count("sign in")
             return self._ask_for_macs(token)
         except DynquantError as error:
-            _logger.info("Nothing is known of a visitor's hardware: %s", error)
+            _logger.info("A visitor's hardware is unknown: %s", error)
             return None
 
 
 def _digest(token: str) -> str:
-    """By what something is remembered of who has a token, so that no token is kept."""
+    """Hash of a token, as a key of what is kept: tokens themselves are never kept."""
     return hashlib.sha256(token.encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Answers that all visitors share, so that many of them cost no more than one."""
+"""A cache that asks once for concurrent requests of one key."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ T = TypeVar("T")
 
 @dataclass
 class _Entry(Generic[T]):
-    """What was answered, and until when that is good. Whoever asks first asks for all.
+    """The last answer of a key and how long it is fresh; its lock lets one thread ask for all.
 
-    `failure` is why the last ask failed, and `answers` has what came of the one before.
+    `failure` is the error of the last ask; `answers` then still has the answer before it.
     """
 
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -31,13 +31,13 @@ class _Entry(Generic[T]):
 
 
 class SingleFlightCache(Generic[K, T]):
-    """Asks for something at most once in `fresh_secs`, however many want to know.
+    """Asks for a key at most once in `fresh_secs`, however many threads request it.
 
     Args:
-        fresh_secs: How long an answer is good.
-        failed_secs: How long a failure is: who waited meanwhile would wait anew, one by one. What
-            is no `DynquantError` is a bug, and nobody else's.
-        max_keys: Of so many keys answers are kept; the least recently wanted goes.
+        fresh_secs: How long an answer is fresh.
+        failed_secs: How long a `DynquantError` is kept: threads that waited for it would otherwise
+            each ask again, one by one. Other exceptions are bugs, and are not kept.
+        max_keys: Number of keys that are kept; the least recently used goes first.
         clock: Seconds that only go forward.
     """
 
@@ -57,7 +57,7 @@ class SingleFlightCache(Generic[K, T]):
         self._entries: OrderedDict[K, _Entry[T]] = OrderedDict()
 
     def __call__(self, key: K, ask: Callable[[], T]) -> T:
-        """The answer for `key`: a fresh one, or what `ask` says. Others wait while it is asked."""
+        """The answer for `key`: kept while fresh, else from `ask`, for which other threads wait."""
         entry = self._entry(key)
         with entry.lock:
             if self._clock() >= entry.good_until:
@@ -67,19 +67,19 @@ class SingleFlightCache(Generic[K, T]):
             return entry.answers[0]
 
     def known(self, key: K) -> T | None:
-        """The last answer for `key` without asking; None if there is none."""
+        """The last answer for `key`, however old, without asking; None before the first."""
         with self._lock:
             entry = self._entries.get(key)
         return entry.answers[0] if entry is not None and entry.answers else None
 
     def is_fresh(self, key: K) -> bool:
-        """Whether `key` is answered without asking, be it by a failure."""
+        """Whether `key` has a fresh answer or failure."""
         with self._lock:
             entry = self._entries.get(key)
         return entry is not None and self._clock() < entry.good_until
 
     def forget(self, key: K) -> None:
-        """Ask again when `key` is wanted next."""
+        """Ask again at the next request for `key`."""
         with self._lock:
             self._entries.pop(key, None)
 
@@ -102,7 +102,7 @@ class SingleFlightCache(Generic[K, T]):
 
 
 def _again(error: DynquantError) -> DynquantError:
-    """The same error for somebody else, without what led to it, which may hold a token."""
+    """A copy of an error without its cause and traceback, which may hold a token."""
     copy = type(error).__new__(type(error), *error.args)
     vars(copy).update(vars(error))
     return copy

@@ -1,4 +1,4 @@
-"""All pages together as one web application."""
+"""The pages, the API and the routes for machines as one web application."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from dynquant.watch.status import WatchRequests, errands_to_json
 from dynquant.web.api import add_api
 from dynquant.web.guard import Guard
 from dynquant.web.live import add_live_routes
-from dynquant.web.looks import HEAD, STYLE, theme
 from dynquant.web.pages.board import add_board_page
 from dynquant.web.pages.convert import add_convert_page
 from dynquant.web.pages.gallery import add_gallery_page
@@ -27,6 +26,7 @@ from dynquant.web.pages.job import add_job_page
 from dynquant.web.pages.watcher import add_watcher_page
 from dynquant.web.service import Service
 from dynquant.web.snapshots import Snapshots
+from dynquant.web.theme import HEAD, STYLE, theme
 
 __all__ = ["add_runner_routes", "add_webhook", "make_site"]
 
@@ -36,7 +36,7 @@ _MAX_EVENT_BYTES = 100_000
 """The Hub's own are below 10 KB."""
 
 Webhook = Callable[[Mapping[str, str], bytes], tuple[int, str]]
-"""Headers and body of a post of the Hub → status and sentence to answer with, at once."""
+"""Headers and body of a post of the Hub → status and sentence of the answer."""
 
 
 def make_site(
@@ -44,7 +44,7 @@ def make_site(
     *,
     snapshots: Snapshots | None = None,
     space_secret: str | None = None,
-    errands: Callable[[], WatchRequests] = WatchRequests,
+    watch_requests: Callable[[], WatchRequests] = WatchRequests,
     webhook: Webhook | None = None,
     mcp_server: bool = False,
 ) -> FastAPI:
@@ -52,15 +52,15 @@ def make_site(
 
     Args:
         service: What visitors can do.
-        snapshots: Takes the boards that runners post; None where none do.
-        space_secret: What runners have to show.
-        errands: What a runner with a watcher is to do, for it to take along.
-        webhook: Receives what the Hub posts of repos that change; None where nothing does.
-        mcp_server: Whether the API is offered as tools, too.
+        snapshots: Takes the boards that runners post; None without the route for them.
+        space_secret: The secret that runners send with a post.
+        watch_requests: Collects requests for a runner's watcher, sent in the answer to its post.
+        webhook: Receives the Hub's posts on changed repos; None without the route for them.
+        mcp_server: Whether the API is also offered as MCP tools.
     """
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
     if snapshots is not None and space_secret is not None:
-        add_runner_routes(app, snapshots, space_secret, errands)
+        add_runner_routes(app, snapshots, space_secret, watch_requests)
     if webhook is not None:
         add_webhook(app, webhook)
     add_live_routes(app, service)
@@ -77,7 +77,7 @@ def make_site(
         has_mcp=mcp_server,
     )
     with warnings.catch_warnings():
-        # Gradio says so of several pages, also where nobody asked for it.
+        # Gradio warns about several pages even though SSR mode is off.
         warnings.filterwarnings("ignore", message="SSR mode is not supported")
         return gr.mount_gradio_app(
             app,
@@ -112,16 +112,16 @@ def _blocks(service: Service) -> gr.Blocks:
 
 
 def add_runner_routes(
-    app: FastAPI, snapshots: Snapshots, secret: str, errands: Callable[[], WatchRequests]
+    app: FastAPI, snapshots: Snapshots, secret: str, watch_requests: Callable[[], WatchRequests]
 ) -> None:
-    """Take the boards of runners, who prove themselves by `secret`, and give them errands."""
+    """Take the boards of runners that know `secret`, and answer with requests for their watcher."""
     expected = f"Bearer {secret}".encode()
 
     @app.post("/runner/board")
     async def take_board(request: Request) -> Response:
         given = request.headers.get("authorization", "").encode()
         if not hmac.compare_digest(given, expected):
-            return PlainTextResponse("The secret is not the one of this Space.", status_code=401)
+            return PlainTextResponse("The secret is not that of this Space.", status_code=401)
         content = await _body(request, _MAX_BOARD_BYTES)
         if len(content) > _MAX_BOARD_BYTES:
             return PlainTextResponse("The board is too large.", status_code=413)
@@ -129,13 +129,13 @@ def add_runner_routes(
             watches = snapshots.take(content)
         except RequestError as error:
             return PlainTextResponse(str(error), status_code=422)
-        if watches and (found := errands()) != WatchRequests():
+        if watches and (found := watch_requests()) != WatchRequests():
             return JSONResponse(errands_to_json(found))
         return Response(status_code=204)
 
 
 def add_webhook(app: FastAPI, webhook: Webhook) -> None:
-    """Take what the Hub posts."""
+    """Take the posts of the Hub's webhook."""
 
     @app.post("/webhooks/hub")
     async def take_event(request: Request) -> Response:
@@ -145,7 +145,7 @@ def add_webhook(app: FastAPI, webhook: Webhook) -> None:
 
 
 async def _body(request: Request, max_bytes: int) -> bytes:
-    """The body, or a little more than `max_bytes` of one that is longer."""
+    """The body, cut shortly after `max_bytes`."""
     content = bytearray()
     async for chunk in request.stream():
         content += chunk
@@ -155,7 +155,7 @@ async def _body(request: Request, max_bytes: int) -> bytes:
 
 
 class _JobLink:
-    """Leads `/?job=ID`, the form that passes through the Hub's page of a Space, to the job."""
+    """Redirect `/?job=ID` to the job: the Hub's page of a Space passes on only the query."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

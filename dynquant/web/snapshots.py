@@ -1,4 +1,4 @@
-"""What runners post to a Space: the last board of each, and what changed from one to the next."""
+"""The boards that runners post to a Space: the last of each, and a log of the changes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _MAX_LOGS = 500
 _DEAD_AFTER_SECS = 180.0
 """A runner posts at least once a minute; two of its posts may be lost."""
 _LARGEST = 2**53
-"""Of a number on a board, up to which JSON keeps all of them; a petabyte is below."""
+"""Largest number on a board: JSON readers keep whole numbers exactly up to here (9 petabytes)."""
 _MALFORMED = (KeyError, TypeError, ValueError, AttributeError, RequestError, RecursionError)
 
 
@@ -47,8 +47,8 @@ class Snapshots:
     """The boards of all runners, in memory; safe to use from several threads.
 
     Args:
-        clock: Seconds that only go forward.
-        now: The time that events are given.
+        clock: A monotonic clock, in seconds.
+        now: The time of events.
     """
 
     def __init__(
@@ -65,14 +65,14 @@ class Snapshots:
         self._num_events = 0
 
     def take(self, content: bytes) -> bool:
-        """Keep a board that a runner posted; whether the runner has a watcher.
+        """Keep a board that a runner posted; True if the runner has a watcher.
 
         Raises:
-            RequestError: It is none.
+            RequestError: The content is not a board.
         """
         try:
             raw = json.loads(content, parse_constant=_number, parse_float=_number, parse_int=_whole)
-            json.dumps(raw, ensure_ascii=False).encode()  # no page could show half a character
+            json.dumps(raw, ensure_ascii=False).encode()  # a lone surrogate could not be shown
             poster = str(raw["runner_id"])[:64]
             watch = raw.get("watch")
             post = _Post(
@@ -96,7 +96,7 @@ class Snapshots:
         return post.watch is not None
 
     def watch(self) -> WatchStatus | None:
-        """The watcher as the latest post has it; None if no runner has told of one lately."""
+        """The watcher in the latest post; None if no runner has posted a watcher lately."""
         with self._lock:
             for post in reversed(self._posts.values()):
                 is_fresh = self._clock() - post.at_secs < _DEAD_AFTER_SECS
@@ -105,12 +105,12 @@ class Snapshots:
         return None
 
     def jobs(self) -> dict[str, Job]:
-        """Id → job, each as the latest board has it."""
+        """Id → job, from the latest board that shows it."""
         with self._lock:
             return self._jobs()
 
     def runners(self) -> tuple[RunnerStatus, ...]:
-        """Every runner on a board, silent for as long as nobody has said otherwise."""
+        """Every runner on a board, with the age of the board added to its silence."""
         latest: dict[str, RunnerStatus] = {}
         with self._lock:
             for post in self._posts.values():
@@ -123,7 +123,7 @@ class Snapshots:
         return tuple(latest[name] for name in sorted(latest))
 
     def log(self, job_id: str) -> tuple[JobEvent, ...]:
-        """What was seen to happen to a job, oldest first."""
+        """The changes of a job, oldest first."""
         with self._lock:
             return tuple(self._logs.get(job_id, ()))
 
@@ -131,7 +131,7 @@ class Snapshots:
         return {job.id: job for post in self._posts.values() for job in post.jobs}
 
     def _note_changes(self, post: _Post) -> None:
-        """Write into the logs what a new board says that the ones before did not."""
+        """Log the changes between the boards so far and a new board."""
         before = self._jobs()
         for job in post.jobs:
             old = before.get(job.id)
@@ -149,7 +149,7 @@ class Snapshots:
 
 
 def _news(old: Job | None, new: Job) -> str | None:
-    """What is new of a job; None if nothing is, or if it was over when it was first seen."""
+    """The change of a job; None without a change, or for a job first seen after its end."""
     if old is None and new.is_over:
         return None
     if old is None or old.state != new.state:

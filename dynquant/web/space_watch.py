@@ -1,8 +1,7 @@
-"""The watcher as a Space sees it: it is with a runner, which posts how it is and gets errands back.
+"""The watcher of a runner, as a Space shows and controls it.
 
-Nothing reaches a runner from a Space, but it posts every few seconds anyway: what is to be done
-stands in the answer. What is lost on the way costs nothing but time, since a sweep
-finds every model that a webhook told of.
+A Space cannot reach a runner, but the runner posts every few seconds: the Space sends its requests
+in the answers. A lost request only costs time, since sweeps find every model that a webhook names.
 """
 
 from __future__ import annotations
@@ -18,14 +17,14 @@ from dynquant.web.snapshots import Snapshots
 __all__ = ["SpaceWatch"]
 
 _MAX_WAITING = 1_000
-_ASKED = "The runner hears of it within half a minute."
+_ASKED = "The runner gets this within half a minute."
 
 
 class SpaceWatch:
-    """A `watch_desk.WatchDesk` in front of a watcher that is elsewhere.
+    """A `ports.WatchPort` in front of a runner's watcher.
 
     Args:
-        snapshots: What runners post.
+        snapshots: The boards that runners post.
     """
 
     def __init__(self, snapshots: Snapshots) -> None:
@@ -35,34 +34,34 @@ class SpaceWatch:
         self._act: WatchAct | None = None
 
     def status(self) -> WatchStatus:
-        """See `WatchDesk`."""
+        """See `WatchPort`."""
         status = self._snapshots.watch()
         if status is None:
             raise RetryLaterError(
-                "The watcher runs with a runner, and none that has one was heard of in the last "
-                "minutes. Rules are set there: DYNQUANT_WATCH_CONFIG."
+                "The watcher runs on a runner, and no runner with a watcher has posted in the last "
+                "minutes. Its rules are set there: DYNQUANT_WATCH_CONFIG."
             )
         return status
 
     def sweep(self) -> str:
-        """See `WatchDesk`."""
+        """See `WatchPort`."""
         if self.status().is_paused:
-            raise RequestError("The watcher is paused. Let it go on first.")
+            raise RequestError("The watcher is paused. Resume it first.")
         return self._ask(WatchAct.SWEEP)
 
     def pause(self) -> str:
-        """See `WatchDesk`."""
+        """See `WatchPort`."""
         return self._ask(WatchAct.PAUSE)
 
     def resume(self) -> str:
-        """See `WatchDesk`."""
+        """See `WatchPort`."""
         return self._ask(WatchAct.RESUME)
 
     def covers(self, repo_id: str) -> bool:
-        """Whether some rule of the runner may speak of a repo of this name.
+        """Whether a rule of the runner may cover a repo of this name.
 
         Raises:
-            RetryLaterError: Nobody has told of rules.
+            RetryLaterError: The rules are unknown.
         """
         config = self.status().config
         if config is None:
@@ -76,12 +75,12 @@ class SpaceWatch:
                 self._look_at[repo_id] = None
 
     def collect(self) -> WatchRequests:
-        """What waits for the runner, which takes it along."""
+        """Take the pending requests, for the answer to a runner's post."""
         with self._lock:
-            errands = WatchRequests(look_at=tuple(self._look_at), act=self._act)
+            requests = WatchRequests(look_at=tuple(self._look_at), act=self._act)
             self._look_at.clear()
             self._act = None
-        return errands
+        return requests
 
     def _ask(self, act: WatchAct) -> str:
         with self._lock:

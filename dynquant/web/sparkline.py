@@ -17,20 +17,24 @@ _WIDTH, _HEIGHT = 240, 84
 _LEFT, _RIGHT, _TOP, _BOTTOM = 14, 226, 14, 60
 
 
-def sparkline(rungs: Sequence[SizeVariant]) -> str:
+def sparkline(variants: Sequence[SizeVariant]) -> str:
     """The plot, in the colours of the page around it; empty where no figure can be drawn."""
-    shown = [rung for rung in rungs if math.isfinite(rung.mean_kl_nats) and rung.mean_kl_nats > 0]
+    shown = [
+        variant
+        for variant in variants
+        if math.isfinite(variant.mean_kl_nats) and variant.mean_kl_nats > 0
+    ]
     if not shown:
         return ""
-    y = log_scale((rung.mean_kl_nats for rung in shown), start=_BOTTOM, end=_TOP)
-    sizes = [rung.stored_bpw for rung in shown]
+    y = log_scale((variant.mean_kl_nats for variant in shown), start=_BOTTOM, end=_TOP)
+    sizes = [variant.stored_bpw for variant in shown]
     x = Scale(low=min(sizes) - 0.5, high=max(sizes) + 0.5, start=_LEFT, end=_RIGHT)
     places = [
-        (x.place(rung.stored_bpw), y.place(math.log10(rung.mean_kl_nats)), rung)
-        for rung in sorted(shown, key=lambda rung: rung.stored_bpw)
+        (x.place(variant.stored_bpw), y.place(math.log10(variant.mean_kl_nats)), variant)
+        for variant in sorted(shown, key=lambda variant: variant.stored_bpw)
     ]
     line = " ".join(f"{trimmed(left)},{trimmed(top)}" for left, top, _ in places)
-    dots = "".join(_dot(left, top, rung) for left, top, rung in places)
+    dots = "".join(_dot(left, top, variant) for left, top, variant in places)
     best, worst = places[-1][2], places[0][2]
     description = (
         f"Mean KL from {significant(worst.mean_kl_nats, 2)} nats at {worst.stored_bpw:.2f} bits "
@@ -43,9 +47,9 @@ def sparkline(rungs: Sequence[SizeVariant]) -> str:
     )
 
 
-def _dot(left: float, top: float, rung: SizeVariant) -> str:
-    label = f"{rung.stored_bpw:.2f} bits per weight: {significant(rung.mean_kl_nats, 2)} nats"
+def _dot(left: float, top: float, variant: SizeVariant) -> str:
+    label = f"{variant.stored_bpw:.2f} bits per weight: {significant(variant.mean_kl_nats, 2)} nats"
     return (
         f'<circle cx="{trimmed(left)}" cy="{trimmed(top)}" r="4"><title>{text(label)}</title>'
-        f'</circle><text x="{trimmed(left)}" y="{_HEIGHT - 6}">{rung.target_bpw:g}</text>'
+        f'</circle><text x="{trimmed(left)}" y="{_HEIGHT - 6}">{variant.target_bpw:g}</text>'
     )

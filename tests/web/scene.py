@@ -37,9 +37,9 @@ from dynquant.report.finished_files import PLAN, REPORT, file_contents
 from dynquant.settings import Settings
 from dynquant.watch import Webhook
 from dynquant.watch.service import WatchService
-from dynquant.web.catalogue import Catalogue
-from dynquant.web.desk import BoardDesk, JobDesk
+from dynquant.web.finished_models import FinishedModels
 from dynquant.web.model_lookup import ModelLookup
+from dynquant.web.ports import JobsPort
 from dynquant.web.service import Service
 from dynquant.web.settings import WebSettings
 from dynquant.web.sign_in import SignIn
@@ -106,7 +106,7 @@ class Field:
         self.registry.leave(session)
 
     def publish(self, facts: Sequence[ModelFacts] = ()) -> tuple[PublishedRepo, ...]:
-        """Repos on the Hub that dynquant made, one a rung; as a job names them."""
+        """Repos on the Hub that dynquant made, one a variant; as a job names them."""
         return tuple(publish(self.hub, each) for each in facts or make_family())
 
 
@@ -122,25 +122,27 @@ def make_request(**overrides: Any) -> JobRequest:
 
 
 def make_family(source: str = "Qwen/Qwen3-0.6B") -> list[ModelFacts]:
-    """Models of all rungs of one ladder."""
+    """Models of all variants of one ladder."""
     name = source.rpartition("/")[2]
-    ladder = tuple(replace(rung, name=f"{name}-MLX-{rung.target_bpw}bpw") for rung in make_ladder())
+    ladder = tuple(
+        replace(variant, name=f"{name}-MLX-{variant.target_bpw}bpw") for variant in make_ladder()
+    )
     found = []
-    for rung in ladder:
+    for variant in ladder:
         row = make_row(
-            stored_bpw=rung.stored_bpw,
-            num_bytes=rung.num_bytes,
-            mean_kl_nats=rung.mean_kl_nats,
-            mean_kl_se_nats=rung.mean_kl_se_nats,
-            top1_agreement=rung.top1_agreement,
+            stored_bpw=variant.stored_bpw,
+            num_bytes=variant.num_bytes,
+            mean_kl_nats=variant.mean_kl_nats,
+            mean_kl_se_nats=variant.mean_kl_se_nats,
+            top1_agreement=variant.top1_agreement,
         )
         facts = make_facts(
-            name=rung.name,
+            name=variant.name,
             source=source,
             ladder=ladder,
             rows=(make_original(), make_uniform(), row),
         )
-        plan = replace(facts.plan, target_bpw=rung.target_bpw, stored_bpw=rung.stored_bpw)
+        plan = replace(facts.plan, target_bpw=variant.target_bpw, stored_bpw=variant.stored_bpw)
         found.append(replace(facts, plan=plan, menu=tuple(sorted(set(plan.formats.values())))))
     return found
 
@@ -158,7 +160,7 @@ def opened(
     folder: Path,
     *,
     settings: WebSettings | None = None,
-    desk: JobDesk | None = None,
+    jobs: JobsPort | None = None,
     user: str = "ann",
     rules: str | None = None,
     space_watch: SpaceWatch | None = None,
@@ -198,14 +200,14 @@ def opened(
             site_options["webhook"] = webhook
         service = Service(
             settings=web,
-            desk=desk or BoardDesk(board),
-            reception=SignIn(web, account=account, macs=macs, user=user),
-            prospects=ModelLookup(
+            jobs=jobs or board,
+            sign_in=SignIn(web, account=account, macs=macs, user=user),
+            model_lookup=ModelLookup(
                 search,
                 open_hub=lambda: opened_briefly(endpoint=hub.url, token=token),
             ),
             search=search,
-            catalogue=Catalogue(search, namespace=NAMESPACE),
+            finished_models=FinishedModels(search, namespace=NAMESPACE),
             namespace=lambda: web.publish_to,
             watch=watch or space_watch,
         )

@@ -34,7 +34,7 @@ INBOX = "quants/inbox"
 
 @dataclass
 class Space:
-    """A Space that can be restarted, its mailbox, and what a runner would post to it."""
+    """A Space that can be restarted, its inbox, and what a runner would post to it."""
 
     hub: LocalHub
     url: str
@@ -62,7 +62,7 @@ class Space:
         ).status_code
 
     def request(self) -> JobRequest:
-        """The latest request in the mailbox."""
+        """The latest request in the inbox."""
         inbox = HubInbox(INBOX, endpoint=self.hub.url, token="hf_quants")
         found = [entry.request for entry in inbox.pending() if entry.request is not None]
         return found[-1]

@@ -118,8 +118,8 @@ def test_what_was_cancelled_and_is_asked_for_again_gets_a_new_attempt(client, fi
         ({"bits_per_weight": [17.0]}, "cannot be met"),
         ({"bits_per_weight": []}, "1 to 32 numbers"),
         ({"bits_per_weight": [4.5] * 10_000}, "1 to 32 numbers"),
-        ({"bits_per_weight": ["four"]}, "is a list of numbers"),
-        ({"bits_per_weight": {"a": 1}}, "is a list of numbers"),
+        ({"bits_per_weight": ["four"]}, "must be a list of numbers"),
+        ({"bits_per_weight": {"a": 1}}, "must be a list of numbers"),
         ({"formats": "4g64"}, "allows about 4.51 to 4.51"),
         ({"formats": "x" * 100_000}, "list of formats is too long"),
         ({"calibration": "../secrets.txt"}, "no calibration set '../secrets.txt'"),
@@ -143,12 +143,12 @@ def test_what_is_far_too_large_is_not_read(field, path):
     content = b'{"data":["' + bytes(3_000_000) + b'"]}'
     answer = requests.post(f"{field.url}/gradio_api/{path}", data=content, timeout=PATIENCE_SECS)
     assert answer.status_code == 413
-    assert answer.json()["detail"] == "A request may have 256 kB, and no more."
+    assert answer.json()["detail"] == "A request may have at most 256 kB."
 
 
 def test_a_context_that_is_none_is_refused(client):
     for context_tokens in (-1, 10**12):
-        with pytest.raises(AppError, match="context_tokens is a whole number"):
+        with pytest.raises(AppError, match="context_tokens must be a whole number"):
             client.predict(SOURCE, [4.5], context_tokens, api_name="/plan")
 
 

@@ -19,7 +19,7 @@ from dynquant.hub.search import HubSearch
 from dynquant.jobs.job import Attempt, JobState, PublishedRepo, StepProgress
 from dynquant.runner.live_board import board_snapshot
 from dynquant.watch.status import status_to_json
-from dynquant.web.catalogue import Catalogue
+from dynquant.web.finished_models import FinishedModels
 from dynquant.web.live import add_live_routes
 from dynquant.web.remote_jobs import RemoteJobs
 from dynquant.web.service import Service
@@ -131,11 +131,11 @@ def looked_at(snapshots: Snapshots) -> Iterator[str]:
     search = HubSearch(endpoint=NOWHERE, token=False)
     service = Service(
         settings=WebSettings(),
-        desk=RemoteJobs(FakeInbox(), snapshots, FakeRepos()),
-        reception=cast("Any", None),
-        prospects=cast("Any", None),
+        jobs=RemoteJobs(FakeInbox(), snapshots, FakeRepos()),
+        sign_in=cast("Any", None),
+        model_lookup=cast("Any", None),
         search=search,
-        catalogue=Catalogue(search, namespace=None),
+        finished_models=FinishedModels(search, namespace=None),
         namespace=lambda: None,
         watch=SpaceWatch(snapshots),
     )

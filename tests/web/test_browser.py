@@ -33,11 +33,11 @@ def test_a_model_is_asked_for_watched_and_cancelled(field, page):
     expect(page.locator(".dq-card h2")).to_have_text(SOURCE)
     set_bpw(page, 5.4)
     expect(page.locator(".dq-expect")).to_contain_text("rule of thumb")
-    expect(page.locator(".dq-wait")).to_contain_text("No runner is running now")
+    expect(page.locator(".dq-wait")).to_contain_text("No runner is running")
     page.get_by_role("button", name="Convert").dblclick()
 
     page.wait_for_url(re.compile(r"/job\?job=[0-9a-f]{20}$"))
-    expect(page.locator("#dq-job")).to_contain_text("number 1 in line")
+    expect(page.locator("#dq-job")).to_contain_text("number 1 in the queue")
     job = field.board.list()[0]
     assert job.request.targets_bpw == (5.4,)
     assert sum(each.request.targets_bpw == (5.4,) for each in field.board.list()) == 1
@@ -104,7 +104,7 @@ def test_the_board_shows_what_there_is_and_filters_it(field, page):
 
 def test_the_gallery_shows_finished_models_by_their_original(field, page):
     field.publish(make_family("org/Other")[1:3])
-    field.service.catalogue._lists.forget("")
+    field.service.finished_models._lists.forget("")
     settled(page, f"{field.url}/gallery")
     family = page.locator(".dq-family", has_text="org/Other")
     expect(family.locator("tbody tr")).to_have_count(2)
@@ -186,7 +186,7 @@ def test_markup_in_a_model_and_its_card_is_text_and_runs_nowhere(field, page):
     )
     results = field.publish([facts])
     field.end(job_id, Outcome(state=JobState.PUBLISHED, results=results), session=session)
-    field.service.catalogue._lists.forget("")
+    field.service.finished_models._lists.forget("")
     settled(page, f"{field.url}/job?job={job_id}")
     expect(page.locator("#dq-job h1")).to_have_text(f"org/{evil}")
     page.get_by_role("button", name="The card").click()

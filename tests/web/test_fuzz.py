@@ -134,7 +134,7 @@ def space(tmp_path_factory) -> Iterator[Field]:
             patch.setattr(space.service._limits, "_limits", endless)
             # Gradio has buttons to sign in only where the Hub runs it; tokens count all the same.
             signs_in = replace(settings, signs_in=True)
-            patch.setattr(space.service.reception, "_settings", signs_in)
+            patch.setattr(space.service.sign_in, "_settings", signs_in)
             yield space
 
 

@@ -104,19 +104,19 @@ def test_lists_within_lists_without_end_are_refused(space, content):
 def test_what_no_answer_could_repeat_is_refused(space, content):
     answer = post(space, content, headers={"Content-Type": "application/json"})
     assert answer.status_code == 422
-    assert "no JSON" in answer.json()["error"]
+    assert "not valid JSON" in answer.json()["error"]
 
 
 @pytest.mark.parametrize(
     ("path", "data", "words"),
     [
         ("plan", [SOURCE], "a list of 3 values"),
-        ("plan", [SOURCE, ["x"], 4096], "bits_per_weight is a list of numbers"),
+        ("plan", [SOURCE, ["x"], 4096], "bits_per_weight must be a list of numbers"),
         ("plan", [SOURCE, [10**400], 4096], "cannot be met"),
-        ("plan", [SOURCE, [4.5], "much"], "context_tokens is a whole number"),
-        ("plan", [SOURCE, [4.5], 10**30], "context_tokens is a whole number from 0 to"),
-        ("plan", [None, [4.5], 4096], "model is a text"),
-        ("status", [["a"]], "job_id is a text"),
+        ("plan", [SOURCE, [4.5], "much"], "context_tokens must be a whole number"),
+        ("plan", [SOURCE, [4.5], 10**30], "context_tokens must be a whole number from 0 to"),
+        ("plan", [None, [4.5], 4096], "model must be a text"),
+        ("status", [["a"]], "job_id must be a text"),
     ],
 )
 def test_a_value_of_another_type_is_refused_by_its_name(space, path, data, words):
@@ -153,11 +153,11 @@ def test_an_endpoint_that_there_is_not_is_no_error_of_the_server(space):
     assert answer.status_code == 404
     assert answer.json()["error"] == "There is no such endpoint here."
     handlers = httpx2.get(f"{space.url}/config", timeout=PATIENCE_SECS).json()["dependencies"]
-    foresee = next(each["id"] for each in handlers if each["api_name"] == "foresee")
+    forecast = next(each["id"] for each in handlers if each["api_name"] == "forecast")
     for path, number, status in (
         ("plan", 0, 404),
         ("predict", 999, 404),
-        ("predict", foresee, 422),
+        ("predict", forecast, 422),
     ):
         answer = post(space, path=path, json={"data": [{}] * 20, "fn_index": number})
         assert answer.status_code == status, path
@@ -214,7 +214,7 @@ def test_a_token_that_is_none_of_these_is_somebody(space):
 def test_a_job_of_another_visitor_is_theirs_and_an_operators(space):
     job = space.submit(requester="carol")
     for token in ("hf_ann", "hf_forged"):
-        with pytest.raises(AppError, match=r"somebody else's|[Ss]ign in"):
+        with pytest.raises(AppError, match=r"belongs to another account|[Ss]ign in"):
             Client(space.url, oauth_token=token, verbose=False).predict(job, api_name="/cancel")
     operator = Client(space.url, oauth_token="hf_bob", verbose=False)
     assert operator.predict(job, api_name="/cancel")["state"] == "cancelled"
@@ -309,21 +309,21 @@ def test_the_page_foresees_only_what_counted_as_a_look(space, monkeypatch):
     few = {"look at models": Limit(burst=3, secs=1e6)}
     monkeypatch.setattr(space.service._limits, "_limits", few)
     handlers = httpx2.get(f"{space.url}/config", timeout=PATIENCE_SECS).json()["dependencies"]
-    foresee = next(each["id"] for each in handlers if each["api_name"] == "foresee")
+    forecast = next(each["id"] for each in handlers if each["api_name"] == "forecast")
     fresh = {"X-Forwarded-For": "203.0.113.9"}  # somebody who has not looked at anything yet
 
-    def foreseen(model: str) -> str:
+    def forecast_of(model: str) -> str:
         values = [model, "Bits per weight", 4.5, 16, 4096, "", ["4", "8"], ["64"], []]
-        call = {"fn_index": foresee, "data": values}
+        call = {"fn_index": forecast, "data": values}
         answer = post(space, path="predict", json=call, headers=fresh)
         return answer.json()["data"][0]
 
-    space.service.prospects(SOURCE)
+    space.service.model_lookup(SOURCE)
     for number in range(10):
-        assert foreseen(f"team/unseen-{number}") == ""
+        assert forecast_of(f"team/unseen-{number}") == ""
     asked = {request.path for request in space.hub.requests if "unseen" in request.path}
     assert {path.rpartition("-")[2] for path in asked} == {"0", "1", "2"}
-    assert "4.5" in foreseen(SOURCE)  # the slider of a model that is known costs nothing
+    assert "4.5" in forecast_of(SOURCE)  # the slider of a model that is known costs nothing
 
 
 def test_on_ones_own_machine_there_is_no_limit(field):

@@ -10,7 +10,7 @@ from playwright.sync_api import Locator, Page, expect
 
 from dynquant.hub.hardware import Mac
 from dynquant.report.quality_summary import MAC_MEMORY_GIB
-from dynquant.web.pages.convert_view import memories, whose_macs
+from dynquant.web.pages.convert_view import macs_note, memory_choices
 from tests.watch.scene import model_files
 from tests.web.browser import settled
 from tests.web.space import Space, opened_space, visiting
@@ -164,10 +164,10 @@ def test_who_has_not_signed_in_gets_the_plain_page_and_nobody_is_asked(space, br
 
 def test_macs_with_as_much_memory_are_one_choice_and_their_names_are_text():
     macs = [Mac(name=name, memory_gib=gib) for name, gib in (("A", 16), ("B", 20), ("<i>", 16))]
-    assert memories(macs)[:3] == [
+    assert memory_choices(macs)[:3] == [
         ("16 GB (your A, <i>)", 16),
         ("20 GB (your B)", 20),
         ("8 GB", 8),
     ]
-    assert [gib for _, gib in memories(())] == sorted(MAC_MEMORY_GIB)
-    assert "&lt;i&gt; with 16&nbsp;GB" in whose_macs(macs, settings_url="https://x.org")
+    assert [gib for _, gib in memory_choices(())] == sorted(MAC_MEMORY_GIB)
+    assert "&lt;i&gt; with 16&nbsp;GB" in macs_note(macs, settings_url="https://x.org")

@@ -120,7 +120,7 @@ def attacked(tmp_path_factory) -> Iterator[Attacked]:
     with opened(
         tmp_path_factory.mktemp("attacked"),
         settings=WebSettings(publish_to=NAMESPACE, is_space=True),
-        desk=RemoteJobs(FakeInbox(), snapshots, FakeRepos()),
+        jobs=RemoteJobs(FakeInbox(), snapshots, FakeRepos()),
         space_watch=SpaceWatch(snapshots),
         snapshots=snapshots,
         space_secret=SECRET,
@@ -174,9 +174,9 @@ def test_no_text_of_a_job_its_log_its_figures_or_its_card_runs(attacked, visitor
     ("model", "shown"),
     [
         ("evil/licensed-sample", "ran.push(3)"),
-        ("evil/alien-sample", "cannot be taken"),
-        (EVIL, "cannot be taken"),
-        (f"evil/{IMAGE}-sample", "cannot be taken"),
+        ("evil/alien-sample", "cannot be converted"),
+        (EVIL, "cannot be converted"),
+        (f"evil/{IMAGE}-sample", "cannot be converted"),
     ],
 )
 def test_no_text_of_a_model_runs(attacked, visitor, model, shown):

@@ -114,7 +114,7 @@ def test_a_session_without_sign_in_asks_for_nothing_and_cancels_nothing(space, e
 
 
 @pytest.mark.parametrize(
-    "tool", ["foresee", "choose", "convert", "settle", "upload_file_to_gradio"]
+    "tool", ["forecast", "choose", "convert", "update", "upload_file_to_gradio"]
 )
 def test_what_only_pages_call_is_no_tool(space, tool):
     assert call(space, tool, model=SOURCE).isError

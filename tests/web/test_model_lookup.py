@@ -23,7 +23,7 @@ pytestmark = pytest.mark.hub
 
 
 @pytest.fixture
-def prospects(hub, pauses, tmp_path) -> ModelLookup:
+def model_lookup(hub, pauses, tmp_path) -> ModelLookup:
     search = HubSearch(endpoint=hub.url, token=False, sleep=pauses.append)
 
     def open_hub() -> HubModels:
@@ -40,13 +40,13 @@ def test_a_look_leaves_nothing_on_the_disk(hub, tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     hub.add(SOURCE, SAMPLE)
     hub.add("team/broken", tiny_files(**{"config.json": b"{"}))
-    prospects = ModelLookup(
+    model_lookup = ModelLookup(
         HubSearch(endpoint=hub.url, token=False),
         open_hub=lambda: opened_briefly(endpoint=hub.url, token=False),
     )
-    assert prospects(SOURCE).model_type == "qwen3"
+    assert model_lookup(SOURCE).model_type == "qwen3"
     with pytest.raises(UnsupportedModelError):
-        prospects("team/broken")
+        model_lookup("team/broken")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -90,51 +90,51 @@ def test_what_is_no_name_is_refused(text):
         model_id(text)
 
 
-def test_headers_tell_sizes_and_memory_and_weights_are_not_read(hub, prospects):
+def test_headers_tell_sizes_and_memory_and_weights_are_not_read(hub, model_lookup):
     hub.add(SOURCE, SAMPLE)
-    prospect = prospects(SOURCE)
-    assert prospect.model_type == "qwen3"
+    preview = model_lookup(SOURCE)
+    assert preview.model_type == "qwen3"
     config = json.loads((SAMPLE / "config.json").read_text())
     heads = config["num_key_value_heads"] * config["head_dim"] * config["num_hidden_layers"]
-    assert prospect.cache_bytes_per_token == 2 * 2 * heads
-    assert 2.2 < prospect.inventory.min_bpw < 3
+    assert preview.cache_bytes_per_token == 2 * 2 * heads
+    assert 2.2 < preview.inventory.min_bpw < 3
     weights = sum(file.stat().st_size for file in SAMPLE.glob("*.safetensors"))
     assert sum(request.num_bytes for request in hub.requests) < weights / 4
     num_requests = len(hub.requests)
-    assert prospects(SOURCE) is prospect
+    assert model_lookup(SOURCE) is preview
     assert len(hub.requests) == num_requests
 
 
-def test_the_memory_and_the_size_of_a_target_follow_from_the_headers(hub, prospects):
+def test_the_memory_and_the_size_of_a_target_follow_from_the_headers(hub, model_lookup):
     hub.add(SOURCE, SAMPLE)
-    prospect = prospects(SOURCE)
+    preview = model_lookup(SOURCE)
     one = target_forecast(
-        prospect.inventory,
+        preview.inventory,
         4.5,
         context_tokens=1_000,
-        cache_bytes_per_token=prospect.cache_bytes_per_token,
+        cache_bytes_per_token=preview.cache_bytes_per_token,
         measured=(),
     )
     weights = sum(file.stat().st_size for file in SAMPLE.glob("*.safetensors"))
     assert one.size_bytes == pytest.approx(weights * 4.5 / 16, rel=0.02)
-    cache_bytes = 1_000 * (prospect.cache_bytes_per_token or 0)
+    cache_bytes = 1_000 * (preview.cache_bytes_per_token or 0)
     assert one.memory_bytes == pytest.approx(1.05 * (one.size_bytes + cache_bytes), abs=1)
 
 
-def test_quants_that_dynquant_made_before_are_named(hub, prospects):
+def test_quants_that_dynquant_made_before_are_named(hub, model_lookup):
     hub.add("Qwen/Qwen3-0.6B", SAMPLE)
     publish(hub, make_family()[1])
-    assert [each.repo_id for each in prospects("Qwen/Qwen3-0.6B").quants] == [
+    assert [each.repo_id for each in model_lookup("Qwen/Qwen3-0.6B").quants] == [
         "quants/Qwen3-0.6B-MLX-4.5bpw"
     ]
 
 
-def test_of_a_gated_model_the_parameters_are_known_and_no_more(hub, prospects):
+def test_of_a_gated_model_the_parameters_are_known_and_no_more(hub, model_lookup):
     hub.add("meta/gated", SAMPLE, gated="manual")
-    prospect = prospects("meta/gated")
-    assert (prospect.gated, prospect.is_rough, prospect.model_type) == ("manual", True, "")
-    assert prospect.cache_bytes_per_token is None
-    assert 2_000_000 < prospect.inventory.num_parameters < 3_000_000
+    preview = model_lookup("meta/gated")
+    assert (preview.gated, preview.is_rough, preview.model_type) == ("manual", True, "")
+    assert preview.cache_bytes_per_token is None
+    assert 2_000_000 < preview.inventory.num_parameters < 3_000_000
 
 
 @pytest.mark.parametrize(
@@ -146,15 +146,15 @@ def test_of_a_gated_model_the_parameters_are_known_and_no_more(hub, prospects):
         ({"model_type": None}, "names no family|does not run"),
     ],
 )
-def test_what_the_config_shows_not_to_work_is_refused(hub, prospects, fields, words):
+def test_what_the_config_shows_not_to_work_is_refused(hub, model_lookup, fields, words):
     hub.add("org/odd", with_config(**fields))
     with pytest.raises(UnsupportedModelError, match=words):
-        prospects("org/odd")
+        model_lookup("org/odd")
 
 
-def test_headers_of_strangers_are_not_believed(hub, prospects):
+def test_headers_of_strangers_are_not_believed(hub, model_lookup):
     for number, header in enumerate((b"[1]", b'{"a": {"dtype": "F16", "shape": [-1, 2]}}', b"{")):
         content = len(header).to_bytes(8, "little") + header
         hub.add(f"org/odd{number}", tiny_files(**{"model.safetensors": content}))
         with pytest.raises(UnsupportedModelError, match="header that cannot be read"):
-            prospects(f"org/odd{number}")
+            model_lookup(f"org/odd{number}")

@@ -16,8 +16,7 @@ from dynquant.jobs.database import Database
 from dynquant.jobs.job import Job, JobState, Outcome, StepProgress
 from dynquant.jobs.registry import Registry
 from dynquant.jobs.store import JobStore
-from dynquant.web.desk import BoardDesk
-from dynquant.web.public_view import PublicDesk, PublicWatch
+from dynquant.web.public_view import PublicJobs, PublicWatch
 from tests.web.scene import make_request
 from tests.web.test_space_watch import make_status
 
@@ -26,16 +25,16 @@ pytestmark = pytest.mark.harden("web")
 
 @dataclasses.dataclass
 class Scene:
-    """A database, the desk of the machine itself, and that of the Space's pages."""
+    """A database, its jobs, and the public view of them."""
 
     board: DatabaseBoard
-    desk: PublicDesk
+    jobs: PublicJobs
     store: JobStore
     registry: Registry
 
     def ask(self, **overrides: Any) -> Job:
         request = make_request(**{"revision": "5ha"} | overrides)
-        return self.desk.submit(request)
+        return self.jobs.submit_anew(request)
 
     def run(self, job: Job, runner: str = "mac") -> str:
         session = self.registry.join(runner, memory_bytes=1, num_slots=9, heartbeat_secs=0.0)
@@ -49,8 +48,8 @@ class Scene:
 def scene(tmp_path) -> Iterator[Scene]:
     url = f"sqlite:///{tmp_path / 'jobs.sqlite'}"
     with closing(DatabaseBoard(url)) as board, closing(Database(url)) as database:
-        desk = PublicDesk(BoardDesk(board))
-        yield Scene(board, desk, JobStore(database), Registry(database))
+        jobs = PublicJobs(board)
+        yield Scene(board, jobs, JobStore(database), Registry(database))
 
 
 @pytest.mark.parametrize("asked", [{"private": True}, {"source_is_private": True}])
@@ -58,10 +57,10 @@ def test_a_private_job_is_not_there_for_whoever_knows_its_id(scene, asked):
     job = scene.ask(model="me/Canary", **asked)
     scene.run(job)
     seen = scene.ask(model="org/Seen")
-    assert [each.id for each in scene.desk.list(limit=9)] == [seen.id]
-    assert scene.desk.get(seen.id).position == 1
-    assert [runner.num_running for runner in scene.desk.runners()] == [0]
-    for look in (scene.desk.get, scene.desk.log, scene.desk.cancel, scene.desk.retry):
+    assert [each.id for each in scene.jobs.list(limit=9)] == [seen.id]
+    assert scene.jobs.get(seen.id).position == 1
+    assert [runner.num_running for runner in scene.jobs.runners()] == [0]
+    for look in (scene.jobs.get, scene.jobs.log, scene.jobs.cancel, scene.jobs.retry):
         sentences = []
         for job_id in (job.id, "0" * 20):
             with pytest.raises(RequestError) as refusal:
@@ -74,10 +73,10 @@ def test_a_private_job_is_not_there_for_whoever_knows_its_id(scene, asked):
 def test_a_private_model_that_was_published_for_everybody_is_shown_then(scene):
     job = scene.ask(model="me/Mine", source_is_private=True, public=True)
     session = scene.run(job)
-    assert scene.desk.list(limit=9) == ()
+    assert scene.jobs.list(limit=9) == ()
     scene.store.end(job.id, Outcome(state=JobState.PUBLISHED), session=session, busy_secs=1.0)
-    assert [each.id for each in scene.desk.list(limit=9)] == [job.id]
-    assert scene.desk.log(job.id)
+    assert [each.id for each in scene.jobs.list(limit=9)] == [job.id]
+    assert scene.jobs.log(job.id)
 
 
 def test_the_watcher_beside_the_pages_tells_of_public_jobs_alone(scene):
@@ -87,7 +86,7 @@ def test_the_watcher_beside_the_pages_tells_of_public_jobs_alone(scene):
     class Watch:
         status = staticmethod(lambda: status)
 
-    hidden = PublicWatch(Watch(), scene.desk).status()  # type: ignore[arg-type]  # no act is tried
+    hidden = PublicWatch(Watch(), scene.jobs).status()  # type: ignore[arg-type]  # no act is tried
     assert named.repo_id not in json.dumps(dataclasses.asdict(hidden), default=str)
     assert hidden.config is not None
     assert hidden.config.opt_out == ()

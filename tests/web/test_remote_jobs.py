@@ -29,7 +29,7 @@ RESULT = PublishedRepo(repo_id="quants/Model-MLX-4.5bpw", commit_sha="c0ffee")
 
 @dataclass
 class FakeInbox:
-    """A mailbox in memory; implements `space_desk.Inbox`."""
+    """A inbox in memory; implements `web.remote_jobs.Inbox`."""
 
     requests: dict[str, JobRequest] = field(default_factory=dict)
     results: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -76,7 +76,7 @@ class Space:
         self.inbox = inbox or FakeInbox()
         self.snapshots = Snapshots(clock=self.clock)
         self.repos = FakeRepos()
-        self.desk = RemoteJobs(
+        self.jobs = RemoteJobs(
             self.inbox,
             self.snapshots,
             self.repos,
@@ -121,93 +121,95 @@ def over(job: Job, state: JobState = JobState.FAILED) -> Job:
 
 def test_a_request_is_a_job_at_once_and_then_what_a_runner_says_of_it():
     space = Space()
-    job = space.desk.submit(make_request())
-    assert (job.state, space.desk.get(job.id)) == (JobState.WAITING, job)
+    job = space.jobs.submit_anew(make_request())
+    assert (job.state, space.jobs.get(job.id)) == (JobState.WAITING, job)
     space.post(running(job))
-    assert space.desk.get(job.id).progress == StepProgress(step="measure", fraction=0.5)
+    assert space.jobs.get(job.id).progress == StepProgress(step="measure", fraction=0.5)
     space.post(over(job, JobState.PUBLISHED))
-    assert space.desk.get(job.id).state is JobState.PUBLISHED
+    assert space.jobs.get(job.id).state is JobState.PUBLISHED
 
 
 def test_an_address_that_no_runner_would_tell_is_refused_before_it_is_sent():
     space = Space()
     with pytest.raises(RequestError, match="begin with https://"):
-        space.desk.submit(make_request(notify_url="http://example.com/hook"))
-    assert not space.desk.list(limit=10)
+        space.jobs.submit_anew(make_request(notify_url="http://example.com/hook"))
+    assert not space.jobs.list(limit=10)
 
 
 def test_the_same_request_is_sent_once():
     space = Space()
     with ThreadPoolExecutor(8) as pool:
-        jobs = list(pool.map(lambda _: space.desk.submit(make_request()), range(8)))
+        jobs = list(pool.map(lambda _: space.jobs.submit_anew(make_request()), range(8)))
     assert len({job.id for job in jobs}) == len(space.inbox.requests) == 1
     space.post(over(jobs[0], JobState.PUBLISHED))
-    space.desk.submit(make_request())
+    space.jobs.submit_anew(make_request())
     assert len(space.inbox.requests) == 1
 
 
 def test_what_failed_and_is_asked_for_again_waits_until_a_runner_has_seen_it():
     space = Space()
-    job = space.desk.submit(make_request())
+    job = space.jobs.submit_anew(make_request())
     space.post(over(job))
-    again = space.desk.submit(make_request())
-    assert (again.id, space.desk.get(job.id).state) == (job.id, JobState.WAITING)
+    again = space.jobs.submit_anew(make_request())
+    assert (again.id, space.jobs.get(job.id).state) == (job.id, JobState.WAITING)
     assert len(space.inbox.requests) == 2
     space.post(running(job))
-    assert space.desk.get(job.id).state is JobState.RUNNING
+    assert space.jobs.get(job.id).state is JobState.RUNNING
 
 
 def test_what_was_published_and_deleted_is_asked_of_the_runners_again():
     space = Space()
-    job = space.desk.submit(make_request())
+    job = space.jobs.submit_anew(make_request())
     space.post(over(job, JobState.PUBLISHED))
-    assert space.desk.submit(make_request()).state is JobState.PUBLISHED
+    assert space.jobs.submit_anew(make_request()).state is JobState.PUBLISHED
     space.repos.deleted.add(RESULT.repo_id)
     with ThreadPoolExecutor(8) as pool:
-        again = list(pool.map(lambda _: space.desk.submit(make_request(requester="bob")), range(8)))
+        again = list(
+            pool.map(lambda _: space.jobs.submit_anew(make_request(requester="bob")), range(8))
+        )
     assert {(each.id, each.state) for each in again} == {(job.id, JobState.WAITING)}
     assert [request.requester for request in space.inbox.requests.values()] == ["ann", "bob"]
     space.post(running(replace(job, attempt=2)))
-    assert space.desk.get(job.id).attempt == 2
+    assert space.jobs.get(job.id).attempt == 2
 
 
 def test_a_hub_that_does_not_say_whether_it_was_deleted_leaves_what_is_known():
     space = Space()
-    job = space.desk.submit(make_request())
+    job = space.jobs.submit_anew(make_request())
     space.post(over(job, JobState.PUBLISHED))
     space.repos.is_down = True
-    assert space.desk.submit(make_request()).state is JobState.PUBLISHED
+    assert space.jobs.submit_anew(make_request()).state is JobState.PUBLISHED
     assert len(space.inbox.requests) == 1
 
 
 def test_a_runner_that_finds_it_where_the_space_did_not_ends_the_wait():
     space = Space()
-    job = space.desk.submit(make_request())
+    job = space.jobs.submit_anew(make_request())
     space.post(over(job, JobState.PUBLISHED))
     space.repos.deleted.add(RESULT.repo_id)
-    assert space.desk.submit(make_request()).state is JobState.WAITING
+    assert space.jobs.submit_anew(make_request()).state is JobState.WAITING
     name = list(space.inbox.requests)[-1]
     space.inbox.finish(name, {"state": "published", "results": [asdict(RESULT)]})
     space.clock.secs += 30
-    assert space.desk.list(limit=1)
-    assert space.desk.get(job.id).state is JobState.PUBLISHED
+    assert space.jobs.list(limit=1)
+    assert space.jobs.get(job.id).state is JobState.PUBLISHED
 
 
-def test_after_a_restart_what_waits_comes_back_from_the_mailbox():
+def test_after_a_restart_what_waits_comes_back_from_the_inbox():
     before = Space()
-    job = before.desk.submit(make_request())
+    job = before.jobs.submit_anew(make_request())
     after = Space(before.inbox)
-    assert after.desk.get(job.id).request == make_request()
-    assert [each.id for each in after.desk.list(limit=10)] == [job.id]
+    assert after.jobs.get(job.id).request == make_request()
+    assert [each.id for each in after.jobs.list(limit=10)] == [job.id]
 
 
 def test_a_request_that_no_runner_takes_ends_as_its_result_says():
     space = Space()
-    job = space.desk.submit(make_request())
+    job = space.jobs.submit_anew(make_request())
     refusal = {"state": "refused", "reason_code": "gguf", "sentence": "It holds GGUF files."}
     space.inbox.finish(next(iter(space.inbox.requests)), refusal)
     space.clock.secs += 30
-    found = space.desk.get(job.id)
+    found = space.jobs.get(job.id)
     assert (found.state, found.reason_code) == (JobState.REFUSED, "gguf")
     assert found.sentence == "It holds GGUF files."
 
@@ -215,28 +217,28 @@ def test_a_request_that_no_runner_takes_ends_as_its_result_says():
 @pytest.mark.parametrize("result", [{}, {"state": "odd"}, {"state": "published", "results": [1]}])
 def test_a_result_that_nobody_can_read_is_a_failure(result):
     space = Space()
-    job = space.desk.submit(make_request())
+    job = space.jobs.submit_anew(make_request())
     space.inbox.finish(next(iter(space.inbox.requests)), result)
     space.clock.secs += 30
-    assert space.desk.get(job.id).state is JobState.FAILED
+    assert space.jobs.get(job.id).state is JobState.FAILED
 
 
 def test_a_request_is_cancelled_while_no_runner_has_it():
     space = Space()
-    job = space.desk.submit(make_request())
-    assert space.desk.cancel(job.id).state is JobState.CANCELLED
+    job = space.jobs.submit_anew(make_request())
+    assert space.jobs.cancel(job.id).state is JobState.CANCELLED
     assert space.inbox.requests == {}
     with pytest.raises(RequestError, match="is over"):
-        space.desk.cancel(job.id)
-    assert space.desk.retry(job.id).state is JobState.WAITING
+        space.jobs.cancel(job.id)
+    assert space.jobs.retry(job.id).state is JobState.WAITING
 
 
 def test_a_job_that_a_runner_has_is_cancelled_by_its_operator():
     space = Space()
-    job = space.desk.submit(make_request())
+    job = space.jobs.submit_anew(make_request())
     space.post(running(job))
     with pytest.raises(RequestError, match=f"'dynquant jobs cancel {job.id}'"):
-        space.desk.cancel(job.id)
+        space.jobs.cancel(job.id)
 
 
 def test_what_is_cancelled_before_a_runner_has_posted_is_stopped_by_it(tmp_path):
@@ -249,24 +251,24 @@ def test_what_is_cancelled_before_a_runner_has_posted_is_stopped_by_it(tmp_path)
         memory=tmp_path / "mail.txt",
         look_up=lambda model, *_: FoundSource(model, "5ha", is_private=False),
     )
-    asked = before.desk.submit(make_request())
+    asked = before.jobs.submit_anew(make_request())
     mailroom.do_round()
     board.jobs[asked.id] = running(board.jobs[asked.id])
     after = Space(before.inbox)
-    assert after.desk.list(limit=1)
-    assert after.desk.cancel(asked.id).state is JobState.CANCELLED
+    assert after.jobs.list(limit=1)
+    assert after.jobs.cancel(asked.id).state is JobState.CANCELLED
     mailroom.do_round()
     assert board.get(asked.id).state is JobState.CANCELLED
 
 
-def test_a_mailbox_that_is_down_leaves_what_is_known():
+def test_a_inbox_that_is_down_leaves_what_is_known():
     space = Space()
-    job = space.desk.submit(make_request())
+    job = space.jobs.submit_anew(make_request())
     space.inbox.down = True
     space.clock.secs += 30
-    assert space.desk.get(job.id) == job
+    assert space.jobs.get(job.id) == job
     with pytest.raises(RequestError, match="has just started"):
-        space.desk.get("0" * 20)
+        space.jobs.get("0" * 20)
 
 
 def test_the_log_tells_what_was_seen_to_happen():
@@ -276,7 +278,7 @@ def test_the_log_tells_what_was_seen_to_happen():
     for step in ("measure", "measure", "encode"):
         space.post(running(job, step))
     space.post(over(job))
-    sentences = [event.sentence for event in space.desk.log(job.id)]
+    sentences = [event.sentence for event in space.jobs.log(job.id)]
     assert sentences == ["It is waiting.", "It is running.", "Step encode begins.", "So it is."]
 
 
@@ -284,20 +286,20 @@ def test_a_runner_of_before_posts_no_chip_and_is_shown_all_the_same():
     space = Space()
     board = {"runner_id": "mac-studio", **board_snapshot((), [make_runner()])}
     space.snapshots.take(json.dumps(board).encode())
-    assert space.desk.runners()[0].chip == "Apple M2 Ultra"
+    assert space.jobs.runners()[0].chip == "Apple M2 Ultra"
     del board["runners"][0]["chip"]
     space.snapshots.take(json.dumps(board).encode())
-    assert space.desk.runners()[0].chip == ""
+    assert space.jobs.runners()[0].chip == ""
 
 
 def test_a_runner_that_posts_no_more_is_away():
     space = Space()
     space.post(silent_secs=0.0)
     space.post(runner_id="mac-mini", silent_secs=0.0)
-    assert [runner.is_alive for runner in space.desk.runners()] == [True, True]
+    assert [runner.is_alive for runner in space.jobs.runners()] == [True, True]
     space.clock.secs += 200
     space.post(runner_id="mac-mini", silent_secs=0.0)
-    mini, studio = space.desk.runners()
+    mini, studio = space.jobs.runners()
     assert (mini.is_alive, mini.silent_secs) == (True, 0)
     assert (studio.is_alive, studio.silent_secs) == (False, 200)
 

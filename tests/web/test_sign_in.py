@@ -29,7 +29,7 @@ TOKEN = "hf_canary_of_a_visitor"
 MACS = (Mac(name="Apple M3 Max", memory_gib=64),)
 
 
-def make_reception(**settings) -> tuple[SignIn, list[str]]:
+def make_sign_in(**settings) -> tuple[SignIn, list[str]]:
     asked: list[str] = []
 
     def account(token: str) -> Account:
@@ -49,87 +49,87 @@ def make_reception(**settings) -> tuple[SignIn, list[str]]:
 
 
 def test_on_ones_own_machine_everybody_is_the_operator_and_the_hub_is_not_asked():
-    reception, asked = make_reception(is_space=False, signs_in=False)
-    assert reception.require(None) == Visitor(name="owner", is_operator=True)
-    assert reception.require("whatever").name == "owner"
+    sign_in, asked = make_sign_in(is_space=False, signs_in=False)
+    assert sign_in.require(None) == Visitor(name="owner", is_operator=True)
+    assert sign_in.require("whatever").name == "owner"
     assert asked == []
 
 
 def test_on_a_space_the_hub_says_who_a_visitor_is():
-    reception, asked = make_reception()
-    assert reception.visitor(None) is None
-    assert reception.visitor("hf_forged") is None
+    sign_in, asked = make_sign_in()
+    assert sign_in.visitor(None) is None
+    assert sign_in.visitor("hf_forged") is None
     for _ in range(5):
-        assert reception.require(TOKEN) == Visitor(
+        assert sign_in.require(TOKEN) == Visitor(
             name="ann", hub_id="id0ann", namespaces=("ann", "team")
         )
     assert asked.count(TOKEN) == 1
 
 
 def test_the_hub_is_not_asked_again_at_once_of_a_token_that_is_none():
-    reception, asked = make_reception()
-    assert [reception.visitor("hf_forged") for _ in range(5)] == [None] * 5
+    sign_in, asked = make_sign_in()
+    assert [sign_in.visitor("hf_forged") for _ in range(5)] == [None] * 5
     assert asked == ["hf_forged"]
 
 
 @pytest.mark.harden("web")
 def test_whoever_makes_tokens_up_is_kept_waiting_and_no_longer_looked_up():
-    reception, asked = make_reception()
+    sign_in, asked = make_sign_in()
     for number in range(LIMITS["sign in"].burst):
-        assert reception.visitor(f"hf_{number}") is None
+        assert sign_in.visitor(f"hf_{number}") is None
     with pytest.raises(RetryLaterError, match="You sign in more often than this page allows"):
-        reception.visitor("hf_one_more")
-    assert reception.macs("hf_one_more") is None
+        sign_in.visitor("hf_one_more")
+    assert sign_in.macs("hf_one_more") is None
     assert "hf_one_more" not in asked
 
 
 @pytest.mark.parametrize("token", ["", " ", "hf_a b", "hf_\n", "hf_\0", "hf_\xe9", "x" * 5_000])
 def test_what_cannot_be_a_token_is_not_shown_to_the_hub(token):
-    reception, asked = make_reception()
-    assert reception.visitor(token) is None
-    assert reception.macs(token) is None
+    sign_in, asked = make_sign_in()
+    assert sign_in.visitor(token) is None
+    assert sign_in.macs(token) is None
     assert asked == []
 
 
 def test_operators_are_a_list_in_the_settings():
-    reception, _ = make_reception(operator_ids=frozenset({"id0ann"}))
-    assert reception.require(TOKEN).is_operator
+    sign_in, _ = make_sign_in(operator_ids=frozenset({"id0ann"}))
+    assert sign_in.require(TOKEN).is_operator
 
 
 def test_who_has_not_signed_in_is_told_to_or_that_nobody_can():
     with pytest.raises(RequestError, match="Sign in with Hugging Face first"):
-        make_reception()[0].require(None)
+        make_sign_in()[0].require(None)
     with pytest.raises(RequestError, match="'hf_oauth: true'"):
-        make_reception(signs_in=False)[0].require(TOKEN + "x")
+        make_sign_in(signs_in=False)[0].require(TOKEN + "x")
 
 
 @pytest.mark.harden("secrets")
 def test_no_token_is_kept():
-    reception, asked = make_reception()
-    reception.require(TOKEN)
-    reception.macs(TOKEN)
+    sign_in, asked = make_sign_in()
+    sign_in.require(TOKEN)
+    sign_in.macs(TOKEN)
     asked.clear()
     gc.collect()
-    assert TOKEN not in repr(vars(reception._accounts))
-    assert TOKEN not in repr(vars(reception._macs))
+    assert TOKEN not in repr(vars(sign_in._accounts))
+    assert TOKEN not in repr(vars(sign_in._macs))
 
 
 def test_the_macs_of_who_has_signed_in_are_asked_for_once():
-    reception, asked = make_reception()
-    assert [reception.macs(TOKEN) for _ in range(3)] == [MACS] * 3
+    sign_in, asked = make_sign_in()
+    assert [sign_in.macs(TOKEN) for _ in range(3)] == [MACS] * 3
     assert asked == [TOKEN]
 
 
 def test_a_hub_that_does_not_tell_of_macs_is_no_error_and_is_not_asked_again_at_once():
-    reception, asked = make_reception()
-    assert [reception.macs("hf_other") for _ in range(3)] == [None] * 3
+    sign_in, asked = make_sign_in()
+    assert [sign_in.macs("hf_other") for _ in range(3)] == [None] * 3
     assert asked == ["hf_other"]
 
 
 def test_nobody_is_asked_for_macs_where_nobody_signs_in():
     for settings, token in (({}, None), ({}, ""), ({"signs_in": False}, TOKEN)):
-        reception, asked = make_reception(**settings)
-        assert reception.macs(token) is None
+        sign_in, asked = make_sign_in(**settings)
+        assert sign_in.macs(token) is None
         assert asked == []
 
 
@@ -147,8 +147,8 @@ def test_a_new_account_of_an_old_name_owns_no_job_and_operates_nothing():
     assert not Visitor(name="ann", hub_id="id1new").owns(make_job(request=request))
     of_before = replace(request, requester_id="")  # an earlier version kept no id
     assert not Visitor(name="ann", hub_id="id1new").owns(make_job(request=of_before))
-    reception, _ = make_reception(operator_ids=frozenset({"id0of0the0first0ann"}))
-    assert not reception.require(TOKEN).is_operator
+    sign_in, _ = make_sign_in(operator_ids=frozenset({"id0of0the0first0ann"}))
+    assert not sign_in.require(TOKEN).is_operator
 
 
 @pytest.mark.harden("web")

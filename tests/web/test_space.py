@@ -58,7 +58,7 @@ def test_who_has_not_signed_in_looks_and_is_told_to_sign_in(space, browser):
 def test_a_signed_in_visitor_asks_watches_and_copies_what_came_of_it(space, browser):
     with visiting(browser, space, "ann") as page:
         job_id = ask_for(page, space, 4.6)
-        expect(page.locator("#dq-job")).to_contain_text("on its way to the runners")
+        expect(page.locator("#dq-job")).to_contain_text("in the inbox")
         request = space.request()
         assert (request.requester, request.destination) == ("ann", "quants")
         assert "hf_ann" not in repr(request)
@@ -103,7 +103,7 @@ def test_a_job_of_somebody_else_cannot_be_cancelled_by_page_or_by_api(space, bro
         for token in (None, "hf_forged", "hf_bob"):
             with (
                 asking(space, token) as client,
-                pytest.raises(AppError, match=r"Sign in|somebody else's"),
+                pytest.raises(AppError, match=r"Sign in|belongs to another account"),
             ):
                 client.predict(job_id, api_name="/cancel")
         ann.get_by_role("button", name="Cancel this job").click()

@@ -146,7 +146,7 @@ def test_a_status_is_the_same_after_the_journey_but_for_who_opted_out():
 
 
 def test_before_a_runner_has_told_of_a_watcher_nobody_can_say_anything(space):
-    with pytest.raises(RetryLaterError, match="runs with a runner"):
+    with pytest.raises(RetryLaterError, match="runs on a runner"):
         space.watch.status()
     assert space.post(body()) == 503
     plain = Runner(space.url, status=None)

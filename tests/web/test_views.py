@@ -13,7 +13,7 @@ from dynquant.jobs.ports import JobEvent
 from dynquant.quant.formats import QuantFormat
 from dynquant.web import markup
 from dynquant.web.bits_chart import bits_chart
-from dynquant.web.catalogue import Catalogue
+from dynquant.web.finished_models import FinishedModels
 from dynquant.web.pages.board_view import board_view
 from dynquant.web.pages.job_view import job_view
 from dynquant.web.queue_summary import summarize_queue
@@ -54,7 +54,7 @@ def test_what_is_of_others_is_text_in_every_piece():
     evil = "<img src=x onerror=alert(1)>'\""
     job = replace(make_job(), request=replace(make_job().request, model=evil, requester=evil))
     runner = make_runner(id=evil, chip=evil, version=evil)
-    board = Board(jobs=(job,), runners=(runner,), line=summarize_queue((job,), (runner,)))
+    board = Board(jobs=(job,), runners=(runner,), queue=summarize_queue((job,), (runner,)))
     event = JobEvent(number=1, at=job.submitted_at, kind="step", sentence=evil)
     pieces = [
         board_view(board, (), state="All", wanted=""),
@@ -86,15 +86,15 @@ def test_a_cell_of_a_table_knows_its_column_where_there_is_no_header_to_see():
 
 def test_nobody_waits_for_the_list_of_finished_models(hub, pauses):
     publish(hub, make_family()[0])
-    catalogue = Catalogue(
+    finished_models = FinishedModels(
         HubSearch(endpoint=hub.url, token=False, sleep=pauses.append), namespace=NAMESPACE
     )
-    assert catalogue.known() == ()
-    wait_until(catalogue.known)
-    assert [each.repo_id for each in catalogue.known()] == ["quants/Qwen3-0.6B-MLX-3.5bpw"]
+    assert finished_models.known() == ()
+    wait_until(finished_models.known)
+    assert [each.repo_id for each in finished_models.known()] == ["quants/Qwen3-0.6B-MLX-3.5bpw"]
 
 
 def test_a_plot_that_has_no_figure_is_none():
-    rung = make_family()[0].ladder[0]
-    assert sparkline([replace(rung, mean_kl_nats=float("nan"))]) == ""
+    variant = make_family()[0].ladder[0]
+    assert sparkline([replace(variant, mean_kl_nats=float("nan"))]) == ""
     assert sparkline([]) == ""

@@ -82,7 +82,7 @@ def test_an_operator_pauses_the_watcher_and_lets_it_go_on(field, page):
     assert field.service.watch.status().is_paused
     with pytest.raises(RequestError, match="paused"):
         field.service.watch.sweep()
-    page.get_by_role("button", name="Go on").click()
+    page.get_by_role("button", name="Resume").click()
     expect(page.locator("#dq-watcher .dq-tag").first).to_have_text("Watching")
     assert not field.service.watch.status().is_paused
 
@@ -105,7 +105,7 @@ def test_a_mistake_in_the_rules_stands_on_the_page_and_is_gone_when_it_is_mended
 @pytest.mark.harden("web")
 def test_only_operators_steer_the_watcher(field):
     for act in (field.service.sweep, field.service.pause_watcher, field.service.resume_watcher):
-        with pytest.raises(RequestError, match="Only the operators"):
+        with pytest.raises(RequestError, match="Only operators"):
             act(Visitor(name="eve"))
 
 

@@ -1,4 +1,4 @@
-"""The page of the board."""
+"""The Board page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The board as HTML: what waits, runs and is done, and who does it."""
+"""The board as HTML: waiting, running and finished jobs, and the runners."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 from dynquant.jobs.job import Job, JobState
 from dynquant.jobs.ports import RunnerStatus
 from dynquant.report.numbers import size
-from dynquant.web import markup, words
-from dynquant.web.catalogue import FinishedModel
+from dynquant.web import labels, markup
+from dynquant.web.finished_models import FinishedModel
 from dynquant.web.service import Board
 
 __all__ = ["FILTERS", "board_view"]
@@ -31,9 +31,9 @@ def board_view(board: Board, known: Sequence[FinishedModel], *, state: str, want
 
     Args:
         board: All jobs and runners.
-        known: Finished models, as far as somebody has looked at them.
-        state: A key of `FILTERS`; another one shows all.
-        wanted: Part of the name of a model or a person.
+        known: The finished models that are known now.
+        state: A key of `FILTERS`; any other text shows all.
+        wanted: Part of the name of a model or a requester.
     """
     shown = [job for job in board.jobs if _is_wanted(job, state, wanted)]
     return _totals(board, known) + _jobs(shown, board) + _runners(board.runners)
@@ -47,14 +47,14 @@ def _is_wanted(job: Job, state: str, wanted: str) -> bool:
 
 def _totals(board: Board, known: Sequence[FinishedModel]) -> str:
     num_published = sum(job.state is JobState.PUBLISHED for job in board.jobs)
-    line = board.line
-    num_bytes = sum(each.rung.num_bytes for each in known)
+    queue = board.queue
+    num_bytes = sum(each.variant.num_bytes for each in known)
     finished = f"{len(known)}<small>{size(num_bytes)}</small>" if known else "–"
     tiles = [
-        ("Waiting", str(line.num_waiting)),
-        ("Running", str(line.num_running)),
+        ("Waiting", str(queue.num_waiting)),
+        ("Running", str(queue.num_running)),
         ("Published", str(num_published)),
-        ("Median time", words.duration(line.job_secs) if line.job_secs is not None else "–"),
+        ("Median time", labels.duration(queue.job_secs) if queue.job_secs is not None else "–"),
         ("Models in the gallery", finished),
     ]
     boxes = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in tiles)
@@ -63,17 +63,17 @@ def _totals(board: Board, known: Sequence[FinishedModel]) -> str:
 
 def _jobs(shown: Sequence[Job], board: Board) -> str:
     if not board.jobs:
-        return markup.empty("No jobs yet", "The first one is asked for on the page Convert.")
+        return markup.empty("No jobs yet", "Ask for the first model on the page Convert.")
     if not shown:
-        return markup.empty("Nothing matches", "Choose another filter, or another name.")
+        return markup.empty("Nothing matches", "Choose another filter or name.")
     items = "".join(map(_job, shown[:_SHOWN]))
     more = len(shown) - _SHOWN
-    rest = f'<p class="dq-wait">{more} older ones are not shown.</p>' if more > 0 else ""
+    rest = f'<p class="dq-wait">{more} older jobs are not shown.</p>' if more > 0 else ""
     return f'<ul class="dq-jobs">{items}</ul>{rest}'
 
 
 def _job(job: Job) -> str:
-    targets = words.bpw_list(job.request.targets_bpw)
+    targets = labels.bpw_list(job.request.targets_bpw)
     about = f"{targets} bits per weight · {job.request.requester} · {_when(job.submitted_at)}"
     return (
         f"<li><div><strong>{markup.job_link(job.id, job.request.model)}</strong>"
@@ -83,12 +83,12 @@ def _job(job: Job) -> str:
 
 
 def _how(job: Job) -> str:
-    """How far it is, or why it is not."""
+    """Its progress, place in the queue, or reason of failure."""
     if job.state is JobState.RUNNING and job.progress is not None:
-        label = words.STEPS[job.progress.step]
+        label = labels.STEPS[job.progress.step]
         return markup.bar(job.progress.fraction, label) + f"<small>{markup.text(label)}</small>"
     if job.state is JobState.WAITING:
-        place = f"Number {job.position} in line. " if job.position else ""
+        place = f"Number {job.position} in the queue. " if job.position else ""
         return f"<small>{markup.text(place + job.sentence)}</small>"
     if job.state in {JobState.REFUSED, JobState.FAILED}:
         code = f"<code>{markup.text(job.reason_code)}</code> " if job.reason_code else ""
@@ -99,10 +99,10 @@ def _how(job: Job) -> str:
 def _runners(runners: Sequence[RunnerStatus]) -> str:
     title = "<h2>Runners</h2>"
     if not runners:
-        sentence = "Jobs wait until one is started: 'dynquant runner' on a Mac."
+        sentence = "Jobs wait until a runner is started: 'dynquant runner' on a Mac."
         return title + markup.empty("No runner has been seen yet", sentence)
     return title + markup.table(
-        ("Runner", "State", "Chip", "Memory", "Jobs", "Heard of"),
+        ("Runner", "State", "Chip", "Memory", "Jobs", "Last seen"),
         [_runner(each) for each in runners],
         align="lllrrr",
         name="Runners",
@@ -116,7 +116,7 @@ def _runner(runner: RunnerStatus) -> tuple[str, ...]:
         else '<span class="dq-tag dq-plain">Away</span>'
     )
     minutes = _minutes(runner)
-    heard = "just now" if minutes == 0 else f"{words.duration(minutes * _MINUTE_SECS)} ago"
+    heard = "just now" if minutes == 0 else f"{labels.duration(minutes * _MINUTE_SECS)} ago"
     return (
         f"{markup.text(runner.id)}<small>dynquant {markup.text(runner.version)}</small>",
         state,
@@ -128,7 +128,7 @@ def _runner(runner: RunnerStatus) -> tuple[str, ...]:
 
 
 def _minutes(runner: RunnerStatus) -> int:
-    """Whole minutes of silence: seconds would change the page at every look."""
+    """Whole minutes since the runner was seen: seconds would change the page at every look."""
     return int(runner.silent_secs // _MINUTE_SECS)
 
 

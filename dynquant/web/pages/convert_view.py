@@ -11,46 +11,46 @@ from dynquant.report.forecast import TargetForecast
 from dynquant.report.numbers import count, size
 from dynquant.report.quality_summary import MAC_MEMORY_GIB
 from dynquant.web import markup
+from dynquant.web.labels import duration
 from dynquant.web.model_lookup import ModelPreview
 from dynquant.web.queue_summary import QueueSummary
 from dynquant.web.service import Service
-from dynquant.web.words import duration
 
 __all__ = [
     "INTRODUCTION",
     "NOTHING_CHOSEN",
-    "answers_of",
-    "described",
-    "memories",
-    "summary_of",
-    "when_done",
-    "whose_hub",
-    "whose_macs",
+    "forecasts_view",
+    "hub_note",
+    "macs_note",
+    "memory_choices",
+    "model_label",
+    "preview_view",
+    "queue_note",
 ]
 
 INTRODUCTION = """
 <h1>Quantize a model for your Mac</h1>
-<p class="dq-lead">Choose a model from the Hugging Face Hub and how small it should get. Every layer
-receives the precision that it needs, the whole comes out at exactly the size you asked for, and
-runs in stock mlx-lm.</p>
+<p class="dq-lead">Choose a model from the Hugging Face Hub and its new size. Every layer gets the
+precision that it needs; the result has exactly the size you asked for, and runs in stock
+mlx-lm.</p>
 """
 NOTHING_CHOSEN = markup.empty(
-    "No model chosen", "What is known of it, and what your choice gives, will stand here."
+    "No model chosen", "Choose a model to see its size, memory and expected quality."
 )
 
 
-def whose_hub(url: str) -> str:
-    """A word about a Hub that is not the one that everybody knows."""
+def hub_note(url: str) -> str:
+    """A note if the Hub is not huggingface.co."""
     if urlsplit(url).hostname in {"huggingface.co", "hf.co"}:
         return ""
     return (
         f'<p class="dq-hub">The Hub here is {markup.link(url.rstrip("/"), url)}: models come from '
-        "there, and finished ones go there.</p>"
+        "there and are published there.</p>"
     )
 
 
-def memories(macs: Sequence[Mac]) -> list[tuple[str, int]]:
-    """What a Mac may have, in words and in GiB: those of a visitor, then all that there are."""
+def memory_choices(macs: Sequence[Mac]) -> list[tuple[str, int]]:
+    """Choices of memory as text and GiB: the visitor's Macs, then all sizes of Macs."""
     names: dict[int, list[str]] = {}
     for mac in macs:
         names.setdefault(mac.memory_gib, []).append(mac.name)
@@ -58,19 +58,19 @@ def memories(macs: Sequence[Mac]) -> list[tuple[str, int]]:
     return mine + [(f"{gib} GB", gib) for gib in MAC_MEMORY_GIB if gib not in names]
 
 
-def whose_macs(macs: Sequence[Mac], *, settings_url: str) -> str:
-    """Where the page knows a visitor's Macs from; how it would, if they have none."""
+def macs_note(macs: Sequence[Mac], *, settings_url: str) -> str:
+    """A note on the source of the visitor's Macs, or on how to show a Mac."""
     if not macs:
         link = markup.link("Show your Mac on your Hugging Face profile", settings_url)
-        return f"<p>{link}, and it is chosen here.</p>"
+        return f"<p>{link} to have it chosen here.</p>"
     names = [f"{markup.text(mac.name)} with {mac.memory_gib}&nbsp;GB" for mac in macs]
     if len(names) == 1:
         return f"<p>Your {names[0]}, from your Hugging Face profile.</p>"
     return f"<p>Your Macs, from your Hugging Face profile: {', '.join(names)}.</p>"
 
 
-def described(found: FoundModel) -> str:
-    """A model in the list that is offered."""
+def model_label(found: FoundModel) -> str:
+    """A model in the list of suggestions."""
     parts = [found.repo_id]
     if found.num_parameters:
         parts.append(f"{count(found.num_parameters)} parameters")
@@ -78,25 +78,25 @@ def described(found: FoundModel) -> str:
     return " · ".join(parts)
 
 
-def summary_of(prospect: ModelPreview, service: Service) -> str:
-    """What is known of a model."""
-    about = "about " if prospect.is_rough else ""
+def preview_view(preview: ModelPreview, service: Service) -> str:
+    """The preview of a model."""
+    about = "about " if preview.is_rough else ""
     gated = (
-        "gated: its authors let in who agrees to their terms; the quants will ask for the same"
-        if prospect.gated
+        "gated: users must accept its terms; the quants will require the same"
+        if preview.gated
         else "open"
     )
     rows = [
-        ("Parameters", about + count(prospect.inventory.num_parameters)),
-        ("Family", markup.text(prospect.model_type or "unknown until its terms are accepted")),
-        ("License", markup.text(prospect.license or "none named")),
+        ("Parameters", about + count(preview.inventory.num_parameters)),
+        ("Family", markup.text(preview.model_type or "unknown: the config is gated")),
+        ("License", markup.text(preview.license or "not named")),
         ("Access", gated),
-        ("Downloads", count(prospect.downloads)),
+        ("Downloads", count(preview.downloads)),
     ]
-    name = markup.link(prospect.repo_id, service.search.page_url(prospect.repo_id))
+    name = markup.link(preview.repo_id, service.search.page_url(preview.repo_id))
     return (
         f'<section class="dq-card"><h2>{name}</h2>{markup.facts(rows)}'
-        f"{_existing(prospect.quants, service)}</section>"
+        f"{_existing(preview.quants, service)}</section>"
     )
 
 
@@ -108,52 +108,52 @@ def _existing(quants: Sequence[FoundModel], service: Service) -> str:
         f"<small>{count(each.downloads)} downloads</small></li>"
         for each in quants
     )
-    return f'<div class="dq-existing"><p>Made before, ready to download:</p><ul>{links}</ul></div>'
+    return f'<div class="dq-existing"><p>Already made, ready to download:</p><ul>{links}</ul></div>'
 
 
-def answers_of(outlooks: Sequence[TargetForecast], prospect: ModelPreview) -> str:
-    """What each target gives."""
-    return "".join(_answer(each, prospect) for each in outlooks)
+def forecasts_view(forecasts: Sequence[TargetForecast], preview: ModelPreview) -> str:
+    """The forecast of each target."""
+    return "".join(_answer(each, preview) for each in forecasts)
 
 
-def _answer(one: TargetForecast, prospect: ModelPreview) -> str:
-    about = "about " if prospect.is_rough else ""
+def _answer(target: TargetForecast, preview: ModelPreview) -> str:
+    about = "about " if preview.is_rough else ""
     tiles = [
-        ("Bits per weight", f"{one.target_bpw:g}", "stored, scales and biases included"),
-        ("Size on disk", about + size(one.size_bytes), "never more"),
+        ("Bits per weight", f"{target.target_bpw:g}", "stored, scales and biases included"),
+        ("Size on disk", about + size(target.size_bytes), "never more"),
     ]
-    if one.memory_bytes is None:
-        tiles.append(("Memory to run", "unknown", "its config may not be read without consent"))
+    if target.memory_bytes is None:
+        tiles.append(("Memory to run", "unknown", "its config is gated"))
     else:
-        needs = f"with {one.context_tokens:,} tokens of context; {one.fits}"
-        tiles.append(("Memory to run", f"about {size(one.memory_bytes)}", needs))
+        needs = f"with {target.context_tokens:,} tokens of context; {target.fits}"
+        tiles.append(("Memory to run", f"about {size(target.memory_bytes)}", needs))
     boxes = "".join(
         f"<div><dt>{name}</dt><dd>{markup.text(value)}<small>{markup.text(note)}</small></dd></div>"
         for name, value, note in tiles
     )
     source = (
         "measured on quants of this model"
-        if one.is_measured
+        if target.is_measured
         else "a rule of thumb, not a measurement; small models lose more. The finished card has "
         "the figures"
     )
     return (
         f'<dl class="dq-tiles">{boxes}</dl><p class="dq-expect"><strong>Expect:</strong> '
-        f"{markup.text(one.quality)} <small>({source}).</small></p>"
+        f"{markup.text(target.quality)} <small>({source}).</small></p>"
     )
 
 
-def when_done(line: QueueSummary) -> str:
-    """When it would be done."""
-    if not line.num_runners:
-        ahead = "No runner is running now: the job will wait until one is started."
-    elif line.num_waiting + line.num_running == 0:
-        ahead = "Nothing is before it."
+def queue_note(queue: QueueSummary) -> str:
+    """A note on when a new job would be done."""
+    if not queue.num_runners:
+        ahead = "No runner is running: the job will wait until a runner is started."
+    elif queue.num_waiting + queue.num_running == 0:
+        ahead = "The queue is empty."
     else:
-        ahead = f"Jobs before it: {line.num_running} running, at most {line.num_waiting} waiting."
+        ahead = f"Jobs before it: {queue.num_running} running, at most {queue.num_waiting} waiting."
     took = (
-        "No job has finished here yet, so nobody knows how long one takes."
-        if line.job_secs is None
-        else f"Jobs took {duration(line.job_secs)} here lately (median, models of any size)."
+        "No job has finished here yet, so the duration is unknown."
+        if queue.job_secs is None
+        else f"Recent jobs took {duration(queue.job_secs)} (median, models of any size)."
     )
     return f'<p class="dq-wait">{markup.text(ahead)} {markup.text(took)}</p>'

@@ -1,4 +1,4 @@
-"""What all pages share: the head with the way to the others, and how handlers are bound."""
+"""Parts of all pages: the head with the navigation, and options of handlers."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ PAGES = (("", "Convert"), ("board", "Board"), ("gallery", "Gallery"), ("watcher"
 """Path → name, in the order of the navigation."""
 
 LOOK_NOW = "() => window.dispatchEvent(new Event('dq-look'))"
-"""Has a live place look before its time."""
+"""Makes the live part look at once."""
 
 QUIET: Final[Any] = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
-"""Of every handler: else Gradio makes it a part of the API. Without the queue a look is one
-request, and none waits behind another."""
+"""Options of every handler: private, since Gradio would otherwise add it to the API; without
+the queue, so that an event is one request and does not wait for others."""
 
 
-# As a part of the page: by a path Gradio would serve it from its route for files, which is closed,
-# and show visitors in which folder the server is.
+# Embedded: given a path, Gradio would serve it from its route for files, which is refused, and
+# reveal the server's folder.
 _ICON: Final[Any] = {
     "path": "huggingface-logo.svg",
     "url": markup.data_url(Path(get_icon_path("huggingface-logo.svg")).read_text(encoding="utf-8")),
@@ -58,12 +58,12 @@ def head(current: str, *, signs_in: bool) -> None:
 
 
 def html(value: str = "", **options: Any) -> gr.HTML:
-    """A place for HTML of ours, which our own style sheet alone gives its looks."""
+    """HTML without Gradio's styles."""
     return gr.HTML(value, apply_default_css=False, js_on_load=None, **options)
 
 
 def live(path: str, before: str = "", **options: Any) -> gr.HTML:
-    """A place that looks every three seconds at `path` for what it shows; see `web.live`.
+    """HTML that is updated from `path` every three seconds; see `web.live`.
 
     Args:
         path: One of the routes of `web.live`.

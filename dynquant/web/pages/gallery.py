@@ -1,4 +1,4 @@
-"""The gallery: finished models, with what each size costs."""
+"""The Gallery page: finished models, with the quality of each size."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dynquant.errors import DynquantError
 from dynquant.report.numbers import count, percent, significant, size
 from dynquant.report.quality_summary import fitting_macs
 from dynquant.web import markup
-from dynquant.web.catalogue import FinishedModel
+from dynquant.web.finished_models import FinishedModel
 from dynquant.web.pages.frame import QUIET, head, html
 from dynquant.web.pages.result import command
 from dynquant.web.service import Service
@@ -27,8 +27,8 @@ _ORDERS: dict[str, Callable[[_Family], float]] = {
         -max(each.created_at.timestamp() if each.created_at else 0 for each in models)
     ),
     "Most downloaded": lambda models: -sum(each.downloads for each in models),
-    "Smallest": lambda models: min(each.rung.num_bytes for each in models),
-    "Closest to the original": lambda models: min(each.rung.mean_kl_nats for each in models),
+    "Smallest": lambda models: min(each.variant.num_bytes for each in models),
+    "Closest to the original": lambda models: min(each.variant.mean_kl_nats for each in models),
 }
 
 
@@ -57,7 +57,7 @@ def add_gallery_page(blocks: gr.Blocks, service: Service) -> None:
 
 
 class _GalleryPage:
-    """What happens on the page."""
+    """The handlers of the page."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
@@ -65,12 +65,12 @@ class _GalleryPage:
     def look(self, order: str, wanted: str) -> str:
         """The models."""
         try:
-            finished = self._service.catalogue.finished()
+            finished = self._service.finished_models.all()
         except DynquantError as error:
             return markup.notice("The gallery cannot be read", str(error), kind="bad")
         if not finished:
-            sentence = "What is published will stand here, with its figures."
-            return markup.empty("Nothing is finished yet", sentence)
+            sentence = "Published models appear here, with their figures."
+            return markup.empty("No finished models yet", sentence)
         part = (wanted or "").strip().lower()
         families: dict[str, list[FinishedModel]] = defaultdict(list)
         for each in finished:
@@ -80,7 +80,10 @@ class _GalleryPage:
             return markup.empty("Nothing matches", "Try another part of a name.")
         rank = _ORDERS.get(order, _ORDERS["Newest"])
         in_order = sorted(
-            (sorted(models, key=lambda each: each.rung.num_bytes) for models in families.values()),
+            (
+                sorted(models, key=lambda each: each.variant.num_bytes)
+                for models in families.values()
+            ),
             key=rank,
         )
         return "".join(_family(models, self._service) for models in in_order)
@@ -96,7 +99,7 @@ def _family(models: _Family, service: Service) -> str:
     header = ("Model", "Bits per weight", "Size", "Mean KL, nats", "Top-1", "Downloads")
     rows = [_row(each, service) for each in models]
     commands = "".join(command(each.repo_id) for each in models)
-    plot = sparkline([each.rung for each in models])
+    plot = sparkline([each.variant for each in models])
     caption = "<figcaption>Mean KL against bits per weight</figcaption>" if plot else ""
     table = markup.table(header, rows, align="lrrrrr", name=f"Sizes of {source}")
     return (
@@ -107,14 +110,14 @@ def _family(models: _Family, service: Service) -> str:
 
 
 def _row(model: FinishedModel, service: Service) -> tuple[str, ...]:
-    rung, facts = model.rung, model.facts
+    variant, facts = model.variant, model.facts
     fits = fitting_macs(facts.memory_bytes)
     name = markup.link(model.repo_id, service.search.page_url(model.repo_id))
     return (
         f"{name}<small>{markup.text(fits)}</small>",
-        f"{rung.stored_bpw:.2f}",
-        markup.text(size(rung.num_bytes)),
-        markup.text(significant(rung.mean_kl_nats, 2)),
-        markup.text(percent(rung.top1_agreement, decimals=1)),
+        f"{variant.stored_bpw:.2f}",
+        markup.text(size(variant.num_bytes)),
+        markup.text(significant(variant.mean_kl_nats, 2)),
+        markup.text(percent(variant.top1_agreement, decimals=1)),
         count(model.downloads),
     )

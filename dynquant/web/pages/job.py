@@ -1,4 +1,4 @@
-"""The page of one job: how far it is, and in the end what came of it."""
+"""The page of one job: its progress, and its results."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ def add_job_page(service: Service) -> None:
         copied = html(elem_classes="dq-maybe")
         with gr.Accordion("The card", open=False, visible=False, elem_id="dq-card") as card_box:
             card = gr.Markdown("", sanitize_html=True)
-    # The id stays in the address: there it survives a restart of the server.
+    # The id is read from the address, which survives a restart of the server.
     job_id = gr.Textbox("", visible=False)
 
     views = [cancel, retry, result, copying, card_box, card]
-    status.click(page.settle, job_id, views, js=_READ_ID, **QUIET)
+    status.click(page.update, job_id, views, js=_READ_ID, **QUIET)
     for button, act in ((cancel, page.cancel), (retry, page.retry)):
         button.click(act, job_id, said, js=_READ_ID, trigger_mode="once", **QUIET).then(
             None, None, None, js=LOOK_NOW, api_visibility="private"
@@ -59,34 +59,34 @@ def add_job_page(service: Service) -> None:
 
 
 class _JobPage:
-    """What happens on the page."""
+    """The handlers of the page."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
 
-    def settle(self, job_id: str, token: gr.OAuthToken | None) -> list[Any]:
-        """What depends on the state of a job: what may be done with it, what came of it."""
+    def update(self, job_id: str, token: gr.OAuthToken | None) -> list[Any]:
+        """The components that depend on the state of a job: buttons, result, card."""
         try:
             job, _ = self._service.job(job_id)
-            visitor = self._service.reception.visitor(token.token if token else None)
-        except DynquantError:  # the live place says so
-            return _settled()
+            visitor = self._service.sign_in.visitor(token.token if token else None)
+        except DynquantError:  # the live part shows the error
+            return _components()
         owns = visitor is not None and visitor.owns(job)
         if job.state is not JobState.PUBLISHED:
-            return _settled(can_cancel=owns and not job.is_over, can_retry=owns and job.is_over)
+            return _components(can_cancel=owns and not job.is_over, can_retry=owns and job.is_over)
         result, facts = result_of(job, self._service)
-        return _settled(
+        return _components(
             result=result,
             can_copy=self._service.settings.signs_in,
             card=card_of(facts[0], job) if facts else "",
         )
 
     def cancel(self, job_id: str, token: gr.OAuthToken | None) -> str:
-        """Cancel it, if it is theirs."""
+        """Cancel the visitor's own job."""
         return self._done(self._service.cancel, job_id, token, failed="Not cancelled")
 
     def retry(self, job_id: str, token: gr.OAuthToken | None) -> str:
-        """Try it again, if it is theirs."""
+        """Retry the visitor's own job."""
         return self._done(self._service.retry, job_id, token, failed="Not queued again")
 
     def _done(
@@ -98,7 +98,7 @@ class _JobPage:
         failed: str,
     ) -> str:
         try:
-            action(self._service.reception.require(token.token if token else None), job_id)
+            action(self._service.sign_in.require(token.token if token else None), job_id)
         except DynquantError as error:
             return markup.notice(failed, str(error), kind="bad")
         return ""
@@ -109,7 +109,7 @@ class _JobPage:
         private: bool,  # noqa: FBT001  Gradio passes values by place
         token: gr.OAuthToken | None,
     ) -> str:
-        """Copy what came of it into the visitor's account, with their own session."""
+        """Copy the results to the visitor's account, with the visitor's session."""
         try:
             copies = self._service.copy(token.token if token else None, job_id, private=private)
         except DynquantError as error:
@@ -117,11 +117,11 @@ class _JobPage:
         links = ", ".join(markup.link(each, self._service.search.page_url(each)) for each in copies)
         return (
             f'<div class="dq-notice dq-good" role="status"><strong>Copied</strong><p>{links}. The '
-            "Hub may take some minutes until the weights are there.</p></div>"
+            "Hub may need some minutes to copy the weights.</p></div>"
         )
 
 
-def _settled(
+def _components(
     *,
     can_cancel: bool = False,
     can_retry: bool = False,

@@ -1,4 +1,4 @@
-"""How far a job is, as HTML."""
+"""The state of a job as HTML."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from datetime import UTC, datetime
 from dynquant.convert import STEPS as ORDER
 from dynquant.jobs.job import Job, JobState
 from dynquant.jobs.ports import JobEvent
-from dynquant.web import markup, words
+from dynquant.web import labels, markup
 
 __all__ = ["job_view"]
 
 _NUM_LOG_LINES = 30
 _STEP = re.compile(r"Step (\w+) begins\.")
-"""As runners write it into the log."""
+"""The line that runners write into the log."""
 
 
 def job_view(job: Job, log: Sequence[JobEvent], *, page_url: str) -> str:
-    """A job and what happened to it; `page_url` is the model's on the Hub."""
+    """A job and its log; `page_url` is the page of the model on the Hub."""
     request = job.request
     model = markup.link(request.model, page_url)
     asked = (
-        f"{words.bpw_list(request.targets_bpw)} bits per weight, asked for by "
+        f"{labels.bpw_list(request.targets_bpw)} bits per weight, asked for by "
         f"{request.requester} {_when(job.submitted_at)}"
     )
     if job.attempt > 1:
@@ -40,20 +40,20 @@ def job_view(job: Job, log: Sequence[JobEvent], *, page_url: str) -> str:
 
 
 def _state(job: Job) -> str:
-    """Where the job stands, in a sentence or two."""
+    """A notice on the state of the job."""
     if job.state is JobState.WAITING:
-        place = f"It is number {job.position} in line." if job.position else "It waits."
-        turn = f" Its turn comes in about {words.duration(job.eta_secs)}." if job.eta_secs else ""
+        place = f"It is number {job.position} in the queue." if job.position else "It waits."
+        turn = f" Its turn comes in about {labels.duration(job.eta_secs)}." if job.eta_secs else ""
         return markup.notice("Waiting", f"{place}{turn} {job.sentence}".strip())
     if job.state in {JobState.REFUSED, JobState.FAILED}:
-        title = words.STATES[job.state]
+        title = labels.STATES[job.state]
         code = f"<small>Code: {markup.text(job.reason_code)}</small>" if job.reason_code else ""
         return (
             f'<div class="dq-notice dq-bad" role="status"><strong>{title}</strong>'
             f"<p>{markup.text(job.sentence)}</p>{code}</div>"
         )
     if job.state is JobState.CANCELLED:
-        return markup.notice("Cancelled", "It was cancelled. What was done so far is kept.")
+        return markup.notice("Cancelled", "The steps done so far are kept for a retry.")
     if job.state is JobState.PUBLISHED:
         return markup.notice("Published", _took(job), kind="good")
     return ""
@@ -63,17 +63,17 @@ def _took(job: Job) -> str:
     if not (job.started_at and job.ended_at):
         return "It is on the Hub."
     secs = (job.ended_at - job.started_at).total_seconds()
-    return f"It took {words.duration(secs)} on {job.runner}."
+    return f"It took {labels.duration(secs)} on {job.runner}."
 
 
 def _steps(job: Job) -> str:
-    """The steps in order, with a bar at the one that runs."""
+    """The steps in order, with a bar at the running step."""
     if job.state is JobState.PUBLISHED or not (job.progress or job.state is JobState.RUNNING):
         return ""
     reached = ORDER.index(job.progress.step) if job.progress else 0
     items = []
     for place, name in enumerate(ORDER):
-        label = markup.text(words.STEPS[name])
+        label = markup.text(labels.STEPS[name])
         if place < reached:
             items.append(f'<li class="dq-done">{label}</li>')
         elif place == reached:
@@ -90,10 +90,10 @@ def _progress(job: Job) -> str:
         return ""
     parts = [f"{100 * progress.fraction:.0f} %"]
     if progress.eta_secs is not None:
-        parts.append(f"about {words.duration(progress.eta_secs)} left")
+        parts.append(f"about {labels.duration(progress.eta_secs)} left")
     parts += [part for part in (progress.layer, progress.sentence, f"on {job.runner}") if part]
     return (
-        markup.bar(progress.fraction, words.STEPS[progress.step])
+        markup.bar(progress.fraction, labels.STEPS[progress.step])
         + f"<small>{markup.text(' · '.join(parts))}</small>"
     )
 
@@ -113,12 +113,12 @@ def _log(log: Sequence[JobEvent], *, is_folded: bool) -> str:
 
 
 def _said(event: JobEvent) -> str:
-    """What the log says, with steps named as they are above."""
+    """A line of the log, with the labels of steps."""
     found = _STEP.fullmatch(event.sentence)
-    label = words.STEPS.get(found[1]) if found else None
+    label = labels.STEPS.get(found[1]) if found else None
     return f"Now: {label[0].lower()}{label[1:]}." if label else event.sentence
 
 
 def _when(at: datetime) -> str:
-    """Not `12 min ago`: the page stays as it is until something happens."""
+    """A date: `12 min ago` would change the page at every look."""
     return f"on {at.astimezone(UTC):%-d %B at %H:%M} UTC"

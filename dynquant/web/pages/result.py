@@ -1,4 +1,4 @@
-"""What came of a job: the repos, their figures, their pictures, the card."""
+"""The results of a job: repos, figures, pictures, and the card."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ _PICTURE = re.compile(
 
 
 def result_of(job: Job, service: Service) -> tuple[str, tuple[ModelFacts, ...]]:
-    """The results of a published job, and what their repos say of themselves."""
+    """The results of a published job as HTML, and the facts in their repos."""
     parts, found = [], []
     is_only = len(job.results) == 1
     for each in job.results:
         link = markup.link(each.repo_id, service.search.page_url(each.repo_id))
         try:
-            facts = service.catalogue.facts(each.repo_id, each.commit_sha)
+            facts = service.finished_models.facts(each.repo_id, each.commit_sha)
         except DynquantError as error:
             about = markup.notice("Its figures cannot be shown", str(error))
         else:
@@ -44,21 +44,21 @@ def result_of(job: Job, service: Service) -> tuple[str, tuple[ModelFacts, ...]]:
             about = _about(each, facts, is_only=is_only)
         parts.append(f'<section class="dq-card"><h2>{link}</h2>{about}</section>')
     if len(found) > 1:
-        parts.insert(0, _ladder(found))
+        parts.insert(0, _all_sizes(found))
     return "".join(parts), tuple(found)
 
 
 def _about(repo: PublishedRepo, facts: ModelFacts, *, is_only: bool) -> str:
-    words = f'<p class="dq-lead">{markup.text(quality_summary.recommendation(facts))}</p>'
-    words += command(repo.repo_id)
+    about = f'<p class="dq-lead">{markup.text(quality_summary.recommendation(facts))}</p>'
+    about += command(repo.repo_id)
     chart = bits_chart(facts)
     if is_only:
-        return words + quality_table(facts.rows) + chart
-    return f"{words}<details><summary>Bits of each layer</summary>{chart}</details>"
+        return about + quality_table(facts.rows) + chart
+    return f"{about}<details><summary>Bits of each layer</summary>{chart}</details>"
 
 
-def _ladder(found: Sequence[ModelFacts]) -> str:
-    """All sizes of a model beside each other."""
+def _all_sizes(found: Sequence[ModelFacts]) -> str:
+    """All sizes of a model side by side."""
     light, dark = (size_plot_svg(found[0], dark=dark, is_about_one=False) for dark in (False, True))
     name = "Mean KL against stored size, for all sizes"
     small = sparkline(found[0].ladder)
@@ -70,7 +70,7 @@ def _ladder(found: Sequence[ModelFacts]) -> str:
 
 
 def _quality_of_all(found: Sequence[ModelFacts]) -> str:
-    """The original, then uniform quants and ours, the largest first."""
+    """The original, then uniform quants and ours, largest first."""
     uniform = {row.label: row for facts in found for row in facts.rows[1:-1]}
     ours = [
         replace(facts.rows[-1], label=f"dynquant, {facts.plan.target_bpw:g} bits")
@@ -81,7 +81,7 @@ def _quality_of_all(found: Sequence[ModelFacts]) -> str:
 
 
 def card_of(facts: ModelFacts, job: Job) -> str:
-    """The card as Markdown, its pictures in it: here are no files that it could link to."""
+    """The card as Markdown with embedded pictures, since the page has no files to link to."""
     repo_of = {each.repo_id.rpartition("/")[2]: each.repo_id for each in job.results}
     text = card(facts, repo_id=job.results[0].repo_id, repo_of=repo_of)
     files = file_contents(facts, None)
@@ -93,13 +93,13 @@ def card_of(facts: ModelFacts, job: Job) -> str:
 
 
 def command(repo_id: str) -> str:
-    """The line that runs a model."""
+    """The command that runs a model."""
     line = f'mlx_lm.generate --model {shlex.quote(repo_id)} --prompt "Hello"'
     return f'<pre class="dq-command" tabindex="0"><code>{markup.text(line)}</code></pre>'
 
 
 def quality_table(rows: Sequence[QuantizedRow]) -> str:
-    """Original, uniform quant and result beside each other."""
+    """Original, uniform quant and result side by side."""
     return _table(rows, ours={rows[-1].label})
 
 

@@ -1,4 +1,4 @@
-"""The page of the watcher; its operator steers it here."""
+"""The Watcher page: its status, and its controls for operators."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def add_watcher_page(service: Service) -> None:
         with gr.Row(elem_classes="dq-actions"):
             sweep = gr.Button("Sweep now", visible=False, size="sm")
             pause = gr.Button("Pause", visible=False, size="sm")
-            resume = gr.Button("Go on", visible=False, size="sm")
+            resume = gr.Button("Resume", visible=False, size="sm")
         said = html(elem_classes="dq-maybe")
         place = live("live/watcher", elem_id="dq-watcher")
-    place.click(page.settle, None, [sweep, pause, resume], **QUIET)
+    place.click(page.update, None, [sweep, pause, resume], **QUIET)
     for button, act in ((sweep, page.sweep), (pause, page.pause), (resume, page.resume)):
         button.click(act, None, said, trigger_mode="once", **QUIET).then(
             None, None, None, js=LOOK_NOW, api_visibility="private"
@@ -40,17 +40,17 @@ def add_watcher_page(service: Service) -> None:
 
 
 class _WatcherPage:
-    """What happens on the page."""
+    """The handlers of the page."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
 
-    def settle(self, token: gr.OAuthToken | None) -> list[Any]:
-        """What the visitor may do now; only operators may do something."""
+    def update(self, token: gr.OAuthToken | None) -> list[Any]:
+        """The buttons that the visitor may use; only operators see buttons."""
         try:
             status = self._service.watch_status()
-            visitor = self._service.reception.visitor(token.token if token else None)
-        except DynquantError:  # the live place says so
+            visitor = self._service.sign_in.visitor(token.token if token else None)
+        except DynquantError:  # the live part shows the error
             return _buttons()
         if visitor is None or not visitor.is_operator:
             return _buttons()
@@ -62,21 +62,21 @@ class _WatcherPage:
 
     def sweep(self, token: gr.OAuthToken | None) -> str:
         """Begin a sweep."""
-        return self._done(self._service.sweep, token, failed="No sweep was begun")
+        return self._done(self._service.sweep, token, failed="No sweep begun")
 
     def pause(self, token: gr.OAuthToken | None) -> str:
-        """Sweep no more."""
+        """Pause the watcher."""
         return self._done(self._service.pause_watcher, token, failed="Not paused")
 
     def resume(self, token: gr.OAuthToken | None) -> str:
-        """Go on."""
-        return self._done(self._service.resume_watcher, token, failed="It does not go on")
+        """Resume the watcher."""
+        return self._done(self._service.resume_watcher, token, failed="Not resumed")
 
     def _done(
         self, action: Callable[[Visitor], str], token: gr.OAuthToken | None, *, failed: str
     ) -> str:
         try:
-            sentence = action(self._service.reception.require(token.token if token else None))
+            sentence = action(self._service.sign_in.require(token.token if token else None))
         except DynquantError as error:
             return markup.notice(failed, str(error), kind="bad")
         return markup.notice("Done", sentence) if sentence else ""

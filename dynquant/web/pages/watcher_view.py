@@ -1,4 +1,4 @@
-"""The watcher as HTML: its rules, its last sweeps, what it queued and what it passed over."""
+"""The watcher as HTML: its rules, its last sweeps, queued and skipped models."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dynquant.watch.records import SeenModel, SweepReport
 from dynquant.watch.rules import Rule
 from dynquant.watch.skips import EXPLANATIONS, Skip
 from dynquant.watch.status import WatchStatus
-from dynquant.web import markup, words
+from dynquant.web import labels, markup
 
 __all__ = ["no_rules_view", "watcher_view"]
 
@@ -25,8 +25,8 @@ def watcher_view(
     """The watcher.
 
     Args:
-        status: How it is set up, and what it did.
-        jobs: Id → job, as far as they are known here.
+        status: Its setup and its last sweeps.
+        jobs: Id → job, for the jobs that are known here.
         page_url: Address of a model's page on the Hub.
     """
     queued = [known for known in status.latest if known.job_id]
@@ -44,22 +44,22 @@ def watcher_view(
 
 
 def no_rules_view() -> str:
-    """What stands there while nobody has told the watcher what to look for."""
+    """The page without a file of rules."""
     return markup.empty(
         "No rules set",
-        "The watcher converts new models on the Hub by itself. Write down which ones, as in "
-        "space_config/watch.yaml, set DYNQUANT_WATCH_CONFIG to that file and start again.",
+        "The watcher converts new models on the Hub automatically. Write rules as in "
+        "space_config/watch.yaml, set DYNQUANT_WATCH_CONFIG to that file, and start again.",
     )
 
 
 def _state(status: WatchStatus) -> str:
     kind, word, sentence = "good", "Watching", _rhythm(status.cron)
     if status.is_paused:
-        kind, word, sentence = "plain", "Paused", "Nothing is queued until it goes on."
+        kind, word, sentence = "plain", "Paused", "It queues nothing until it is resumed."
     elif status.is_sweeping:
         kind, word = "busy", "Sweeping now"
     elif status.problem:
-        kind, word, sentence = "bad", "Standing still", "It goes on once its rules can be read."
+        kind, word, sentence = "bad", "Stopped", "It continues once its rules can be read."
     over = (
         f'<p class="dq-over"><span class="dq-tag dq-{kind}">{word}</span> '
         f"{markup.text(sentence)}</p>"
@@ -77,9 +77,9 @@ def _rhythm(cron: str) -> str:
 
 
 def _last(reports: Sequence[SweepReport]) -> str:
-    """The last sweep, with each reason that it had."""
+    """The last sweep, with its reasons to skip models."""
     if not reports:
-        return markup.empty("No sweep yet", "The first one comes at the next time of the schedule.")
+        return markup.empty("No sweep yet", "The schedule starts the first sweep.")
     report = reports[0]
     figures = (
         ("Models seen", count(report.num_seen)),
@@ -90,7 +90,7 @@ def _last(reports: Sequence[SweepReport]) -> str:
         ("Took", _took(report)),
     )
     tiles = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in figures)
-    trouble = markup.notice("It did not get through", report.sentence) if report.sentence else ""
+    trouble = markup.notice("The sweep did not finish", report.sentence) if report.sentence else ""
     rows = [
         (f"<code>{reason}</code>", str(number), markup.text(EXPLANATIONS[reason]))
         for reason, number in sorted(report.skipped.items(), key=lambda each: -each[1])
@@ -118,7 +118,7 @@ def _order(known: SeenModel, jobs: Mapping[str, Job]) -> str:
     job = jobs.get(known.job_id)
     about, how = f"commit {known.sha[:8]}", ""
     if job is not None:
-        about = f"{words.bpw_list(job.request.targets_bpw)} bits per weight · {about}"
+        about = f"{labels.bpw_list(job.request.targets_bpw)} bits per weight · {about}"
         how = markup.state_tag(job)
     return (
         f"<li><div><strong>{markup.job_link(known.job_id, known.repo_id)}</strong>"
@@ -127,7 +127,7 @@ def _order(known: SeenModel, jobs: Mapping[str, Job]) -> str:
 
 
 def _skipped(skipped: Sequence[SeenModel], page_url: Callable[[str], str]) -> str:
-    """Those that were looked at closely; of the others the list alone said enough."""
+    """Models that were skipped after a look at their files, not from the list alone."""
     if not skipped:
         return ""
     items = "".join(
@@ -162,11 +162,11 @@ def _sweeps(reports: Sequence[SweepReport]) -> str:
 
 def _took(report: SweepReport) -> str:
     is_short = report.secs < 60  # noqa: PLR2004
-    return f"{report.secs:.1f} s" if is_short else words.duration(report.secs)
+    return f"{report.secs:.1f} s" if is_short else labels.duration(report.secs)
 
 
 def _reasons(skipped: Mapping[Skip, int]) -> str:
-    """The number, and the reasons that came up most often."""
+    """The total, and the most frequent reasons."""
     most = sorted(skipped.items(), key=lambda each: -each[1])
     named = ", ".join(f"{reason} {number}" for reason, number in most[:3])
     rest = len(most) - 3
@@ -179,14 +179,14 @@ def _rules(status: WatchStatus) -> str:
     if status.config is None:
         return ""
     rules = "".join(map(_rule, status.config.rules))
-    return f"<h2>Rules <small>the first that matches wins</small></h2>{rules}"
+    return f"<h2>Rules <small>the first matching rule applies</small></h2>{rules}"
 
 
 def _rule(rule: Rule) -> str:
     made = (
-        f"what fits {_listed(f'{each / _GIB:g} GB' for each in rule.memory_bytes)}"
+        f"the largest that fits {_listed(f'{each / _GIB:g} GB' for each in rule.memory_bytes)}"
         if rule.memory_bytes
-        else f"{words.bpw_list(rule.bpw)} bits per weight"
+        else f"{labels.bpw_list(rule.bpw)} bits per weight"
     )
     rows = [
         ("Takes", markup.text(" · ".join(_criteria(rule)) or "every model")),
@@ -195,13 +195,13 @@ def _rule(rule: Rule) -> str:
         ("At most", markup.text(" · ".join(_limits(rule)))),
     ]
     if rule.mention:
-        rows.append(("Tells authors", "by one discussion at the model, once"))
+        rows.append(("Tells authors", "with one discussion in the model's repo"))
     title = f"<h2>{markup.text(rule.name)}</h2>"
     return f'<section class="dq-card dq-rule">{title}{markup.facts(rows)}</section>'
 
 
 def _criteria(rule: Rule) -> list[str]:
-    """What a model must be like."""
+    """The criteria of a rule, in words."""
     criteria: tuple[tuple[object, str], ...] = (
         (rule.authors, f"by {_listed(rule.authors, 'or')}"),
         (rule.search, f"'{rule.search}' in the name"),
@@ -213,13 +213,13 @@ def _criteria(rule: Rule) -> list[str]:
         (rule.max_parameters, f"up to {count(rule.max_parameters or 0)} parameters"),
         (rule.licenses, f"licensed {_listed(rule.licenses, 'or')}"),
         (rule.licenses_refused, f"not licensed {_listed(rule.licenses_refused, 'or')}"),
-        (rule.unknown_license, "with any license or none"),
+        (rule.unknown_license, "with or without a license"),
         (rule.min_likes, f"{rule.min_likes:,} likes or more"),
         (rule.min_downloads, f"{rule.min_downloads:,} downloads or more"),
         (rule.min_trending, f"trending score {rule.min_trending:g} or more"),
         (rule.min_age_hours, f"older than {_hours(rule.min_age_hours)}"),
         (rule.max_age_hours, f"younger than {_hours(rule.max_age_hours or 0)}"),
-        (rule.gated, "gated ones too"),
+        (rule.gated, "also gated models"),
     )
     return [sentence for given, sentence in criteria if given]
 
@@ -238,7 +238,7 @@ def _listed(names: Sequence[str] | Iterator[str], last: str = "and") -> str:
 
 
 def _hours(hours: float) -> str:
-    return words.duration(3600 * hours)
+    return labels.duration(3600 * hours)
 
 
 def _when(at: datetime) -> str:

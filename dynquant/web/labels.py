@@ -1,4 +1,4 @@
-"""Times and states as people say them."""
+"""Labels of states and steps, and durations as text."""
 
 from __future__ import annotations
 
@@ -49,5 +49,5 @@ def duration(secs: float) -> str:
 
 def bpw_list(targets: tuple[float, ...]) -> str:
     """`4.5`, or `3.5, 4.5 and 6`."""
-    words = [f"{target:g}" for target in targets]
-    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+    names = [f"{target:g}" for target in targets]
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

@@ -14,7 +14,7 @@ from gradio.routes import App
 from gradio_client import Client
 from playwright.sync_api import expect
 
-from dynquant.web.doors import is_open
+from dynquant.web.allowed_routes import is_allowed
 from dynquant.web.settings import WebSettings
 from tests.waiting import PATIENCE_SECS
 from tests.web.browser import settled
@@ -146,7 +146,7 @@ def test_every_route_that_gradio_has_is_known_to_be_used_or_is_closed(space):
     reached = {
         path.rstrip("/")
         for method, path in found
-        if is_open(method, re.sub(r"\{api_name\}", "plan", re.sub(r"\{event_id\}", "e1", path)))
+        if is_allowed(method, re.sub(r"\{api_name\}", "plan", re.sub(r"\{event_id\}", "e1", path)))
     }
     assert len(found) > 50, sorted(found)
     assert reached == USED
@@ -179,9 +179,9 @@ def test_programs_with_the_client_see_the_api_and_call_it(space):
 
 def test_mcp_is_closed_where_it_was_not_asked_for():
     for path in ("mcp/", "mcp/http", "mcp/sse", "mcp/schema", "mcp/messages/"):
-        assert not is_open("GET", f"/gradio_api/{path}")
-        assert is_open("GET", f"/gradio_api/{path}", mcp=True)
-    assert not is_open("POST", "/gradio_api/mcp/upload", mcp=True)
+        assert not is_allowed("GET", f"/gradio_api/{path}")
+        assert is_allowed("GET", f"/gradio_api/{path}", mcp=True)
+    assert not is_allowed("POST", "/gradio_api/mcp/upload", mcp=True)
 
 
 @pytest.mark.browser

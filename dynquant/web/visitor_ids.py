@@ -1,6 +1,7 @@
-"""By what a visitor is counted: the account that signed in, else the address it all comes from.
+"""Visitor ids for rate limits: the signed-in account, else the address of the request.
 
-Neither may be made up: whoever had as many as they like could use up what all visitors share.
+Visitors must not be able to forge ids: with many of them one visitor could use up the limit that
+all share.
 """
 
 from __future__ import annotations
@@ -11,10 +12,10 @@ from typing import Any
 
 from gradio.context import LocalContext
 
-__all__ = ["account_key", "address_of", "asker"]
+__all__ = ["account_key", "address_of", "visitor_id"]
 
 _IPV6_NETWORK = 64
-"""Bits of an IPv6 address that a provider chooses; the others are the visitor's own."""
+"""Prefix length of the network that a provider assigns; the visitor chooses the other bits."""
 
 _PROXIES = tuple(
     ipaddress.ip_network(network)
@@ -25,13 +26,13 @@ _PROXIES = tuple(
         "100.64.0.0/10",  # shared, within a provider
     )
 )
-"""Where the platform's own proxies are: from outside nobody connects with such an address."""
+"""Networks of the platform's proxies; no connection from outside has such an address."""
 
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
-def asker() -> str:
-    """Who sent the request that Gradio answers now; empty where there is none."""
+def visitor_id() -> str:
+    """The id of the visitor whose request Gradio handles now; empty outside of a request."""
     found = LocalContext.request.get(None)
     # Gradio's own record holds the request; MCP hands over the request itself.
     request = getattr(found, "request", None) or found
@@ -45,18 +46,18 @@ def asker() -> str:
 
 
 def account_key(account: str) -> str:
-    """By what somebody is counted who has an account on the Hub, from wherever they ask."""
+    """The id of a visitor who has signed in, the same from every address."""
     return f"account {account}"
 
 
 def address_of(peer: str, forwarded: Sequence[str]) -> str:
-    """Where a request comes from: an IPv4 address or an IPv6 network; `?` if that is not known.
+    """The origin of a request: an IPv4 address or an IPv6 network; `?` if unknown.
 
-    A proxy appends the address of its own peer to the header, so the header is true only from its
-    right end to the first address that is no proxy's; what stands before is the visitor's word.
+    Each proxy appends its peer's address to the header, so the header is trusted from its right end
+    to the first address that is not a proxy's; the visitor may have written the rest.
 
     Args:
-        peer: The other end of the connection. A public one is no proxy of ours.
+        peer: The other end of the connection; a public address is not a proxy.
         forwarded: Each `X-Forwarded-For` of the request.
     """
     hops = [each for line in forwarded for each in line.split(",")]
@@ -66,7 +67,7 @@ def address_of(peer: str, forwarded: Sequence[str]) -> str:
             break
         if not any(address in network for network in _PROXIES):
             return _counted(address)
-    # All of it within one network: the proxy counts, so that no header helps.
+    # Only proxy addresses: the nearest counts, since the header may be forged.
     nearest = _address(peer)
     return _counted(nearest) if nearest else "?"
 
@@ -93,6 +94,6 @@ def _address(text: str) -> _Address | None:
 
 
 def _signed_in(session: Mapping[str, Any]) -> str:
-    """The account in a session, which the Space has signed itself; empty if nobody signed in."""
+    """The account in a session, which the Space has signed; empty without a sign-in."""
     userinfo = (session.get("oauth_info") or {}).get("userinfo") or {}
     return str(userinfo.get("preferred_username") or "")

@@ -1,4 +1,4 @@
-"""How the pages look: Gradio's theme in our colours, and a style sheet of our own."""
+"""Gradio's theme in our colours, and our style sheet."""
 
 from __future__ import annotations
 

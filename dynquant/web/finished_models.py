@@ -1,4 +1,4 @@
-"""Finished models with their figures, as their own plans and reports tell them."""
+"""Published models with the figures of their plans and reports."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dynquant.report.artefacts import facts_from_json
 from dynquant.report.facts import ModelFacts, SizeVariant
 from dynquant.web.single_flight import SingleFlightCache
 
-__all__ = ["Catalogue", "FinishedModel"]
+__all__ = ["FinishedModel", "FinishedModels"]
 
 _FRESH_SECS = 120.0
 _MAX_MODELS = 60
@@ -36,8 +36,8 @@ class FinishedModel:
     created_at: datetime | None
 
     @property
-    def rung(self) -> SizeVariant:
-        """Its own figures."""
+    def variant(self) -> SizeVariant:
+        """Its figures, as one of the sizes of its original."""
         row = self.facts.rows[-1]
         return SizeVariant(
             name=self.repo_id,
@@ -50,12 +50,12 @@ class FinishedModel:
         )
 
 
-class Catalogue:
-    """Reads finished models from the Hub; what was read once is kept, since commits never change.
+class FinishedModels:
+    """Reads finished models from the Hub, and keeps the files of each commit, which never change.
 
     Args:
-        search: Lists of models.
-        namespace: Whose models; None for everybody's.
+        search: Searches models on the Hub.
+        namespace: Owner of the models; None for all owners.
     """
 
     def __init__(self, search: HubSearch, *, namespace: str | None) -> None:
@@ -69,7 +69,7 @@ class Catalogue:
             fresh_secs=math.inf, failed_secs=_RETRY_SECS, max_keys=512
         )
 
-    def finished(self) -> tuple[FinishedModel, ...]:
+    def all(self) -> tuple[FinishedModel, ...]:
         """The models, the newest first.
 
         Raises:
@@ -78,20 +78,20 @@ class Catalogue:
         return self._lists("", self._read_all)
 
     def known(self) -> tuple[FinishedModel, ...]:
-        """The models as they are known by now; nobody waits while they are looked up anew."""
+        """The models that are known now; an outdated list is read again in the background."""
         if not self._lists.is_fresh("") and self._asking.acquire(blocking=False):
-            threading.Thread(target=self._refresh, name="catalogue", daemon=True).start()
+            threading.Thread(target=self._refresh, name="finished-models", daemon=True).start()
         return self._lists.known("") or ()
 
     def measured(self, quants: tuple[FoundModel, ...]) -> tuple[SizeVariant, ...]:
-        """Figures of some quants; those that cannot be read are left out."""
-        return tuple(each.rung for each in self._read(quants))
+        """Figures of some quants; unreadable quants are left out."""
+        return tuple(each.variant for each in self._read(quants))
 
     def facts(self, repo_id: str, sha: str) -> ModelFacts:
-        """What a published repo says of itself.
+        """The facts in a published repo.
 
         Raises:
-            ModelNotFoundError, InvalidModelError: It cannot be read, or is not one of ours.
+            ModelNotFoundError, InvalidModelError: It cannot be read, or is not by dynquant.
             HubUnavailableError: Network, rate limit, 5xx.
         """
         return self._facts(
@@ -101,7 +101,7 @@ class Catalogue:
 
     def _refresh(self) -> None:
         try:
-            self.finished()
+            self.all()
         except DynquantError as error:
             _logger.info("The list of finished models cannot be read: %s", error)
             time.sleep(_RETRY_SECS)
@@ -117,7 +117,7 @@ class Catalogue:
             return tuple(each for each in read if each is not None)
 
     def _finished(self, found: FoundModel) -> FinishedModel | None:
-        """A model; None if it is not one of ours, whatever its tags say."""
+        """A model; None if its files are not by dynquant, whatever its tags are."""
         try:
             facts = self.facts(found.repo_id, found.sha)
         except DynquantError as error:

@@ -10,9 +10,9 @@ import httpx2
 import pytest
 
 from dynquant.errors import RetryLaterError
-from dynquant.web.askers import address_of
 from dynquant.web.limits import Limit, Limits
 from dynquant.web.settings import WebSettings
+from dynquant.web.visitor_ids import address_of
 from tests.secrets.test_pages import signed_in
 from tests.waiting import PATIENCE_SECS
 from tests.web.scene import NAMESPACE, SOURCE, Field, opened
