@@ -48,7 +48,7 @@ class OutputStore(Protocol):
 
         Args:
             names: Of the folders.
-            source: What they will be made of; empty while nobody knows.
+            source: Name of the original; empty while it is unknown.
 
         Raises:
             OutputFolderError: Something that is not ours, or is made of another model, is in the
@@ -104,7 +104,7 @@ def check(
 def measure(
     quantizer: Quantizer[W], text: Text, recipe: Recipe, *, progress: Progress
 ) -> CostTable:
-    """What every format of every layer costs; one artefact for every target.
+    """The cost of every format of every layer; one artefact for every target.
 
     Raises:
         TextError: The calibration text is too short.

@@ -115,8 +115,8 @@ class SignIn:
             return visitor
         if not self._settings.signs_in:
             raise RequestError(
-                "Visitors cannot sign in here, so they cannot ask for models. The owner of this Space "
-                "has to set 'hf_oauth: true' in its README.md."
+                "Visitors cannot sign in here, so they cannot ask for models. The owner of this "
+                "Space has to set 'hf_oauth: true' in its README.md."
             )
         raise RequestError("Sign in with Hugging Face first; then ask again.")
 
