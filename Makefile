@@ -83,11 +83,12 @@ harden: $(DEV_STAMP) ## every attack and mishap that we know of, and a table of 
 soak: $(DEV_STAMP) ## watcher, runner and pages under load for MINUTES; fails when something grows
 	@$(BIN)/python -m tests.soak --minutes $(MINUTES)
 
-lint: $(DEV_STAMP) ## format, lint, types and the direction of imports; changes nothing
+lint: $(DEV_STAMP) ## format, lint, types, imports and the words of prose; changes nothing
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy $(TYPED)
 	$(BIN)/lint-imports --no-logo
+	$(BIN)/python -m scripts.words
 	$(BIN)/python -m scripts.supply_chain licenses
 	$(BIN)/python -m scripts.supply_chain audit
 

@@ -85,16 +85,16 @@ COMPUTED = (Step.MEASURE, Step.ENCODE, Step.VERIFY, Step.EVALUATE, Step.CARD)
 
 @dataclass(kw_only=True)
 class Made:
-    """What the steps of one conversion have made so far; models go by the name of their folder.
+    """The results of the steps of one conversion so far; models go by the name of their folder.
 
     Attributes:
         table: Costs, by `measure`; or those of an earlier measurement, to use again.
         sensitivities: Path of a layer → sensitivity, by `measure` with the seed's method.
         plans: Formats of every layer, from either of them.
         folders: Where the models are written.
-        samples: What each model generated, by `verify`.
+        samples: Text that each model generated, by `verify`.
         figures: Quality of the original, the models and uniform quants, by `evaluate`.
-        facts: What the cards say, by `card`.
+        facts: The content of the cards, by `card`.
     """
 
     table: CostTable | None = None
@@ -113,7 +113,7 @@ def forecast(
     *,
     fit_memory_bytes: int | None = None,
 ) -> list[Forecast]:
-    """What each target gives and takes, from config and headers alone.
+    """Size, memory and disk of each target, from config and headers alone.
 
     Args:
         source: Where the model came from; its folder may hold headers only.
@@ -157,8 +157,8 @@ def forecast(
 class Conversion(Generic[W]):
     """One model on its way to every target of a recipe.
 
-    What a step needs of an earlier one is passed in, so that each may run in a process of its
-    own. Targets go by the name of their folder.
+    A step gets the results of earlier steps as arguments, so that each may run in a process of
+    its own. Targets go by the name of their folder.
 
     Args:
         source: Where the model came from.
@@ -264,11 +264,11 @@ class Conversion(Generic[W]):
         check_source(self._quantizer, self._windows, progress)
 
     def measure(self, progress: Progress) -> CostTable:
-        """What every format of every layer costs; serves every target."""
+        """The cost of every format of every layer; serves every target."""
         return measure_costs(self._quantizer, self._windows, self._recipe, progress)
 
     def reuse(self, table: CostTable) -> CostTable:
-        """What this conversion needs of a table that was measured before.
+        """The part of an earlier cost table that this conversion needs.
 
         Raises:
             SensitivitiesError: It belongs to another model or text, or was measured otherwise.
@@ -462,7 +462,7 @@ def check_source(quantizer: Quantizer[W], windows: W, progress: Progress) -> Non
 def measure_costs(
     quantizer: Quantizer[W], windows: W, recipe: Recipe, progress: Progress
 ) -> CostTable:
-    """What every format of every layer costs, measured on `windows`."""
+    """The cost of every format of every layer, measured on `windows`."""
     num_blocks = quantizer.num_blocks
     steps = {"measure": 2 * num_blocks + 1}
     if recipe.work.probes:  # models with experts take a pass for whole plans too

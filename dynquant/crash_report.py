@@ -1,4 +1,4 @@
-"""What is left of an error that dynquant did not foresee: a sentence, and a file with the details.
+"""Report an unexpected error: a sentence for the person, and a file with the details.
 
 The file holds the traceback, versions and which command ran, without secrets and without the
 folders of this machine, so that it can be attached to a report as it is.
@@ -36,8 +36,8 @@ def report_crash(error: BaseException, *, words: Sequence[str] = ()) -> str:
     """Write the details of `error` into a file; the sentence that tells a person of it.
 
     Args:
-        error: What nothing foresaw. A `SystemExit` is a library that ended the program.
-        words: The command line; of its values nothing is written.
+        error: The unexpected error. A `SystemExit` comes from a library that ended the program.
+        words: The command line; its values are not written.
     """
     clean = _Cleaner()
     said = " ".join(clean(_message(error)).split())[:_MAX_MESSAGE_CHARS]
@@ -61,7 +61,7 @@ def _message(error: BaseException) -> str:
 def _lines(error: BaseException, words: Sequence[str], clean: _Cleaner) -> Iterator[str]:
     yield f"dynquant {__version__}, Python {platform.python_version()}, {platform.platform()}"
     yield ", ".join(f"{name} {_version(name)}" for name in _LIBRARIES)
-    # What else was typed may be private: only the command and the names of options are told.
+    # Values may be private: only the command and the names of options are written.
     command = next((word for word in words if not word.startswith("-")), "none")
     options = (word.partition("=")[0] for word in words if word.startswith("-"))
     yield clean(" ".join(("command:", command, *options)))

@@ -64,16 +64,16 @@ __all__ = [
 
 _MAX_CHARS = 2_000
 _DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO})
-"""What the system says of a disk that is full or can no longer be written."""
+"""Error numbers of a disk that is full or can no longer be written."""
 
 _NO_MEMORY = ("Unable to allocate", "bad_alloc")
-"""What MLX and libraries in C++ say when the system gives no more memory."""
+"""Parts of the messages of MLX and C++ libraries when memory runs out."""
 
 
 class Reason(StrEnum):
     """Why something was refused or failed, as a code that stays the same between releases."""
 
-    # Nobody could read the model.
+    # The model cannot be read.
     MODEL_NOT_FOUND = "model_not_found"
     REVISION_NOT_FOUND = "revision_not_found"
     INVALID_ID = "invalid_id"

@@ -24,7 +24,7 @@ from dynquant.quant.ports import Quantizer, W
 from dynquant.quant.recipe import Recipe
 from dynquant.report.artefacts import check_measured_for, matched_table
 from dynquant.report.facts import ModelFacts
-from dynquant.report.finished_files import papers
+from dynquant.report.finished_files import file_contents
 from dynquant.report.forecast import Forecast
 from dynquant.texts.documents import Text
 
@@ -48,7 +48,7 @@ class OutputStore(Protocol):
 
         Args:
             names: Of the folders.
-            source: What they will be made of; empty while nobody knows.
+            source: Name of the original; empty while it is unknown.
 
         Raises:
             OutputFolderError: Something that is not ours, or is made of another model, is in the
@@ -104,7 +104,7 @@ def check(
 def measure(
     quantizer: Quantizer[W], text: Text, recipe: Recipe, *, progress: Progress
 ) -> CostTable:
-    """What every format of every layer costs; one artefact for every target.
+    """The cost of every format of every layer; one artefact for every target.
 
     Raises:
         TextError: The calibration text is too short.
@@ -158,7 +158,7 @@ def quantize(
             if step is Step.MEASURE and made.sensitivities is not None:
                 on_sensitivities(made.sensitivities)
         for facts in made.facts:
-            for name, content in papers(facts, made.table).items():
+            for name, content in file_contents(facts, made.table).items():
                 outputs.write_text(made.folders[facts.name], name, content)
     return [
         QuantizedModel(

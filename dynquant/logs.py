@@ -59,7 +59,7 @@ _PATTERNS = (
         re.compile(r"((?:password|passwd|secret|token|signature)=)[^\s&'\"]+", re.IGNORECASE),
         rf"\1{_REDACTED}",
     ),
-    # Whoever has the address of a webhook may write there.
+    # The address of a webhook is a secret: it is all that posting there takes.
     (re.compile(r"(/api/webhooks/|/services/T)[\w/-]+"), rf"\1{_REDACTED}"),
 )
 
@@ -90,9 +90,9 @@ def configure_logging(
 ) -> None:
     """Log to a file below `home`, and to stderr: all on a terminal, else warnings and errors.
 
-    A service's stderr goes to the system's log, which is what is left when the disk is full.
+    A service's stderr goes to the system's log, which still works when the disk is full.
 
-    Replaces what was configured before. What libraries say is logged from warnings on.
+    Replaces the earlier configuration. Libraries are logged from warnings on.
 
     Args:
         home: The runner's folder.
@@ -223,7 +223,7 @@ def _time(record: logging.LogRecord) -> datetime:
 
 
 def _job_and_step(record: logging.LogRecord) -> tuple[str, str]:
-    """What the record itself names, else what the thread works on."""
+    """The job and step that the record names, else those of its thread."""
     job, step = _context.get()
     named = str(getattr(record, "job_id", "") or job)
     return named, step if named == job else ""

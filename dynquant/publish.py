@@ -60,7 +60,7 @@ class ModelPublisher(Protocol):
         ...
 
     def published(self, repo_id: str) -> tuple[PublishedModel, str] | None:
-        """What dynquant published there, and its `dynquant/plan.json`; None if nothing."""
+        """The model of dynquant there, and its `dynquant/plan.json`; None without it."""
         ...
 
     def publish(
@@ -119,10 +119,10 @@ def destinations(
 
 
 def quant_access(source: Access, *, private: bool | None) -> Access:
-    """Who may read a quant.
+    """Access to a quant.
 
     Args:
-        source: Who may read its source.
+        source: Access to its source.
         private: Whether the quant is private; None is private where the source is.
     """
     return Access(is_private=source.is_private if private is None else private, gated=source.gated)

@@ -57,8 +57,8 @@ class Settings:
         inbox_destinations: Other namespaces and name templates that requests by mail may name.
         inbox_private_sources: Private repos of the operator that requests by mail may name.
         space_url: Space that shows this runner's board.
-        space_secret: What the Space knows the runner by.
-        webhook_secret: What the Hub sends along when it posts that a repo has changed.
+        space_secret: Secret by which the Space recognizes the runner.
+        webhook_secret: Secret that the Hub sends with each webhook.
     """
 
     home: Path
@@ -144,12 +144,12 @@ def _parsed(name: str, text: str, parse: Callable[[str], T]) -> T:
     try:
         return parse(text)
     except ValueError as error:
-        # What was given is not repeated: it may be a secret.
+        # The message does not repeat the value: it may be a secret.
         raise InvalidOptionError(f"{_PREFIX}{name} {error}.") from error
 
 
 def user_name() -> str:
-    """What this machine calls the person; a name also where the user id has none, as in containers.
+    """Name of the user on this machine; also where the user id has none, as in containers.
 
     Printable, and of bounded length: variables such as USER come first, and may hold anything.
     """

@@ -89,7 +89,7 @@ mx.save_safetensors(str(folder / "model.safetensors"), kept, {"format": "mlx"})
 """
 
 _NEXT = f"""
-What to try next:
+Try next:
   make hub      the pages of this Hub in a browser: {PICK} and its card
   make serve    the same without a command line: choose a model, press "Convert"
 With the real Hub, after '. .venv/bin/activate':

@@ -1,14 +1,14 @@
-"""A Hub on this machine, for tests and for trying things offline; it stands in for the real one.
+"""A stand-in for the Hub on this machine, for tests and for trying dynquant offline.
 
 hub.py          what it knows, and how tests set it up
-server.py       HTTP in a thread           front.py        what every request goes through
+server.py       HTTP in a thread           front.py        around every route
 faults.py       switches that make requests fail
-app.py          all routes together        calls.py        what routes are given
+app.py          all routes together        calls.py        arguments of routes
 reads.py        users, info, trees         listing.py      lists of repos, filtered and sorted
 files.py        downloads, ranges          records.py      repos and files in JSON
 commits.py      preupload and commit       lfs.py          large files on their way in
 manage.py       repos, branches, tags      discussions.py  discussions and pull requests
-access.py       who may do what            yaml_check.py   whether a card's YAML is right
+access.py       tokens and rights          yaml_check.py   errors in a card's YAML
 cards.py        metadata of a card         markdown.py     a card as HTML
 pages.py        pages for people           style.css       how they look
 repos.py        repos, commits, blobs      threads.py      discussions, as records

@@ -33,7 +33,7 @@ def main() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, ends)
     with hub:
         hub.add_user(USER, token=TOKEN, orgs={ORG: "write"})
-        # Nobody reads what was asked, and it would grow for days.
+        # The list of requests is for tests; here it would grow for days.
         hub.after_request = lambda _: hub.requests.clear()
         _say(hub.url)
         _say("To use it from another shell, where it speaks no Xet:")

@@ -1,4 +1,4 @@
-"""Who someone is, and what they may do on the local Hub."""
+"""Users, tokens and rights on the local Hub."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def _entity_type(name: str, user: str) -> str:
 
 
 def overview(hub: LocalHub, name: str) -> dict[str, Any]:
-    """What everybody may know of a user."""
+    """The public profile of a user."""
     if name not in hub.tokens.values():
         raise refusal(404, "This user does not exist")
     return {

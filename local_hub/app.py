@@ -58,7 +58,7 @@ def _make_app() -> FastAPI:
     for module in (listing, reads, commits, manage, discussions, yaml_check, lfs, files):
         app.include_router(module.router)
     app.add_api_route("/api/{rest:rest}", _no_such_call, methods=list(ALL_METHODS))
-    # Pages come last: `/{namespace}/{name}` takes whatever nobody else has taken.
+    # Pages come last: `/{namespace}/{name}` matches all remaining paths.
     app.include_router(pages.router)
     return app
 

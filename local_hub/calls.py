@@ -1,4 +1,4 @@
-"""What routes are given: the call itself, and the repo or commit that its path names."""
+"""Arguments of routes: the call itself, and the repo or commit that its path names."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class _Kind(_Part):
 
 
 class _Prefix(_Kind):
-    """What stands before a repo's id where models have no prefix."""
+    """The prefix of a repo's id in paths where models have none."""
 
     regex = "(?:(?:dataset|space)s/)?"
 
@@ -82,7 +82,7 @@ class Call:
             location = self.request.path.replace(repo_id, new, 1)
             raise RefusalError(Answer(307, headers={"Location": location}))
         if repo is None or (repo.private and not may_read(self.hub, repo, self.user)):
-            # Who sends no token is not told whether there is such a repo.
+            # A request without a token does not learn whether the repo exists.
             status = 401 if self.user is None else 404
             raise refusal(status, "Repository not found", "RepoNotFound")
         if repo.disabled:

@@ -33,7 +33,7 @@ class FrontMatterError(Exception):
 
 @dataclass(frozen=True)
 class Metadata:
-    """What a repo's head says about it."""
+    """Metadata of a repo, from the files at its head."""
 
     card: Mapping[str, Any]
     config: Mapping[str, Any]

@@ -112,7 +112,7 @@ def _done(call: Call, repo: Repo, commit: Commit, opened: Discussion | None) -> 
 
 
 def _require_commit_rights(call: Call, repo: Repo, revision: str, *, create_pr: bool) -> str:
-    """Who may read a repo may propose changes and add to what they proposed."""
+    """Readers of a repo may open pull requests and commit to their own."""
     user = require_write_token(call.hub, call.request)
     call.require_files(repo)
     own_branches = {d.branch for d in repo.discussions if d.is_pull_request and d.author == user}

@@ -209,7 +209,7 @@ async def post_merge(
 
 
 def _proposed(repo: Repo, discussion: Discussion) -> dict[str, Blob | None]:
-    """What a pull request changes, against the commit that it started from."""
+    """Changes of a pull request, against the commit that it started from."""
     return _difference(repo, discussion.fork, repo.branches[discussion.branch])
 
 

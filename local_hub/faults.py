@@ -20,7 +20,7 @@ LOGIN_PAGE = b"<html>Please log in</html>"
 
 @dataclass
 class Fault:
-    """What goes wrong with the next `times` requests whose `METHOD /path` matches `pattern`.
+    """A fault in the next `times` requests whose `METHOD /path` matches `pattern`.
 
     `action`: `status` answers `status` with `headers`; `reset` drops the connection without an
     answer; `truncate` sends half of the body; `slow` waits `secs` first; `html` answers like a

@@ -43,7 +43,7 @@ async def get_file(call: Here, repo: Readable, commit: At, path: str) -> Respons
 
 
 def _xet_headers(call: Call, blob: Blob) -> dict[str, str]:
-    """What sends a client that has Xet there instead; here nobody would answer."""
+    """Headers that send a client with Xet to a Xet server; there is no such server here."""
     return {
         "X-Xet-Hash": blob.sha256,
         "X-Xet-Refresh-Route": f"{call.hub.url}/api/no-xet-here",

@@ -1,4 +1,4 @@
-"""What every request to the local Hub goes through, before and after its route."""
+"""The layer around all routes: each request to the local Hub passes it before and after."""
 
 from __future__ import annotations
 

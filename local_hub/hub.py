@@ -40,25 +40,25 @@ class LocalHub:
         repos: (kind, id) → repo.
         tokens: Token → user. A token may write, unless `token_roles` says "read".
         token_roles: Token → "read", "write" or "fineGrained".
-        permissions: What a fine-grained token says that it may do where its user may write.
-        scopes: Token → user, organization or repo → what it says that it may do there alone;
-            under the empty name what it may do everywhere.
+        permissions: Rights of a fine-grained token wherever its user may write.
+        scopes: Token → user, organization or repo → its rights there alone; under the empty
+            name its rights everywhere.
         expired_tokens: Tokens that are refused.
         orgs: User → organization → "read" or "write".
-        hardware: User → what they have, as the Hub tells it.
+        hardware: User → their hardware, in the Hub's form.
         discreet: Users who do not show their hardware.
         accounts: User → stable id, of those whose name another account had before.
         renamed: Old id → new id.
-        requests: Everything that was asked so far.
-        faults: What goes wrong; the first that matches is taken.
+        requests: All requests so far.
+        faults: Faults to cause; the first that matches is taken.
         on_request: Called in the server's thread before a request is handled; it may add a fault
             for this very request.
         after_request: Called there once a request was answered, or failed.
-        ignore_ranges: Whether whole files are sent to who asks for a part.
+        ignore_ranges: Whether whole files answer requests for a part.
         announces_xet: Whether files are said to be on Xet too, as nearly all are on the Hub.
         tells_sizes: Whether lists of files have sizes and hashes, as those of some mirrors do not.
         part_bytes: Uploads that are larger go in parts of this size.
-        quota_bytes: What the files in LFS of a namespace may take together.
+        quota_bytes: Bound on the LFS files of a namespace together.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class LocalHub:
         self.part_bytes = DEFAULT_PART_BYTES
         self.quota_bytes: int | None = None
         self.uploads: dict[str, Upload] = {}
-        # What lists were asked for, by query; they notice themselves when they are out of date.
+        # Lists by query; each notices when it is out of date.
         self.lists: dict[Any, Any] = {}
         self.store = Store(folder)
         self.repos: dict[Key, Repo] = {}
@@ -117,7 +117,7 @@ class LocalHub:
         self.save(self.repos)
         self.store.close()
 
-    # For whoever sets the scene
+    # To set the scene
 
     def add(
         self, repo_id: str, files: Mapping[str, bytes | Path] | Path, **attributes: Any

@@ -97,7 +97,7 @@ def require_quota(hub: LocalHub, repo: Repo, num_new_bytes: int) -> None:
 @router.post(OBJECTS + "/batch")
 async def post_batch(call: Here, repo: Readable, body: _Batch) -> Answer:
     user = require_write_token(call.hub, call.request)
-    # Who proposes changes uploads files as well.
+    # The author of a pull request uploads files as well.
     if not any(d.is_pull_request and d.author == user for d in repo.discussions):
         require_write(call.hub, call.request, repo)
     if body.operation != "upload":

@@ -1,4 +1,4 @@
-"""What the Hub takes as a license, in the order in which it says so."""
+"""Licenses that the Hub accepts, in the order of its own list."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ ORDERS = {
     "likes": "likes",
     "trendingScore": "trending_score",
 }
-# What of a request does not change which repos are listed in which order.
+# Parameters that change neither the listed repos nor their order.
 _NOT_IN_KEY = ("limit", "cursor", "full", "cardData", "config", "expand")
 
 router = APIRouter()
@@ -44,7 +44,7 @@ Place = tuple[Any, str]
 
 
 class _Wanted(BaseModel):
-    """What a list is asked for by; another parameter is refused, since it would be ignored."""
+    """Parameters of a list; an unknown parameter is refused rather than ignored."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     filter: tuple[str, ...] = ()

@@ -21,7 +21,7 @@ def card_html(text: str, *, files_url: str) -> str:
 
     Args:
         text: The whole README.md.
-        files_url: What relative links and pictures start from, with a slash at its end.
+        files_url: Base of relative links and pictures, with a slash at its end.
     """
     _, body = split_front_matter(text)
     rendered: str = _markdown.render(body)

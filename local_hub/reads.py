@@ -1,4 +1,4 @@
-"""What can be asked about users, and about one repo: info, trees, paths, refs, history."""
+"""Routes that read: users, and of a repo info, trees, paths, refs, history."""
 
 from __future__ import annotations
 

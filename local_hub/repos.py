@@ -1,4 +1,4 @@
-"""What the local Hub stores: repos whose history is a chain of commits of named blobs."""
+"""Records of the local Hub: repos whose history is a chain of commits of named blobs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Blob:
     """The content of one file, in memory or on disk.
 
     Attributes:
-        git_sha1: What git calls it: for a file in LFS, the hash of its pointer.
+        git_sha1: Its hash in git: for a file in LFS, that of its pointer.
         lfs: Whether git has only a pointer to it.
     """
 
@@ -107,7 +107,7 @@ class Repo:
         card_data: The metadata, if it is not to be read from README.md.
         branches: Name → commit; those that start with `refs/` are conversions and pull requests.
         lfs_objects: sha256 → content of all that was uploaded to LFS, committed or not.
-        cache: What others derive from this repo; they check whether it is still right.
+        cache: Values that other modules derive from this repo, and check before use.
     """
 
     id: str

@@ -21,7 +21,7 @@ from local_hub.faults import Connection
 # A connection that the server ends while the client takes it up again looks like a failure.
 KEEP_ALIVE_SECS = 3600
 STEP_SECS = 0.01
-# Far more than any answer takes; what still runs then hangs, and a test is told so.
+# Far more than any answer takes; an answer that still runs then hangs, and its test fails.
 STOP_SECS = 30.0
 
 
@@ -45,7 +45,7 @@ class ServerThread:
         self._thread = threading.Thread(target=self._run, name="local-hub", daemon=True)
 
     def start(self) -> None:
-        # The socket listens already: whoever connects now is answered as soon as the loop runs.
+        # The socket listens already: a client that connects now is answered once the loop runs.
         self._loop = asyncio.new_event_loop()
         self._thread.start()
 
@@ -66,7 +66,7 @@ class ServerThread:
         )
         await self._stopping.wait()
         server.close()
-        # What is still being accepted or answered; an aborted connection ends its answer.
+        # Connections still being accepted or answered; aborting a connection ends its answer.
         until = self._loop.time() + STOP_SECS
         while (others := asyncio.all_tasks() - {asyncio.current_task()}) or state.connections:
             if self._loop.time() > until:

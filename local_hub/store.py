@@ -27,7 +27,7 @@ CREATE TABLE IF NOT EXISTS commits(
 );
 CREATE TABLE IF NOT EXISTS settings(name TEXT PRIMARY KEY, body TEXT);
 """
-# What `_repo_row` writes in its own way, or not at all.
+# Fields that `_repo_row` writes in its own way, or not at all.
 _OWN_WAY = frozenset({"commits", "discussions", "lfs_objects", "readers", "cache"})
 
 

@@ -14,7 +14,7 @@ class Discussion:
         status: "draft", "open", "closed" or "merged".
         base: The branch that a pull request is to be merged into.
         fork: The commit of it that the pull request started from.
-        events: What happened, in the form in which the Hub tells it.
+        events: History of the thread, in the Hub's form.
     """
 
     num: int

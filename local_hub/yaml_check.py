@@ -38,7 +38,7 @@ async def post_validate_yaml(_: Here, body: _Card) -> Answer:
 
 
 def find_errors(content: str) -> Iterator[str]:
-    """What is wrong with the YAML of a card, in sentences."""
+    """Errors in the YAML of a card, in sentences."""
     block, _ = split_front_matter(content)
     if not block and OPENED.match(content):
         yield "The YAML of the card has no closing line of three dashes."

@@ -1,7 +1,7 @@
 """Take a picture of every page: `python -m scripts.screenshots`.
 
 Light and dark, on a desktop and on a phone. Behind the pages stand a real board
-and the local Hub of the tests, with jobs in every state.
+and the local Hub, with jobs in every state.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def _fill(field: Locator, text: str, shown: Locator) -> None:
 
 
 def _shown_of_space(page: Page, space: Space) -> Iterator[str]:
-    """What a Space shows that has just started, before and after a visitor has signed in."""
+    """Pages of a Space that has just started, before and after a visitor signs in."""
     settled(page, space.url)
     page.get_by_role("button", name="Sign in with Hugging Face").wait_for()
     yield "space-convert"
@@ -162,7 +162,7 @@ def _shown_of_space(page: Page, space: Space) -> Iterator[str]:
 
 
 def _shown_to_owner(page: Page, space: Space, job: Job) -> Iterator[str]:
-    """What a visitor is offered whose job is done."""
+    """The page of a finished job, for the visitor that requested it."""
     signed_in(page, space, "ann")
     settled(page, f"{space.url}/job?job={job.id}")
     page.get_by_role("button", name="Copy to my account").wait_for()

@@ -1,6 +1,6 @@
-"""What is locked: its licenses, its known vulnerabilities, and the list of it for a release.
+"""Check the locked packages: licenses and known vulnerabilities; list them for a release.
 
-`licenses` fails for a license that nobody has looked at. `audit` asks osv.dev, where pip-audit's
+`licenses` fails for a license that was not reviewed. `audit` asks osv.dev, where pip-audit's
 data comes from as well, in one request; out of its reach it says so and fails nothing. `sbom FILE`
 writes a CycloneDX 1.6 document of requirements/run.lock; the other two read requirements/dev.lock,
 which has the developers' tools as well. Licenses are those of the packages that are installed here.
@@ -122,7 +122,7 @@ def installed(packages: Sequence[Locked]) -> dict[str, str]:
 
 
 def vulnerable(packages: Sequence[Locked], url: str) -> dict[str, list[str]] | None:
-    """Package → ids of its known vulnerabilities; None if nobody answers."""
+    """Package → ids of its known vulnerabilities; None if the service does not answer."""
     queries = [{"package": {"purl": each.purl}} for each in packages]
     try:
         answer = requests.post(url, json={"queries": queries}, timeout=TIMEOUT_SECS)

@@ -1,4 +1,4 @@
-"""What the whole session says at its end."""
+"""Settings, databases and final summaries of the whole session."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # Workers share few cores, where threads of OpenBLAS mostly wait for each other.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-# What dynquant remembers of this machine stays out of the tests, and the tests out of it.
+# The tests neither read nor write dynquant's own home on this machine.
 os.environ["DYNQUANT_HOME"] = tempfile.mkdtemp(prefix="dynquant-home-")
 atexit.register(shutil.rmtree, os.environ["DYNQUANT_HOME"], ignore_errors=True)
 
@@ -49,7 +49,7 @@ def harden(request, record_property) -> Callable[..., None]:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """What tests measured, how many model families went which way, and why some did not."""
+    """Print measurements of tests, and the model families by outcome."""
     hardened = hardening.tally(
         (report.passed, report.user_properties)
         for outcome in ("passed", "failed", "error")

@@ -148,8 +148,8 @@ def vocab_size_of(family_id: str) -> int:
 def build(family_id: str, *, seed: int = 0) -> tuple[nn.Module, dict[str, Any]]:
     """Instantiate a family in float32 with weights that depend on ``seed`` only.
 
-    Matrices keep the initialisation of their layer, of size 1/sqrt(fan-in). What a constructor
-    leaves constant (norm weights, biases, zero matrices that wait for a checkpoint) is perturbed,
+    Matrices keep the initialisation of their layer, of size 1/sqrt(fan-in). Constant values
+    of a constructor (norm weights, biases, zero matrices that wait for a checkpoint) are perturbed,
     so that no weight is trivially representable and every path carries a signal.
     The global random state is left as it was.
     """

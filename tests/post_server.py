@@ -33,7 +33,7 @@ def taking_posts(
     Args:
         answer: Status of the answer, or that and where a redirect leads.
         port: 0 for a free one.
-        tls: What the server proves itself by, if it speaks HTTPS.
+        tls: Certificate of the server, if it speaks HTTPS.
     """
 
     class Handler(BaseHTTPRequestHandler):

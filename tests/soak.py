@@ -1,14 +1,14 @@
-"""`make soak`: watcher, runner and pages under load for a while; what they take has to stay flat.
+"""`make soak`: watcher, runner and pages under load for a while; their resources have to stay flat.
 
 Everything runs as a person starts it: `app.py` with a runner beside it, which watches a local Hub.
 Tiny models appear there faster than they can be converted, each with weights of its own, since the
 watcher takes the same weights once. They are queued by the watcher and by a visitor, converted by
-real MLX, two at a time, and published, while visitors look at the pages. What takes the time of so
-small a model is the texts, so they are short; then it is the start of its processes.
+real MLX, two at a time, and published, while visitors look at the pages. Texts take
+most of the time of so small a model, so they are short; then the start of its processes does.
 
 Printed is the slope per hour of what each process holds, by the median of the slopes between all
 pairs of samples (Theil and Sen), over what is left when a warm-up is taken off, in which caches
-fill. What the warm-up itself took is between the columns `start` and `begin`; `late` is the slope
+fill. The cost of the warm-up is between the columns `start` and `begin`; `late` is the slope
 of the second half of the rest, which is smaller where something only fills up.
 """
 
@@ -67,7 +67,7 @@ rules:
 
 @dataclass(frozen=True)
 class Bound:
-    """What counts as flat: a slope per hour, or a growth within the noise of a short run."""
+    """The bound of a flat line: a slope per hour, or a growth within the noise of a short run."""
 
     per_hour: float
     noise: float
@@ -137,7 +137,7 @@ def judged(watched: Sequence[Watched], *, secs: float) -> tuple[list[str], bool]
 
 
 def of_process(process: psutil.Process) -> dict[str, float]:
-    """What a process holds, without its children."""
+    """Memory, files and threads of a process, without its children."""
     with process.oneshot():
         return {
             "MB": process.memory_info().rss / 1e6,
@@ -148,7 +148,7 @@ def of_process(process: psutil.Process) -> dict[str, float]:
 
 
 def of_disk(folder: Path) -> dict[str, float]:
-    """What is on disk: databases, logs, caches, temporary files, models that are being made."""
+    """Sizes on disk: databases, logs, caches, temporary files, unfinished models."""
     total = 0
     for root, _, names in os.walk(folder):
         for name in names:

@@ -1,4 +1,4 @@
-"""What cannot work is refused: a clear line on stderr, exit code 2, nothing written."""
+"""Requests that cannot work are refused: a clear line on stderr, exit code 2, nothing written."""
 
 from __future__ import annotations
 

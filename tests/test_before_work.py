@@ -1,4 +1,4 @@
-"""What cannot work is refused before a model is downloaded, measured or loaded."""
+"""Requests that cannot work are refused before a model is downloaded, measured or loaded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `make demo` is made of; it runs as a whole by hand and in CI."""
+"""The parts of `make demo`; it runs as a whole by hand and in CI."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `make soak` calls flat."""
+"""The rule by which `make soak` calls a line flat."""
 
 from __future__ import annotations
 

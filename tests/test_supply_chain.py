@@ -1,4 +1,4 @@
-"""What is locked is hashed, listed, licensed, and looked up where somebody answers."""
+"""Locked packages have hashes, are listed and licensed, and are looked up at osv.dev."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_the_list_for_a_release_names_each_package_with_its_hashes_and_is_always
 
 @contextmanager
 def osv(status: int, vulnerable: str = "") -> Iterator[str]:
-    """What osv.dev answers to a batch of queries."""
+    """Answers of osv.dev to a batch of queries."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):

@@ -1,4 +1,4 @@
-"""What GitHub runs for us has the fewest rights, and runs the code that was looked at."""
+"""Workflows have the fewest rights, and run pinned code."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ Found = TypeVar("Found")
 
 
 def wait_until(happens: Callable[[], Found], what: str = "it") -> Found:
-    """What `happens` returns as soon as that is true.
+    """Wait until `happens` returns something true, and return it.
 
     Raises:
         AssertionError: It does not come true; `what` names it.

@@ -1,4 +1,4 @@
-"""The command line: thin commands over the pipeline's functions."""
+"""The command line: thin commands over `convert`, the queue and the watcher."""
 
 from dynquant.cli.ending import main
 

@@ -63,7 +63,7 @@ for command in (
 ):
     app.command()(command)
 
-jobs_app = typer.Typer(no_args_is_help=True, help="What is queued, running and done.")
+jobs_app = typer.Typer(no_args_is_help=True, help="Show and steer jobs: queued, running and done.")
 jobs_app.command("list")(jobs.list_jobs)
 for command in (jobs.show, jobs.cancel, jobs.retry, jobs.logs):
     jobs_app.command()(command)

@@ -1,4 +1,4 @@
-"""What the command line shows: progress bars and tables for people, one JSON object for scripts."""
+"""Output of the command line: progress bars and tables for people, one JSON object for scripts."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ __all__ = [
     "stdout",
 ]
 
-# Where nobody watches (a pipe, a log) tables get the width that they want.
+# Without a terminal (a pipe, a log) tables get their full width.
 _PIPE_WIDTH = 120
 
 
@@ -137,7 +137,7 @@ def print_forecasts(forecasts: Sequence[Forecast]) -> None:
 
 
 def print_outlook(source: ModelSource, secs: float | None) -> None:
-    """What else a person wants to know before converting."""
+    """Print license, gating and the expected time of a conversion."""
     known = source.license_fields.get("license", "none named" if source.is_repo else "")
     gated = f", gated ({source.gated})" if source.gated else ""
     if known:
@@ -225,7 +225,7 @@ def print_job(job: Job) -> None:
 
 
 def print_findings(findings: Sequence[Finding]) -> None:
-    """What the doctor found: good, or what to do."""
+    """Print the doctor's findings: good, or what to do."""
     for found in findings:
         mark = "[green]good[/]" if found.good else "[bold red]to do[/]"
         stdout.print(f"{mark:<9} {found.what}: {escaped(found.sentence)}")

@@ -132,9 +132,9 @@ def submit(
         console.print_job(job)
     if notify is not None and job.request.notify_url != notify:
         console.stderr.print(
-            "This job was asked for before, and its end is told to the address that was given then."
+            "This job was asked for before; the address that was given then is notified of its end."
             if job.request.notify_url
-            else "This job was asked for before, without --notify, so nobody is told of its end."
+            else "This job was asked for before, without --notify, so no address is notified."
         )
 
 
@@ -220,7 +220,7 @@ def logs(
         bool, typer.Option("--follow", "-f", help="Go on until the job ends.")
     ] = False,
 ) -> None:
-    """What happened to a job."""
+    """Print the history of a job."""
     with _board() as board:
         last = 0
         while True:

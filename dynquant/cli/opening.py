@@ -1,4 +1,4 @@
-"""Wires MLX, the Hub, texts and folders into the pipeline."""
+"""Wires MLX, the Hub, texts and output folders into a conversion."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def check_not_calibrated_on(folder: Path, windows: Windows, cut: Callable[[int],
 
     Args:
         folder: A quantized model.
-        text: What the text is called.
+        text: Name of the text.
         sha256: Of its content, once it was read.
 
     Raises:
@@ -177,7 +177,7 @@ def open_publisher() -> HubPublisher:
 
 
 def access_now(origin: Origin) -> Access:
-    """Who may read a model on the Hub now, see `HubModels.access_of`."""
+    """The current access to a model on the Hub, see `HubModels.access_of`."""
     with HubModels() as hub:
         return hub.access_of(origin)
 

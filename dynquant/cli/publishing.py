@@ -83,7 +83,7 @@ def convert(
 ) -> None:
     """From a model to published repos in one go: download, quantize, verify, publish.
 
-    What is published already, of the same commit and made the same way, is not made again.
+    A quant that is published already, of the same commit and recipe, is not made again.
     """
     from dynquant.cli.opening import access_now, open_model, open_publisher, open_texts
     from dynquant.cli.speed import timed

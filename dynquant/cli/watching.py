@@ -50,7 +50,7 @@ def watch(
     config: Config = None,
     as_json: Json = False,
 ) -> None:
-    """What the last sweeps came to; with --once, sweep now."""
+    """Show the results of the last sweeps; with --once, sweep now."""
     if context.invoked_subcommand is not None:
         return
     if dry_run and not once:
@@ -183,7 +183,7 @@ def _look_json(look: Look) -> dict[str, Any]:
 
 
 def _metadata(candidate: Candidate) -> dict[str, Any]:
-    """What rules look at."""
+    """The fields of a model that rules look at."""
     parameters = candidate.num_parameters
     return {
         "commit": candidate.sha,

@@ -1,1 +1,1 @@
-"""What is said about a finished model: artefacts, card, plots, forecasts."""
+"""Reports on a model: artefacts, card, plots, forecasts."""

@@ -95,7 +95,7 @@ class Labels:
 
     Attributes:
         bounds: Where labels may stand.
-        taken: What is drawn.
+        taken: Areas that are drawn on.
     """
 
     bounds: Box

@@ -137,7 +137,7 @@ class ModelFacts:
         return Access(is_private=self.source_is_private, gated=self.gated)
 
     def cost_nats(self, layer: LayerProfile) -> float:
-        """What the chosen format of `layer` costs; NaN if that was never measured."""
+        """Cost of the chosen format of `layer`; NaN if it was never measured."""
         fmt = self.plan.formats[layer.path]
         # Uniform and `alignment` plans may use formats that were never priced.
         known = fmt in layer.formats[: len(layer.costs_nats)]

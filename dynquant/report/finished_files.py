@@ -1,4 +1,4 @@
-"""The papers of a finished model: what lies in its folder beside the weights."""
+"""Files of a finished model beside its weights: plan, report, plots and card."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dynquant.report.card import render_card
 from dynquant.report.facts import ModelFacts
 from dynquant.report.size_plot import size_plot_svg
 
-__all__ = ["CARD", "PLAN", "REPORT", "card", "is_own_card", "papers"]
+__all__ = ["CARD", "PLAN", "REPORT", "card", "file_contents", "is_own_card"]
 
 CARD = "README.md"
 PLAN = "dynquant/plan.json"
@@ -26,7 +26,7 @@ _MARK = "\n<!-- written by dynquant, sha256 "
 _DIGITS = 16
 
 
-def papers(facts: ModelFacts, table: CostTable | None) -> dict[str, str]:
+def file_contents(facts: ModelFacts, table: CostTable | None) -> dict[str, str]:
     """File name → content. `plan.json` comes last but one: it marks a folder as dynquant's."""
     found = {name: layer_bits_svg(facts, dark=name == BITS[1]) for name in BITS}
     if _has_ladder(facts):
@@ -64,7 +64,7 @@ def card(
 
 
 def is_own_card(text: str) -> bool:
-    """Whether dynquant wrote this card, for whatever repo, and nobody has edited it since."""
+    """Whether dynquant wrote this card, for any repo, and it was not edited since."""
     body, _, _ = text.rpartition(_MARK)
     return text == body + _mark_of(body)
 

@@ -39,7 +39,7 @@ _HEADERS_ERROR_BPW = 0.01
 _NEAR_BPW = 0.3
 """Quality measured within this distance of a target predicts the target's quality."""
 
-# What published figures of many models have in common; small models lose more.
+# Published figures of many models agree on these; small models lose more.
 _RULES_OF_THUMB = (
     (6.0, "hardly distinguishable from the original"),
     (4.5, "close to the original for most uses"),

@@ -64,7 +64,7 @@ def front_matter(facts: ModelFacts) -> str:
 
 
 def _license(fields: Mapping[str, str]) -> dict[str, object]:
-    """What the Hub takes of the source's license: ids of its list, else `other` and a name."""
+    """The source's license as the Hub accepts it: ids of its list, else `other` and a name."""
     given = {key: _plain(fields.get(key, "")) for key in LICENSE_KEYS}
     ids, name = on_the_hub(given["license"])
     link = given["license_link"]

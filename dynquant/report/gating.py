@@ -1,7 +1,7 @@
-"""What a gated repo asks of people before it lets them in, taken over from one card to another.
+"""Access terms and forms of a gated repo, copied from one card to another.
 
 The Hub reads it from the card's metadata (https://huggingface.co/docs/hub/models-gated). The
-card comes from a stranger, so only what the Hub knows is kept, and no more than a form can hold.
+card comes from a stranger, so only fields that the Hub knows are kept, with bounded sizes.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _MAX_WHOLE = 2**53  # a larger number is not the same in every reader of YAML
 def gate(fields: Mapping[str, object]) -> dict[str, object]:
     """The gate in the metadata of a card: only known fields, of bounded size.
 
-    What is too long is left out, since half of a contract is none.
+    A text that is too long is left out: half of a contract is not a contract.
 
     Args:
         fields: Metadata of a card, as parsed YAML.

@@ -21,7 +21,7 @@ llama3.2 llama3.3 llama4 grok2-community gemma unknown other
 """
 
 HUB_LICENSES = frozenset(_IDS.split())
-"""What the Hub's `validate-yaml` takes. A license that came later is one more that it calls other.
+"""Ids that the Hub's `validate-yaml` accepts. A license added later is written as `other`.
 
 Source: its own answer, in huggingface/huggingface_hub#4218.
 """

@@ -48,7 +48,7 @@ class OutputFolders:
 
         Args:
             names: Of the folders.
-            source: What they will be made of; empty while nobody knows.
+            source: Name of the source model; empty while it is unknown.
 
         Raises:
             OutputFolderError: Something that is not ours, or is made of another model, is in the
@@ -77,7 +77,7 @@ class OutputFolders:
     def staged(self, names: Sequence[str]) -> Iterator[Mapping[str, Path]]:
         """Name → an empty folder; they take their final names when all are whole.
 
-        What a run that was killed left behind is removed first.
+        Leftovers of a killed run are removed first.
 
         Raises:
             OutputFolderError: See `check`.
@@ -167,7 +167,7 @@ def finished_folders(folder: Path) -> list[Path]:
 
 
 def read_facts(folder: Path) -> ModelFacts:
-    """What the papers of a finished folder say of its model.
+    """Facts of the model in a finished folder, from its plan and report.
 
     Raises:
         InvalidModelError: They are missing or malformed.
@@ -202,7 +202,7 @@ def write_file(path: Path, content: str) -> None:
 
 
 def _check_place(folder: Path) -> None:
-    """Refuse a folder that is none, or that nobody could make."""
+    """Refuse a path that is not a folder, or a folder that cannot be made."""
     here = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not here.is_dir():
         raise OutputFolderError(

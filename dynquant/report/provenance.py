@@ -70,7 +70,7 @@ def making_section(facts: ModelFacts, repo_id: str | None) -> str:
 
 
 def license_section(facts: ModelFacts) -> str:
-    """What the original's license and terms mean for this model."""
+    """Section on the original's license and terms, which hold for this model too."""
     fields = {key: clean(facts.license_fields.get(key, "")) for key in LICENSE_KEYS}
     named = [escape(value) for value in (fields["license"], fields["license_name"]) if value]
     sentences = [
@@ -87,7 +87,7 @@ def license_section(facts: ModelFacts) -> str:
         )
     if _is_linkable(facts):
         sentences.append(
-            f"What the model was made for, its languages and its limits are on the "
+            "Intended use, languages and limits are on the "
             f"{link('card of the original', f'{HUB_URL}/{facts.source}')}."
         )
     return f"## License\n\n{' '.join(sentences)}"
@@ -114,7 +114,7 @@ def _text_facts(text: TextFacts) -> str:
 
 
 def _chat_facts(text: TextFacts) -> str:
-    """What the model's chat template made of the chats in a text."""
+    """How many chats of a text the model's chat template formatted."""
     if not text.num_chats:  # or made by a version that did not count them
         return "in the model's chat format" if text.chat_formatted else ""
     chats = f"{text.num_chats:,} chat{'' if text.num_chats == 1 else 's'}"

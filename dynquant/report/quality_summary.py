@@ -1,4 +1,4 @@
-"""What the figures of a model mean, in a sentence each."""
+"""One sentence for each figure of a model: its meaning."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ SIGNIFICANT_STANDARD_ERRORS = 2.0
 
 # Unified memory of the Macs with Apple silicon, in GiB.
 MAC_MEMORY_GIB = (8, 16, 18, 24, 32, 36, 48, 64, 96, 128, 192, 256, 512)
-# What Metal lets the GPU use unless told otherwise (`recommendedMaxWorkingSetSize`): two
+# Metal's default limit for the GPU (`recommendedMaxWorkingSetSize`): two
 # thirds of the memory, three quarters from 36 GiB on; 28991 MB were logged on 36 GiB.
 # Newer systems allow more, so these are cautious.
 SMALL_MAC_GPU_SHARE = 2 / 3

@@ -36,7 +36,7 @@ _MAX_LEFT_OUT = 3
 _RADIUS, _BIG_RADIUS, _RING_RADIUS = 4.5, 6.5, 9.5
 _CAP = 4  # half of the width of an error bar's ends
 
-# What a plot can show; a figure beyond is a mistake or a lossless model.
+# Range of a plot; a figure beyond it is a mistake or a lossless model.
 _MIN_KL_NATS, _MAX_KL_NATS = 1e-9, 1e6
 _MIN_BPW, _MAX_BPW = 0.01, 64.0
 
@@ -79,7 +79,7 @@ class _Point:
 
     @property
     def caption(self) -> str:
-        """What stands beside it."""
+        """The label beside the point."""
         return self.label + f", {significant(self.kl_nats, 2)} nats" * self.is_this
 
 

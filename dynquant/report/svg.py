@@ -1,4 +1,4 @@
-"""What the pictures of a card share: their looks, their frame and how text gets into them."""
+"""Shared parts of a card's plots: colours, frame, and escaped text."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def opening(
         theme: The colours.
         height: Height of the picture.
         title: Name of the picture, read out.
-        description: What it shows, read out.
+        description: Content of the picture, read out.
         heading: Shown in bold.
         subtitle: Shown below it.
     """

@@ -47,7 +47,7 @@ from dynquant.publish import (
 from dynquant.quant.options import RecipeOptions
 from dynquant.quant.recipe import Recipe, variant_of
 from dynquant.report.artefacts import cost_table_from_json
-from dynquant.report.finished_files import CARD, papers
+from dynquant.report.finished_files import CARD, file_contents
 from dynquant.report.numbers import size
 from dynquant.report.outputs import OutputFolders, read_facts, write_file
 from dynquant.runner.answers import Asked
@@ -334,8 +334,8 @@ class JobSteps:
             said = [
                 folder.left_by_child(PAPERS, name, each) for each in ("plan.json", "report.json")
             ]
-            for paper, content in papers(asked.facts(name, *said), table).items():
-                write_file(folder.models / name / paper, content)
+            for file_name, content in file_contents(asked.facts(name, *said), table).items():
+                write_file(folder.models / name / file_name, content)
         return names
 
     def _publish(self, call: _Call) -> str:

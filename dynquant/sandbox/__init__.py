@@ -3,7 +3,7 @@
 On Linux (`linux.py`) the command gets no socket, reads and writes only where it is told, changes no
 permissions, neither sees nor signals other processes, and ends with the process that started it,
 together with everything that it started. On a Mac (`macos.py`) `sandbox-exec` takes network, files
-and services. What the system refuses to take away stays; `dynquant doctor` says so after trying.
+and services. A restriction that the system refuses is left out; `dynquant doctor` names it.
 
 Only the standard library is imported: a process with threads may not leave its namespaces.
 """

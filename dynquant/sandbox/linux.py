@@ -274,7 +274,7 @@ class _Kernel:
         Args:
             rules: Descriptor of the ruleset.
             paths: Files and folders.
-            rights: What is allowed there, and below.
+            rights: Allowed there, and below.
             is_kept: Whether the descriptors stay open. The kernel drops entries of `/proc` that no
                 process holds, and the ones that it makes anew are under no rule.
         """

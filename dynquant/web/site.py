@@ -51,7 +51,7 @@ def make_site(
     """The application.
 
     Args:
-        service: What visitors can do.
+        service: The actions of visitors.
         snapshots: Takes the boards that runners post; None without the route for them.
         space_secret: The secret that runners send with a post.
         watch_requests: Collects requests for a runner's watcher, sent in the answer to its post.

@@ -71,13 +71,13 @@ def test_asking_for_it_in_private_is_another_job():
 
 def test_an_address_to_tell_that_comes_too_late_is_said_to():
     assert submit("--notify", "https://a.example/x").check().err == ""
-    assert "told to the address" in submit("--notify", "https://b.example/x").check().err
+    assert "given then is notified" in submit("--notify", "https://b.example/x").check().err
     call("submit", "org/sample-2m", "--bpw", "6", "--to", "you").check()
     late = call(
         *("submit", "org/sample-2m", "--bpw", "6", "--to", "you"),
         *("--notify", "https://a.example/x"),
     )
-    assert "nobody is told" in late.check().err
+    assert "no address is notified" in late.check().err
 
 
 def test_a_job_is_cancelled_and_tried_again():

@@ -12,7 +12,7 @@ from dynquant.errors import HubQuotaError
 from dynquant.model.access import Access
 from dynquant.model.origin import Origin
 from dynquant.publish import ModelPublisher, PublishedModel, publish
-from dynquant.report.finished_files import CARD, papers
+from dynquant.report.finished_files import CARD, file_contents
 from dynquant.report.outputs import OutputFolders
 from tests.fakes import FakeProgress
 from tests.report.card_factories import make_facts
@@ -49,7 +49,7 @@ class Finished:
         self.facts = make_facts(2, **facts)
         self.folder = root / self.facts.name
         self.hub = FakePublisher()
-        for name, content in papers(self.facts, None).items():
+        for name, content in file_contents(self.facts, None).items():
             path = self.folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(content, encoding="utf-8")
@@ -94,7 +94,7 @@ def test_a_source_that_was_closed_while_it_was_quantized_has_a_closed_quant(tmp_
     model = Finished(tmp_path)
     model.publish("me", now=now)
     assert [*model.hub.access.values()] == [now]
-    model.publish("me", private=False, now=now)  # asked for in so many words
+    model.publish("me", private=False, now=now)  # explicit
     assert [*model.hub.access.values()] == [Access(gated=now.gated)]
 
 

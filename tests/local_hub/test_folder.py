@@ -39,7 +39,7 @@ def serving(*arguments: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
 
 
 def refused(*arguments: str) -> str:
-    """What the command says instead of serving."""
+    """The message of the command instead of serving."""
     done = subprocess.run(
         [*SERVE, *arguments], cwd=ROOT, capture_output=True, text=True, check=False
     )
@@ -89,7 +89,7 @@ def test_a_hub_goes_on_where_it_ended(tmp_path, talk_to):
         alice.move_repo("team/old", "team/new")
         alice.create_repo("alice/gone")
         alice.delete_repo("alice/gone")
-        # What a test does without a request is kept as well.
+        # Changes by a test, without a request, are kept as well.
         hub.add("bob/x", {"a.txt": b"a"}, kind="dataset", readers={"alice"}, card_data={"x": 1})
         hub.repos["model", "team/new"].likes = 7
         before = everything(hub)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import dataclasses
 
 from dynquant.report.facts import SizeVariant
-from dynquant.report.finished_files import BITS, CARD, LADDER, PLAN, REPORT, card, papers
+from dynquant.report.finished_files import BITS, CARD, LADDER, PLAN, REPORT, card, file_contents
 from tests.report.card_factories import make_facts
 
 
@@ -25,7 +25,7 @@ def with_ladder():
 
 
 def test_every_picture_and_paper_that_a_card_names_is_there():
-    found = papers(with_ladder(), None)
+    found = file_contents(with_ladder(), None)
     assert {CARD, PLAN, REPORT, *BITS, *LADDER} == set(found)
     for name in (*BITS, *LADDER):
         assert name in found[CARD]
@@ -34,11 +34,11 @@ def test_every_picture_and_paper_that_a_card_names_is_there():
 
 
 def test_a_model_alone_has_no_picture_of_a_ladder():
-    assert set(papers(make_facts(), None)).isdisjoint(LADDER)
+    assert set(file_contents(make_facts(), None)).isdisjoint(LADDER)
 
 
 def test_what_marks_a_folder_as_ours_comes_after_everything_but_the_card():
-    assert list(papers(with_ladder(), None))[-2:] == [PLAN, CARD]
+    assert list(file_contents(with_ladder(), None))[-2:] == [PLAN, CARD]
 
 
 def test_a_published_card_links_the_other_sizes():

@@ -16,7 +16,7 @@ NAMES = ["m-MLX-3.0bpw", "m-MLX-4.0bpw"]
 
 
 def finish(outputs: OutputStore, names: list[str] = NAMES, content: str = "new") -> None:
-    """What the pipeline does with its folders."""
+    """Writes folders as a conversion does."""
     with outputs.staged(names) as folders:
         for folder in folders.values():
             (folder / "model.safetensors").write_text(content)

@@ -1,4 +1,4 @@
-"""What a confined process cannot do any more, tried from inside."""
+"""Restrictions of a confined process, tried from inside."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ from dynquant.jobs.store import JobStore
 from dynquant.quant.recipe import RECIPE_VERSION
 from dynquant.report.artefacts import facts_from_json
 from dynquant.report.facts import ModelFacts
-from dynquant.report.finished_files import PLAN, REPORT, papers
+from dynquant.report.finished_files import PLAN, REPORT, file_contents
 from dynquant.settings import Settings
 from dynquant.watch import Webhook
 from dynquant.watch.service import WatchService
@@ -148,7 +148,7 @@ def make_family(source: str = "Qwen/Qwen3-0.6B") -> list[ModelFacts]:
 
 
 def publish(hub: LocalHub, facts: ModelFacts, *, namespace: str = NAMESPACE) -> PublishedRepo:
-    files = {name: content.encode() for name, content in papers(facts, None).items()}
+    files = {name: content.encode() for name, content in file_contents(facts, None).items()}
     facts_from_json(files[PLAN].decode(), files[REPORT].decode(), name=facts.name)
     repo_id = f"{namespace}/{facts.name}"
     repo = hub.add(repo_id, {**files, "config.json": b"{}", "model.safetensors": bytes(64)})

@@ -76,7 +76,7 @@ def cost_table_from_json(text: str, *, name: str) -> CostTable:
 
     Args:
         text: Contents of a `cost_table.json`.
-        name: What to call the file in an error.
+        name: Name of the file for error messages.
 
     Raises:
         SensitivitiesError: It is no cost table, or not one of this version.

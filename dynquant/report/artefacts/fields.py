@@ -50,7 +50,7 @@ def real_or_nan(raw: object) -> float:
 
 
 def text_facts(raw: Mapping[str, Any]) -> TextFacts:
-    """What is known of a text."""
+    """The facts of a text in `raw`."""
     return TextFacts(
         name=string(raw["name"]),
         sha256=string(raw["sha256"]),
@@ -66,7 +66,7 @@ def text_facts(raw: Mapping[str, Any]) -> TextFacts:
 
 
 def text_to_json(facts: TextFacts) -> dict[str, Any]:
-    """What `text_facts` reads; without the sketch, 11 kB that stand once in `plan.json`."""
+    """The fields that `text_facts` reads, without the sketch: 11 kB that `plan.json` holds once."""
     fields = asdict(facts)
     del fields["sketch"]
     return fields

@@ -10,13 +10,13 @@ from typing import Any, NoReturn
 __all__ = ["MALFORMED", "dumped", "number_or_null", "parsed"]
 
 MALFORMED = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
-"""What reading a text raises that is not what was expected."""
+"""Errors raised by reading a text of unexpected content."""
 
 _WIDTH = 100  # of a line that holds a whole list or mapping
 
 
 def dumped(content: Mapping[str, Any]) -> str:
-    """`content` as strict JSON; what is short stands on one line."""
+    """`content` as strict JSON; a short list or mapping takes one line."""
     return _laid_out(content, "") + "\n"
 
 

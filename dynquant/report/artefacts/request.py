@@ -1,4 +1,4 @@
-"""What was asked for, so that nobody makes again what is there already."""
+"""The request behind a finished model, compared to avoid making the same model twice."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dynquant.report.facts import ModelFacts
 __all__ = ["request_of", "requested"]
 
 _MEASURED, _ALIGNMENT = "fisher", "alignment"
-"""The methods that there are to ask for; `block_output` is what a model may make of the first."""
+"""Methods that can be requested; `fisher` becomes `block_output` on models without gradients."""
 
 
 def request_of(facts: ModelFacts) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def requested(
     calibration: Mapping[str, str],
     evaluation: Mapping[str, str],
 ) -> dict[str, Any]:
-    """What is asked for, as far as it is known before a text was read; see `same_request`.
+    """A request, as far as it is known before its texts are read; see `same_request`.
 
     Args:
         source: Repo id.

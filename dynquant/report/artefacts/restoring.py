@@ -21,20 +21,20 @@ from dynquant.report.gating import gate
 __all__ = ["facts_from_json"]
 
 _SHARED = ("source", "revision_sha", "target_bpw", "stored_bpw", "calibration")
-"""What both files say, so that those of two models are told apart."""
+"""Fields of both files; if they differ, the files belong to two models."""
 
 _COUNTS = {"num_tokens", "num_windows"}
 
 
 def facts_from_json(plan: str, report: str, *, name: str) -> ModelFacts:
-    """What the card and the pictures of a finished model say.
+    """Restore the facts of a finished model, which its card and plots show.
 
-    Of the costs only those of the chosen formats come back; the others are in the cost table.
+    Only costs of the chosen formats come back; the others are in the cost table.
 
     Args:
         plan: Contents of `dynquant/plan.json`; empty when there is none.
         report: Contents of `dynquant/report.json`; empty when there is none.
-        name: What to call the model in an error.
+        name: Name of the model for error messages.
 
     Raises:
         InvalidModelError: A file is missing or malformed, or they are of two models.

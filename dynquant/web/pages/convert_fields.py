@@ -100,7 +100,7 @@ def add_format_fields() -> tuple[gr.CheckboxGroup, gr.CheckboxGroup, gr.Checkbox
         _BITS,
         value=_BITS,
         label="Bits of a weight",
-        info="What a layer may get. As it is: 16 bits, unquantized.",
+        info="Formats that a layer may get. As it is: 16 bits, unquantized.",
     )
     groups = gr.CheckboxGroup(
         _GROUP_SIZES,

@@ -105,7 +105,7 @@ def _log(log: Sequence[JobEvent], *, is_folded: bool) -> str:
         f"<li><time>{event.at:%H:%M:%S}</time> <span>{markup.text(_said(event))}</span></li>"
         for event in log[-_NUM_LOG_LINES:]
     )
-    title, note = "What happened", "<small>times are UTC</small>"
+    title, note = "Log", "<small>times are UTC</small>"
     if is_folded:
         head = f"<summary>{title}</summary><p>{note}</p>"
         return f'<details class="dq-log">{head}<ol>{lines}</ol></details>'

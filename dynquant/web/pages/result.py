@@ -11,7 +11,7 @@ from dynquant.errors import DynquantError
 from dynquant.jobs.job import Job, PublishedRepo
 from dynquant.report import quality_summary
 from dynquant.report.facts import ModelFacts, QuantizedRow
-from dynquant.report.finished_files import card, papers
+from dynquant.report.finished_files import card, file_contents
 from dynquant.report.numbers import percent, significant, size, with_error
 from dynquant.report.size_plot import size_plot_svg
 from dynquant.web import markup
@@ -84,7 +84,7 @@ def card_of(facts: ModelFacts, job: Job) -> str:
     """The card as Markdown with embedded pictures, since the page has no files to link to."""
     repo_of = {each.repo_id.rpartition("/")[2]: each.repo_id for each in job.results}
     text = card(facts, repo_id=job.results[0].repo_id, repo_of=repo_of)
-    files = papers(facts, None)
+    files = file_contents(facts, None)
 
     def drawn(found: re.Match[str]) -> str:
         return markup.picture(files[found["light"]], files[found["dark"]], name=found["alt"])
