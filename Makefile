@@ -3,8 +3,12 @@
 
 VENV := .venv
 BIN := $(VENV)/bin
+# `make setup CUDA=1`: MLX for an NVIDIA GPU. Later targets keep what the environment was made for;
+# `make setup CUDA=` goes back. The two builds of MLX bring the same files, so the environment is made anew.
+CUDA ?= $(if $(wildcard $(VENV)/.dynquant-setup-cuda),1)
+RUN_PART := $(if $(CUDA),cuda,run)
 # Written last, so that an interrupted setup runs again. The second is of what only developers need.
-STAMP := $(VENV)/.dynquant-setup
+STAMP := $(VENV)/.dynquant-setup$(if $(CUDA),-cuda)
 DEV_STAMP := $(VENV)/.dynquant-setup-dev
 NUM_TEST_WORKERS ?= 2
 PYTEST_ARGS ?=
@@ -15,34 +19,42 @@ MINUTES ?= 30
 MODELS := ../shared/models/tiny-qwen3,../shared/models/tiny-qwen3-moe
 # What mypy checks, as far as it is there: it refuses a folder without Python files.
 TYPED = $(strip dynquant $(foreach d,tests local_hub benchmarks examples scripts,$(if $(wildcard $(d)/*.py $(d)/*/*.py),$(d))) $(wildcard app.py))
-RUN_EXTRAS := --extra mlx --extra web --extra local
+COMMON_EXTRAS := --extra vlm --extra web --extra local
+RUN_EXTRAS := --extra mlx $(COMMON_EXTRAS)
 # The oldest Python we support decides what is locked.
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-annotate --no-header --no-emit-index-url --upgrade
 
+# Containers often forbid Python to keep what it has compiled. Every process that starts here would
+# compile MLX's and the Hub's libraries anew: two and a half times as long a start.
+export PYTHONDONTWRITEBYTECODE :=
+
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo hub serve screenshots test test-fast families chaos harden soak sbom lint format bench bench-full lock clean
+.PHONY: help setup setup-dev cpu-only demo hub serve screenshots test test-fast families chaos harden soak sbom lint format bench bench-full lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
-setup: $(STAMP) ## make .venv with dynquant and the locked packages that it needs
+setup: $(STAMP) ## make .venv with dynquant and its locked packages; CUDA=1 for an NVIDIA GPU
 	@echo "$(VENV) is ready"
 
 setup-dev: $(DEV_STAMP) ## that, and the locked packages that tests and lint need
 	@echo "$(VENV) is ready for development"
 
-$(STAMP): pyproject.toml requirements/run.lock requirements/installer.lock \
+$(STAMP): pyproject.toml requirements/$(RUN_PART).lock requirements/installer.lock \
 		scripts/setup_venv.sh scripts/install_locked.py scripts/openblas_for_mlx.py
 	@rm -f $@
-	@sh scripts/setup_venv.sh $(VENV) run
+	@sh scripts/setup_venv.sh $(VENV) $(RUN_PART)
 	@touch $@
 	@$(BIN)/python scripts/blas_hint.py
 
-$(DEV_STAMP): $(STAMP) requirements/dev.lock
+$(DEV_STAMP): $(if $(CUDA),cpu-only) $(STAMP) requirements/dev.lock
 	@rm -f $@
 	@sh scripts/setup_venv.sh $(VENV) dev
 	@touch $@
+
+cpu-only:
+	@echo "requirements/dev.lock has MLX for the CPU: run 'make VENV=.venv-cpu $(MAKECMDGOALS)'." >&2; exit 1
 
 demo: $(STAMP) ## from a model to published quants and back, without network or account
 	@$(BIN)/python scripts/blas_hint.py
@@ -70,7 +82,8 @@ test-fast: $(DEV_STAMP) ## the tests that convert nothing, in about two minutes,
 	@$(BIN)/python -m pytest -n $(NUM_TEST_WORKERS) -q $(foreach t,$(SLOW_TESTS),--ignore=tests/$(t)) $(PYTEST_ARGS)
 
 families: $(DEV_STAMP) ## every family of models with every step of the method
-	@DYNQUANT_FAMILIES=1 $(BIN)/python -m pytest -n $(NUM_TEST_WORKERS) tests/quant/mlx/test_families.py
+	@DYNQUANT_FAMILIES=1 $(BIN)/python -m pytest -n $(NUM_TEST_WORKERS) \
+		tests/quant/mlx/test_families.py tests/quant/mlx/runtimes/test_vlm_families.py
 
 chaos: $(DEV_STAMP) ## runners killed, frozen and cut off at every moment, for real (half an hour)
 	@DYNQUANT_CHAOS=1 $(BIN)/python -m pytest -o faulthandler_timeout=3600 \
@@ -115,6 +128,8 @@ bench-full: $(DEV_STAMP) ## all peers, sizes, models; goes on where it was cut o
 lock: $(DEV_STAMP) ## resolve the newest allowed versions into requirements
 	$(LOCK) $(RUN_EXTRAS) --extra dev pyproject.toml --output-file requirements/dev.lock
 	$(LOCK) $(RUN_EXTRAS) pyproject.toml --constraint requirements/dev.lock --output-file requirements/run.lock
+	$(LOCK) --extra cuda $(COMMON_EXTRAS) pyproject.toml --constraint requirements/run.lock \
+		--output-file requirements/cuda.lock
 	echo uv | $(LOCK) --no-deps - --output-file requirements/installer.lock
 	$(LOCK) --extra mlx --extra web pyproject.toml --constraint requirements/run.lock --output-file requirements.txt
 

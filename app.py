@@ -2,7 +2,8 @@
 
 On a local machine this serves the pages and starts a runner as a second process, over one SQLite
 file. A Space with DYNQUANT_INBOX_REPO only serves the pages: it sends requests to runners through
-the inbox repo, and runners post their boards back by HTTPS.
+the inbox repo, and runners post their boards back by HTTPS. With a budget for Jobs of the Hub a
+second process starts such runners while requests wait.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 from dynquant.cli.ending import told
@@ -52,16 +53,19 @@ with told():
     from dynquant.hub.inbox import HubInbox
     from dynquant.hub.models import opened_briefly
     from dynquant.hub.published import HubRepos
+    from dynquant.hub.publishing import HubPublisher
     from dynquant.hub.search import HubSearch
     from dynquant.hub.visitor import HubVisitor
     from dynquant.jobs.board import DatabaseBoard
     from dynquant.logs import configure_logging, log_to_terminal, secrets_in
+    from dynquant.model.access import Access
     from dynquant.model.naming import local_name
+    from dynquant.model.origin import Origin
     from dynquant.runner.machine import keep_memory_flat
     from dynquant.settings import Settings, user_name
-    from dynquant.watch import Webhook
     from dynquant.watch.service import WatchService
     from dynquant.watch.status import WatchRequests
+    from dynquant.watch.webhook import Webhook
     from dynquant.web.finished_models import FinishedModels
     from dynquant.web.model_lookup import ModelLookup
     from dynquant.web.ports import JobsPort, WatchPort
@@ -99,10 +103,14 @@ def main() -> None:
         # uvicorn raises the signal again when it has stopped; the default would skip the clean-up.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit())
         keep_memory_flat()
+        beside: AbstractContextManager[None] = nullcontext()
         if is_whole:
-            with embedded_runner(os.environ):
-                _serve(site, web.host, port)
-        else:
+            beside = embedded_runner(os.environ, ("runner",))
+        elif settings.hub_jobs_micro_usd_per_day is not None:
+            # The runners in Jobs post their boards here.
+            address = {"DYNQUANT_SPACE_URL": settings.space_url or web.address}
+            beside = embedded_runner(os.environ | address, ("runner", "--elastic"))
+        with beside:
             _serve(site, web.host, port)
 
 
@@ -164,8 +172,9 @@ def make_app(settings: Settings, web: WebSettings) -> tuple[FastAPI, bool]:
         ),
         model_lookup=ModelLookup(search, open_hub=lambda: opened_briefly(token=token)),
         search=search,
-        finished_models=FinishedModels(search, namespace=web.publish_to),
-        namespace=_namespace(web),
+        finished_models=FinishedModels(search, namespace=settings.publish_to),
+        namespace=_namespace(settings.publish_to),
+        check_destination=_check_destination if snapshots is None else None,
         watch=shown,
     )
     site = make_site(
@@ -179,6 +188,11 @@ def make_app(settings: Settings, web: WebSettings) -> tuple[FastAPI, bool]:
     return site, snapshots is None
 
 
+def _check_destination(repo_id: str, origin: Origin, access: Access) -> None:
+    """Refuse a repo that the runner beside these pages could not write."""
+    HubPublisher().check(repo_id, origin=origin, access=access)
+
+
 def _require_secret(settings: Settings) -> None:
     if settings.space_secret is None:
         raise InvalidOptionError(
@@ -188,9 +202,9 @@ def _require_secret(settings: Settings) -> None:
         )
 
 
-def _namespace(web: WebSettings) -> Callable[[], str | None]:
+def _namespace(publish_to: str | None) -> Callable[[], str | None]:
     """As `default_namespace`, with None where the Hub does not say."""
-    ask = default_namespace(web.publish_to)
+    ask = default_namespace(publish_to)
 
     def namespace() -> str | None:
         try:
@@ -202,15 +216,15 @@ def _namespace(web: WebSettings) -> Callable[[], str | None]:
 
 
 @contextmanager
-def embedded_runner(environment: Mapping[str, str]) -> Iterator[None]:
-    """A runner as a child process, started again when it dies."""
+def embedded_runner(environment: Mapping[str, str], words: Sequence[str]) -> Iterator[None]:
+    """`dynquant WORDS` as a child process, started again when it dies."""
     stopping = threading.Event()
     processes: list[subprocess.Popen[bytes]] = []
 
     def keep() -> None:
         while not stopping.is_set():
             process = subprocess.Popen(
-                [sys.executable, "-m", "dynquant", "runner"], env=dict(environment)
+                [sys.executable, "-m", "dynquant", *words], env=dict(environment)
             )
             processes[:] = [process]
             code = process.wait()

@@ -2,9 +2,9 @@
 
     python benchmarks/allocation.py
 
-Exits with 1 when a bar is missed: a second per plan, 0.01 BPW below the target, and 0.1 % above
-the linear relaxation; for the small model, where one format of the embedding is a step of a
-quarter of the model and the relaxation is loose, the proof that no plan is better.
+Exits with 1 when a goal is missed: a second per plan, 0.01 BPW below the target, and 0.1 % above
+the linear relaxation. For the small model, where a format of the embedding is a step of a quarter
+of the model and the relaxation is loose, the goal is a proof that no plan is better.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MAX_GAP_BPW = 0.01
 TARGETS_BPW = (2.5, 3.0, 3.5, 4.0, 4.5, 5.0, 5.5, 6.0, 7.0, 8.0)
 SPREAD_NATS = 1.2  # of the logarithm of a layer's cost per weight
 NOISE = 0.1  # of the logarithm of each format's cost
-UNQUANTIZED_COST = 1e-9  # of a layer's 0-bit cost: nothing but rounding
+UNQUANTIZED_COST = 1e-9  # of a layer's 0-bit cost: rounding alone
 
 
 def make_layer(
@@ -116,7 +116,7 @@ def tied_model(seed: int) -> ModelInventory:
 
 
 def monotonous_model(seed: int) -> ModelInventory:
-    """2,004 layers of which those of one role cost the same: hard to prove, as nothing differs."""
+    """2,004 layers, those of one role with equal costs, for which optimality is hard to prove."""
     inventory = large_model(seed)
     costs = {layer.shape: layer.costs_nats for layer in inventory.layers}
     layers = tuple(replace(layer, costs_nats=costs[layer.shape]) for layer in inventory.layers)
@@ -144,7 +144,7 @@ def relaxation_bound(inventory: ModelInventory, budget_bits: int) -> float:
 
 
 def run(name: str, make: Callable[[int], ModelInventory], seed: int) -> int:
-    """Print one row per target; returns how many missed a bar."""
+    """Print one row per target; returns the number of missed goals."""
     inventory = make(seed)
     num_missed = 0
     for target in TARGETS_BPW:

@@ -4,9 +4,9 @@
 
 Makes a random model of that size, a block at a time, and converts it in a process of its own under
 the limit: a control group where this user may make one (it then counts the page cache too, which
-the kernel gives back), else a watch on the resident memory that ends the process. Without options
-the model has 1.5 GB and the limit is two thirds of that: Python, MLX and mlx-lm take 0.4 GB by
-themselves. With --limit-gb 0 there is no limit.
+the kernel can free), else a thread that watches the resident memory and ends the process. Without
+options the model has 1.5 GB and the limit is two thirds of that: Python, MLX and mlx-lm alone take
+0.4 GB. With --limit-gb 0 there is no limit.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ GROUP_2 = Path("/sys/fs/cgroup/dynquant-benchmark")  # version 2
 
 
 def main() -> int:
-    """Print and keep what it took; 0 when the result is there."""
+    """Print and store time and memory; 0 when the conversion has a result."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--gb", type=float, default=1.5)
     parser.add_argument("--limit-gb", type=float)

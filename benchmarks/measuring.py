@@ -3,10 +3,10 @@
     python -m benchmarks.measuring [--models DIR,DIR] [--rounds 2] [--out DIR]
 
 Upstream's own `estimate_sensitivities` (one pair of widths) and dynquant's measuring (every
-format) take the same calibration windows in turn, each in a fresh process, in float32 on a CPU. Of
-several rounds the least counts; memory is what MLX's allocator held at most. The second size is
-what another target adds to the pass that encodes, once costs are known. `measuring-MODEL.json` goes
-to `--out`; the exit code says whether the bars were met.
+format) run alternately on the same calibration windows, each in a fresh process, in float32 on a
+CPU. Of several rounds the smallest figure counts; memory is the peak of MLX's allocator. The second
+size is the cost that another target adds to the encoding pass. `measuring-MODEL.json` goes to
+`--out`; the exit code is 0 if the goals are met.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from rich.table import Table
 from benchmarks.quality import MODELS, ROOT, SHARED, machine, revision
 from benchmarks.upstream import in_child, sensitivity_pass
 from dynquant.cli.console import stdout
-from dynquant.cli.opening import open_model, open_texts
+from dynquant.cli.wiring import open_model, open_texts
 from dynquant.quant.allocate import allocate
 from dynquant.quant.recipe import EFFORTS, Recipe
 
@@ -42,7 +42,7 @@ TIMES = ("wall", "cpu")
 
 
 def main() -> int:
-    """Print and keep the table; 0 when the bars are met."""
+    """Print and store the table; 0 when the goals are met."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", help="folders, with commas")
     parser.add_argument("--rounds", type=int, default=2)
@@ -82,7 +82,7 @@ def main() -> int:
 
 
 def ratios_of(secs: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
-    """Measuring over upstream's pass, and what a second size adds over all of the first."""
+    """Measuring over upstream's pass, and the addition of a second size over the whole first."""
     upstream = secs[UPSTREAM]
     first = {k: secs[PROBES][k] + secs[ALLOCATE][k] + secs[ENCODE][k] for k in TIMES}
     second = {k: secs[ALLOCATE][k] + secs[SECOND][k] - secs[ENCODE][k] for k in TIMES}
@@ -113,7 +113,7 @@ def show(
 
 @contextmanager
 def timed(secs: dict[str, dict[str, float]], step: str) -> Iterator[None]:
-    """Note what the context takes."""
+    """Note time and memory of the context."""
     mx.reset_peak_memory()
     wall, cpu = time.perf_counter(), time.process_time()
     yield
@@ -166,13 +166,13 @@ def our_secs(model: Path) -> dict[str, dict[str, float]]:
 
 
 def upstream_secs(model: Path) -> dict[str, dict[str, float]]:
-    """Seconds of the sensitivity pass of mlx-lm on the windows that ours calibrates on."""
+    """Seconds of mlx-lm's sensitivity pass on the calibration windows of dynquant."""
     secs: dict[str, dict[str, float]] = {}
     with open_model(str(model)) as (_, quantizer):
         tokens = quantizer.calibration_windows(
             open_texts().open(str(CALIBRATION)), Recipe(targets_bpw=()).calibration_tokens
         ).tokens
-    # Ours keeps the last of them for the probes.
+    # dynquant keeps the last windows for the probes.
     learned = mx.array(tokens[: Recipe(targets_bpw=()).calibration_tokens // tokens.shape[1]])
     run = sensitivity_pass(model, learned, wide=mx.default_device() == mx.cpu)
     with timed(secs, UPSTREAM):

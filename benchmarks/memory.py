@@ -4,7 +4,7 @@
 
 Random Qwen3 models of one width and growing depth are converted in fresh processes, by dynquant
 (measure, encode, evaluate) and, for comparison, go through the sensitivity pass of
-`mlx_lm.dynamic_quant` on the same tokens in float32. What MLX's allocator held at most, in MB;
+`mlx_lm.dynamic_quant` on the same tokens in float32. Figures are peaks of MLX's allocator in MB;
 `memory.json` and `memory-{light,dark}.svg` go to `--out`.
 """
 
@@ -35,7 +35,7 @@ COLUMNS = ("weights", "measure", "encode", "evaluate", UPSTREAM)
 
 
 def main() -> None:
-    """Print and keep the table."""
+    """Print and store the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--depths", default="8,16,32,64")
     parser.add_argument("--width", type=int, default=256)

@@ -2,10 +2,10 @@
 
     python benchmarks/mlx_lm_peer.py NAME TOKENS.npy [its own arguments]
 
-NAME is dynamic_quant, gptq or awq, TOKENS are (windows, seq), int32; everything else is the tool's
-own `main`. Upstream downloads a calibration text, which this machine may not. On a CPU a bfloat16
-matrix product is forty times slower than one in float32, so activations are float32 there, and
-weights for the gradients too; what is stored is quantized from the weights as they are.
+NAME is dynamic_quant, gptq or awq, TOKENS are (windows, seq), int32; the rest is the tool's own
+`main`. Upstream downloads a calibration text, which this machine may not. On a CPU a bfloat16
+matrix product is forty times slower than in float32, so activations are float32 there, and weights
+for the gradients too; the stored codes are quantized from the original weights.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from mlx.utils import tree_map
 
 
 def main() -> None:
-    """Exchange the text, then leave the rest to the tool."""
+    """Replace the text, then run the tool."""
     name, tokens = sys.argv[1], np.load(sys.argv[2])
     module: Any = importlib.import_module(f"mlx_lm.quant.{name}")
     module.load_data = lambda *_args, **_kwargs: mx.array(tokens)
@@ -36,7 +36,7 @@ def main() -> None:
 
 
 def _wide(call: Any) -> Any:
-    """An embedding that gives float32; what follows is promoted to it."""
+    """An embedding in float32, which promotes all later activations."""
     return lambda self, ids: call(self, ids).astype(mx.float32)
 
 

@@ -1,4 +1,4 @@
-"""The quantizers in the table: how each is installed, asked for a size, and run."""
+"""The quantizers in the table: installation, settings for a size, and command of each."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ REQUIREMENTS = {
 BITS, GROUP_SIZES = (2, 3, 4, 5, 6, 8), (32, 64, 128)
 GPTQ_BITS = (2, 4, 8)  # mlx_lm.gptq packs no others
 EQUAL_BPW = 0.02
-# What mlx_lm.dynamic_quant is asked for: two widths to choose from, and a size. Where one layer
-# holds a quarter of the weights it can miss the size by far, so around 3.0 it gets more chances.
+# Settings of mlx_lm.dynamic_quant: two widths to choose from, and a size. Where one layer has a
+# quarter of the weights it can miss the size by far, so it gets more attempts around 3.0.
 DYNAMIC = {
     3.0: ((2, 4, 3.0), (2, 4, 3.2), (2, 3, 3.0), (2, 5, 3.0)),
     3.5: ((2, 4, 3.5),),
@@ -50,11 +50,11 @@ class Attempt:
 
     Attributes:
         method: Its row's name.
-        setting: What it was asked for, in its own words.
-        target_bpw: The size that the setting comes nearest to; None for one of its own.
+        setting: Its options, in its own terms.
+        target_bpw: The size nearest to the setting's; None for a size of its own.
         venv: A key of `REQUIREMENTS`; empty for the environment of dynquant.
         command: Program in the environment's `bin` and arguments; `{out}` is the new folder.
-        why_not: Why it cannot be run, if it cannot.
+        why_not: The reason if it cannot be run.
     """
 
     method: str
@@ -72,7 +72,7 @@ class Attempt:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What a run took; `why_not` says why there is no result."""
+    """Time and memory of a run; `why_not` is the reason if there is no result."""
 
     wall_secs: float = 0.0
     cpu_secs: float = 0.0
@@ -82,7 +82,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class _Inputs:
-    """What all attempts on one model share."""
+    """Inputs of all attempts on one model."""
 
     model: Path
     tokens: Path
@@ -97,14 +97,14 @@ class _Inputs:
 def attempts(
     model: Path, *, tokens: Path, documents: Path, targets: Sequence[float], full: bool
 ) -> list[Attempt]:
-    """Every peer at every size that it can come near to.
+    """Every peer at every size near which it can store.
 
     Args:
         model: The original.
         tokens: Calibration windows (windows, seq), as .npy.
         documents: The same windows as text, one JSON object a line.
         targets: Stored bits per weight.
-        full: Also the slow ones, and those that bring PyTorch.
+        full: With the slow peers, and those that require PyTorch.
     """
     inputs = _Inputs(model, tokens, documents)
     found = [*_uniform(inputs, targets), *_mixed(inputs), *_dynamic(inputs, targets, full=full)]
@@ -118,7 +118,7 @@ def attempts(
 def ours(
     model: Path, *, calibration: str, evaluation: str, targets: Sequence[float], effort: str
 ) -> Attempt:
-    """All sizes of dynquant in one run, as a person would ask for them."""
+    """All sizes of dynquant in one run, by its usual command."""
     program = (sys.executable, "-m", "dynquant", "quantize")
     options: tuple[str, ...] = ("--effort", effort)
     offered = subprocess.run([*program, "--help"], capture_output=True, text=True, check=True)
@@ -147,7 +147,7 @@ def ours(
 
 
 def run(attempt: Attempt, out: Path, *, venvs: Path, limit_secs: float) -> Outcome:
-    """Make `out`; what it took, or why it could not be made."""
+    """Make `out`; time and memory, or the reason of a failure."""
     if attempt.why_not:
         return Outcome(why_not=attempt.why_not)
     try:
@@ -157,7 +157,7 @@ def run(attempt: Attempt, out: Path, *, venvs: Path, limit_secs: float) -> Outco
     command = [part.replace("{out}", str(out)) for part in attempt.command]
     command[0] = str(bin_folder / command[0])
     environment = dict(os.environ) | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    environment.pop("MLX_ENABLE_TF32", None)  # peers run as they would by themselves
+    environment.pop("MLX_ENABLE_TF32", None)  # peers run with their own defaults
     if FAST_BLAS is not None:  # the wheel of MLX brings the reference BLAS, see dynquant
         environment["LD_PRELOAD"] = FAST_BLAS
     log = out.with_name(f"{out.name}.log")
@@ -198,7 +198,7 @@ def _watch(child: subprocess.Popen[bytes], limit_secs: float) -> tuple[int, bool
 
 
 def _venv(name: str, venvs: Path) -> Path:
-    """Folder of programs of the virtual environment `name`, made where it is not there yet."""
+    """Folder of programs of the virtual environment `name`, which is made if it is missing."""
     folder, wanted = venvs / name, "\n".join(REQUIREMENTS[name])
     stamp = folder / "requirements.txt"
     if not stamp.exists() or stamp.read_text() != wanted:
@@ -261,7 +261,7 @@ def _with_embedding(
     for target in targets:
 
         def misfit(key: tuple[int, int, int, int], target: float = target) -> tuple[float, float]:
-            """How far from the size, then how far the two formats are from each other."""
+            """The distance to the size, then the distance between the two formats."""
             bits, size, embed_bits, embed_size = key
             inner, outer = bits + 32 / size, embed_bits + 32 / embed_size
             bpw = (1 - inputs.embedded) * inner + inputs.embedded * outer
@@ -286,7 +286,7 @@ def _tool(inputs: _Inputs, name: str, *options: str) -> tuple[str, ...]:
 
 
 def _auto_round(inputs: _Inputs) -> Iterator[Attempt]:
-    """It leaves the embedding at 16 bits, so few sizes are in its reach."""
+    """It keeps the embedding at 16 bits, so it can make few sizes."""
     device = "0" if mx.cuda.is_available() and mx.default_device() != mx.cpu else "cpu"
     shape: Mapping[str, int] = json.loads(inputs.documents.with_suffix(".json").read_text())
     for bits in (2, 4):
@@ -316,6 +316,6 @@ def _optiq(inputs: _Inputs) -> Attempt:
 
 
 def _last_line(output: str) -> str:
-    """The last thing that a program said."""
+    """The last line of a program's output."""
     lines = [line.strip() for line in output.replace("\r", "\n").splitlines() if line.strip()]
     return lines[-1][:200] if lines else ""

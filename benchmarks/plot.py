@@ -1,4 +1,4 @@
-"""Pictures of benchmarks: lines over a logarithmic axis, in the looks of the cards' pictures."""
+"""Plots of benchmarks: lines over a logarithmic axis, in the style of the cards' plots."""
 
 from __future__ import annotations
 
@@ -75,8 +75,8 @@ def chart_svg(
         series: At least one point in all; every y above 0.
         heading: Shown in bold.
         subtitle: Shown below it.
-        across: What x is.
-        upwards: What y is.
+        across: Label of the x axis.
+        upwards: Label of the y axis.
         dark: For a dark page.
     """
     theme = DARK if dark else LIGHT
@@ -101,7 +101,7 @@ def chart_svg(
     )
     drawn += _axes(chart, across, upwards)
     hues = {True: iter(_OUR_HUES), False: iter(_HUES)}
-    # Ours last, so that nothing covers it.
+    # dynquant last, so that no other line covers it.
     for number, each in enumerate(sorted(series, key=lambda s: s.is_ours)):
         drawn += _line(chart, each, next(hues[each.is_ours])[dark], number)
     return "\n".join([*drawn, "</svg>", ""])

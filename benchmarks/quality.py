@@ -4,11 +4,11 @@
                                  [--keep DIR] [--out DIR]
 
 Every quantizer runs for real, by its own command, in a process and (peers) a virtual environment
-of its own, which this makes, on the same calibration tokens. Stored bits are counted from the files
-(`stored_bits.py`), and all results of a model are judged in one pass over the same held-out
-windows. `quality-MODEL.json`, `.md` and `-{light,dark}.svg` go to `--out`. With `--keep` an
-interrupted run goes on where it was; what dynquant made is kept for the same commit only.
-The exit code says whether the bars were met.
+of its own, which this script makes, on the same calibration tokens. Stored bits are counted from
+the files (`stored_bits.py`), and all results of a model are evaluated in one pass over the same
+held-out windows. `quality-MODEL.json`, `.md` and `-{light,dark}.svg` go to `--out`. With `--keep`
+an interrupted run is resumed; results of dynquant are reused for the same commit only. The exit
+code is 0 if the goals are met.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from benchmarks.peers import EQUAL_BPW, REQUIREMENTS, Attempt, Outcome, attempts
 from benchmarks.report import markdown, picture
 from benchmarks.stored_bits import stored_bpw
 from dynquant.cli.console import ConsoleProgress, stdout
-from dynquant.cli.opening import open_model, open_texts
+from dynquant.cli.wiring import open_model, open_texts
 from dynquant.errors import DynquantError
 from dynquant.quant.mlx.calibration import Windows
 from dynquant.quant.mlx.loading import open_model as open_folder
@@ -62,7 +62,7 @@ BARS, BEST_PEER_BAR = {3.0: 0.55, 4.0: 0.45, 5.0: 0.40}, 0.9
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One line of the table; without a result, `why_not` says why."""
+    """One line of the table; `why_not` is the reason if there is no result."""
 
     method: str
     setting: str
@@ -77,7 +77,7 @@ class Row:
 
 
 def main() -> int:
-    """Run the benchmark; 0 when there were bars, and every one is met."""
+    """Run the benchmark; 0 when there are goals and all are met."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--full", action="store_true", help="all peers, sizes and efforts")
     parser.add_argument("--models", help="folders, with commas")
@@ -129,7 +129,7 @@ def written(model: str, result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def benchmarked(model: Path, options: argparse.Namespace, work: Path) -> dict[str, Any]:
-    """Everything made, judged and compared."""
+    """All results: made, evaluated and compared."""
     texts, recipe, full = open_texts(), Recipe(targets_bpw=()), options.full
     targets = TARGETS if full else FEW_TARGETS
     limit_secs = options.limit or (LIMIT_SECS if full else SHORT_LIMIT_SECS)
@@ -166,7 +166,7 @@ def benchmarked(model: Path, options: argparse.Namespace, work: Path) -> dict[st
                 folders[f"{row.method} {row.setting}"] = folder
             rows.append(row)
         sizes = sorted({*targets, *equal_sizes(rows)})
-        # Polishing tries plans on the whole model, size by size: three sizes show what it brings.
+        # Polishing tries plans on the whole model, size by size: three sizes show its effect.
         efforts = {"fast": sizes, "normal": sizes} | ({"max": list(FEW_TARGETS)} if full else {})
         for effort, asked in efforts.items():
             attempt = ours(
@@ -200,7 +200,7 @@ def benchmarked(model: Path, options: argparse.Namespace, work: Path) -> dict[st
 
 
 def save_text(windows: Windows, model: Path, work: Path) -> tuple[Path, Path]:
-    """The calibration windows for tools that take tokens, and for those that take text."""
+    """The calibration windows for tools that take tokens, and for tools that take text."""
     tokens, documents = work / TOKENS, work / "calibration.jsonl"
     np.save(tokens, windows.tokens)
     tokenizer = open_tokenizer(model)
@@ -220,9 +220,9 @@ def slug(attempt: Attempt) -> str:
 
 
 def run_once(attempt: Attempt, work: Path, *, venvs: Path, limit_secs: float) -> Outcome:
-    """Run, or what an earlier run of the same command took: same software, same tokens.
+    """Run, or reuse an earlier run of the same command with the same software and tokens.
 
-    What failed is tried again, unless it was the time limit.
+    Failures are tried again, except those by the time limit.
     """
     out = work / slug(attempt)
     note = out.with_name(f"{out.name}.outcome.json")
@@ -245,7 +245,7 @@ def run_once(attempt: Attempt, work: Path, *, venvs: Path, limit_secs: float) ->
 
 
 def model_folder(out: Path) -> Path:
-    """Where below `out` the weights lie."""
+    """The folder of the weights below `out`."""
     return min(out.rglob("*.safetensors"), key=lambda file: len(file.parts)).parent
 
 
@@ -259,7 +259,7 @@ def results_of(out: Path, sizes: Sequence[float]) -> list[Path]:
 def row_of(
     attempt: Attempt, outcome: Outcome, folder: Path | None, model: Path, *, num_results: int = 1
 ) -> Row:
-    """A row that is not judged yet."""
+    """A row without figures."""
     return Row(
         method=attempt.method,
         setting=attempt.setting,
@@ -271,7 +271,7 @@ def row_of(
 
 
 def equal_sizes(rows: Sequence[Row]) -> Iterator[float]:
-    """Sizes that `mlx_lm.dynamic_quant` stored instead of those that it was asked for."""
+    """Sizes that `mlx_lm.dynamic_quant` stored, which differ from the requested ones."""
     for row in rows:
         if row.method != "mlx_lm.dynamic_quant" or not row.stored_bpw or not row.target_bpw:
             continue
@@ -282,7 +282,7 @@ def equal_sizes(rows: Sequence[Row]) -> Iterator[float]:
 def judged(
     quantizer: MlxQuantizer, held_out: Windows, rows: Sequence[Row], folders: Mapping[str, Path]
 ) -> tuple[list[Row], Quality]:
-    """The rows with their figures, and those of the original, from one pass."""
+    """The rows with their figures, and the original's figures, from one pass."""
     refused = {}
     for name, folder in folders.items():
         try:
@@ -300,7 +300,7 @@ def judged(
 
 
 def bars(rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
-    """Our mean KL over that of the peers of the same size, beside what was promised."""
+    """Mean KL of dynquant over that of the peers of the same size, and the goals."""
     known = [row for row in rows if row.quality is not None and row.stored_bpw is not None]
     mine = [row for row in known if row.method == "dynquant" and row.setting.startswith("normal")]
     for row in mine:
@@ -330,19 +330,19 @@ def bars(rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
 
 
 def command(words: Sequence[str]) -> str:
-    """How to run this again from the top of a checkout, whoever's machine it was."""
+    """The command that runs this again from the top of a checkout, on any machine."""
     return " ".join(["python -m benchmarks.quality", *words]).replace(f"{ROOT.parent}/", "../")
 
 
 def revision() -> str:
-    """Commit of this checkout, and whether something else than results was changed in it."""
+    """Commit of this checkout, and whether files other than results are changed."""
     commit = _git("rev-parse", "--short=12", "HEAD")
     changed = _git("status", "--porcelain", "--", ".", ":(exclude)benchmarks/results")
     return commit + "-dirty" * bool(changed) if commit else NO_CHECKOUT
 
 
 def _git(*words: str) -> str:
-    """What git says; nothing where this is no checkout."""
+    """The output of git; empty outside a checkout."""
     found = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False)
     return found.stdout.strip()
 

@@ -1,4 +1,4 @@
-"""Random Qwen3 models of any size, and what converting one takes, step by step."""
+"""Random Qwen3 models of any size, and time and memory of converting them, step by step."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SPREAD = 0.02  # of the weights, as models are initialized
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """What a Qwen3 of random weights looks like: grouped queries, a tied embedding."""
+    """The shape of a Qwen3 with random weights: grouped queries, a tied embedding."""
 
     width: int
     depth: int
@@ -111,7 +111,7 @@ class Steps:
     """Seconds and peak memory of each step.
 
     Attributes:
-        mlx_peak_bytes: What MLX's allocator held at most.
+        mlx_peak_bytes: Peak of MLX's allocator.
     """
 
     secs: dict[str, float] = field(default_factory=dict)
@@ -119,7 +119,7 @@ class Steps:
 
     @contextmanager
     def taken(self, step: str) -> Iterator[None]:
-        """Note what the context takes, and say so."""
+        """Note time and memory of the context, and print them."""
         mx.reset_peak_memory()
         started = time.perf_counter()
         yield
@@ -211,6 +211,7 @@ def random_windows(count: int, length: int, config: dict[str, Any], *, seed: int
     tokens = np.random.default_rng(seed).integers(0, config["vocab_size"], (count, length))
     return Windows(
         tokens=tokens.astype(np.int32),
+        more=np.zeros((0, length), np.int32),
         sketch=Sketch(np.zeros(0, dtype=np.uint64)),
         facts=TextFacts(
             name="random", sha256="", num_tokens=int(tokens.size), window_tokens=length

@@ -1,10 +1,10 @@
-"""A pass over a model that the system does not have in memory, with and without reading ahead.
+"""A pass over a model that is not in the system's cache, with and without reading ahead.
 
     python -m benchmarks.reading [--width 2048] [--depth 12] [--tokens 512] [--rounds 5]
 
 A random model is written, its files are dropped from the system's cache, and a forward pass over
-all blocks is timed: as it is, with `ReadAhead`, and once more with the files in memory. The rounds
-take turns; the shortest of each counts. Linux only. `reading.json` goes to `--out`.
+all blocks is timed: without and with `ReadAhead`, and once more with the files in memory. The
+variants alternate; the shortest time of each counts. Linux only. `reading.json` goes to `--out`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ COLD, AHEAD, WARM = "on a cold cache", "on a cold cache, reading ahead", "with a
 
 
 def main() -> int:
-    """Print and keep the table."""
+    """Print and store the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--width", type=int, default=2048)
     parser.add_argument("--depth", type=int, default=12)
@@ -47,7 +47,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     options = parser.parse_args()
     if not hasattr(os, "posix_fadvise"):
-        stdout.print("This system cannot be asked to forget a file.")
+        stdout.print("This system cannot drop a file from its cache.")
         return 1
     secs: dict[str, float] = {}
     with tempfile.TemporaryDirectory(dir=options.scratch) as scratch:
@@ -80,7 +80,7 @@ def main() -> int:
 
 
 def forget(folder: Path) -> None:
-    """Have the system drop what it holds of the files."""
+    """Drop the files from the system's cache."""
     os.sync()  # only what is on the disk can be dropped
     for file in folder.glob("*.safetensors"):
         with file.open("rb") as stream:

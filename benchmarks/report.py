@@ -97,7 +97,7 @@ def _bar(bar: Mapping[str, Any]) -> str:
 
 
 def _series_of(row: Mapping[str, Any]) -> str:
-    """A quantizer; with a recipe or an effort of its own where it has one."""
+    """A quantizer, with its recipe or effort where it has several."""
     method, setting = row["method"], row["setting"]
     if method == _OURS:
         return f"{method} {setting.partition(',')[0]}"

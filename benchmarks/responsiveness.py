@@ -1,4 +1,4 @@
-"""How long people wait for the pages and for a cancel: each beside what it cannot be quicker than.
+"""Waiting times for the pages and for a cancel, each beside its lower bound.
 
 - The start of the pages, beside importing Gradio alone (CPU seconds).
 - A page that looks at a job while 200 others do, beside one that is alone.

@@ -1,7 +1,7 @@
-"""Stored bits per weight, from the files alone: no code of dynquant or of a peer has a say.
+"""Stored bits per weight, from the files alone, without code of dynquant or of a peer.
 
-Whatever a folder of safetensors holds counts, codes, scales, biases and what was left as it was,
-over the number of weights that the original's headers name.
+All arrays in a folder of safetensors count: codes, scales, biases and unquantized arrays, over the
+number of weights in the original's headers.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def stored_bpw(folder: Path, original: Path) -> float:
 
 
 def num_weights(folder: Path, *, containing: str = "") -> int:
-    """Numbers in the tensors whose name holds `containing`, of a folder that is not quantized."""
+    """Number of values in the tensors of an unquantized folder with `containing` in their name."""
     return sum(prod(shape) for name, shape, _ in _tensors(folder) if containing in name)
 
 

@@ -29,7 +29,7 @@ def sensitivity_pass(folder: Path, tokens: mx.array, *, wide: bool) -> Callable[
     Args:
         folder: The model.
         tokens: Windows, (windows, seq), int32.
-        wide: Take its weights in float32.
+        wide: Whether to load its weights in float32.
     """
     model, _ = load_model(folder)
     if wide:

@@ -3,18 +3,16 @@
     resolve ─> download ─> measure ─> encode ─> verify ─> evaluate ─> card ─> publish
 
 The command line does the steps that compute in its own process (`in_process.quantize`). A runner
-does all of them one by one, the computing ones each in a child (`runner.job_steps`,
-`runner.worker`). Both go by `Step`, `NEEDS` and `Conversion.do`.
+does all steps one by one, each step that computes in a child (`runner.job_steps`, `runner.worker`).
+Both go by `Step`, `NEEDS` and `Conversion.do`.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from functools import partial
-from itertools import repeat
 from pathlib import Path
 from typing import Any, Generic
 
@@ -24,20 +22,18 @@ from dynquant.progress import Progress
 from dynquant.quant.allocate import allocate, allocate_by_threshold, check_target
 from dynquant.quant.formats import DEFAULT_MENU
 from dynquant.quant.plan import CostTable, QuantPlan
-from dynquant.quant.ports import Quantizer, W
+from dynquant.quant.ports import Quantizer, W, Windows
 from dynquant.quant.quality import Quality
 from dynquant.quant.recipe import Recipe
 from dynquant.quant.swaps import with_formats
+from dynquant.quant.time_budget import TimeBudget
 from dynquant.quant.uniform import nearest_uniform
-from dynquant.report.artefacts import (
-    check_measured_for,
-    matched_table,
-    measured_on_other_text,
-)
+from dynquant.quant.verified import Verified
+from dynquant.report.artefacts import check_measured_for, matched_table, measured_on_other_text
 from dynquant.report.facts import ModelFacts
 from dynquant.report.facts_of import ORIGINAL, facts_of, uniform_name
-from dynquant.report.forecast import Forecast, fitting_bpw, memory_to_run_bytes, weight_bytes
 from dynquant.texts.documents import Text
+from dynquant.texts.images import ImageFacts, ImagePrompts
 
 __all__ = [
     "COMPUTED",
@@ -47,7 +43,6 @@ __all__ = [
     "Made",
     "Step",
     "check_source",
-    "forecast",
     "measure_costs",
 ]
 
@@ -55,9 +50,9 @@ __all__ = [
 class Step(StrEnum):
     """The steps of a conversion, in their order."""
 
-    RESOLVE = "resolve"  # look the model up and refuse what cannot work, from headers alone
+    RESOLVE = "resolve"  # look the model up; refuse a request that cannot work, from headers alone
     DOWNLOAD = "download"  # bring the weights and the texts
-    MEASURE = "measure"  # what every format of every layer costs
+    MEASURE = "measure"  # the cost of every format of every layer
     ENCODE = "encode"  # choose formats for every target, and write its folder
     VERIFY = "verify"  # compare stock mlx-lm on each folder with its plan
     EVALUATE = "evaluate"  # perplexity and KL divergence on held-out text
@@ -74,8 +69,8 @@ NEEDS: Mapping[Step, tuple[Step, ...]] = {
     Step.ENCODE: (Step.DOWNLOAD, Step.MEASURE),
     Step.VERIFY: (Step.DOWNLOAD, Step.MEASURE, Step.ENCODE),
     Step.EVALUATE: (Step.DOWNLOAD, Step.MEASURE, Step.ENCODE),
-    Step.CARD: (Step.DOWNLOAD, Step.MEASURE, Step.ENCODE, Step.EVALUATE),
-    Step.PUBLISH: (Step.DOWNLOAD, Step.MEASURE, Step.ENCODE, Step.EVALUATE, Step.CARD),
+    Step.CARD: (Step.DOWNLOAD, Step.MEASURE, Step.ENCODE, Step.VERIFY, Step.EVALUATE),
+    Step.PUBLISH: tuple(each for each in Step if each not in {Step.RESOLVE, Step.PUBLISH}),
 }
 """Step → the steps whose results it reads, in their order; `resolve` comes before all others."""
 
@@ -88,11 +83,11 @@ class Made:
     """The results of the steps of one conversion so far; models go by the name of their folder.
 
     Attributes:
-        table: Costs, by `measure`; or those of an earlier measurement, to use again.
-        sensitivities: Path of a layer → sensitivity, by `measure` with the seed's method.
-        plans: Formats of every layer, from either of them.
+        table: Costs, by `measure`; or the costs of an earlier measurement, to use again.
+        sensitivities: Path of a layer → sensitivity, by `measure` with the alignment method.
+        plans: Formats of every layer, from the costs or the sensitivities.
         folders: Where the models are written.
-        samples: Text that each model generated, by `verify`.
+        verified: A sample of each model and the runtimes that run it, by `verify`.
         figures: Quality of the original, the models and uniform quants, by `evaluate`.
         facts: The content of the cards, by `card`.
     """
@@ -101,69 +96,20 @@ class Made:
     sensitivities: Mapping[str, float] | None = None
     plans: Mapping[str, QuantPlan] | None = None
     folders: Mapping[str, Path] = field(default_factory=dict)
-    samples: Mapping[str, str] = field(default_factory=dict)
+    verified: Mapping[str, Verified] = field(default_factory=dict)
     figures: Mapping[str, Quality] = field(default_factory=dict)
     facts: Sequence[ModelFacts] = ()
-
-
-def forecast(
-    source: ModelSource,
-    quantizer: Quantizer[W],
-    recipe: Recipe,
-    *,
-    fit_memory_bytes: int | None = None,
-) -> list[Forecast]:
-    """Size, memory and disk of each target, from config and headers alone.
-
-    Args:
-        source: Where the model came from; its folder may hold headers only.
-        quantizer: The open model.
-        recipe: The targets; ignored when `fit_memory_bytes` is given.
-        fit_memory_bytes: Take the largest BPW that runs on a Mac with this much memory.
-
-    Raises:
-        InfeasibleTargetError: A target lies outside the feasible range.
-    """
-    inventory = quantizer.inventory(recipe.menu)
-    full = quantizer.inventory(DEFAULT_MENU)
-    cache_bytes = quantizer.cache_bytes(recipe.context_tokens)
-    targets = recipe.targets_bpw
-    if fit_memory_bytes is not None:
-        targets = (fitting_bpw(inventory, memory_bytes=fit_memory_bytes, cache_bytes=cache_bytes),)
-    for target in targets:
-        check_target(inventory, target)
-    source_bytes = weight_bytes(full.max_bpw, full.num_parameters)
-    sizes = {t: weight_bytes(t, inventory.num_parameters) for t in targets}
-    return [
-        Forecast(
-            model=source.name,
-            model_type=inventory.model_type,
-            num_parameters=inventory.num_parameters,
-            source_bytes=source_bytes,
-            min_bpw=inventory.min_bpw,
-            max_bpw=inventory.max_bpw,
-            target_bpw=target,
-            size_bytes=size_bytes,
-            context_tokens=recipe.context_tokens,
-            memory_bytes=memory_to_run_bytes(size_bytes, cache_bytes),
-            conversion_memory_bytes=quantizer.conversion_bytes(recipe.calibration_tokens),
-            conversion_disk_bytes=source_bytes + size_bytes,
-            notes=tuple(filter(None, (*quantizer.notes, inventory.why_unquantized.strip()))),
-        )
-        for target, size_bytes in sizes.items()
-    ]
 
 
 class Conversion(Generic[W]):
     """One model on its way to every target of a recipe.
 
-    A step gets the results of earlier steps as arguments, so that each may run in a process of
-    its own. Targets go by the name of their folder.
+    A step gets the results of earlier steps as arguments, so each may run in its own process.
 
     Args:
         source: Where the model came from.
         quantizer: The open model.
-        recipe: How.
+        recipe: How to quantize it.
         clock: Seconds of a clock that never goes back; for the time budget.
 
     Raises:
@@ -181,20 +127,20 @@ class Conversion(Generic[W]):
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._clock = clock
+        self._time_budget = TimeBudget(recipe.time_budget_mins, clock)
         self._source = source
         self._quantizer = quantizer
         self._recipe = recipe
         self._inventory = quantizer.inventory(recipe.menu)
         self._full = quantizer.inventory(DEFAULT_MENU)
+        self.targets = {quantized_name(source.name, bpw): bpw for bpw in recipe.targets_bpw}
         for target in recipe.targets_bpw:
             check_target(self._inventory, target)
-        if recipe.alignment is not None:  # refuse what cannot work before measuring
+        if recipe.alignment is not None:  # refuse formats and targets before measuring
             self._thresholds(dict.fromkeys((layer.path for layer in self._inventory.layers), 0.0))
-        self.targets = {quantized_name(source.name, bpw): bpw for bpw in recipe.targets_bpw}
 
     def do(self, step: Step, made: Made, progress: Progress) -> None:
-        """Do one of the steps that compute; `made` gains what the step makes.
+        """Do one of the steps that compute; its results go into `made`.
 
         Raises:
             DynquantError: See the step's own method.
@@ -202,20 +148,22 @@ class Conversion(Generic[W]):
         match step:
             case Step.MEASURE if self._recipe.alignment is not None:
                 made.table = None
-                self.check(progress)
+                check_source(self._quantizer, self._windows, progress)
                 made.sensitivities = self.align(progress)
             case Step.MEASURE:
-                known = None if made.table is None else self.reuse(made.table)
-                self.check(progress)
-                made.table = self.polish(known or self.measure(progress), progress)
+                table = None if made.table is None else self.reuse(made.table)
+                check_source(self._quantizer, self._windows, progress)
+                if table is None:
+                    table = measure_costs(self._quantizer, self._windows, self._recipe, progress)
+                made.table = self.polish(table, progress)
             case Step.ENCODE:
                 self.encode(self._plans(made), made.table, made.folders, progress)
             case Step.VERIFY:
-                made.samples = self.verify(self._plans(made), made.folders, progress)
+                made.verified = self.verify(self._plans(made), made.folders, progress)
             case Step.EVALUATE:
                 made.figures = self.evaluate(self._plans(made), made.folders, progress)
             case Step.CARD:
-                made.facts = self.facts(self._plans(made), made.table, made.figures)
+                made.facts = self.facts(self._plans(made), made.table, made.verified, made.figures)
             case _:
                 raise ValueError(step)
 
@@ -224,21 +172,38 @@ class Conversion(Generic[W]):
             made.plans = self.allocate(made.table, made.sensitivities)
         return made.plans
 
-    def read(self, *, calibration: Text, evaluation: Text) -> None:
-        """Read the texts, on which every later step rests, and check the tokenizer.
+    def read(
+        self,
+        *,
+        calibration: Text,
+        evaluation: Text,
+        calibration_images: ImagePrompts | None = None,
+        evaluation_images: ImagePrompts | None = None,
+    ) -> None:
+        """Cut the texts into the windows of all later steps, and check tokenizer and processor.
 
         Args:
             calibration: Text to measure and encode with.
             evaluation: Held-out text for the figures.
+            calibration_images: Questions about images to measure and encode with.
+            evaluation_images: Questions about images for the figures.
 
         Raises:
             TextError: A text is too short, or they overlap.
-            InvalidModelError, UnsupportedModelError: The tokenizer does not open, or would be
-                another one in the quantized model.
+            ImagesError: The model takes no images, or not these.
+            InvalidModelError, UnsupportedModelError: The tokenizer does not open, or would differ
+                in the quantized model.
         """
         quantizer, recipe = self._quantizer, self._recipe
-        self._windows = quantizer.calibration_windows(calibration, recipe.calibration_tokens)
-        self._held_out = quantizer.evaluation_windows(evaluation, recipe.evaluation_tokens)
+        self._windows = quantizer.calibration_windows(
+            calibration,
+            recipe.calibration_tokens,
+            calibration_images,
+            num_fitting_tokens=recipe.fitting_tokens,
+        )
+        self._held_out = quantizer.evaluation_windows(
+            evaluation, recipe.evaluation_tokens, evaluation_images
+        )
         self._held_out.check_disjoint(self._windows)
         quantizer.check_tokenizer()
 
@@ -246,42 +211,43 @@ class Conversion(Generic[W]):
         """The texts as `read` has cut them, for the other processes of the same job."""
         return {"calibration": self._windows.to_json(), "evaluation": self._held_out.to_json()}
 
-    def use_windows(self, raw: Mapping[str, Any]) -> None:
-        """Have what `windows_to_json` gave in another process, in place of `read`.
+    def use_windows(
+        self,
+        raw: Mapping[str, Any],
+        *,
+        calibration_images: ImagePrompts | None = None,
+        evaluation_images: ImagePrompts | None = None,
+    ) -> None:
+        """Take the windows that `windows_to_json` gave in another process, in place of `read`.
 
         Raises:
             InvalidModelError: They are not windows of this model.
         """
-        self._windows = self._quantizer.windows_from_json(raw.get("calibration"))
-        self._held_out = self._quantizer.windows_from_json(raw.get("evaluation"))
-
-    def check(self, progress: Progress) -> None:
-        """Compare the source with what stock mlx-lm makes of it, before any work.
-
-        Raises:
-            InvalidModelError, UnsupportedModelError, NonFiniteError: See `Quantizer.check_source`.
-        """
-        check_source(self._quantizer, self._windows, progress)
-
-    def measure(self, progress: Progress) -> CostTable:
-        """The cost of every format of every layer; serves every target."""
-        return measure_costs(self._quantizer, self._windows, self._recipe, progress)
+        self._windows = self._quantizer.windows_from_json(
+            raw.get("calibration"), calibration_images
+        )
+        self._held_out = self._quantizer.windows_from_json(raw.get("evaluation"), evaluation_images)
 
     def reuse(self, table: CostTable) -> CostTable:
         """The part of an earlier cost table that this conversion needs.
 
         Raises:
-            SensitivitiesError: It belongs to another model or text, or was measured otherwise.
+            SensitivitiesError: It belongs to another model or text, or was measured with other
+                options.
         """
         table = matched_table(table, self._inventory, self._quantizer.revision_sha)
         check_measured_for(table, self._recipe)
-        if not table.calibration.is_same_text(self._windows.facts):
+        images = _facts_of_images(self._windows)
+        if not (
+            table.calibration.is_same_text(self._windows.facts)
+            and _sha256(table.calibration_images) == _sha256(images)
+        ):
             raise measured_on_other_text(table)
         self._quantizer.store_as(table.inventory.dtype)
         return table
 
     def align(self, progress: Progress) -> Mapping[str, float]:
-        """Sensitivities of the seed's method: those of the recipe, or measured ones."""
+        """Sensitivities of the alignment method, from the recipe or measured."""
         alignment = self._recipe.alignment
         assert alignment is not None
         if alignment.sensitivities is not None:
@@ -294,14 +260,14 @@ class Conversion(Generic[W]):
     def allocate(
         self, table: CostTable | None, sensitivities: Mapping[str, float] | None = None
     ) -> dict[str, QuantPlan]:
-        """A plan for every target, from costs, or from the sensitivities of the seed's method."""
+        """A plan for every target, from costs or from sensitivities."""
         if table is None:
             assert sensitivities is not None
             return self._thresholds(sensitivities)
         return {name: self._plan(table, bpw) for name, bpw in self.targets.items()}
 
     def polish(self, table: CostTable, progress: Progress) -> CostTable:
-        """`table` with what measuring the whole model made of the plans of this conversion."""
+        """`table` with the plans of this conversion as trials on the whole model improved them."""
         effort, quantizer = self._recipe.work, self._quantizer
         plans = {bpw: self._plan(table, bpw) for bpw in self.targets.values()}
         plans = {bpw: plan for bpw, plan in plans.items() if bpw not in table.polished}
@@ -314,7 +280,7 @@ class Conversion(Generic[W]):
                 plans,
                 self._windows,
                 effort=effort,
-                keep_going=next(self._budget_in_shares(1)),
+                keep_going=next(self._time_budget.shares(1)),
                 on_step=on_step,
             )
         polished = {**table.polished, **{bpw: plan.formats for bpw, plan in better.items()}}
@@ -329,7 +295,7 @@ class Conversion(Generic[W]):
     ) -> None:
         """Write the weights, config and tokenizer of every target into its empty folder.
 
-        Then refine the scales and biases there, where the recipe says so.
+        Then fit whole blocks there, and distil scales and biases, where the recipe says so.
         """
         with progress.track({"encode": self._quantizer.num_blocks + 1}) as on_step:
             self._quantizer.encode(
@@ -340,14 +306,21 @@ class Conversion(Generic[W]):
                 importance=table.importance if table else {},
                 on_step=on_step,
             )
-        effort = self._recipe.work
-        if not effort.num_refine_steps:
+        effort, num_blocks = self._recipe.work, self._quantizer.num_blocks
+        if self._recipe.fits_blocks:
+            with progress.track({"reconstruct": num_blocks * len(plans)}) as on_step:
+                self._quantizer.reconstruct(
+                    {folders[name]: plan for name, plan in plans.items()},
+                    self._windows,
+                    effort=effort,
+                    on_step=on_step,
+                )
+        if not effort.num_distil_steps:
             return
-        with progress.track({"refine": effort.num_refine_steps * len(plans)}) as on_step:
-            for (name, plan), keep_going in zip(
-                plans.items(), self._budget_in_shares(len(plans)), strict=True
-            ):
-                self._quantizer.refine(
+        shares = self._time_budget.shares(len(plans))
+        with progress.track({"distil": effort.num_distil_steps * len(plans)}) as on_step:
+            for (name, plan), keep_going in zip(plans.items(), shares, strict=True):
+                self._quantizer.distil(
                     {folders[name]: plan},
                     self._windows,
                     effort=effort,
@@ -357,18 +330,20 @@ class Conversion(Generic[W]):
 
     def verify(
         self, plans: Mapping[str, QuantPlan], folders: Mapping[str, Path], progress: Progress
-    ) -> dict[str, str]:
-        """Load every folder in stock mlx-lm; what each model wrote when it was tried.
+    ) -> dict[str, Verified]:
+        """Run every folder in its stock runtimes.
 
         Raises:
-            VerificationError: A folder does not load, or is not what was planned.
+            VerificationError: A folder does not load, or differs from its plan.
         """
-        samples = {}
+        found = {}
         with progress.track({"verify": len(plans)}) as on_step:
             for name, plan in plans.items():
-                samples[name] = self._quantizer.verify(folders[name], plan, self._held_out)
+                found[name] = self._quantizer.verify(
+                    folders[name], plan, self._held_out, effort=self._recipe.work
+                )
                 on_step("verify")
-        return samples
+        return found
 
     def evaluate(
         self, plans: Mapping[str, QuantPlan], folders: Mapping[str, Path], progress: Progress
@@ -388,13 +363,15 @@ class Conversion(Generic[W]):
         self,
         plans: Mapping[str, QuantPlan],
         table: CostTable | None,
+        verified: Mapping[str, Verified],
         figures: Mapping[str, Quality],
     ) -> list[ModelFacts]:
-        """Everything that the cards say, one for each target."""
+        """The content of the cards, one for each target."""
         quantizer = self._quantizer
         return facts_of(
             plans,
             figures,
+            verified,
             source=replace(self._source, revision_sha=quantizer.revision_sha),
             recipe=self._recipe,
             inventory=table.inventory if table else self._inventory,
@@ -402,7 +379,11 @@ class Conversion(Generic[W]):
             method=table.method if table else "alignment",
             calibration=self._windows.facts,
             evaluation=self._held_out.facts,
+            calibration_images=_facts_of_images(self._windows),
+            evaluation_images=_facts_of_images(self._held_out),
             cache_bytes=quantizer.cache_bytes(self._recipe.context_tokens),
+            read_shares=quantizer.read_shares(),
+            num_blocks=quantizer.num_blocks,
             versions=quantizer.versions,
             notes=quantizer.notes,
         )
@@ -414,33 +395,15 @@ class Conversion(Generic[W]):
             return plan
         return with_formats(table.inventory, plan, formats)
 
-    def _budget_in_shares(self, num_shares: int) -> Iterator[Callable[[], bool]]:
-        """For one part of the work after another, whether its time is not spent.
-
-        The time budget begins now. Each part has an equal share of what is left when it begins,
-        so that what one does not need goes to those behind it.
-        """
-        budget_mins = self._recipe.time_budget_mins
-        if budget_mins is None:
-            yield from repeat(lambda: True, num_shares)
-            return
-        end = self._clock() + 60 * budget_mins
-        for num_left in range(num_shares, 0, -1):
-            now = self._clock()
-            yield partial(self._is_before, now + (end - now) / num_left)
-
-    def _is_before(self, deadline_secs: float) -> bool:
-        return self._clock() < deadline_secs
-
     def _thresholds(self, sensitivities: Mapping[str, float]) -> dict[str, QuantPlan]:
-        """Plans of the seed's method."""
+        """Plans of the alignment method."""
         alignment, inventory = self._recipe.alignment, self._inventory
         assert alignment is not None
-        # A layer that may take one format only has no say, and need not have been measured.
+        # A layer that may take one format only needs no sensitivity.
         least = min(sensitivities.values(), default=0.0)
         known = {layer.path: least for layer in inventory.layers if len(layer.formats) == 1}
         return {
-            quantized_name(self._source.name, target): allocate_by_threshold(
+            name: allocate_by_threshold(
                 inventory,
                 known | dict(sensitivities),
                 low=alignment.low,
@@ -448,12 +411,24 @@ class Conversion(Generic[W]):
                 target_bpw=target,
                 tolerance=alignment.tolerance,
             )
-            for target in self._recipe.targets_bpw
+            for name, target in self.targets.items()
         }
 
 
+def _facts_of_images(windows: Windows) -> ImageFacts | None:
+    return None if windows.images is None else windows.images.facts
+
+
+def _sha256(images: ImageFacts | None) -> str | None:
+    return None if images is None else images.sha256
+
+
 def check_source(quantizer: Quantizer[W], windows: W, progress: Progress) -> None:
-    """See `Conversion.check`."""
+    """Compare the source with stock mlx-lm's reading of it, before any work.
+
+    Raises:
+        InvalidModelError, UnsupportedModelError, NonFiniteError: See `Quantizer.check_source`.
+    """
     with progress.track({"check": 1}) as on_step:
         quantizer.check_source(windows)
         on_step("check")
@@ -462,7 +437,7 @@ def check_source(quantizer: Quantizer[W], windows: W, progress: Progress) -> Non
 def measure_costs(
     quantizer: Quantizer[W], windows: W, recipe: Recipe, progress: Progress
 ) -> CostTable:
-    """The cost of every format of every layer, measured on `windows`."""
+    """The cost of every format of every layer, measured on `windows`; serves every target."""
     num_blocks = quantizer.num_blocks
     steps = {"measure": 2 * num_blocks + 1}
     if recipe.work.probes:  # models with experts take a pass for whole plans too

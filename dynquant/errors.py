@@ -4,19 +4,23 @@
     ├── RequestError                 change the request; exit code 2, nothing was written
     │   ├── ModelNotFoundError       no such folder, repo or revision, or no access to it
     │   ├── UnsupportedModelError    the model exists, and dynquant cannot or may not take it
+    │   │   └── QuantizedSourceError a quant that somebody made of it (`form`, `base_model`)
     │   ├── InvalidModelError        files missing, corrupt, or not of one model
     │   ├── InfeasibleTargetError    outside the feasible range (`min_bpw`, `max_bpw`)
     │   ├── InvalidOptionError       an option's value makes no sense
     │   ├── TextError                calibration or evaluation text unusable (`num_tokens_needed`)
+    │   ├── ImagesError              images to calibrate or to evaluate on are unusable
     │   ├── SensitivitiesError       a sensitivities file or cost table that does not fit the model
     │   ├── OutputFolderError        the output exists and is not ours
     │   ├── DestinationError         the repo to publish to is not ours to write
-    │   └── CardError                the Hub does not take the card's metadata
+    │   ├── CardError                the Hub does not take the card's metadata
+    │   └── HubJobError              no Job of the Hub can be started for it, or there is none
     ├── RetryLaterError              the same request may work later; exit code 3
     │   ├── StorageFullError         disk full, or not writable any more
     │   ├── NotEnoughMemoryError     this machine has too little (`needed_bytes`)
     │   ├── HubUnavailableError      network, rate limit, 5xx
-    │   └── HubQuotaError            no storage left in the account on the Hub
+    │   ├── HubQuotaError            no storage left in the account on the Hub
+    │   └── HubJobEndedError         a Job of the Hub ended before its conversion did
     └── NeverPublishError            a result that must not leave this machine; exit code 4
         ├── NonFiniteError           NaN or infinity (`layer`)
         └── VerificationError        the written folder is not what was planned
@@ -39,8 +43,11 @@ __all__ = [
     "CardError",
     "DestinationError",
     "DynquantError",
+    "HubJobEndedError",
+    "HubJobError",
     "HubQuotaError",
     "HubUnavailableError",
+    "ImagesError",
     "InfeasibleTargetError",
     "InvalidModelError",
     "InvalidOptionError",
@@ -49,6 +56,7 @@ __all__ = [
     "NonFiniteError",
     "NotEnoughMemoryError",
     "OutputFolderError",
+    "QuantizedSourceError",
     "Reason",
     "RequestError",
     "RetryLaterError",
@@ -60,8 +68,10 @@ __all__ = [
     "disk_errors_translated",
     "means_full_disk",
     "means_no_memory",
+    "missing_driver",
 ]
 
+_HUB = "https://huggingface.co"
 _MAX_CHARS = 2_000
 _DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO})
 """Error numbers of a disk that is full or can no longer be written."""
@@ -100,6 +110,7 @@ class Reason(StrEnum):
     INVALID_OPTION = "invalid_option"
     INVALID_REQUEST = "invalid_request"
     OUTPUT_IN_THE_WAY = "output_in_the_way"
+    UNFIT_IMAGES = "unfit_images"
     UNFIT_SENSITIVITIES = "unfit_sensitivities"
     UNFIT_TEXT = "unfit_text"
     # The repo to publish to.
@@ -109,6 +120,8 @@ class Reason(StrEnum):
     NOT_SIGNED_IN = "not_signed_in"
     CARD_REFUSED = "card_refused"
     # The world outside.
+    HUB_JOB = "hub_job"
+    HUB_JOB_ENDED = "hub_job_ended"
     HUB_QUOTA = "hub_quota"
     HUB_UNAVAILABLE = "hub_unavailable"
     RETRY_LATER = "retry_later"
@@ -162,6 +175,40 @@ class UnsupportedModelError(RequestError):
     default_reason = Reason.UNSUPPORTED_MODEL
 
 
+class QuantizedSourceError(UnsupportedModelError):
+    """The model is a quant that somebody made of another one.
+
+    Args:
+        name: Repo id or folder name; empty where the caller does not know it.
+        form: The form of its weights, in words; empty if that is not known.
+        base_model: Repo id of the model that it was made of; empty if nothing tells.
+        remedy: Another way than to take the base model, as the end of the sentence.
+    """
+
+    default_reason = Reason.ALREADY_QUANTIZED
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        form: str = "",
+        base_model: str = "",
+        remedy: str = ", or pass --dequantize to start from these weights all the same",
+    ) -> None:
+        what = f"'{name}'" if name else "This model"
+        if base_model:
+            what += f" is a quant of '{base_model}' ({_HUB}/{base_model})"
+            original = "that model"
+        else:
+            what += f" is quantized already ({form})"
+            original = "the original"
+        super().__init__(
+            f"{what}, and quantizing it again would add its error to ours. Use {original}{remedy}."
+        )
+        self.form = form
+        self.base_model = base_model
+
+
 class InvalidModelError(RequestError):
     """The model's files are missing, corrupt, or not of one model."""
 
@@ -201,6 +248,12 @@ class TextError(RequestError):
         self.num_tokens_needed = num_tokens_needed
 
 
+class ImagesError(RequestError):
+    """Images to calibrate or to evaluate on cannot be used, or the model sees none."""
+
+    default_reason = Reason.UNFIT_IMAGES
+
+
 class SensitivitiesError(RequestError):
     """A sensitivities file or cost table that is malformed or of another model."""
 
@@ -223,6 +276,12 @@ class CardError(RequestError):
     """The Hub does not take the metadata of the card."""
 
     default_reason = Reason.CARD_REFUSED
+
+
+class HubJobError(RequestError):
+    """No Job of the Hub can be started for the request, or there is none to look at."""
+
+    default_reason = Reason.HUB_JOB
 
 
 class RetryLaterError(DynquantError):
@@ -258,6 +317,12 @@ class HubQuotaError(RetryLaterError):
     """The account on the Hub has no storage left."""
 
     default_reason = Reason.HUB_QUOTA
+
+
+class HubJobEndedError(RetryLaterError):
+    """A Job of the Hub ended before its conversion did: timeout, eviction, cancel, failure."""
+
+    default_reason = Reason.HUB_JOB_ENDED
 
 
 class NeverPublishError(DynquantError):
@@ -324,3 +389,14 @@ def means_no_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(each in str(error) for each in _NO_MEMORY)
+
+
+def missing_driver(message: str) -> str | None:
+    """Instructions, if the message of a failed import says that MLX finds no NVIDIA driver."""
+    if "libcuda.so" not in message:
+        return None
+    return (
+        "MLX is the build for an NVIDIA GPU, and this machine has no NVIDIA driver (libcuda.so.1). "
+        "Install the driver, or MLX for the CPU: 'make setup CUDA=', or 'dynquant[mlx]' in place "
+        "of 'dynquant[cuda]' in a new environment."
+    )

@@ -87,6 +87,7 @@ def configure_logging(
     verbose: bool = False,
     runner_id: str = "",
     file: Path = LOG_FILE,
+    all_to_stderr: bool = False,
 ) -> None:
     """Log to a file below `home`, and to stderr: all on a terminal, else warnings and errors.
 
@@ -100,6 +101,8 @@ def configure_logging(
         verbose: Log details as well.
         runner_id: Named in every line of the file.
         file: Below `home`; two processes must not share one.
+        all_to_stderr: Write every line to stderr also where it is no terminal, as in a Job of the
+            Hub, whose disk is gone with it.
 
     Raises:
         InvalidOptionError: The file cannot be written.
@@ -118,7 +121,7 @@ def configure_logging(
     lines.setFormatter(_JsonLines(redact, runner_id))
     terminal = logging.StreamHandler(sys.stderr)
     terminal.setFormatter(_PlainLines(redact))
-    if not sys.stderr.isatty():
+    if not (all_to_stderr or sys.stderr.isatty()):
         terminal.setLevel(logging.WARNING)
     # Where a line cannot be written, logging would print it to stderr as it is, secrets and all.
     logging.raiseExceptions = False

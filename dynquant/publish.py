@@ -1,8 +1,8 @@
-"""Publish finished models: where each goes, who may read it, and whether it is there already."""
+"""Publish finished models: destination, access, and whether a model is published already."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -19,6 +19,7 @@ from dynquant.report.artefacts import requested, same_request
 from dynquant.report.facts import ModelFacts
 from dynquant.report.finished_files import CARD, card, is_own_card
 from dynquant.texts.documents import Text
+from dynquant.texts.images import ImagePrompts
 
 __all__ = [
     "ModelPublisher",
@@ -35,10 +36,10 @@ class PublishedModel:
     """A finished repo on the Hub.
 
     Attributes:
-        repo_id: Its name of today.
+        repo_id: Its current name.
         commit_sha: The commit that holds the model.
         url: Its page.
-        is_new: Whether publishing made that commit; False when all was there already.
+        is_new: Whether publishing made that commit; False for a model that was published before.
     """
 
     repo_id: str
@@ -48,7 +49,12 @@ class PublishedModel:
 
 
 class ModelPublisher(Protocol):
-    """Where finished models go; a reader finds a whole model there, or none."""
+    """Publishes finished models; readers never see an incomplete model."""
+
+    @property
+    def hub_url(self) -> str:
+        """Address of the Hub."""
+        ...
 
     def check(self, repo_id: str, *, origin: Origin, access: Access) -> None:
         """Refuse before any work when a quant of `origin` could not be published there.
@@ -60,7 +66,7 @@ class ModelPublisher(Protocol):
         ...
 
     def published(self, repo_id: str) -> tuple[PublishedModel, str] | None:
-        """The model of dynquant there, and its `dynquant/plan.json`; None without it."""
+        """The model of dynquant in the repo, and its `dynquant/plan.json`; None without it."""
         ...
 
     def publish(
@@ -77,7 +83,7 @@ class ModelPublisher(Protocol):
 
         Raises:
             DestinationError: See `check`.
-            VerificationError: The Hub does not hold what was sent.
+            VerificationError: The files on the Hub differ from those sent.
             HubQuotaError, HubUnavailableError: Nothing was published.
         """
         ...
@@ -92,7 +98,7 @@ def destinations(
     private: bool | None,
     variant: str = "",
 ) -> dict[str, str]:
-    """Name of each target → the repo to publish it as; each was looked at.
+    """Name of each target → the repo to publish it as; every repo was checked.
 
     Args:
         source: The original.
@@ -103,8 +109,8 @@ def destinations(
         variant: See `model.naming.repo_ids`.
 
     Raises:
-        InvalidOptionError: `destination` makes no repo ids.
-        DestinationError: A repo is not ours to write, or more open than the quant has to be.
+        InvalidOptionError: `destination` makes invalid repo ids.
+        DestinationError: A repo may not be written, or is more open than the quant may be.
     """
     name = source.name
     ids = repo_ids(
@@ -136,8 +142,10 @@ def already_published(
     *,
     calibration: Text,
     evaluation: Text,
+    calibration_images: ImagePrompts | None = None,
+    evaluation_images: ImagePrompts | None = None,
 ) -> list[PublishedModel] | None:
-    """The repos, if each holds what this recipe would make of this commit; else None."""
+    """The repos, if each has the quant of this commit by this recipe; else None."""
     found = []
     for target in recipe.targets_bpw:
         there = publisher.published(repo_ids[quantized_name(source.name, target)])
@@ -151,6 +159,8 @@ def already_published(
             recipe=recipe,
             calibration=_known_by(calibration),
             evaluation=_known_by(evaluation),
+            calibration_images=_images_known_by(calibration_images),
+            evaluation_images=_images_known_by(evaluation_images),
         )
         if not same_request(plan, asked):
             return None
@@ -170,41 +180,34 @@ def publish(
 ) -> list[PublishedModel]:
     """Publish finished folders, each under its repo id, their cards linked with each other.
 
-    Nothing is sent before every destination was looked at. A card that a person has edited
-    stays as it is.
+    Every destination is checked before the first upload. A card that a person has edited is kept.
 
     Args:
-        models: Folder → what is in it.
+        models: Folder → facts of its model.
         repo_ids: Name of a model → repo id.
         publisher: The Hub.
         outputs: Reads and writes the cards.
         private: See `quant_access`.
-        access_now: Tells who may read a repo now: a source may have been closed since it was
+        access_now: The current access to a repo: the source may have been closed since it was
             quantized.
         progress: Shows the bytes.
 
     Raises:
-        DestinationError: A repo is not ours to write.
-        VerificationError: The Hub does not hold what was sent.
-        CardError: The Hub does not take the metadata of a card.
+        DestinationError: A repo may not be written.
+        VerificationError: The files on the Hub differ from those sent.
+        CardError: The Hub refuses the metadata of a card.
         HubUnavailableError, HubQuotaError: The rest was not published.
 
-        Each knows what was `published` before it.
+        Each has the models that were `published` before it.
     """
-    sources = {facts.origin for facts in models.values() if facts.source_is_repo}
-    now = {origin: access_now(origin) for origin in sources}
-    access = {}
+    access = _access_of_each(models.values(), access_now, private=private)
     for facts in models.values():
-        source = facts.source_access
-        if facts.origin in now:
-            source = source.closed_like(now[facts.origin])
-        access[facts.name] = quant_access(source, private=private)
         publisher.check(repo_ids[facts.name], origin=facts.origin, access=access[facts.name])
     published: list[PublishedModel] = []
     for folder, facts in models.items():
         repo_id = repo_ids[facts.name]
         if is_own_card(outputs.read_text(folder, CARD) or ""):  # perhaps for another repo
-            linked = card(facts, repo_id=repo_id, repo_of=repo_ids)
+            linked = card(facts, repo_id=repo_id, repo_of=repo_ids, hub_url=publisher.hub_url)
             outputs.write_text(folder, CARD, linked)
         try:
             model = publisher.publish(
@@ -222,6 +225,25 @@ def publish(
     return published
 
 
+def _access_of_each(
+    models: Collection[ModelFacts], access_now: Callable[[Origin], Access], *, private: bool | None
+) -> dict[str, Access]:
+    """Name of a model → access to its quant: as closed as its source was, or is now."""
+    sources = {facts.origin for facts in models if facts.source_is_repo}
+    now = {origin: access_now(origin) for origin in sources}
+    access = {}
+    for facts in models:
+        source = facts.source_access
+        if facts.origin in now:
+            source = source.closed_like(now[facts.origin])
+        access[facts.name] = quant_access(source, private=private)
+    return access
+
+
 def _known_by(text: Text) -> dict[str, str]:
-    """By what a finished model tells whether it was made with `text`: a file by its content."""
+    """The fields that identify `text` in a plan: the hash of a file, the name of a dataset."""
     return {"source_sha256": text.source_sha256} if text.source_sha256 else {"name": text.name}
+
+
+def _images_known_by(images: ImagePrompts | None) -> dict[str, str] | None:
+    return None if images is None else {"sha256": images.facts.sha256}

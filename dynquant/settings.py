@@ -1,21 +1,22 @@
-"""The environment, read once into one frozen record."""
+"""The settings of this machine, read once from the environment."""
 
 from __future__ import annotations
 
+import difflib
 import getpass
 import math
 import os
 import re
 import socket
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
 from dynquant.errors import InvalidOptionError
 
-__all__ = ["ACCOUNT", "Settings", "user_name"]
+__all__ = ["ACCOUNT", "Settings", "unknown_variables", "user_name"]
 
 _PREFIX = "DYNQUANT_"
 _GB = 10**9
@@ -23,8 +24,15 @@ _DEFAULT_HOME = "~/.dynquant"
 _MAX_CONCURRENCY = 64
 _MIN_SECRET = 16
 _MAX_USER_CHARS = 64
+_ELSEWHERE = frozenset(
+    {"OPERATORS", "CONFINED"}
+    | {"AXE", "CHAOS", "FAMILIES", "HARDEN", "UPDATE_FAMILIES", "UPDATE_GOLDEN"}
+)
+"""Variables, without the prefix, that the pages, the sandbox and the tests read."""
+_LIKENESS = 0.7
+"""Least similarity of a misspelt name, as `difflib` counts it."""
 _HUB_CACHES = ("HF_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME")
-"""Any of them tells huggingface_hub where to put what it downloads."""
+"""Each of them sets the download folder of huggingface_hub."""
 
 ACCOUNT = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9])?")
 """Name of an account or an organization on the Hub."""
@@ -32,130 +40,15 @@ ACCOUNT = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9])?")
 _RUNNER_ID = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?")
 _SCHEMES = ("sqlite", "postgresql", "postgres")
 
-T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
-    """How this machine takes part. `repr` shows no secret.
-
-    Attributes:
-        home: Folder for the database, logs and what is being made.
-        database_url: `sqlite:///…` or `postgresql://…`; may hold a password.
-        runner_id: Name of this runner, the same after every start and unlike any other's.
-        concurrency: Jobs that this runner takes at once.
-        daily_limit: Jobs that one requester may ask for in 24 hours; None for any number.
-        memory_bytes: Memory for jobs, if not all that the machine has.
-        cache_dir: Where downloaded models are kept; None for huggingface_hub's own place, which
-            others use too, so that it has no bound.
-        cache_bytes: Most that downloaded models may take; None for no bound.
-        local_texts: Whether jobs may name text files of this machine; else only datasets.
-        watch_config: Rules of the watcher; None for no watcher.
-        watch_cron: When it looks for new models.
-        inbox_repo: Private dataset repo from which requests are taken.
-        publish_to: Account or organization that models are published to unless a job says another.
-        inbox_destinations: Other namespaces and name templates that requests by mail may name.
-        inbox_private_sources: Private repos of the operator that requests by mail may name.
-        space_url: Space that shows this runner's board.
-        space_secret: Secret by which the Space recognizes the runner.
-        webhook_secret: Secret that the Hub sends with each webhook.
-    """
-
-    home: Path
-    database_url: str = field(repr=False)
-    runner_id: str
-    concurrency: int = 1
-    daily_limit: int | None = None
-    memory_bytes: int | None = None
-    cache_dir: Path | None = None
-    cache_bytes: int | None = None
-    local_texts: bool = False
-    watch_config: Path | None = None
-    watch_cron: str = "*/15 * * * *"
-    inbox_repo: str | None = None
-    publish_to: str | None = None
-    inbox_destinations: tuple[str, ...] = ()
-    inbox_private_sources: tuple[str, ...] = ()
-    space_url: str | None = None
-    space_secret: str | None = field(default=None, repr=False)
-    webhook_secret: str | None = field(default=None, repr=False)
-
-    @classmethod
-    def from_environment(cls, environment: Mapping[str, str]) -> Settings:
-        """The settings that `environment` asks for; empty variables count as absent.
-
-        Raises:
-            InvalidOptionError: A variable's value makes no sense; names the variable.
-        """
-        read = _Reader({name: value.strip() for name, value in environment.items()})
-        home = read("HOME", _home, default=_DEFAULT_HOME)
-        settings = cls(
-            home=home,
-            database_url=read(
-                "DATABASE_URL", _database_url, default=_sqlite_url(home / "jobs.sqlite")
-            ),
-            runner_id=read("RUNNER_ID", _runner_id, default=_host_name()),
-            concurrency=read("CONCURRENCY", _concurrency, default="1"),
-            daily_limit=read.optional("DAILY_LIMIT", _count),
-            memory_bytes=read.optional("MEMORY_GB", _gigabytes),
-            cache_dir=read.optional("CACHE_DIR", _path),
-            cache_bytes=read.optional("CACHE_GB", _gigabytes),
-            local_texts=read("LOCAL_TEXTS", _flag, default="false"),
-            watch_config=read.optional("WATCH_CONFIG", _path),
-            watch_cron=read("WATCH_CRON", str, default="*/15 * * * *"),
-            inbox_repo=read.optional("INBOX_REPO", _repo_id),
-            publish_to=read.optional("PUBLISH_TO", _account),
-            inbox_destinations=read.optional("INBOX_DESTINATIONS", _listed) or (),
-            inbox_private_sources=read.optional("INBOX_PRIVATE_SOURCES", _repo_ids) or (),
-            space_url=read.optional("SPACE_URL", _space_url),
-            space_secret=read.optional("SPACE_SECRET", _secret),
-            webhook_secret=read.optional("WEBHOOK_SECRET", _secret),
-        )
-        is_homeless = not _has_home() and not any(map(read.environment.get, _HUB_CACHES))
-        if settings.cache_dir is None and (settings.cache_bytes or is_homeless):
-            settings = replace(settings, cache_dir=home / "cache")
-        if settings.space_url and not settings.space_secret:
-            raise InvalidOptionError(
-                "DYNQUANT_SPACE_URL needs DYNQUANT_SPACE_SECRET as well: set it to the secret "
-                "that the Space has, or unset both."
-            )
-        return settings
-
-
-@dataclass(frozen=True, slots=True)
-class _Reader:
-    """Reads variables by their name after the prefix."""
-
-    environment: Mapping[str, str]
-
-    def __call__(self, name: str, parse: Callable[[str], T], *, default: str) -> T:
-        return _parsed(name, self.environment.get(_PREFIX + name) or default, parse)
-
-    def optional(self, name: str, parse: Callable[[str], T]) -> T | None:
-        text = self.environment.get(_PREFIX + name)
-        return _parsed(name, text, parse) if text else None
-
-
-def _parsed(name: str, text: str, parse: Callable[[str], T]) -> T:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise InvalidOptionError(f"{_PREFIX}{name} must be text in UTF-8.") from error
-    try:
-        return parse(text)
-    except ValueError as error:
-        # The message does not repeat the value: it may be a secret.
-        raise InvalidOptionError(f"{_PREFIX}{name} {error}.") from error
-
 
 def user_name() -> str:
-    """Name of the user on this machine; also where the user id has none, as in containers.
+    """Name of the user on this machine, or `uid-…` where the user id has no name.
 
-    Printable, and of bounded length: variables such as USER come first, and may hold anything.
+    Printable, and of limited length, since variables such as USER have precedence and any content.
     """
     try:
         name = getpass.getuser()
-    except (KeyError, OSError, ImportError):  # what it raises differs between Pythons
+    except (KeyError, OSError, ImportError):  # differs between versions of Python
         name = ""
     printable = "".join(char for char in name if char.isprintable()).strip()
     return printable[:_MAX_USER_CHARS] or f"uid-{os.getuid()}"
@@ -244,6 +137,17 @@ def _gigabytes(text: str) -> int:
     return round(number * _GB)
 
 
+def _dollars(text: str) -> int:
+    """Millionths of a dollar."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not (math.isfinite(number) and number > 0):
+        raise ValueError("must be a number of dollars above 0, such as 5")
+    return int(number * 10**6)
+
+
 def _flag(text: str) -> bool:
     if text.lower() not in {"true", "false"}:
         raise ValueError("must be true or false")
@@ -282,3 +186,130 @@ def _secret(text: str) -> str:
     if len(text) < _MIN_SECRET or not text.isascii() or not text.isprintable():
         raise ValueError(f"must be at least {_MIN_SECRET} printable ASCII characters")
     return text
+
+
+def _variable(
+    parse: Callable[[str], Any], *, default: Any = None, name: str = "", is_secret: bool = False
+) -> Any:
+    """A field that is read from the variable of its name, or of `name` after the prefix."""
+    return field(default=default, repr=not is_secret, metadata={"parse": parse, "name": name})
+
+
+def _read(
+    environment: Mapping[str, str], name: str, parse: Callable[[str], Any], *, default: str = ""
+) -> Any:
+    """The value of a variable; None if it is absent and has no default."""
+    text = environment.get(_PREFIX + name) or default
+    if not text:
+        return None
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InvalidOptionError(f"{_PREFIX}{name} must be text in UTF-8.") from error
+    try:
+        return parse(text)
+    except ValueError as error:
+        # The message does not contain the value, which may be a secret.
+        raise InvalidOptionError(f"{_PREFIX}{name} {error}.") from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """The settings of this machine. `repr` shows no secret.
+
+    Attributes:
+        home: Folder for the database, logs and unfinished models.
+        database_url: `sqlite:///…` or `postgresql://…`; may hold a password.
+        runner_id: Name of this runner, unique, and the same after every start.
+        concurrency: Jobs that this runner does at the same time.
+        daily_limit: Jobs that one requester may ask for in 24 hours; None for any number.
+        memory_bytes: Memory for jobs; None for all memory of the machine.
+        cache_dir: Folder for downloaded models; None for huggingface_hub's own, which other
+            programs share, so that dynquant never limits it.
+        cache_bytes: Limit for downloaded models; None for no limit.
+        local_texts: Whether jobs may name text files of this machine; else only datasets.
+        watch_config: Rules of the watcher; None for no watcher.
+        watch_cron: Schedule of the watcher's sweeps.
+        inbox_repo: Private dataset repo with the requests of a Space.
+        publish_to: Account or organization to publish to, unless a job names another.
+        inbox_destinations: Further namespaces and name templates that inbox requests may name.
+        inbox_private_sources: Private repos of the operator that inbox requests may name.
+        space_url: Space that shows this runner's board.
+        space_secret: Secret by which the Space recognizes the runner.
+        webhook_secret: Secret that the Hub sends with each webhook.
+        hub_jobs_source: Release or commit of dynquant that Jobs of the Hub install; None for the
+            one that runs here.
+        hub_jobs_flavor: Machine of elastic runners; `auto` for the cheapest that is large enough.
+        hub_jobs_namespace: Account that pays for elastic runners; None for the token's.
+        hub_jobs_at_once: Most elastic runners at one time.
+        hub_jobs_micro_usd_per_day: Most that elastic runners may cost in 24 hours, in millionths of
+            a dollar; None for no elastic runners.
+    """
+
+    home: Path
+    database_url: str = field(repr=False)
+    runner_id: str
+    concurrency: int = _variable(_concurrency, default=1)
+    daily_limit: int | None = _variable(_count)
+    memory_bytes: int | None = _variable(_gigabytes, name="MEMORY_GB")
+    cache_dir: Path | None = _variable(_path)
+    cache_bytes: int | None = _variable(_gigabytes, name="CACHE_GB")
+    local_texts: bool = _variable(_flag, default=False)
+    watch_config: Path | None = _variable(_path)
+    watch_cron: str = _variable(str, default="*/15 * * * *")
+    inbox_repo: str | None = _variable(_repo_id)
+    publish_to: str | None = _variable(_account)
+    inbox_destinations: tuple[str, ...] = _variable(_listed, default=())
+    inbox_private_sources: tuple[str, ...] = _variable(_repo_ids, default=())
+    space_url: str | None = _variable(_space_url)
+    space_secret: str | None = _variable(_secret, is_secret=True)
+    webhook_secret: str | None = _variable(_secret, is_secret=True)
+    hub_jobs_source: str | None = _variable(str)
+    hub_jobs_flavor: str = _variable(str, default="auto")
+    hub_jobs_namespace: str | None = _variable(_account)
+    hub_jobs_at_once: int = _variable(_count, default=1)
+    hub_jobs_micro_usd_per_day: int | None = _variable(_dollars, name="HUB_JOBS_DOLLARS_PER_DAY")
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> Settings:
+        """The settings that `environment` asks for; empty variables count as absent.
+
+        Raises:
+            InvalidOptionError: A variable has an invalid value; names the variable.
+        """
+        given = {name: value.strip() for name, value in environment.items()}
+        home = _read(given, "HOME", _home, default=_DEFAULT_HOME)
+        url = _read(given, "DATABASE_URL", _database_url, default=_sqlite_url(home / "jobs.sqlite"))
+        runner_id = _read(given, "RUNNER_ID", _runner_id, default=_host_name())
+        others = {
+            each.name: _read(
+                given, each.metadata["name"] or each.name.upper(), each.metadata["parse"]
+            )
+            for each in fields(cls)
+            if each.metadata
+        }
+        chosen = {name: value for name, value in others.items() if value is not None}
+        settings = cls(home=home, database_url=url, runner_id=runner_id, **chosen)
+        is_homeless = not _has_home() and not any(map(given.get, _HUB_CACHES))
+        if settings.cache_dir is None and (settings.cache_bytes or is_homeless):
+            settings = replace(settings, cache_dir=home / "cache")
+        if settings.space_url and not settings.space_secret:
+            raise InvalidOptionError(
+                "DYNQUANT_SPACE_URL needs DYNQUANT_SPACE_SECRET as well: set it to the secret "
+                "that the Space has, or unset both."
+            )
+        return settings
+
+
+def unknown_variables(environment: Mapping[str, str]) -> list[str]:
+    """A sentence on each variable with our prefix that dynquant does not know."""
+    read = {each.metadata.get("name") or each.name.upper() for each in fields(Settings)}
+    known, sentences = read | _ELSEWHERE, []
+    for name in sorted(environment):
+        given = name.removeprefix(_PREFIX)
+        if given == name or given in known:
+            continue
+        meant = difflib.get_close_matches(given, known, n=1, cutoff=_LIKENESS)
+        hint = f"Did you mean {_PREFIX}{meant[0]}?" if meant else "docs/runner.md has a list."
+        sentences.append(f"dynquant does not know the variable {name}. {hint}")
+    return sentences

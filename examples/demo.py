@@ -5,7 +5,8 @@ everything else is what a person runs. The texts are Python's own help, which ev
 along: one half of its topics calibrates, the other half is held out.
 
 First one command makes three quants of a model. Then another model is uploaded: the watcher finds
-it, and a runner converts and publishes it.
+it, and a runner converts and publishes it. Last, a model that sees images is converted, and both of
+its stock runtimes answer.
 
 Every demo starts from nothing and leaves its Hub in out/demo/hub, for `make hub`.
 """
@@ -88,6 +89,31 @@ kept = {name: each for name, each in weights.items() if name not in rest}
 mx.save_safetensors(str(folder / "model.safetensors"), kept, {"format": "mlx"})
 """
 
+_SEE = """
+import dynquant.quant.mlx  # OpenBLAS before MLX: faster on Linux
+import sys
+from mlx_vlm import generate, load
+from mlx_vlm.prompt_utils import apply_chat_template
+from mlx_vlm.utils import load_config
+from PIL import Image
+
+folder, picture = sys.argv[1:]
+Image.linear_gradient("L").convert("RGB").save(picture)
+model, processor = load(folder)
+asked = apply_chat_template(processor, load_config(folder), "The", num_images=1)
+for name, prompt, image in (("an image", asked, picture), ("text", "The", None)):
+    found = generate(model, processor, prompt, image=image, max_tokens=12, verbose=False)
+    print(f"  mlx-vlm, of {name}: {found.text!r}")
+"""
+
+_READ = """
+import dynquant.quant.mlx
+import sys
+from mlx_lm import generate, load
+
+print(f"  mlx-lm, of text: {generate(*load(sys.argv[1]), prompt='The', max_tokens=12)!r}")
+"""
+
 _NEXT = f"""
 Try next:
   make hub      the pages of this Hub in a browser: {PICK} and its card
@@ -110,7 +136,7 @@ def main() -> int:
     try:
         with LocalHub(OUT / "hub", clock=lambda: datetime.now(UTC)) as hub:
             fill(hub)
-            return convert(hub) or watch_a_newcomer(hub) or say(_NEXT)
+            return convert(hub) or watch_a_newcomer(hub) or see(hub) or say(_NEXT)
     except KeyboardInterrupt:
         say("\nStopped. 'make demo' starts again from the beginning.")
         return 130
@@ -185,6 +211,37 @@ def watch_a_newcomer(hub: LocalHub) -> int:
         return 1
     say(f"\nPublished: {', '.join(f'{hub.url}/{each.repo_id}' for each in ended.results)}")
     return 0
+
+
+def see(hub: LocalHub) -> int:
+    """A model that sees images, from a folder to a folder, in both stock runtimes; the exit code.
+
+    The language model is the newcomer; the tower was never trained, so it only shows that images
+    get through.
+    """
+    variables, texts = environment(hub, OUT), write_texts(OUT / "texts")
+    source, quants = OUT / "seeing-1m", OUT / "seeing"
+    language = OUT / "newcomer-folder"
+    language.mkdir()
+    for name, content in write_newcomer(OUT / "newcomer").items():
+        data = content if isinstance(content, bytes) else content.read_bytes()
+        (language / name).write_bytes(data)
+    if code := run(("examples/vision_model.py", str(language), str(source)), variables):
+        return code
+    say("\nA model that sees images: its tower stays as it is, its language model is quantized.")
+    command = (
+        *("dynquant", "quantize", str(source.relative_to(ROOT)), "--bpw", "8", "--effort", EFFORT),
+        *("--out", str(quants.relative_to(ROOT)), "--context", "256"),
+        *("--calibration", texts[0], "--calibration-tokens", TOKENS),
+        *("--eval", texts[1], "--eval-tokens", TOKENS),
+    )
+    say(f"\n$ {shlex.join(command)}")
+    if code := run(("-m", *command), variables):
+        return code
+    (quant,) = (folder for folder in quants.iterdir() if folder.is_dir())
+    say("\nWhat stock runtimes write in fresh processes:")
+    seen = run(("-c", _SEE, str(quant), str(OUT / "picture.png")), variables)
+    return seen or run(("-c", _READ, str(quant)), variables)
 
 
 def follow(board: DatabaseBoard, job_id: str, runner: subprocess.Popen[bytes]) -> Job:

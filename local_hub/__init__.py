@@ -12,6 +12,8 @@ access.py       tokens and rights          yaml_check.py   errors in a card's YA
 cards.py        metadata of a card         markdown.py     a card as HTML
 pages.py        pages for people           style.css       how they look
 repos.py        repos, commits, blobs      threads.py      discussions, as records
+jobs.py         Jobs: routes            machines.py     Jobs as processes of this machine
+hardware.py     what is rented, and for how much
 store.py        where they are kept: in memory, or in a folder to go on with later
 
 `python -m local_hub` serves one. It speaks HTTP as huggingface_hub 2.4.0 does, uploads by LFS

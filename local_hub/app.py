@@ -12,6 +12,7 @@ from local_hub import (
     commits,
     discussions,
     files,
+    jobs,
     lfs,
     listing,
     manage,
@@ -55,7 +56,7 @@ def _make_app() -> FastAPI:
             HTTPException: _unknown,
         },
     )
-    for module in (listing, reads, commits, manage, discussions, yaml_check, lfs, files):
+    for module in (listing, reads, commits, manage, discussions, yaml_check, lfs, files, jobs):
         app.include_router(module.router)
     app.add_api_route("/api/{rest:rest}", _no_such_call, methods=list(ALL_METHODS))
     # Pages come last: `/{namespace}/{name}` matches all remaining paths.

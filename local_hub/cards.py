@@ -162,7 +162,11 @@ def _tags(
     relation = _text(card.get("base_model_relation")) or "finetune"
     tags = [
         *_texts(card.get("library_name")),
-        *(["safetensors"] if any(name.endswith(".safetensors") for name in files) else []),
+        *(
+            kind
+            for kind in ("safetensors", "gguf")
+            if any(name.endswith(f".{kind}") for name in files)
+        ),
         *_texts(config.get("model_type")),
         *_texts(card.get("pipeline_tag")),
         *_texts(card.get("tags")),

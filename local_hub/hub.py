@@ -14,6 +14,7 @@ from local_hub.answers import Request
 from local_hub.faults import Fault
 from local_hub.front import Front
 from local_hub.lfs import Upload
+from local_hub.machines import Machines
 from local_hub.repos import DATE, Repo, folder_files
 from local_hub.server import ServerThread
 from local_hub.store import Key, Store
@@ -59,6 +60,7 @@ class LocalHub:
         tells_sizes: Whether lists of files have sizes and hashes, as those of some mirrors do not.
         part_bytes: Uploads that are larger go in parts of this size.
         quota_bytes: Bound on the LFS files of a namespace together.
+        machines: Jobs, and the machines that they run on; Jobs end with this Hub.
     """
 
     def __init__(
@@ -96,6 +98,7 @@ class LocalHub:
         self.part_bytes = DEFAULT_PART_BYTES
         self.quota_bytes: int | None = None
         self.uploads: dict[str, Upload] = {}
+        self.machines = Machines()
         # Lists by query; each notices when it is out of date.
         self.lists: dict[Any, Any] = {}
         self.store = Store(folder)
@@ -112,6 +115,7 @@ class LocalHub:
         return self
 
     def __exit__(self, *exc: object) -> None:
+        self.machines.stop()
         self._server.stop()
         # Tests change repos without a request.
         self.save(self.repos)

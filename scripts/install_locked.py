@@ -1,7 +1,8 @@
 """Install a lock into this environment, by uv or, where uv cannot run, by pip.
 
-    python scripts/install_locked.py run   # dynquant and what it, its pages and the demo need
-    python scripts/install_locked.py dev   # that, and what tests and lint need
+    python scripts/install_locked.py run    # dynquant and what it, its pages and the demo need
+    python scripts/install_locked.py cuda   # the same with MLX for an NVIDIA GPU
+    python scripts/install_locked.py dev    # the first, and what tests and lint need
 
 Every file is checked against the lock's sha256, uv's own wheel too (requirements/installer.lock).
 uv does not read pip's configuration, so the index, certificates and proxy that pip would use are
@@ -19,7 +20,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 REQUIREMENTS = ROOT / "requirements"
-PARTS = ("run", "dev")
+PARTS = ("run", "cuda", "dev")
 
 # Nothing is resolved: a lock is complete. pip 23 would take the newest release of a package that is
 # asked for with an extra, and refuse it for having no hash.
@@ -46,7 +47,7 @@ def main(words: Sequence[str]) -> int:
     if part not in PARTS:
         sys.exit(f"Name one of: {', '.join(PARTS)}.")
     lock = str(REQUIREMENTS / f"{part}.lock")
-    targets = [(*LOCKED, lock), ITSELF] if part == "run" else [(*LOCKED, lock)]
+    targets = [(*LOCKED, lock)] if part == "dev" else [(*LOCKED, lock), ITSELF]
     if _uv(targets) == 0:
         return 0
     say("uv could not install the packages here, so pip does, which takes a few minutes.")

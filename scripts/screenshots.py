@@ -91,7 +91,7 @@ def _shown(page: Page, url: str, jobs: dict[str, str]) -> Iterator[str]:
     settled(page, url)
     model.fill("team/no-such-model")
     page.keyboard.press("Enter")
-    page.get_by_text("This model cannot be taken").wait_for()
+    page.get_by_text("This model cannot be converted").wait_for()
     yield "convert-refused"
     for name, job_id in jobs.items():
         settled(page, f"{url}/job?job={job_id}")

@@ -1,7 +1,8 @@
 #!/bin/sh
 # Make the virtual environment and install dynquant in it, exactly as locked.
 # usage: scripts/setup_venv.sh VENV PART
-# PART is "run" (what the demo and the pages need) or "dev" (what tests and lint need as well).
+# PART is "run" (what the demo and the pages need), "cuda" (the same with MLX for an NVIDIA GPU) or
+# "dev" (what tests and lint need beside "run").
 # A fresh machine has python3 and make, so this is plain sh.
 set -eu
 
@@ -34,7 +35,18 @@ find_python() {
         "'sudo apt-get install python3.11-venv'."
 }
 
-# So is one whose interpreter is gone or too old.
+# The two builds of MLX bring the same files, so neither is installed over the other.
+case $part in
+    run) other=$venv/.dynquant-setup-cuda ;;
+    cuda)
+        [ "$(uname -s)" = Linux ] || fail "CUDA=1 is for Linux with an NVIDIA GPU; leave it out here."
+        other=$venv/.dynquant-setup
+        ;;
+    dev) other= ;;
+esac
+[ ! -e "$other" ] || : >"$unfinished"
+
+# An environment whose interpreter is gone or too old is made anew too.
 if [ -e "$unfinished" ] || ! is_new_enough "$venv/bin/python"; then
     python=$(find_python)
     "$python" - <<'CHECK' || exit 1
@@ -68,7 +80,7 @@ echo "setup: installing requirements/$part.lock into $venv"
     [ -n "$begun" ] || rm "$unfinished"
     fail "the packages could not be installed, see above. 'make setup' tries again."
 }
-if [ "$(uname -s)" = Linux ] && [ "$part" = run ]; then
+if [ "$(uname -s)" = Linux ] && [ "$part" != dev ]; then
     # Without it everything works, only slower; the hint says so.
     "$venv/bin/python" scripts/openblas_for_mlx.py || true
 fi

@@ -100,7 +100,7 @@ def run(
         env=environment(**env or {}),
         capture_output=True,
         encoding="utf-8",
-        timeout=PATIENCE_SECS,
+        timeout=1.5 * PATIENCE_SECS,  # a whole conversion to three sizes
         preexec_fn=preexec,
         check=False,
     )

@@ -17,7 +17,9 @@ from dynquant.quant.formats import UNQUANTIZED, QuantFormat
 from dynquant.quant.plan import CostTable, LayerProfile, ModelInventory, QuantPlan, TextFacts
 from dynquant.quant.quality import Quality
 from dynquant.quant.recipe import Effort
+from dynquant.quant.verified import Verified
 from dynquant.texts.documents import Text
+from dynquant.texts.images import ImagePrompt, ImagePrompts
 from tests.report.factories import make_inventory, make_layer
 
 __all__ = [
@@ -26,9 +28,11 @@ __all__ = [
     "FakeQuantizer",
     "FakeRepos",
     "FakeWindows",
+    "make_images",
     "make_quality",
     "make_source",
     "make_text",
+    "seen_images",
 ]
 
 
@@ -64,11 +68,33 @@ def make_quality(**overrides: Any) -> Quality:
     return Quality(**fields | overrides)
 
 
+def make_images(name: str = "photos", num_images: int = 4) -> ImagePrompts:
+    """Images that do not open, for parts that only pass them on."""
+    return ImagePrompts(
+        name=name,
+        prompts=tuple(
+            ImagePrompt(name=f"{i}.png", content=f"{name} {i}".encode(), question="What?")
+            for i in range(num_images)
+        ),
+    )
+
+
+def seen_images(num_images: int) -> dict[str, Any]:
+    """Figures on images."""
+    return {
+        "image_mean_kl_nats": 0.02,
+        "image_mean_kl_se_nats": 0.003,
+        "num_images": num_images,
+        "num_image_positions": 20 * num_images,
+    }
+
+
 @dataclass(frozen=True)
 class FakeWindows:
     """Windows of a text; what they are compared by is the text itself."""
 
     facts: TextFacts
+    images: ImagePrompts | None = None
 
     def check_disjoint(self, calibration: FakeWindows) -> None:
         if self.facts.sha256 == calibration.facts.sha256:
@@ -100,6 +126,7 @@ class FakeQuantizer:
     versions: Mapping[str, str] = field(default_factory=lambda: {"mlx": "0"})
     notes: Sequence[str] = ()
     stored_as: str = ""
+    context_limit: int | None = None
     encoded: dict[Path, QuantPlan] = field(default_factory=dict)
     importance: Mapping[str, Any] | None = None
     uniform: Mapping[str, QuantPlan] = field(default_factory=dict)
@@ -114,8 +141,11 @@ class FakeQuantizer:
     def check_tokenizer(self) -> None:
         self._step("check_tokenizer")
 
-    def windows_from_json(self, raw: Any) -> FakeWindows:
-        return FakeWindows(facts=TextFacts(**raw["facts"]))
+    def windows_from_json(self, raw: Any, images: ImagePrompts | None = None) -> FakeWindows:
+        return FakeWindows(facts=TextFacts(**raw["facts"]), images=images)
+
+    def require_tower(self) -> None:
+        self._step("require_tower")
 
     def check_source(self, windows: FakeWindows) -> None:
         self._step("check_source")
@@ -123,17 +153,29 @@ class FakeQuantizer:
     def store_as(self, dtype: str) -> None:
         self.stored_as = dtype
 
-    def cache_bytes(self, context_tokens: int) -> int:
-        return 10 * context_tokens
+    def cache_bytes(self, context_tokens: int, *, kv_bits: int = 16) -> int:
+        return 10 * context_tokens * kv_bits // 16
 
-    def conversion_bytes(self, num_tokens: int) -> int:
+    def read_shares(self) -> dict[str, float]:
+        return {layer.path: 1.0 for layer in self.layers}
+
+    def conversion_bytes(self, num_tokens: int, *, num_fitting_tokens: int = 0) -> int:
         return 7 * num_tokens
 
-    def calibration_windows(self, text: Text, num_tokens: int) -> FakeWindows:
-        return self._windows("calibration_windows", text, num_tokens)
+    def calibration_windows(
+        self,
+        text: Text,
+        num_tokens: int,
+        images: ImagePrompts | None = None,
+        *,
+        num_fitting_tokens: int = 0,
+    ) -> FakeWindows:
+        return self._windows("calibration_windows", text, num_tokens, images)
 
-    def evaluation_windows(self, text: Text, num_tokens: int) -> FakeWindows:
-        return self._windows("evaluation_windows", text, num_tokens)
+    def evaluation_windows(
+        self, text: Text, num_tokens: int, images: ImagePrompts | None = None
+    ) -> FakeWindows:
+        return self._windows("evaluation_windows", text, num_tokens, images)
 
     def measure(
         self,
@@ -164,6 +206,7 @@ class FakeQuantizer:
             encoder=encoder,
             effort=effort.name,
             calibration=windows.facts,
+            calibration_images=None if windows.images is None else windows.images.facts,
             seed=seed,
             source="org/Model",
             source_sha=self.revision_sha,
@@ -187,7 +230,18 @@ class FakeQuantizer:
             on_step("polish")
         return dict(plans)
 
-    def refine(
+    def reconstruct(
+        self,
+        plans: Mapping[Path, QuantPlan],
+        windows: FakeWindows,
+        *,
+        effort: Effort,
+        on_step: OnStep,
+    ) -> None:
+        self._step("reconstruct")
+        on_step("reconstruct")
+
+    def distil(
         self,
         plans: Mapping[Path, QuantPlan],
         windows: FakeWindows,
@@ -196,9 +250,9 @@ class FakeQuantizer:
         keep_going: Callable[[], bool],
         on_step: OnStep,
     ) -> None:
-        self._step("refine")
+        self._step("distil")
         if keep_going():
-            on_step("refine")
+            on_step("distil")
 
     def align(
         self, windows: FakeWindows, *, low: QuantFormat, high: QuantFormat, on_step: OnStep
@@ -227,9 +281,11 @@ class FakeQuantizer:
         sizes = self.inventory(()).num_parameters
         return {folder: round(plan.stored_bpw * sizes / 8) for folder, plan in plans.items()}
 
-    def verify(self, folder: Path, plan: QuantPlan, windows: FakeWindows) -> str:
+    def verify(
+        self, folder: Path, plan: QuantPlan, windows: FakeWindows, *, effort: Effort
+    ) -> Verified:
         self._step("verify")
-        return f"The text of {folder.name}"
+        return Verified(f"The text of {folder.name}")
 
     def evaluate(
         self,
@@ -242,10 +298,13 @@ class FakeQuantizer:
         self._step("evaluate")
         on_step("evaluate")
         self.uniform = dict(uniform)
-        original = make_quality(mean_kl_nats=0.0, top1_agreement=1.0)
-        return original, {name: make_quality() for name in (*folders, *uniform)}
+        seen = {} if windows.images is None else seen_images(len(windows.images.prompts))
+        original = make_quality(mean_kl_nats=0.0, top1_agreement=1.0, **seen)
+        return original, {name: make_quality(**seen) for name in (*folders, *uniform)}
 
-    def _windows(self, step: str, text: Text, num_tokens: int) -> FakeWindows:
+    def _windows(
+        self, step: str, text: Text, num_tokens: int, images: ImagePrompts | None
+    ) -> FakeWindows:
         self._step(step)
         facts = TextFacts(
             name=text.name,
@@ -253,7 +312,7 @@ class FakeQuantizer:
             num_tokens=num_tokens,
             window_tokens=256,
         )
-        return FakeWindows(facts)
+        return FakeWindows(facts, images)
 
     def _step(self, name: str) -> None:
         self.log.append(name)

@@ -201,14 +201,14 @@ def test_evaluating_refuses_what_does_not_fit_before_the_download(hub, tmp_path)
 
 
 def test_publishing_refuses_a_destination_before_a_model_is_loaded(hub, tmp_path, monkeypatch):
-    from dynquant.cli import opening
+    from dynquant.cli import wiring
     from tests.cli.test_publishing import Finished as Model
     from tests.report.card_factories import make_facts
 
     def loaded(*_args: object) -> None:
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr(opening, "verify_finished", loaded)
+    monkeypatch.setattr(wiring, "verify_finished", loaded)
     folder = Model(tmp_path).folder
     assert folder.name == make_facts(2).name
     for to in ("somebody", "club", "you/a/b", "you/taken-4.0"):

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from dynquant.convert import Conversion, forecast
+from dynquant.convert import Conversion, Made, Step
 from dynquant.errors import (
+    ImagesError,
     InfeasibleTargetError,
     InvalidModelError,
     InvalidOptionError,
@@ -21,24 +22,27 @@ from dynquant.errors import (
     UnsupportedModelError,
     VerificationError,
 )
-from dynquant.in_process import OutputStore, measure, quantize
+from dynquant.in_process import OutputStore, check, measure, quantize
 from dynquant.progress import Progress
 from dynquant.quant.formats import DEFAULT_MENU, QuantFormat, parse_menu
 from dynquant.quant.ports import Quantizer
 from dynquant.quant.recipe import Alignment, Recipe
 from dynquant.report.artefacts import cost_table_from_json
+from dynquant.report.forecast import forecast
+from dynquant.report.size_options import Bounds, size_options
 from tests.fakes import (
     FakeOutputs,
     FakeProgress,
     FakeQuantizer,
     FakeWindows,
+    make_images,
     make_source,
     make_text,
 )
 from tests.report.factories import make_layer
 
 LOW, HIGH = QuantFormat(4, 64), QuantFormat(8, 64)
-PAPERS = [
+FILES = [
     "dynquant/bits-light.svg",
     "dynquant/bits-dark.svg",
     "dynquant/cost_table.json",
@@ -93,6 +97,49 @@ def aligned(*targets: float, **overrides: Any) -> Recipe:
     )
 
 
+def test_questions_about_images_are_on_the_card_and_in_the_command():
+    job = Job()
+    (made,) = job.run(evaluation_images=make_images("photos"))
+    assert made.facts.evaluation_images == make_images("photos").facts
+    assert {row.quality.num_images for row in made.facts.rows} == {4}
+    assert "--eval-images photos" in made.facts.command
+
+
+def test_images_to_calibrate_on_are_in_the_cost_table_the_plan_and_the_command():
+    job = Job()
+    (made,) = job.run(calibration_images=make_images("others"))
+    assert made.facts.calibration_images == make_images("others").facts
+    assert made.facts.evaluation_images is None
+    assert "--calibration-images others" in made.facts.command
+    files = job.outputs.finished[made.facts.name]
+    table = cost_table_from_json(files["dynquant/cost_table.json"], name="cost_table.json")
+    assert table.calibration_images == make_images("others").facts
+    assert "questions about 4 images" in files["README.md"]
+
+
+def test_costs_that_were_measured_on_other_images_are_not_used_again():
+    job = Job()
+    with pytest.raises(SensitivitiesError):
+        job.run(table=job.table(), calibration_images=make_images())
+
+
+def test_images_are_refused_before_the_work_for_a_model_that_sees_none():
+    job = Job(fails={"require_tower": ImagesError("It sees none.")})
+    with pytest.raises(ImagesError):
+        check(make_source(), job.quantizer, make_recipe(), outputs=job.outputs, has_images=True)
+    assert job.log == ["require_tower"]
+
+
+def test_windows_of_another_process_stand_beside_the_images_of_this_one():
+    quantizer, seen = FakeQuantizer(), make_images("photos")
+    one, other = (Conversion(make_source(), quantizer, make_recipe()) for _ in range(2))
+    one.read(calibration=make_text("a.txt"), evaluation=make_text("b.txt"), evaluation_images=seen)
+    other.use_windows(one.windows_to_json(), evaluation_images=seen)
+    figures = [each.evaluate({}, {}, FakeProgress()) for each in (one, other)]
+    assert figures[0] == figures[1]
+    assert figures[0]["original"].num_images == 4
+
+
 def test_the_steps_come_in_their_order_and_the_folders_take_their_names_last():
     job = Job()
     job.run()
@@ -105,9 +152,10 @@ def test_the_steps_come_in_their_order_and_the_folders_take_their_names_last():
         "measure",
         "stage",
         "encode",
+        "reconstruct",
         "verify",
         "evaluate",
-        *(f"write {name}" for name in PAPERS),
+        *(f"write {name}" for name in FILES),
         "finish",
     ]
 
@@ -137,26 +185,45 @@ def test_progress_announces_every_step_that_is_done():
     job = Job()
     job.run()
     announced = {step for steps in job.progress.announced for step in steps}
-    assert announced == {"check", "measure", "probe", "encode", "verify", "evaluate"}
+    assert announced == {
+        "check",
+        "measure",
+        "probe",
+        "encode",
+        "reconstruct",
+        "verify",
+        "evaluate",
+    }
     assert set(job.progress.done) == announced
 
 
-def test_the_most_effort_polishes_before_encoding_and_refines_after_it():
+def test_the_most_effort_polishes_before_encoding_and_distils_last():
     job = Job()
     job.run(make_recipe(3.0, 4.5, effort="max"))
-    assert [step for step in job.log if step in {"measure", "polish", "encode", "refine"}] == [
+    wanted = {"measure", "polish", "encode", "reconstruct", "distil"}
+    assert [step for step in job.log if step in wanted] == [
         "measure",
         "polish",
         "encode",
-        "refine",
-        "refine",
+        "reconstruct",
+        "distil",
+        "distil",
     ]
 
 
-def test_the_least_effort_does_not_probe_and_refinement_can_be_had_alone():
+@pytest.mark.parametrize("options", [{"effort": "fast"}, {"encoder": "wls"}])
+def test_blocks_are_fitted_neither_with_the_least_effort_nor_with_an_encoder_that_sees_no_inputs(
+    options,
+):
     job = Job()
-    job.run(make_recipe(effort="fast", refine=True))
-    assert {"encode", "refine"} <= set(job.log)
+    job.run(make_recipe(**options))
+    assert "reconstruct" not in job.log
+
+
+def test_the_least_effort_does_not_probe_and_distillation_can_be_had_alone():
+    job = Job()
+    job.run(make_recipe(effort="fast", distil=True))
+    assert {"encode", "distil"} <= set(job.log)
     assert "polish" not in job.log
     assert not any("probe" in steps for steps in job.progress.announced)
 
@@ -180,18 +247,18 @@ def test_with_no_time_left_nothing_is_improved():
     job = Job()
     job.run(make_recipe(effort="max", time_budget_mins=0))
     assert "polish" not in job.progress.done
-    assert "refine" not in job.progress.done
-    assert "refine" in job.log
+    assert "distil" not in job.progress.done
+    assert "distil" in job.log
 
 
-def test_a_time_budget_is_shared_between_the_sizes_and_what_one_leaves_goes_on():
+def test_the_sizes_share_a_time_budget():
     now_mins = 0.0
     steps: dict[Path, int] = {}
 
-    class Refiner(FakeQuantizer):
+    class Distiller(FakeQuantizer):
         """A step takes a minute, and one size needs no more than two."""
 
-        def refine(self, plans, windows, *, effort, keep_going, on_step):
+        def distil(self, plans, windows, *, effort, keep_going, on_step):
             nonlocal now_mins
             (folder,) = plans
             steps[folder] = 0
@@ -199,12 +266,13 @@ def test_a_time_budget_is_shared_between_the_sizes_and_what_one_leaves_goes_on()
                 steps[folder] += 1
                 now_mins += 1
 
-    recipe = make_recipe(3.0, 4.5, 6.0, effort="fast", refine=True, time_budget_mins=30)
-    job = Conversion(make_source(), Refiner(), recipe, clock=lambda: 60 * now_mins)
+    recipe = make_recipe(3.0, 4.5, 6.0, effort="fast", distil=True, time_budget_mins=30)
+    job = Conversion(make_source(), Distiller(), recipe, clock=lambda: 60 * now_mins)
     job.read(calibration=make_text("a"), evaluation=make_text("b"))
-    plans = job.allocate(job.measure(FakeProgress()))
-    folders = dict(zip(plans, map(Path, ("first", "second", "third")), strict=True))
-    job.encode(plans, None, folders, FakeProgress())
+    folders = dict(zip(job.targets, map(Path, ("first", "second", "third")), strict=True))
+    made = Made(folders=folders)
+    for step in (Step.MEASURE, Step.ENCODE):
+        job.do(step, made, FakeProgress())
     assert list(steps.values()) == [10, 2, 18]
 
 
@@ -220,19 +288,19 @@ def test_a_cost_table_serves_for_its_calibration_text_under_another_name():
 def test_every_folder_has_its_card_pictures_and_artefacts():
     job = Job()
     (model,) = job.run(make_recipe(4.5))
-    papers = job.outputs.finished[model.facts.name]
-    assert list(papers) == PAPERS
-    plan = json.loads(papers["dynquant/plan.json"])
+    files = job.outputs.finished[model.facts.name]
+    assert list(files) == FILES
+    plan = json.loads(files["dynquant/plan.json"])
     assert plan["stored_bpw"] == model.facts.plan.stored_bpw
     assert plan["command"].startswith("dynquant quantize org/Model --bpw 4.5 --out quants")
     assert plan["calibration"]["name"] == "calibration.txt"
-    report = json.loads(papers["dynquant/report.json"])
+    report = json.loads(files["dynquant/report.json"])
     labels = [row["label"] for row in report["rows"]]
     assert labels == ["Original (bfloat16)", "Uniform 4-bit, group 64", "This model"]
     assert report["evaluation"]["name"] == "heldout.txt"
-    table = cost_table_from_json(papers["dynquant/cost_table.json"], name="it")
+    table = cost_table_from_json(files["dynquant/cost_table.json"], name="it")
     assert table == job.table()
-    assert papers["README.md"].startswith("---\n")
+    assert files["README.md"].startswith("---\n")
 
 
 def test_the_uniform_baseline_is_the_one_of_nearest_size():
@@ -351,7 +419,7 @@ def test_a_table_of_a_model_with_other_layers_is_refused():
         job.run(table=other.table())
 
 
-def test_the_alignment_method_hands_out_what_it_measured_and_writes_no_cost_table():
+def test_the_alignment_method_hands_out_its_sensitivities_and_writes_no_cost_table():
     job = Job()
     (model,) = job.run(aligned(6.0))
     assert job.log[4:6] == ["check_source", "align"]
@@ -390,7 +458,7 @@ def test_a_gap_that_the_menu_cannot_close_is_a_note_on_the_card():
     assert "0.500 bits per weight less" in job.outputs.finished[model.facts.name]["README.md"]
 
 
-def test_what_of_the_source_is_not_in_use_is_a_note_on_the_card():
+def test_tensors_of_the_source_that_are_left_out_are_a_note_on_the_card():
     job = Job()
     job.quantizer.notes = ("Left out: the tensors 'mtp.fc'.",)
     (model,) = job.run(make_recipe(4.5))
@@ -406,10 +474,10 @@ def test_a_forecast_says_why_a_model_cannot_be_made_smaller():
         forecast(make_source(), quantizer, make_recipe(4.0))
     assert caught.value.min_bpw == caught.value.max_bpw == 16.0
     with pytest.raises(InfeasibleTargetError, match="No layer can be quantized"):
-        forecast(make_source(), quantizer, make_recipe(), fit_memory_bytes=10_000)
+        size_options(make_source(), quantizer, make_recipe(), Bounds(memory_bytes=10_000))
 
 
-def test_nothing_is_measured_of_a_source_that_stock_mlx_lm_reads_otherwise():
+def test_a_source_that_stock_mlx_lm_reads_otherwise_is_not_measured():
     job = Job(fails={"check_source": InvalidModelError("Another model.")})
     with pytest.raises(InvalidModelError):
         job.run()
@@ -417,7 +485,7 @@ def test_nothing_is_measured_of_a_source_that_stock_mlx_lm_reads_otherwise():
     assert "stage" not in job.log
 
 
-def test_what_a_model_does_not_hold_of_its_source_stands_in_forecast_and_facts():
+def test_parts_of_the_source_that_are_left_out_stand_in_forecast_and_facts():
     note = "The vision part is left out."
     job = Job()
     job.quantizer.notes = (note,)
@@ -442,7 +510,7 @@ def test_a_plan_close_to_its_target_has_no_note():
     assert model.facts.notes == ()
 
 
-def test_the_facts_carry_what_the_recipe_and_the_source_say():
+def test_the_facts_carry_recipe_and_source():
     job = Job()
     source = make_source(name="my-model", is_repo=False, is_private=True)
     (model,) = job.run(make_recipe(context_tokens=1000, encoder="wls"), source=source)
@@ -463,13 +531,13 @@ def test_a_forecast_counts_sizes_from_the_inventory_alone():
     assert high.num_parameters == 6 * 128 * 128
     assert high.source_bytes == 2 * high.num_parameters
     assert high.size_bytes == round(4.5 * high.num_parameters / 8)
-    assert high.conversion_disk_bytes == high.source_bytes + high.size_bytes
+    assert high.conversion_disk_bytes == high.source_bytes + 2 * high.size_bytes
     assert high.memory_bytes == math.ceil((high.size_bytes + 1000) * 1.05)
     assert high.conversion_memory_bytes == 77
     assert (high.min_bpw, high.max_bpw) == (2.25, 16.0)
 
 
-def test_a_forecast_refuses_what_quantizing_would_refuse():
+def test_a_forecast_refuses_the_targets_that_quantizing_refuses():
     with pytest.raises(InfeasibleTargetError) as caught:
         forecast(make_source(), FakeQuantizer(), make_recipe(2.0))
     assert (caught.value.min_bpw, caught.value.max_bpw) == (2.25, 16.0)
@@ -478,11 +546,12 @@ def test_a_forecast_refuses_what_quantizing_would_refuse():
 def test_a_forecast_finds_the_target_that_fits_a_memory():
     quantizer = FakeQuantizer()
     recipe = make_recipe(context_tokens=1)
-    (found,) = forecast(make_source(), quantizer, recipe, fit_memory_bytes=100_000)
+    (option,) = size_options(make_source(), quantizer, recipe, Bounds(memory_bytes=100_000))
+    found = option.forecast
     assert found.min_bpw <= found.target_bpw <= found.max_bpw
     assert found.memory_bytes <= 100_000 * 0.75
     with pytest.raises(InfeasibleTargetError):
-        forecast(make_source(), quantizer, recipe, fit_memory_bytes=10_000)
+        size_options(make_source(), quantizer, recipe, Bounds(memory_bytes=10_000))
 
 
 def test_measuring_gives_the_table_of_the_whole_menu():

@@ -32,7 +32,13 @@ NAMES = [name for name in errors.__all__ if name.endswith("Error")]
 
 def test_the_exported_names_are_those_of_the_documented_tree():
     assert sorted(documented()) == NAMES
-    helpers = {"Reason", "disk_errors_translated", "means_full_disk", "means_no_memory"}
+    helpers = {
+        "Reason",
+        "disk_errors_translated",
+        "means_full_disk",
+        "means_no_memory",
+        "missing_driver",
+    }
     assert set(errors.__all__) - set(NAMES) == helpers
 
 

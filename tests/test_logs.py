@@ -152,6 +152,15 @@ def test_only_warnings_and_errors_go_to_a_stderr_that_is_no_terminal(tmp_path):
     assert lines(tmp_path)[1]["message"].startswith("%d (its arguments could not be shown")
 
 
+def test_all_lines_go_to_the_stderr_of_a_job_whose_disk_is_gone_with_it(tmp_path):
+    stderr = io.StringIO()
+    with contextlib.redirect_stderr(stderr):
+        configure_logging(tmp_path, secrets=["canary-of-a-job"], all_to_stderr=True)
+        logger.info("all is well, canary-of-a-job")
+    (line,) = stderr.getvalue().splitlines()
+    assert "all is well, [redacted]" in line
+
+
 def test_the_file_rotates_and_only_five_old_ones_stay(tmp_path):
     configure_logging(tmp_path, secrets=[])
     path = tmp_path / LOG_FILE

@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import os
 import pwd
+import re
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
 
 from dynquant.errors import InvalidOptionError
-from dynquant.settings import Settings, user_name
+from dynquant.settings import Settings, unknown_variables, user_name
 
 NAMES = ("LOGNAME", "USER", "LNAME", "USERNAME")
 
@@ -84,6 +85,7 @@ def test_the_runner_is_called_as_the_machine_is(monkeypatch, host, runner_id):
         ("CACHE_GB", "lots"),
         ("LOCAL_TEXTS", "perhaps"),
         ("INBOX_REPO", "inbox"),
+        ("PUBLISH_TO", "a,b"),
         ("SPACE_URL", "http://me.hf.space"),
         ("SPACE_URL", "https://[::1"),
         ("SPACE_SECRET", "short"),
@@ -165,3 +167,24 @@ def test_a_user_without_a_home_has_to_name_a_folder(nameless, tmp_path):
 def test_the_home_of_a_user_that_is_not_here_is_refused(name):
     with pytest.raises(InvalidOptionError, match=f"^DYNQUANT_{name} begins with '~'"):
         read(**{name: "~nobody-of-that-name/x"})
+
+
+def test_a_misspelt_variable_is_named_with_the_one_that_is_meant():
+    assert unknown_variables({"DYNQUANT_PUBLISHTO": "x", "PATH": "/bin"}) == [
+        "dynquant does not know the variable DYNQUANT_PUBLISHTO. Did you mean DYNQUANT_PUBLISH_TO?"
+    ]
+    (far,) = unknown_variables({"DYNQUANT_XYZZY": ""})
+    assert far.endswith("docs/runner.md has a list.")
+
+
+def test_every_variable_that_the_code_reads_is_known():
+    root = Path(__file__).parents[1]
+    files = [*root.glob("dynquant/**/*.py"), *root.glob("tests/**/*.py"), root / "app.py"]
+    files = [path for path in files if path.name != "test_settings.py"]
+    named = {
+        name
+        for path in files
+        for name in re.findall(r"\bDYNQUANT_[A-Z_]*[A-Z]", path.read_text(encoding="utf-8"))
+    }
+    assert unknown_variables(dict.fromkeys(named, "")) == []
+    assert len(named) > 20

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from scripts import blas_hint
 from scripts.install_locked import read_settings, uv_environment
 
 ROOT = Path(__file__).parents[1]
@@ -87,10 +88,10 @@ def checkout(tmp_path):
     return tmp_path
 
 
-def set_up(checkout: Path) -> subprocess.CompletedProcess[str]:
+def set_up(checkout: Path, part: str = "run") -> subprocess.CompletedProcess[str]:
     path = f"{checkout / 'bin'}{os.pathsep}{os.environ['PATH']}"
     return subprocess.run(
-        ["sh", "scripts/setup_venv.sh", ".venv", "run"],
+        ["sh", "scripts/setup_venv.sh", ".venv", part],
         cwd=checkout,
         env=os.environ | {"PATH": path},
         capture_output=True,
@@ -128,3 +129,33 @@ def test_a_finished_environment_is_kept_and_brought_up_to_date(checkout):
     done = set_up(checkout)
     assert (done.returncode, own.exists()) == (0, True)
     assert "making" not in done.stdout
+
+
+def test_mlx_for_a_gpu_can_be_installed_before_the_driver(monkeypatch, capsys):
+    def import_mlx() -> str:
+        raise ImportError("libcuda.so.1: cannot open shared object file: No such file or directory")
+
+    monkeypatch.setattr(blas_hint, "slow_blas_sentence", import_mlx)
+    blas_hint.main()
+    assert "note: MLX is the build for an NVIDIA GPU" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="CUDA=1 is for Linux")
+def test_an_environment_is_made_anew_between_the_builds_of_mlx_and_kept_within_one(checkout):
+    kept = checkout / ".venv" / "lib" / "something of the developer"
+
+    def make(part: str, stamp: str) -> bool:
+        """Set up as the Makefile does; whether the environment is still the one before."""
+        done = set_up(checkout, part)
+        assert done.returncode == 0, done.stderr
+        was_kept = kept.exists()
+        (checkout / ".venv" / stamp).touch()
+        kept.touch()
+        return was_kept
+
+    cpu, cuda = ".dynquant-setup", ".dynquant-setup-cuda"
+    assert not make("run", cpu)
+    assert make("run", cpu)
+    assert not make("cuda", cuda)
+    assert make("cuda", cuda)
+    assert not make("run", cpu)

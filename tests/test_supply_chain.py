@@ -20,7 +20,7 @@ from scripts.supply_chain import REQUIREMENTS, is_allowed, license_of, locked, m
 pytestmark = pytest.mark.harden("supply chain")
 
 ROOT = REQUIREMENTS.parent
-FILES = {name: REQUIREMENTS / f"{name}.lock" for name in ("run", "dev", "installer")}
+FILES = {name: REQUIREMENTS / f"{name}.lock" for name in ("run", "cuda", "dev", "installer")}
 FILES["space"] = ROOT / "requirements.txt"
 LOCKS = {name: list(locked(path.read_text())) for name, path in FILES.items()}
 PACKAGES = LOCKS["run"]

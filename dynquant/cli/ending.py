@@ -1,6 +1,6 @@
-"""How a program ends: every way but a good one is a sentence on stderr and an exit code.
+"""The end of the program: every failure becomes a sentence on stderr and an exit code.
 
-Nothing heavy is imported before it is needed, so that little can happen outside of `told`.
+Heavy modules are imported when they are needed, so that their errors occur within `told`.
 """
 
 from __future__ import annotations
@@ -20,18 +20,25 @@ from dynquant.errors import (
     StorageFullError,
     means_full_disk,
     means_no_memory,
+    missing_driver,
 )
 
 __all__ = ["CommandEnded", "main", "told"]
 
 INTERRUPTED, READER_GONE = 130, 141
-"""128 and the number of the signal, as shells have it."""
+"""128 plus the number of the signal, as in shells."""
+
+_KEPT = dict.fromkeys(
+    ("measure", "quantize", "evaluate", "convert"),
+    ("Downloaded files are kept: the same command goes on after them.",),
+)
+"""Command → what an interruption leaves, and how to go on."""
 
 _logger = logging.getLogger(__name__)
 
 
 class CommandEnded(BaseException):
-    """Carries past typer what would make it end the program in its own way; the cause says what."""
+    """Carries an exception, its cause, past typer, which would handle it in its own way."""
 
 
 def main() -> None:
@@ -45,10 +52,10 @@ def main() -> None:
 
 @contextlib.contextmanager
 def told(*words: str) -> Iterator[None]:
-    """Turn whatever ends the block, other than well, into a sentence and an exit code.
+    """Turn every exception of the block into a sentence and an exit code.
 
     Args:
-        words: The command line, of which a crash report names the command and the options.
+        words: The command line; a crash report names its command and options.
     """
     hook, threading.excepthook = threading.excepthook, _log_death
     try:
@@ -56,7 +63,7 @@ def told(*words: str) -> Iterator[None]:
             yield
     except SystemExit:
         raise
-    except BaseException as error:  # noqa: BLE001  this is where everything ends
+    except BaseException as error:  # noqa: BLE001  the last handler of the program
         cause = error.__cause__ if isinstance(error, CommandEnded) else error
         assert cause is not None
         sys.exit(_tell(cause, words))
@@ -66,7 +73,7 @@ def told(*words: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _flushed() -> Iterator[None]:
-    """Write the rest of the output at the end, while an error can still be told."""
+    """Write the rest of the output while an error can still be reported."""
     try:
         yield
     except SystemExit:
@@ -76,11 +83,14 @@ def _flushed() -> Iterator[None]:
 
 
 def _tell(error: BaseException, words: tuple[str, ...]) -> int:
-    """Say on stderr why it ended; the exit code."""
+    """Print the reason on stderr; the exit code."""
     if isinstance(error, KeyboardInterrupt):
-        _say("Interrupted.")
+        from dynquant.cli import console
+
+        kept = map(str, error.args) if error.args else _KEPT.get(words[0] if words else "", ())
+        _say(console.escaped(" ".join(("Interrupted.", *kept))))
         return INTERRUPTED
-    # Where typer prints help, rich has made a `SystemExit` of it.
+    # While typer prints help, rich turns it into a `SystemExit`.
     if any(isinstance(each, BrokenPipeError) for each in (error, error.__context__)):
         _discard_output()
         return READER_GONE
@@ -95,7 +105,7 @@ def _tell(error: BaseException, words: tuple[str, ...]) -> int:
 
 
 def _known(error: BaseException) -> DynquantError | None:
-    """`error` in our words, if there are any."""
+    """`error` as one of ours, if it has a counterpart."""
     if isinstance(error, DynquantError):
         return error
     if means_no_memory(error):
@@ -109,6 +119,8 @@ def _known(error: BaseException) -> DynquantError | None:
             "MLX is not installed. Install it with 'pip install \"dynquant[mlx]\"', on a Mac with "
             "Apple silicon or on Linux."
         )
+    if isinstance(error, ImportError) and (sentence := missing_driver(str(error))) is not None:
+        return InvalidOptionError(sentence)
     if means_full_disk(error):
         return StorageFullError(
             "The disk is full or cannot be written any more. Free some space, and try again."
@@ -125,13 +137,13 @@ def _say_error(sentence: str, *more: str) -> None:
 def _say(*lines: str) -> None:
     from dynquant.cli import console
 
-    with contextlib.suppress(OSError):  # the disk is full, or stderr has no reader left
+    with contextlib.suppress(OSError):  # the disk is full, or the reader of stderr is gone
         for line in lines:
             console.stderr.print(line)
 
 
 def _discard_output() -> None:
-    """Write to nowhere from now on, or Python would complain once more when it ends."""
+    """Send further output to /dev/null, or Python would print an error at its exit."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
@@ -139,7 +151,7 @@ def _discard_output() -> None:
 
 
 def _log_death(death: threading.ExceptHookArgs) -> None:
-    """An error ended a thread that is never joined: a line in the log, no traceback."""
+    """Log the error that ended a background thread, without printing a traceback."""
     if death.exc_value is None or isinstance(death.exc_value, SystemExit):
         return
     name = death.thread.name if death.thread is not None else "a thread"

@@ -2,211 +2,174 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from dynquant.cli import console
-from dynquant.cli.options import (
-    DEFAULT_RECIPE,
-    Bpw,
-    Calibration,
-    CalibrationTokens,
-    Context,
-    CostTableFile,
-    Dequantize,
-    EffortName,
-    EncoderName,
-    Evaluation,
-    EvaluationTokens,
-    Formats,
-    Json,
-    Model,
-    Private,
-    Refine,
-    Revision,
-    Seed,
-    TimeBudget,
-    cost_table_in,
-    menu_in,
-    require_room,
-    require_two_texts,
-    targets_in,
-)
-from dynquant.convert import forecast
-from dynquant.in_process import check, quantize
+from dynquant.cli.conversion import ConversionOptions, quantize_timed
+from dynquant.cli.options import Bpw, Json, Model, Private, require_room, with_option_records
+from dynquant.cli.rent_options import HUB_JOBS, RentOptions
+from dynquant.in_process import check
 from dynquant.model.naming import check_repo_id, repo_ids
-from dynquant.publish import PublishedModel, already_published, destinations, quant_access
+from dynquant.publish import (
+    ModelPublisher,
+    PublishedModel,
+    already_published,
+    destinations,
+    quant_access,
+)
 from dynquant.publish import publish as publish_models
-from dynquant.quant.recipe import Recipe
+from dynquant.report.facts import ModelFacts
 from dynquant.report.finished_files import CARD
 from dynquant.report.finished_files import card as render
+from dynquant.report.forecast import forecast
 from dynquant.report.outputs import OutputFolders, finished_folders, read_facts, write_file
-from dynquant.settings import Settings
-from dynquant.texts.defaults import DEFAULT_CALIBRATION, DEFAULT_EVALUATION
 
 __all__ = ["card", "convert", "publish"]
 
-To = Annotated[
-    str,
-    typer.Option(help="Namespace, such as 'you', or repo id, such as 'you/{model}-{bpw}bpw-MLX'."),
-]
 
-
+@with_option_records
 def convert(
     model: Model,
     bpw: Bpw,
-    to: To,
+    to: Annotated[
+        str,
+        typer.Option(
+            metavar="DESTINATION",
+            help="Namespace, such as 'you', or repo id, such as 'you/{model}-{bpw}bpw-MLX'.",
+        ),
+    ],
+    how: ConversionOptions,
+    rent: RentOptions,
     private: Private = None,
     out: Annotated[
-        Path, typer.Option(help="Folder for the finished models, which stay there.")
+        Path,
+        typer.Option(metavar="FOLDER", help="Folder for the finished models, which stay there."),
     ] = Path("quants"),
-    revision: Revision = None,
-    formats: Formats = None,
-    encoder: EncoderName = DEFAULT_RECIPE.encoder,
-    effort: EffortName = DEFAULT_RECIPE.effort,
-    refine: Refine = DEFAULT_RECIPE.refine,
-    time_budget: TimeBudget = None,
-    calibration: Calibration = DEFAULT_CALIBRATION,
-    evaluation: Evaluation = DEFAULT_EVALUATION,
-    cost_table: CostTableFile = None,
-    calibration_tokens: CalibrationTokens = DEFAULT_RECIPE.calibration_tokens,
-    eval_tokens: EvaluationTokens = DEFAULT_RECIPE.evaluation_tokens,
-    context: Context = DEFAULT_RECIPE.context_tokens,
-    seed: Seed = DEFAULT_RECIPE.seed,
-    dequantize: Dequantize = False,
     as_json: Json = False,
 ) -> None:
-    """From a model to published repos in one go: download, quantize, verify, publish.
+    """Download, quantize, verify and publish a model in one go.
 
     A quant that is published already, of the same commit and recipe, is not made again.
+    With --on hub-jobs all of it happens on a machine that the Hub rents to you.
     """
-    from dynquant.cli.opening import access_now, open_model, open_publisher, open_texts
-    from dynquant.cli.speed import timed
+    if rent.on == HUB_JOBS:
+        from dynquant.cli.hub_jobs import convert_on_hub_jobs
 
-    progress = console.ConsoleProgress()
-    recipe = Recipe(
-        targets_bpw=targets_in(bpw),
-        menu=menu_in(formats),
-        encoder=encoder,
-        effort=effort,
-        refine=refine,
-        time_budget_mins=time_budget,
-        calibration_tokens=calibration_tokens,
-        evaluation_tokens=eval_tokens,
-        context_tokens=context,
-        seed=seed,
-        dequantize=dequantize,
-    )
-    require_two_texts(calibration, evaluation)
-    home = Settings.from_environment(os.environ).home
-    outputs, table = OutputFolders(out), cost_table_in(cost_table)
-    publisher = open_publisher()
-    with open_model(model, revision=revision, headers_only=True, dequantize=dequantize) as (
-        source,
-        quantizer,
-    ):
+        convert_on_hub_jobs(model, bpw, to, how, rent, private=private, as_json=as_json)
+        return
+    from dynquant.cli.wiring import open_model, open_texts
+    from dynquant.hub.publishing import HubPublisher
+
+    recipe, outputs, table = how.recipe(bpw), OutputFolders(out), how.table()
+    publisher = HubPublisher()
+    opened = partial(open_model, dequantize=how.dequantize, dtype=how.dtype, tower=recipe.tower)
+    with opened(model, revision=how.revision, headers_only=True) as (source, quantizer):
         forecast(source, quantizer, recipe)  # what cannot work is refused before the download
         ids = destinations(source, recipe, to, publisher, private=private)
-        texts = open_texts()
-        calibration_text, evaluation_text = texts.open(calibration), texts.open(evaluation)
-        there = already_published(
-            source, recipe, ids, publisher, calibration=calibration_text, evaluation=evaluation_text
-        )
+        texts = how.texts(open_texts())
+        there = already_published(source, recipe, ids, publisher, **texts)
         if there is not None:
             _show(there, as_json=as_json)
             return
-        found = check(source, quantizer, recipe, outputs=outputs, table=table)
-        require_room(out, found)
-    with (
-        open_model(
-            source.name if source.is_repo else model,
-            revision=source.revision_sha or None,
-            dequantize=dequantize,
-            progress=progress,
-        ) as (source, quantizer),
-        timed(home, recipe) as done,
-    ):
-        finished = quantize(
-            source,
-            quantizer,
-            recipe,
-            calibration=calibration_text,
-            evaluation=evaluation_text,
-            outputs=outputs,
-            progress=progress,
-            table=table,
+        found = check(
+            source, quantizer, recipe, outputs=outputs, table=table, has_images=how.has_images
         )
-        done.extend(each.facts for each in finished)
+        require_room(out, found)
+    with opened(
+        source.name if source.is_repo else model,
+        revision=source.revision_sha or None,
+        progress=console.ConsoleProgress(),
+    ) as (source, quantizer):
+        finished = quantize_timed(
+            source, quantizer, recipe, texts=texts, outputs=outputs, table=table
+        )
     if not as_json:
         console.print_finished(finished)
-    _show(
-        publish_models(
-            {each.folder: each.facts for each in finished},
-            ids,
-            publisher,
-            outputs=outputs,
-            private=private,
-            access_now=access_now,
-            progress=progress,
-        ),
-        as_json=as_json,
-    )
+    models = {each.folder: each.facts for each in finished}
+    _show(_published(models, ids, publisher, outputs, private=private), as_json=as_json)
 
 
 def publish(
     folder: Annotated[
-        Path, typer.Argument(help="A finished model, or the folder above several of one ladder.")
+        Path,
+        typer.Argument(
+            metavar="FOLDER", help="A finished model, or the folder above several sizes of a model."
+        ),
     ],
     to: Annotated[
-        str, typer.Argument(help="Namespace, such as 'you', or repo id, as for convert --to.")
+        str,
+        typer.Argument(
+            metavar="DESTINATION",
+            help="Namespace, such as 'you', or repo id, as for convert --to.",
+        ),
     ],
     private: Private = None,
     as_json: Json = False,
 ) -> None:
-    """Publish finished models, each in one commit; what is there already is left alone."""
-    from dynquant.cli.opening import access_now, open_publisher, verify_finished
+    """Publish finished models, each in one commit.
+
+    A model that is published already is not changed.
+    """
+    from dynquant.cli.wiring import verify_finished
+    from dynquant.hub.publishing import HubPublisher
 
     models = {each: read_facts(each) for each in finished_folders(folder)}
     ids = repo_ids(
         to, {facts.name: (facts.source, facts.plan.target_bpw) for facts in models.values()}
     )
-    publisher = open_publisher()
+    publisher = HubPublisher()
     for facts in models.values():  # before they are loaded, which may take minutes
         access = quant_access(facts.source_access, private=private)
         publisher.check(ids[facts.name], origin=facts.origin, access=access)
     for each, facts in models.items():
         verify_finished(each, facts)
-    _show(
-        publish_models(
-            models,
-            ids,
-            publisher,
-            outputs=OutputFolders(folder),
-            private=private,
-            access_now=access_now,
-            progress=console.ConsoleProgress(),
-        ),
-        as_json=as_json,
-    )
+    published = _published(models, ids, publisher, OutputFolders(folder), private=private)
+    _show(published, as_json=as_json)
 
 
 def card(
-    folder: Annotated[Path, typer.Argument(help="A finished model.")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A finished model.")],
     repo: Annotated[
-        str | None, typer.Option(help="Repo that it is published as, for the examples.")
+        str | None,
+        typer.Option(metavar="REPO", help="Repo that it is published as, for the examples."),
     ] = None,
 ) -> None:
-    """Write the card of a finished model again, from its plan and its report."""
+    """Write the card of a finished model again.
+
+    It is made from the plan and the report in the folder.
+    """
     if repo is not None:
         check_repo_id(repo)
     for each in finished_folders(folder):
         write_file(each / CARD, render(read_facts(each), repo_id=repo))
         console.stdout.print(f"Wrote {each / CARD}")
+
+
+def _published(
+    models: Mapping[Path, ModelFacts],
+    ids: Mapping[str, str],
+    publisher: ModelPublisher,
+    outputs: OutputFolders,
+    *,
+    private: bool | None,
+) -> list[PublishedModel]:
+    from dynquant.cli.wiring import access_now
+
+    return publish_models(
+        models,
+        ids,
+        publisher,
+        outputs=outputs,
+        private=private,
+        access_now=access_now,
+        progress=console.ConsoleProgress(),
+    )
 
 
 def _show(published: Sequence[PublishedModel], *, as_json: bool) -> None:

@@ -1,68 +1,65 @@
-"""How long a conversion takes here, from those that were done here."""
+"""Expected time of a conversion on this machine, from earlier conversions."""
 
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from statistics import median
 
 from dynquant.errors import DynquantError
-from dynquant.quant.recipe import Recipe
-from dynquant.report.facts import ModelFacts
+from dynquant.quant.recipe import RECIPE_VERSION, Recipe
 from dynquant.report.outputs import read_text, write_file
 
-__all__ = ["expected_secs", "record", "timed"]
+__all__ = ["expected_secs", "record"]
 
-_FILE = "speed.json"
-_NUM_KEPT = 5
+_FILE, _KEY = "speed.json", "work_and_secs"
+_NUM_KEPT = 10
+_MAX_RATIO = 10
 
 
 def expected_secs(home: Path, *, num_parameters: int, recipe: Recipe) -> float | None:
-    """About how long converting takes on this machine; None before it has converted so.
+    """Expected time of a conversion; None before one of about this size, method and effort.
 
-    Every pass over the model costs time in proportion to parameters and tokens; how many passes
-    there are depends on the method and the effort.
+    The time of a pass over the model is proportional to parameters and tokens; the number of passes
+    depends on the method and the effort. Runs that did less than a tenth of the work, or more than
+    ten times as much, tell nothing: starting processes takes as long for a small model as for a
+    large one.
     """
-    rates = _rates(home).get(_kind(recipe))
-    return median(rates) * _work(num_parameters, recipe) if rates else None
-
-
-@contextmanager
-def timed(home: Path, recipe: Recipe) -> Iterator[list[ModelFacts]]:
-    """Remember how long the conversion took whose facts are put into the list."""
-    started, found = time.monotonic(), list[ModelFacts]()
-    yield found
-    if found:
-        secs = time.monotonic() - started
-        record(home, secs=secs, num_parameters=found[0].num_parameters, recipe=recipe)
+    work = _work(num_parameters, recipe)
+    near = [
+        secs / done
+        for done, secs in _runs(home).get(_kind(recipe), ())
+        if work / _MAX_RATIO <= done <= work * _MAX_RATIO
+    ]
+    return median(near) * work if near else None
 
 
 def record(home: Path, *, secs: float, num_parameters: int, recipe: Recipe) -> None:
-    """Remember how long a conversion took here."""
-    rates, kind = _rates(home), _kind(recipe)
-    rates[kind] = [*rates.get(kind, ()), secs / _work(num_parameters, recipe)][-_NUM_KEPT:]
+    """Store the time that a conversion took."""
+    runs, kind = _runs(home), _kind(recipe)
+    runs[kind] = [*runs.get(kind, ()), (_work(num_parameters, recipe), secs)][-_NUM_KEPT:]
     with suppress(DynquantError, OSError):  # a finished model is worth more than this figure
-        write_file(home / _FILE, json.dumps({"secs_per_parameter_and_token": rates}) + "\n")
+        write_file(home / _FILE, json.dumps({_KEY: runs}) + "\n")
 
 
 def _kind(recipe: Recipe) -> str:
     method = "alignment" if recipe.alignment else f"{recipe.encoder} {recipe.effort}"
-    return method + " refined" * recipe.refine
+    # The next version of a recipe may do other work.
+    return f"{method}{' distilled' * recipe.distil}, version {RECIPE_VERSION}"
 
 
 def _work(num_parameters: int, recipe: Recipe) -> int:
     return num_parameters * (recipe.calibration_tokens + recipe.evaluation_tokens)
 
 
-def _rates(home: Path) -> dict[str, list[float]]:
+def _runs(home: Path) -> dict[str, list[tuple[float, float]]]:
+    """Kind of a conversion → parameters times tokens, and seconds, of the latest ones."""
     try:
-        found = json.loads(read_text(home / _FILE) or "")["secs_per_parameter_and_token"]
+        found = json.loads(read_text(home / _FILE) or "")[_KEY]
         return {
-            kind: [float(rate) for rate in rates if 0 < float(rate) < 1]
-            for kind, rates in found.items()
+            kind: [(float(work), float(secs)) for work, secs in runs if work > 0 and secs > 0]
+            for kind, runs in found.items()
         }
     except (ValueError, KeyError, TypeError, AttributeError):
         return {}

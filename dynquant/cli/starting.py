@@ -1,6 +1,6 @@
 """Prepare a process: open streams, a folder to work in, a folder for temporary files.
 
-Nothing heavy is imported here: it runs before all else, also where all else would fail.
+This runs first and imports no heavy modules, so that it works where they would fail.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ _PLAIN = {
     "±": "+-",
     "•": "*",
 }
-"""Characters that Unicode itself does not take for similar to others."""
+"""Replacements that Unicode's own decomposition does not have."""
 
 _HANDLER = "dynquant-plain"
 
 
 def make_ready(words: Sequence[str] = ()) -> None:
-    """Open what is closed, let every text be printed, and find a folder for temporary files.
+    """Open closed streams, make every text printable, and find a folder for temporary files.
 
     Args:
         words: The command line.
 
     Raises:
-        InvalidOptionError: A word is no text, or the folder that this process works in is gone.
+        InvalidOptionError: A word is not text, or the working directory is gone.
     """
     _open_streams()
     _print_anything()
@@ -57,7 +57,7 @@ def make_ready(words: Sequence[str] = ()) -> None:
 
 
 def _require_text(word: str) -> None:
-    """Refuse bytes that Python could not decode: no library that we pass them to could either."""
+    """Refuse bytes that Python could not decode, since no library could use them."""
     try:
         word.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -69,12 +69,12 @@ def _require_text(word: str) -> None:
 
 
 def _open_streams() -> None:
-    """Give closed streams to /dev/null: else the next file that is opened takes their place."""
+    """Open closed streams on /dev/null: otherwise the next opened file gets their number."""
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
         except OSError:
-            # It takes the lowest number, which is this one; what we start is to have it too.
+            # `open` returns the lowest free number, which is this one; children inherit it.
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
@@ -83,7 +83,7 @@ def _open_streams() -> None:
 
 
 def _print_anything() -> None:
-    """On terminals that know few characters the others are written as similar ones, or as `?`."""
+    """Write characters that a terminal does not have as similar ones, or as `?`."""
     codecs.register_error(_HANDLER, _plainly)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -102,8 +102,8 @@ def _plain(char: str) -> str:
 
 
 def _agree_on_temporary_folder() -> None:
-    """Name the folder that Python found to everything else: MLX fails where TMPDIR is wrong."""
+    """Set TMPDIR to the folder that Python found: MLX fails where TMPDIR is wrong."""
     try:
         os.environ["TMPDIR"] = tempfile.gettempdir()
     except OSError:
-        return  # what needs such a folder says so
+        return  # steps that need such a folder report it

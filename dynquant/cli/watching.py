@@ -12,17 +12,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dynquant.cli import console
+from dynquant.cli.examples import epilog
 from dynquant.cli.options import Json
-from dynquant.errors import InvalidOptionError
+from dynquant.errors import InvalidOptionError, ModelNotFoundError
 from dynquant.model.candidate import Candidate
+from dynquant.model.naming import repo_in
 from dynquant.report.numbers import count
 from dynquant.settings import Settings
 from dynquant.watch.records import report_to_json
 from dynquant.watch.rules import Decision
-from dynquant.watch.skips import EXPLANATIONS
+from dynquant.watch.skips import Skip
 
 if TYPE_CHECKING:
-    from dynquant.watch import Look
+    from dynquant.watch.inspecting import Look
     from dynquant.watch.service import WatchService
     from dynquant.watch.state import DatabaseWatchState
 
@@ -36,11 +38,11 @@ watch_app = typer.Typer(
 
 Config = Annotated[
     Path | None,
-    typer.Option(help="File with the rules.", envvar="DYNQUANT_WATCH_CONFIG"),
+    typer.Option(metavar="FILE", help="File with the rules.", envvar="DYNQUANT_WATCH_CONFIG"),
 ]
 
 
-@watch_app.callback(invoke_without_command=True)
+@watch_app.callback(invoke_without_command=True, epilog=epilog("watch"))
 def watch(
     context: typer.Context,
     once: Annotated[bool, typer.Option("--once", help="Sweep now.")] = False,
@@ -59,31 +61,42 @@ def watch(
         _show_status(as_json=as_json)
         return
     decisions: list[Decision] = []
-    with _watchtower(config) as tower:
+    with _watch_service(config) as service:
         if dry_run:
-            report = tower.watcher().sweep(
+            report = service.watcher().sweep(
                 datetime.now(UTC), dry_run=True, on_decision=decisions.append
             )
         else:
-            report = tower.sweep_now()
+            report = service.sweep_now()
     if as_json:
         explained = {"decisions": list(map(_decision_json, decisions))} if dry_run else {}
         console.print_json({"report": report_to_json(report), **explained})
     else:
         for decision in decisions:
-            console.stdout.print(f"{_verdict(decision)}  {console.escaped(decision.repo_id)}")
+            console.stdout.print(f"{_result(decision)}  {console.escaped(decision.repo_id)}")
         console.stdout.print(console.escaped(str(report)))
 
 
-@watch_app.command()
+@watch_app.command(epilog=epilog("watch explain"))
 def explain(
-    model: Annotated[str, typer.Argument(help="Repo id of a model on the Hub.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            parser=repo_in,
+            help="Id of a model on the Hub, or the address of its page.",
+        ),
+    ],
     config: Config = None,
     as_json: Json = False,
 ) -> None:
-    """Which rule takes a model, or why none does."""
-    with _watchtower(config) as tower:
-        look = tower.watcher().explain(model, datetime.now(UTC))
+    """Explain which rule takes a model, or why it is skipped."""
+    with _watch_service(config) as service:
+        look = service.watcher().explain(model, datetime.now(UTC))
+    if look.decision.skip is Skip.GONE:
+        raise ModelNotFoundError(
+            f"There is no model '{model}' on the Hub, or it is private. Check the spelling."
+        )
     if as_json:
         console.print_json(_look_json(look))
         return
@@ -93,41 +106,41 @@ def explain(
         targets = ", ".join(f"{target:g}" for target in decision.targets_bpw)
         console.stdout.print(f"  It becomes {targets} bits per weight.")
     for rule, skip in decision.others:
-        console.stdout.print(f"  Rule '{console.escaped(rule)}': {EXPLANATIONS[skip]}")
+        console.stdout.print(f"  Rule '{console.escaped(rule)}': {skip.sentence}")
     if look.candidate is not None:
         for name, value in _metadata(look.candidate).items():
             console.stdout.print(f"  {name}: {console.escaped(str(value))}")
-    if look.known is not None and look.known.job_id:
-        console.stdout.print(f"  It was queued as job {look.known.job_id}.")
+    if look.seen is not None and look.seen.job_id:
+        console.stdout.print(f"  It was queued as job {look.seen.job_id}.")
 
 
 @watch_app.command()
 def pause() -> None:
-    """Sweep no more, by schedule or by hand; a sweep that runs stops."""
+    """Pause the watcher: no sweep begins, and a running sweep stops."""
     with _state() as state:
         state.set_paused(True)
-    console.stdout.print("The watcher is paused. 'dynquant watch resume' lets it go on.")
+    console.stdout.print("The watcher is paused. 'dynquant watch resume' resumes it.")
 
 
 @watch_app.command()
 def resume() -> None:
-    """Sweep again."""
+    """Resume the watcher."""
     with _state() as state:
         state.set_paused(False)
-    console.stdout.print("The watcher goes on at the next time of its schedule.")
+    console.stdout.print("The watcher continues at the next time of its schedule.")
 
 
 @contextmanager
-def _watchtower(config: Path | None) -> Iterator[WatchService]:
+def _watch_service(config: Path | None) -> Iterator[WatchService]:
     from dynquant.watch.service import WatchService  # the database's libraries take a second
 
     if config is None:
         raise InvalidOptionError(
-            "The watcher needs its rules. Pass --config FILE, or set DYNQUANT_WATCH_CONFIG; "
+            "The watcher needs rules. Pass --config FILE, or set DYNQUANT_WATCH_CONFIG; "
             "space_config/watch.yaml is an example."
         )
-    with WatchService(Settings.from_environment(os.environ), config) as tower:
-        yield tower
+    with WatchService(Settings.from_environment(os.environ), config) as service:
+        yield service
 
 
 @contextmanager
@@ -151,10 +164,10 @@ def _show_status(*, as_json: bool) -> None:
     for report in reports:
         console.stdout.print(console.escaped(f"{report.started_at:%Y-%m-%d %H:%M} {report}"))
     if not reports:
-        console.stdout.print("There was no sweep yet. 'dynquant watch --once' makes one.")
+        console.stdout.print("There has been no sweep yet. 'dynquant watch --once' begins a sweep.")
 
 
-def _verdict(decision: Decision) -> str:
+def _result(decision: Decision) -> str:
     if decision.skip is not None:
         return f"{decision.skip:<18}"
     return f"[green]{'taken by':<9}{console.escaped(decision.rule):<9}[/]"
@@ -168,7 +181,7 @@ def _decision_json(decision: Decision) -> dict[str, Any]:
         "sentence": decision.sentence,
         "targets_bpw": list(decision.targets_bpw),
         "others": [
-            {"rule": rule, "skip": skip, "sentence": EXPLANATIONS[skip]}
+            {"rule": rule, "skip": skip, "sentence": skip.sentence}
             for rule, skip in decision.others
         ],
     }
@@ -178,7 +191,7 @@ def _look_json(look: Look) -> dict[str, Any]:
     return {
         **_decision_json(look.decision),
         "metadata": None if look.candidate is None else _metadata(look.candidate),
-        "job_id": look.known.job_id if look.known is not None else "",
+        "job_id": look.seen.job_id if look.seen is not None else "",
     }
 
 

@@ -1,7 +1,7 @@
-"""The cache of downloaded models: what is in use stays, the least recently used goes.
+"""The cache of downloaded models: models in use stay, the least recently used are removed.
 
-A model in use is one whose lock file some process holds; the system lets go of the lock when
-that process ends, however it ends.
+A model is in use while a process holds its lock file; the system releases the lock when that
+process ends.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _logger = logging.getLogger(__name__)
 
 
 def repo_folder(cache_dir: Path, repo: str) -> Path:
-    """Where huggingface_hub keeps the files of `repo`."""
+    """The folder in which huggingface_hub keeps the files of `repo`."""
     return cache_dir / repo_folder_name(repo_id=repo, repo_type="model")
 
 
@@ -37,9 +37,9 @@ def held(cache_dir: Path, repo: str) -> Callable[[], None]:
 
 
 def remove_partial_downloads(cache_dir: Path, repo: str) -> None:
-    """Remove what killed downloads of `repo` left behind, unless another process uses it.
+    """Remove partial files of killed downloads of `repo`, unless another process uses it.
 
-    huggingface_hub gives every try a file of its own, so nobody would ever go on with these.
+    huggingface_hub starts every download with a new file, so these are never continued.
     """
     with _locked_alone(cache_dir, repo) as alone:
         if alone:
@@ -48,7 +48,7 @@ def remove_partial_downloads(cache_dir: Path, repo: str) -> None:
 
 
 def remove_damaged(path: Path) -> None:
-    """Remove a file of a snapshot with the blob that it stands for, so that it is fetched anew."""
+    """Remove a file of a snapshot and its blob, so that it is downloaded again."""
     path.resolve().unlink(missing_ok=True)
     path.unlink(missing_ok=True)
 
@@ -56,7 +56,7 @@ def remove_damaged(path: Path) -> None:
 def trim(cache_dir: Path, *, max_bytes: int, needed_bytes: int = 0) -> None:
     """Remove the least recently used models until `needed_bytes` more fit in `max_bytes`.
 
-    Models in use are kept, also when the bound cannot be met without them.
+    Models in use are kept, even if the bound is exceeded then.
     """
     try:
         repos = scan_cache_dir(cache_dir).repos
@@ -64,7 +64,7 @@ def trim(cache_dir: Path, *, max_bytes: int, needed_bytes: int = 0) -> None:
         return
 
     def last_used(repo: CachedRepoInfo) -> float:
-        # Many disks write down at most once a day that a file was read; the lock knows better.
+        # Many file systems update access times at most once a day; the lock's time is exact.
         lock = _lock(cache_dir, repo.repo_id)
         return max(repo.last_accessed, lock.stat().st_mtime if lock.exists() else 0.0)
 
@@ -85,7 +85,7 @@ def trim(cache_dir: Path, *, max_bytes: int, needed_bytes: int = 0) -> None:
 
 @contextmanager
 def _locked_alone(cache_dir: Path, repo: str) -> Iterator[bool]:
-    """Whether nobody uses `repo`, and nobody will within this context."""
+    """Whether `repo` is not in use; then it stays unused within this context."""
     descriptor = _open_lock(cache_dir, repo)
     try:
         try:

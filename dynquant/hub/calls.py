@@ -1,4 +1,4 @@
-"""Calls to the Hub: bounded in time, tried again where that helps, their errors in our words.
+"""Calls to the Hub: with a timeout, retried where that helps, their errors translated into ours.
 
 Most calls of huggingface_hub neither retry nor time out by themselves.
 """
@@ -12,7 +12,7 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import httpx2
 from huggingface_hub import get_session
@@ -34,7 +34,6 @@ from huggingface_hub.utils import parse_ratelimit_headers  # type: ignore[attr-d
 
 from dynquant.errors import (
     CardError,
-    DestinationError,
     DynquantError,
     HubQuotaError,
     HubUnavailableError,
@@ -59,14 +58,14 @@ TIMEOUT_SECS = 30.0
 """How long one request may take to send its next bytes."""
 
 _MAX_WAIT_SECS = 30.0
-"""A longer pause, asked for by the Hub, is left to the person."""
+"""A longer pause that the Hub asks for is not waited for: the call fails and names the pause."""
 
 _NUM_TRIES = 3
 NUM_DOWNLOAD_TRIES = 2
 """Fewer for downloads: the client itself retries most of their requests for some 20 seconds."""
 
 _BAD_REQUEST = 400
-"""Also the answer to a request that came to harm on its way."""
+"""Retried too: a proxy answers so when a request was damaged on its way."""
 _UNAUTHORIZED = 401
 _PAYMENT_REQUIRED = 402
 _FORBIDDEN = 403
@@ -82,11 +81,11 @@ _NOT_WRITABLE = frozenset(
     }
 )  # fmt: skip
 
-# So the client begins a ValueError that holds the Hub's own words about a card.
 _BAD_CARD = "Invalid metadata in README.md.\n"
+"""First line of the client's ValueError about a card; the Hub's findings follow."""
 
 _UNTRUSTED = "CERTIFICATE_VERIFY_FAILED"
-"""In OpenSSL's words."""
+"""In an OpenSSL message: the certificate is signed by no known authority."""
 
 _UNREACHABLE = (
     "The Hub cannot be reached. Check the network connection, and HF_ENDPOINT if it is set, and "
@@ -97,10 +96,10 @@ _IN_ITS_PLACE = (
     "and HF_ENDPOINT if it is set."
 )
 
-# What the client stumbles over when an answer is not what the Hub would say.
+# Raised within the client when an answer does not have the Hub's format.
 _GARBLED = (AttributeError, LookupError, NameError, TypeError, ValueError)
 
-# What huggingface_hub, httpx2 and hf_xet raise. The last tells of network trouble by RuntimeError.
+# Raised by huggingface_hub, httpx2 and hf_xet; network errors of hf_xet are RuntimeErrors.
 _LIBRARY_ERRORS = (
     httpx2.HTTPError,
     httpx2.InvalidURL,
@@ -120,48 +119,20 @@ class HubCaller:
     """Runs calls of the client and translates what they raise.
 
     Attributes:
-        noun: What is asked for: `model` or `dataset`.
-        access: What is done with it: `read` or `write to`.
-        refusal: The error that says that this request cannot work.
-        page_prefix: Address under which a repo's page is found.
+        endpoint: Address of the Hub.
+        noun: Kind of the repos: `model` or `dataset`.
+        access: Of the calls: `read` or `write to`.
+        refusal: Raised when the request cannot work.
         sleep: Waits that many seconds between two tries.
-        on_try: Told of every try.
+        on_try: Called before every try.
     """
 
-    noun: str
-    refusal: type[RequestError]
-    page_prefix: str
-    access: str = "read"
+    endpoint: str
+    noun: Literal["model", "dataset"] = "model"
+    access: Literal["read", "write to"] = "read"
+    refusal: type[RequestError] = ModelNotFoundError
     sleep: Callable[[float], None] = time.sleep
     on_try: Callable[[], None] = lambda: None
-
-    @classmethod
-    def to_read(
-        cls,
-        endpoint: str,
-        *,
-        sleep: Callable[[float], None],
-        on_try: Callable[[], None] = lambda: None,
-    ) -> HubCaller:
-        """For reading models on the Hub at `endpoint`."""
-        return cls(
-            noun="model",
-            refusal=ModelNotFoundError,
-            page_prefix=f"{endpoint}/",
-            sleep=sleep,
-            on_try=on_try,
-        )
-
-    @classmethod
-    def to_write(cls, endpoint: str, *, sleep: Callable[[float], None]) -> HubCaller:
-        """For writing to models on the Hub at `endpoint`."""
-        return cls(
-            noun="model",
-            refusal=DestinationError,
-            page_prefix=f"{endpoint}/",
-            access="write to",
-            sleep=sleep,
-        )
 
     def __call__(
         self,
@@ -171,19 +142,19 @@ class HubCaller:
         revision: str | None = None,
         num_tries: int = _NUM_TRIES,
     ) -> T:
-        """Result of `action`, a call about `repo`.
+        """The result of `action`, a call about `repo`.
 
         Raises:
             RequestError: `refusal`: no such repo, revision or file, or no access to it.
             InvalidOptionError: The environment names a proxy or certificates that cannot be used.
-            InvalidModelError: The header of a safetensors file is no header.
-            CardError: The Hub does not take the metadata of the card.
+            InvalidModelError: The header of a safetensors file cannot be parsed.
+            CardError: The Hub rejects the metadata of the card.
             HubUnavailableError: Network, rate limit, 5xx, or the client is set offline.
-            StorageFullError: The cache cannot take more.
-            HubQuotaError: The account on the Hub cannot take more.
+            StorageFullError: The disk of the cache is full, or the cache cannot be written.
+            HubQuotaError: The account has no storage left on the Hub.
         """
         for num_failures in range(1, num_tries + 1):
-            # The client has no limit of its own, and makes a new session after a failed connection.
+            # The client sets no timeout itself, and opens a new session after a failed connection.
             _session().timeout = httpx2.Timeout(TIMEOUT_SECS)
             self.on_try()
             try:
@@ -208,14 +179,14 @@ class HubCaller:
             )
         if (words := _words_about_card(error)) is not None:
             return CardError(
-                f"The Hub does not take the metadata of the card of '{repo}': {words}. Correct "
+                f"The Hub rejects the metadata of the card of '{repo}': {words}. Correct "
                 "the lines between the two '---' at the top of README.md, and publish again."
             )
         if _is_quota(error):
             return HubQuotaError(
                 f"The account that owns '{repo}' has no storage left on the Hub, so this repo was "
-                "not published. Delete what is not needed there, or get more storage, and try "
-                "again."
+                "not published. Delete repos or files that are not needed, or get more storage, "
+                "and try again."
             )
         if (refusal := self._refusal(error, repo, revision)) is not None:
             reason, sentence = refusal
@@ -231,8 +202,8 @@ class HubCaller:
                 "another folder."
             )
         if isinstance(error, _GARBLED):
-            _logger.warning("An answer about '%s' made no sense", repo, exc_info=error)
-        return HubUnavailableError(_unavailable_sentence(error, repo, proxy_for(self.page_prefix)))
+            _logger.warning("An answer about '%s' cannot be parsed", repo, exc_info=error)
+        return HubUnavailableError(_unavailable_sentence(error, repo, proxy_for(self.endpoint)))
 
     def _refusal(
         self, error: Exception, repo: str, revision: str | None
@@ -241,25 +212,26 @@ class HubCaller:
             return Reason.TOKEN_REFUSED, problem
         # A gated repo is a kind of missing repo for the client, so it comes first.
         if isinstance(error, GatedRepoError):
+            page = f"{self.endpoint}/{'datasets/' * (self.noun == 'dataset')}{repo}"
             return Reason.GATED, (
                 f"'{repo}' is gated, and its terms are not accepted for the token in use. Accept "
-                f"them at {self.page_prefix}{repo}, then set HF_TOKEN to a token of that account."
+                f"them at {page}, then set HF_TOKEN to a token of that account."
             )
         if isinstance(error, DisabledRepoError):
             return Reason.DISABLED, (
-                f"The Hub has disabled '{repo}', so nobody can read it. Take another one."
+                f"The Hub has disabled '{repo}', so it cannot be read. Take another {self.noun}."
             )
         if isinstance(error, RevisionNotFoundError):
             return Reason.REVISION_NOT_FOUND, (
-                f"'{repo}' has no revision '{revision}'. Give a branch, a tag or a commit that "
-                "exists, or none at all."
+                f"'{repo}' has no revision '{revision}'. Give an existing branch, tag or commit, "
+                "or leave the revision out."
             )
         if isinstance(error, RepositoryNotFoundError) or (
             type(error) is HfHubHTTPError and _status(error) == _NOT_FOUND
         ):
             return Reason.MODEL_NOT_FOUND, (
                 f"There is no {self.noun} '{repo}' on the Hub, or it is private. Check the "
-                f"spelling; for a private one set HF_TOKEN to a token that may {self.access} it."
+                f"spelling; if it is private, set HF_TOKEN to a token that may {self.access} it."
             )
         if isinstance(error, HFValidationError):
             return Reason.INVALID_ID, (
@@ -268,7 +240,7 @@ class HubCaller:
             )
         if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
             return Reason.INVALID_MODEL, (
-                f"A file of '{repo}' is missing there. Look at its page on the Hub."
+                f"A file of '{repo}' is missing there. Look at the repo's page on the Hub."
             )
         return self._status_refusal(error, repo)
 
@@ -276,23 +248,23 @@ class HubCaller:
         status = _status(error)
         if isinstance(error, LocalTokenNotFoundError):
             return Reason.NOT_SIGNED_IN, (
-                "This needs somebody who is signed in at the Hub. Set HF_TOKEN to a token that may "
+                "This needs a token of the Hub. Set HF_TOKEN to a token that may "
                 f"{self.access.removesuffix(' to')} there, or run 'hf auth login'."
             )
         if status == _UNAUTHORIZED:
             return Reason.TOKEN_REFUSED, (
                 "The Hub does not accept the token in use; it may have expired. Set HF_TOKEN to a "
-                "valid one, or log in again with 'hf auth login'."
+                "valid token, or log in again with 'hf auth login'."
             )
         if status == _FORBIDDEN:
             return Reason.NO_ACCESS, (
-                f"The token in use may not {self.access} '{repo}'. Set HF_TOKEN to one with that "
-                "permission."
+                f"The token in use may not {self.access} '{repo}'. Set HF_TOKEN to a token with "
+                "that permission."
             )
         if status is not None and 400 <= status < 500 and status not in _TRANSIENT_STATUS:  # noqa: PLR2004
             return Reason.NO_ACCESS, (
                 f"The Hub refuses to {'give' if self.access == 'read' else self.access} '{repo}' "
-                f"(status {status}). Look at its page there."
+                f"(status {status}). Look at the repo's page there."
             )
         return None
 
@@ -311,7 +283,7 @@ def _session() -> httpx2.Client:
 
 
 def _may_be_of_token(error: Exception) -> bool:
-    """Whether it can come from a token that is no token, or that cannot be read."""
+    """Whether a malformed or unreadable token can have caused it."""
     if _status(error) == _UNAUTHORIZED:
         assert isinstance(error, HfHubHTTPError)
         scheme, _, sent = error.response.request.headers.get("authorization", "").partition(" ")
@@ -321,11 +293,11 @@ def _may_be_of_token(error: Exception) -> bool:
 
 
 def _unavailable_sentence(error: Exception, repo: str, proxy: str | None) -> str:
-    """Why the Hub could not be asked; `proxy` is the variable that names the proxy in use."""
+    """Why the Hub gave no answer; `proxy` is the variable that names the proxy in use."""
     status = _status(error)
     if isinstance(error, OfflineModeIsEnabled):
         return (
-            f"'{repo}' is on the Hub, and HF_HUB_OFFLINE forbids to ask there. Unset it, or pass "
+            f"'{repo}' is on the Hub, and HF_HUB_OFFLINE forbids requests there. Unset it, or pass "
             "a local folder or file."
         )
     if status == _TOO_MANY_REQUESTS:
@@ -349,7 +321,8 @@ def _unreachable_sentence(error: Exception, proxy: str | None) -> str:
     if _UNTRUSTED in str(error):
         return (
             "The certificate of the Hub cannot be checked. Set SSL_CERT_FILE to the certificates "
-            "that this network needs, such as those of a proxy that reads along, and try again."
+            "that this network needs, such as those of a proxy that decrypts traffic, and try "
+            "again."
         )
     if proxy is not None:
         return (
@@ -360,7 +333,7 @@ def _unreachable_sentence(error: Exception, proxy: str | None) -> str:
 
 
 def _wait_secs(error: Exception, num_failures: int) -> float | None:
-    """Pause before the next try; None where another try would not help."""
+    """Pause before the next try; None if another try would not help."""
     if (cause := _cause(error)) is not None:
         return _wait_secs(cause, num_failures)
     status = _status(error)
@@ -388,13 +361,13 @@ def _asked_wait_secs(error: Exception) -> float | None:
 
 
 def _is_of_client(error: Exception) -> bool:
-    """Whether it comes from within huggingface_hub, and is no slip of ours."""
+    """Whether it comes from within huggingface_hub, rather than from a bug of ours."""
     frames = traceback.walk_tb(error.__traceback__)
     return any(frame.f_globals["__name__"].startswith("huggingface_hub.") for frame, _ in frames)
 
 
 def _cause(error: Exception) -> Exception | None:
-    """The failure that the client wrapped: a download that is not in the cache, an upload."""
+    """The error of a download or an upload that the client wrapped in one of its own."""
     cause = error.__cause__
     wraps = isinstance(error, LocalEntryNotFoundError | FileMetadataError) or (
         type(error) is RuntimeError
@@ -403,7 +376,7 @@ def _cause(error: Exception) -> Exception | None:
 
 
 def _words_about_card(error: Exception) -> str | None:
-    """What the Hub finds wrong with a card, on one line; None if that is not the trouble."""
+    """The Hub's findings about a card, on one line; None if the error is another."""
     said = str(error)
     if not isinstance(error, ValueError) or not said.startswith(_BAD_CARD):
         return None

@@ -1,7 +1,7 @@
-"""What the Hub's client takes from the environment, and what is wrong with it: a sentence each.
+"""Checks the environment variables of the Hub's client, with a sentence for each problem.
 
-The client itself fails there in the words of its libraries, some of them while it is imported. No
-sentence repeats a value: a proxy's address may hold a password, and a token is a secret.
+The client itself fails with the errors of its libraries, some of them while it is imported. No
+sentence repeats a value: a proxy's address may contain a password, and a token is a secret.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _BEARER = re.compile(r"[A-Za-z0-9._~+/=-]+")
 
 
 def check_imports() -> None:
-    """Refuse what huggingface_hub cannot even be imported with.
+    """Refuse values with which huggingface_hub cannot be imported.
 
     Raises:
         InvalidOptionError: Names the variable.
@@ -59,7 +59,7 @@ def check_imports() -> None:
 
 
 def check_connection() -> None:
-    """Refuse proxies and certificates that no connection can be made with.
+    """Refuse proxies and certificates with which no connection can be made.
 
     Raises:
         InvalidOptionError: Names the variable.
@@ -69,30 +69,30 @@ def check_connection() -> None:
 
 
 def check_token() -> None:
-    """Refuse a token that cannot be one; none at all is no problem here.
+    """Refuse a malformed token; a missing token is accepted.
 
     Raises:
-        InvalidOptionError: Names where it is.
+        InvalidOptionError: Names the variable or file.
     """
     if problem := token_problem():
         raise InvalidOptionError(problem)
 
 
 def proxy_problem() -> str | None:
-    """Why a proxy that the environment names cannot work; None where nothing is wrong."""
+    """Why a proxy that the environment names cannot work; None if there is no problem."""
     found = getproxies()
     if "*" in (host.strip() for host in found.get("no", "").split(",")):
         return None
     for scheme in _SCHEMES:
         if url := found.get(scheme):
             variable = _variable(scheme)
-            if problem := _problem_of(url if "://" in url else f"http://{url}"):
+            if problem := _proxy_fault(url if "://" in url else f"http://{url}"):
                 return f"{variable} {problem}, or unset {variable}."
     return None
 
 
 def proxy_for(url: str) -> str | None:
-    """The variable whose proxy requests to `url` go through; None where they use none."""
+    """The variable that names the proxy for requests to `url`; None if they use no proxy."""
     parts = urlsplit(url)
     found = getproxies()
     if not parts.hostname or proxy_bypass(parts.hostname):
@@ -102,19 +102,19 @@ def proxy_for(url: str) -> str | None:
 
 
 def proxy_in_use() -> str | None:
-    """The variable whose proxy requests to the Hub go through; None where they use none."""
+    """The variable that names the proxy for requests to the Hub; None if they use no proxy."""
     from huggingface_hub import constants  # noqa: PLC0415  `check_imports` comes before it
 
     return proxy_for(constants.ENDPOINT)
 
 
 def certificates_problem() -> str | None:
-    """Why the certificates that the environment names cannot be read; None if they can be."""
+    """Why the certificates that the environment names cannot be read; None if they can."""
     file, folder = (os.environ.get(name) for name in ("SSL_CERT_FILE", "SSL_CERT_DIR"))
     if file:
         try:
             httpx2.create_ssl_context()
-        except OSError:  # not there, not readable, or no certificates
+        except OSError:  # missing, not readable, or without certificates
             return (
                 "SSL_CERT_FILE must name a file of certificates in PEM format that you may read. "
                 "Correct it, or unset it."
@@ -125,7 +125,7 @@ def certificates_problem() -> str | None:
 
 
 def token_problem() -> str | None:
-    """Why the token that the client would send cannot be one; None where nothing can be seen."""
+    """Why the client's token is malformed or cannot be read; None if there is no problem."""
     variable = next((name for name in _TOKENS if os.environ.get(name)), None)
     if variable is not None:
         place, mend = variable, f"Set {variable} to the token alone, as the Hub shows it"
@@ -146,7 +146,7 @@ def token_problem() -> str | None:
     token = content.replace("\r", "").replace("\n", "").strip()  # as the client does
     if not token or is_bearer(token):
         return None
-    return f"The token in {place} {_oddity(token)}. {mend}."
+    return f"The token in {place} {_token_fault(token)}. {mend}."
 
 
 def is_bearer(token: str) -> bool:
@@ -154,7 +154,7 @@ def is_bearer(token: str) -> bool:
     return _BEARER.fullmatch(token) is not None
 
 
-def _oddity(token: str) -> str:
+def _token_fault(token: str) -> str:
     if token.lower().startswith("bearer"):
         return "has the word 'Bearer' in front of it"
     if token[0] in "'\"" or token[-1] in "'\"":
@@ -163,11 +163,11 @@ def _oddity(token: str) -> str:
         return "has characters that are not ASCII"
     if len(token.split()) > 1:
         return "has spaces in it"
-    return "has characters that no token has"
+    return "has characters that are not allowed in a token"
 
 
 def _variable(scheme: str) -> str:
-    """Where urllib found the proxy for `scheme`: in small letters first, then in any case."""
+    """The variable in which urllib found the proxy: first in lower case, then in any case."""
     name = f"{scheme}_proxy"
     if os.environ.get(name):
         return name
@@ -175,8 +175,8 @@ def _variable(scheme: str) -> str:
     return next(others, "the system's proxy setting")
 
 
-def _problem_of(url: str) -> str | None:
-    """What is wrong with the address of a proxy, and what to do."""
+def _proxy_fault(url: str) -> str | None:
+    """Why the address of a proxy is invalid, and what to do; None if it is valid."""
     scheme = url.partition("://")[0].lower()
     try:
         proxy = httpx2.Proxy(url)
@@ -207,7 +207,7 @@ def _is_web_address(url: str) -> bool:
         return (
             parts.scheme in {"http", "https"}
             and bool(parts.hostname)
-            and parts.port != 0  # the attribute itself refuses what is no port
+            and parts.port != 0  # reading an invalid port raises ValueError
             and url.isprintable()
             and " " not in url
         )

@@ -10,21 +10,22 @@ from dataclasses import dataclass
 from functools import partial
 from typing import BinaryIO, cast
 
-from huggingface_hub import DatasetInfo, HfApi, HfFileSystem
+from huggingface_hub import DatasetInfo, HfFileSystem
 from huggingface_hub.errors import RevisionNotFoundError
 
 from dynquant.errors import TextError
-from dynquant.hub.calls import TIMEOUT_SECS, HubCaller
+from dynquant.hub.calls import TIMEOUT_SECS
+from dynquant.hub.client import HubClient
 
 __all__ = ["HubDataset", "HubDatasets"]
 
 _CONVERTED = "refs/convert/parquet"
-"""Where the Hub keeps its own parquet conversion, as `config/split/0000.parquet`."""
+"""The branch with the Hub's own parquet conversion, as `config/split/0000.parquet`."""
 
-# A dataset above 5 GB is converted only in part, under this name.
 _PARTIAL = "partial-"
+"""Prefix of a split that the Hub converted only in part, as the dataset is above 5 GB."""
 _CONVERTED_FILE = re.compile(r"(?P<config>[^/]+)/(?P<split>[^/]+)/\d+\.parquet")
-# What `push_to_hub` of the datasets library writes, and the same by hand.
+# The names that `push_to_hub` of the datasets library writes, and similar ones.
 _OWN_FILE = re.compile(
     r"(?:(?P<config>[^/]+)/)?(?P<split>[^/]+?)"
     r"(?:-\d+-of-\d+(?:-[0-9a-f]+)?|/[^/]+)?\.parquet"
@@ -42,8 +43,8 @@ class HubDataset:
 
     Attributes:
         name: `org/name:config:split`.
-        column: The column that was asked for, if one was.
-        files: Each opens one file; only what is read of it is fetched.
+        column: The requested column, if any.
+        files: Each opens one file; only the ranges that are read are downloaded.
     """
 
     name: str
@@ -51,14 +52,11 @@ class HubDataset:
     files: tuple[Callable[[], BinaryIO], ...]
 
 
-class HubDatasets:
-    """Finds datasets on the Hub.
+class HubDatasets(HubClient):
+    """Finds datasets on the Hub; its arguments are those of `HubClient`."""
 
-    Args:
-        endpoint: Address of the Hub; None is what huggingface_hub uses (`HF_ENDPOINT`).
-        token: None is the one that huggingface_hub finds, False is none at all.
-        sleep: Waits that many seconds between two tries.
-    """
+    _noun = "dataset"
+    _refusal = TextError
 
     def __init__(
         self,
@@ -67,20 +65,14 @@ class HubDatasets:
         token: str | bool | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self._api = HfApi(endpoint=endpoint, token=token, library_name="dynquant")
+        super().__init__(endpoint=endpoint, token=token, sleep=sleep)
         self._files = HfFileSystem(endpoint=endpoint, token=token, skip_instance_cache=True)
-        self._call = HubCaller(
-            noun="dataset",
-            refusal=TextError,
-            page_prefix=f"{self._api.endpoint}/datasets/",
-            sleep=sleep,
-        )
 
     def open(self, source: str) -> HubDataset:
         """The split that `source`, `org/name[:config[:split[:column]]]`, names.
 
         Raises:
-            TextError: No such dataset, config or split, no access, or no parquet files of it.
+            TextError: No such dataset, config or split, no access, or no parquet files.
             HubUnavailableError: Network, rate limit, 5xx, or the client is set offline.
         """
         parts = source.split(":")
@@ -92,7 +84,7 @@ class HubDatasets:
         info = self._info(repo, None)
         if info is None:
             raise TextError(f"'{repo}' on the Hub is empty. Take another dataset.")
-        # `info.id` is today's name of a dataset that was renamed.
+        # `info.id` is the current name of a dataset that was renamed.
         versions = []
         if (converted := self._info(info.id, _CONVERTED)) is not None:
             versions.append((converted, _layout(_names(converted), _CONVERTED_FILE)))
@@ -122,7 +114,7 @@ class HubDatasets:
         raise refusal
 
     def _info(self, repo: str, revision: str | None) -> DatasetInfo | None:
-        """What the Hub knows of a dataset; None if it has no such revision."""
+        """The Hub's metadata of a dataset; None if it has no such revision."""
 
         def ask() -> DatasetInfo | None:
             try:
@@ -134,7 +126,7 @@ class HubDatasets:
 
     def _open_file(self, repo: str, sha: str, path: str) -> BinaryIO:
         call = partial(self._call, repo=repo, num_tries=1)  # HfFileSystem retries by itself
-        # Parquet readers ask for exactly what they need, so reading ahead would be waste.
+        # Parquet readers request exact ranges, so reading ahead would download too much.
         file = call(
             partial(self._files.open, f"datasets/{repo}@{sha}/{path}", "rb", cache_type="none")
         )
@@ -142,7 +134,7 @@ class HubDatasets:
 
 
 class _RemoteFile(io.RawIOBase):
-    """A file of the Hub whose errors are ours."""
+    """A file of the Hub whose errors are translated into ours."""
 
     def __init__(self, file: BinaryIO, call: Callable[..., bytes]) -> None:
         self._file = file
@@ -189,26 +181,27 @@ def _layout(names: Iterable[str], pattern: re.Pattern[str]) -> Layout:
 
 def _choose(layout: Layout, repo: str, config: str, split: str) -> tuple[str, str]:
     configs = sorted({each for each, _ in layout})
-    if not config:
-        config = "default" if "default" in configs else configs[0]
-        if config != "default" and len(configs) > 1:
-            raise TextError(
-                f"'{repo}' has several configs; say which one, as in '{repo}:{config}'. There "
-                f"are: {_listed(configs)}."
-            )
-    if config not in configs:
-        raise TextError(f"'{repo}' has no config '{config}'. There are: {_listed(configs)}.")
+    config = _chosen("config", config, configs, default="default", place=repo)
     splits = sorted(each for its_config, each in layout if its_config == config)
-    if not split:
-        split = "train" if "train" in splits else splits[0]
-        if split != "train" and len(splits) > 1:
+    return config, _chosen("split", split, splits, default="train", place=f"{repo}:{config}")
+
+
+def _chosen(kind: str, wanted: str, names: list[str], *, default: str, place: str) -> str:
+    """The wanted name; if it is empty the default, or the only name.
+
+    Raises:
+        TextError: There is no such name, or there are several and none is the default.
+    """
+    if not wanted:
+        wanted = default if default in names else names[0]
+        if wanted != default and len(names) > 1:
             raise TextError(
-                f"'{repo}:{config}' has no split 'train'; say which one to take, as in "
-                f"'{repo}:{config}:{split}'. There are: {_listed(splits)}."
+                f"'{place}' has several {kind}s, and none is '{default}'; choose one, as in "
+                f"'{place}:{wanted}'. There are: {_listed(names)}."
             )
-    if split not in splits:
-        raise TextError(f"'{repo}:{config}' has no split '{split}'. There are: {_listed(splits)}.")
-    return config, split
+    if wanted not in names:
+        raise TextError(f"'{place}' has no {kind} '{wanted}'. There are: {_listed(names)}.")
+    return wanted
 
 
 def _listed(names: list[str]) -> str:

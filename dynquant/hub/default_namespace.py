@@ -1,4 +1,4 @@
-"""Where models are published by default."""
+"""The namespace to which models are published by default."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ __all__ = ["default_namespace"]
 
 
 def default_namespace(publish_to: str | None) -> Callable[[], str]:
-    """A function that gives `publish_to`, or else the account of this machine's token.
+    """A function that returns `publish_to`, or else the account of this machine's token.
 
-    The Hub is asked at most once, when the function is first called; a failure is not kept.
+    The first call asks the Hub; the answer is kept, a failure is not.
     """
 
     @lru_cache(maxsize=1)

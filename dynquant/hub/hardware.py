@@ -1,4 +1,4 @@
-"""The Macs of a visitor, as far as they show their hardware on their profile.
+"""The Macs on a visitor's profile, if the visitor shows hardware there.
 
 https://huggingface.co/docs/hub/hardware
 """
@@ -21,9 +21,9 @@ from dynquant.errors import HubUnavailableError
 __all__ = ["Mac", "ask_for_profile", "macs_on"]
 
 _ASK_SECS = 3.0
-"""A page that is open already waits for it, so a slow Hub says nothing in time."""
+"""An open page waits for the answer, so a slow answer is dropped."""
 _MAX_BYTES = 1 << 20
-"""A profile also lists the organizations that its owner is in, some 300 bytes each."""
+"""A profile also lists the organizations of its owner, some 300 bytes each."""
 
 _FIELD = "hardwareItems"
 _APPLE = "Apple Silicon"
@@ -35,10 +35,10 @@ _MAX_MEMORY_GIB = 4_096
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mac:
-    """One that somebody has.
+    """A Mac of a visitor.
 
     Attributes:
-        name: Its chip, as its owner chose it from a list of the Hub's; a text from outside.
+        name: Its chip, which its owner chose from a list of the Hub; not trusted.
         memory_gib: Unified memory.
     """
 
@@ -47,11 +47,11 @@ class Mac:
 
 
 def ask_for_profile(endpoint: str, token: str) -> object:
-    """What the Hub says of whoever signed in with `token`, as JSON.
+    """The profile of the visitor who signed in with `token`, as JSON.
 
     Raises:
-        httpx2.HTTPError, HfHubHTTPError: The Hub does not say it.
-        HubUnavailableError: It says too much, for too long, or what is no JSON.
+        httpx2.HTTPError, HfHubHTTPError: The Hub does not give it.
+        HubUnavailableError: The answer is too large, too slow, or no valid JSON.
     """
     until = time.monotonic() + _ASK_SECS
     content = bytearray()
@@ -65,18 +65,18 @@ def ask_for_profile(endpoint: str, token: str) -> object:
         for chunk in response.iter_bytes():
             content += chunk
             if len(content) > _MAX_BYTES or time.monotonic() > until:
-                raise HubUnavailableError("The Hub says too much of a profile, or too slowly.")
+                raise HubUnavailableError("The Hub's answer about a profile is too long or slow.")
     try:
         return json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise HubUnavailableError("The Hub's answer about a profile makes no sense.") from error
+        raise HubUnavailableError("The Hub's answer about a profile cannot be read.") from error
 
 
 def macs_on(profile: object) -> tuple[Mac, ...]:
-    """The Macs on a profile: the one that its owner calls primary, then those with more memory.
+    """The Macs on a profile, the primary one first, the others by memory.
 
-    What is no Mac, or makes no sense, is passed over. Several of one kind are one: a model runs
-    on one machine.
+    Other or malformed entries are skipped. Equal Macs are listed once, as a model runs on one
+    machine.
     """
     items = profile.get(_FIELD) if isinstance(profile, Mapping) else None
     if not isinstance(items, list):

@@ -1,12 +1,17 @@
 """Headers of safetensors files on the Hub, and folders that have the headers and no weights.
 
-huggingface_hub can read headers too, but only as parsed tensors: the length of the real header
-is lost, and with it whether the file is as long as its tensors say.
+huggingface_hub can read headers too, but only as parsed tensors: without the length of the real
+header, a file that is shorter than its tensors goes unnoticed.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import httpx2
@@ -17,29 +22,106 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]
     hf_raise_for_status,
 )
 
-from dynquant.errors import InvalidModelError
+from dynquant.errors import InvalidModelError, StorageFullError
 from dynquant.hub.calls import TIMEOUT_SECS
+from dynquant.hub.listing import Listing
 from dynquant.model.files import LFS_POINTER, lfs_pointer_found
 from dynquant.model.limits import MAX_HEADER_BYTES, headers_too_large, require_few_values
 
-__all__ = ["read_header_bytes", "tensors_in", "write_ghost"]
+__all__ = ["read_headers", "temporary_folder", "tensors_in", "write_headers"]
 
+_NUM_THREADS = 8
 _LENGTH_BYTES = 8
 _FIRST_BYTES = 100_000
-"""Asked for first: nearly every header is shorter, so that one request is enough."""
+"""Requested first: nearly every header is shorter, so one request is enough."""
 _UNSATISFIABLE = 416
 
 
-def read_header_bytes(api: HfApi, *, repo: str, name: str, revision: str) -> bytes:
-    """The first bytes of a safetensors file: the length of its header, and the header.
+def read_headers(
+    api: HfApi,
+    call: Callable[[Callable[[], bytes]], bytes],
+    listing: Listing,
+    names: Sequence[str],
+) -> list[bytes]:
+    """The first bytes of these files: the length of the header, and the header.
+
+    Args:
+        api: The client.
+        call: Runs a call of the client; see `calls.HubCaller`.
+        listing: The repo.
+        names: Of safetensors files in it.
 
     Raises:
-        InvalidModelError: The header is larger than those of any model, or the repo holds a
-            pointer of Git LFS instead of the file.
-        SafetensorsParsingError: The file is shorter than its header.
-        HfHubHTTPError, httpx2.HTTPError: What the client raises.
+        InvalidModelError: The headers are larger than those of any model, or the repo holds a
+            pointer of Git LFS instead of a file.
     """
-    url = hf_hub_url(repo, name, revision=revision, endpoint=api.endpoint)
+    headers: list[bytes] = []
+    # A few at a time, so that the sum is checked before all of many large headers are read.
+    with ThreadPoolExecutor(_NUM_THREADS) as pool:
+        for start in range(0, len(names), _NUM_THREADS):
+            reads = [
+                partial(_read_header, api, listing, name)
+                for name in names[start : start + _NUM_THREADS]
+            ]
+            headers += pool.map(call, reads)
+            if sum(map(len, headers)) > MAX_HEADER_BYTES:
+                raise headers_too_large()
+    return headers
+
+
+def write_headers(listing: Listing, headers: Mapping[str, bytes], small: Sequence[Path]) -> Path:
+    """A temporary folder with copies of `small` files, and sparse files that start with `headers`.
+
+    Args:
+        listing: Has the sizes of the files.
+        headers: File name → its first bytes; the rest of the file is a hole.
+        small: Files to copy.
+
+    Raises:
+        StorageFullError: The folder for temporary files cannot be written.
+    """
+    folder = temporary_folder()
+    try:
+        for name, header in headers.items():
+            with (folder / name).open("wb") as stream:
+                stream.write(header)
+                stream.truncate(listing.sizes[name] or 0)
+        for path in small:
+            shutil.copyfile(path, folder / path.name)
+    except OSError as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise _no_temporary_files() from error
+    return folder
+
+
+def temporary_folder() -> Path:
+    """A new folder for headers.
+
+    Raises:
+        StorageFullError: The folder for temporary files cannot be written.
+    """
+    try:
+        return Path(tempfile.mkdtemp(prefix="dynquant-headers-"))
+    except OSError as error:
+        raise _no_temporary_files() from error
+
+
+def _no_temporary_files() -> StorageFullError:
+    return StorageFullError(
+        "The folder for temporary files cannot be written. Free some space there, or set "
+        "TMPDIR to another folder."
+    )
+
+
+def _read_header(api: HfApi, listing: Listing, name: str) -> bytes:
+    """The first bytes of a safetensors file.
+
+    Raises:
+        InvalidModelError: As for `read_headers`.
+        SafetensorsParsingError: The file is shorter than its header.
+        HfHubHTTPError, httpx2.HTTPError: The Hub does not give it.
+    """
+    url = hf_hub_url(listing.repo, name, revision=listing.sha, endpoint=api.endpoint)
     headers = build_hf_headers(token=api.token, library_name="dynquant")
     content = _read(url, headers, 0, _FIRST_BYTES)
     if content.startswith(LFS_POINTER):
@@ -61,10 +143,10 @@ def tensors_in(name: str, header: bytes) -> frozenset[str]:
 
     Args:
         name: Of the file, for the error.
-        header: Its first bytes, as `read_header_bytes` gives them.
+        header: Its first bytes, from `read_headers`.
 
     Raises:
-        InvalidModelError: They are no header, or larger than that of any model.
+        InvalidModelError: The header cannot be parsed, or is larger than that of any model.
     """
     require_few_values(header, name)
     try:
@@ -75,13 +157,6 @@ def tensors_in(name: str, header: bytes) -> frozenset[str]:
             "author to upload it again."
         ) from error
     return frozenset(found) - {"__metadata__"}
-
-
-def write_ghost(path: Path, header: bytes, num_bytes: int) -> None:
-    """Write a file of `num_bytes` that starts with `header` and is a hole from there on."""
-    with path.open("wb") as stream:
-        stream.write(header)
-        stream.truncate(num_bytes)
 
 
 def _read(url: str, headers: dict[str, str], start: int, end: int) -> bytes:

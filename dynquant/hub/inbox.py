@@ -1,11 +1,11 @@
-"""The mailbox between a Space and its runners: a private dataset on the Hub.
+"""The inbox between a Space and its runners: a private dataset on the Hub.
 
-    requests/2026-07-30/101530123456-0123456789abcdef.json   what is asked for, until it is finished
-    results/2026-07-30/101530123456-0123456789abcdef.json    what came of it
+    requests/2026-07-30/101530123456-0123456789abcdef.json   a request, until it has a result
+    results/2026-07-30/101530123456-0123456789abcdef.json    its result
 
-Nobody claims or locks anything. A request is appended under a path that nobody else takes, and
-the commit that writes its result takes it away, so there is always the one or the other. Each
-action looks before it writes, so it may be repeated by whoever lost an answer, or died.
+Nothing is claimed or locked. A request is appended under a unique path, and the commit that adds
+its result deletes it, so exactly one of the two files exists. Each action looks before it writes,
+so a process that lost an answer, or was killed, may repeat it.
 """
 
 from __future__ import annotations
@@ -13,25 +13,17 @@ from __future__ import annotations
 import json
 import logging
 import random
-import re
 import secrets
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from itertools import islice
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-from huggingface_hub import (
-    CommitOperationAdd,
-    CommitOperationDelete,
-    HfApi,
-    get_session,
-    hf_hub_url,
-)
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -39,53 +31,32 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 from huggingface_hub.hf_api import RepoFile
-from huggingface_hub.utils import (  # type: ignore[attr-defined]
-    build_hf_headers,
-    hf_raise_for_status,
-)
 
 from dynquant.errors import DestinationError, HubUnavailableError, RequestError
-from dynquant.hub.calls import TIMEOUT_SECS, HubCaller
+from dynquant.hub.calls import TIMEOUT_SECS
+from dynquant.hub.client import HubClient
+from dynquant.jobs.inbox import InboxEntry, entry_name, is_entry_name
 from dynquant.jobs.request import JobRequest, request_from_json, request_to_json
 
-__all__ = ["HubInbox", "InboxEntry"]
-
-_NAME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}/[0-9]{12}-[0-9a-f]{16}")
-_REQUEST = re.compile(rf"requests/({_NAME.pattern})\.json")
+__all__ = ["HubInbox"]
 
 _MAX_BYTES = 64_000
-"""Of one file; what people ask for takes less than one thousand."""
+"""Of one file; a typical request has less than one thousand."""
 _MAX_ENTRIES = 200
 _MAX_LISTED = 10_000
-"""Files looked at in search of the oldest: the Hub lists them in an order of its own."""
+"""Files searched for the oldest: the Hub does not list them by time."""
 _NUM_DOWNLOADS = 4
 
-# The Hub answers 409 while it makes another commit, and 412 when one came in between; it does the
-# latter now and then even if no parent was named.
+# The Hub answers 409 while it makes another commit, and 412 when a commit came in between; now and
+# then it answers 412 even if no parent was named.
 _CONFLICTS = frozenset({409, 412})
 _PAUSES_SECS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 8.0)
-"""Before looking again: what the Hub says of a repo can be some seconds old."""
+"""Before looking again: the Hub's answers about a repo can be some seconds old."""
 
 _logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class InboxEntry:
-    """A file among the requests.
-
-    Attributes:
-        name: What the inbox calls it.
-        request: None if the file is none.
-        sentence: Why it is none.
-    """
-
-    name: str
-    request: JobRequest | None = None
-    sentence: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _RequestFile:
+class _RequestFile(NamedTuple):
     """A file as the Hub lists it; other content has another `blob_id`."""
 
     name: str
@@ -93,24 +64,26 @@ class _RequestFile:
     num_bytes: int
 
 
-class HubInbox:
-    """Requests to runners and their results, in a private dataset.
+class HubInbox(HubClient):
+    """Requests to runners and their results, in a private dataset; a `jobs.inbox.Inbox`.
 
     The same request may be seen twice: after a restart, by two runners, or because a sender sent
-    it again after losing an answer. That is harmless to whoever takes the job's id from its
-    content (`dynquant.jobs.job.job_id`): each of them names the same job.
+    it again after losing an answer. That is harmless, because the job's id is a hash of the
+    request's content (`dynquant.jobs.request.job_id`): all of them name the same job.
 
-    A request's `requester` is what its file says. It is believed because only who may write to
-    the dataset can put a file there: the Space, which asks the Hub who its visitor is.
+    A request's `requester` is taken from its file. It is trusted because only the Space may write
+    to the dataset, and the Space has its visitors signed in at the Hub.
 
-    A request and its result are a commit each, and the Hub takes 128 an hour in one repo.
+    A request and its result are a commit each, and the Hub accepts 128 an hour in one repo.
 
     Args:
         repo_id: `namespace/name` of the dataset.
-        endpoint: Address of the Hub; None is what huggingface_hub uses (`HF_ENDPOINT`).
-        token: None is the one that huggingface_hub finds.
-        sleep: Waits that many seconds between two tries.
+        endpoint, token, sleep: As for `HubClient`.
     """
+
+    _noun = "dataset"
+    _access = "write to"
+    _refusal = DestinationError
 
     def __init__(
         self,
@@ -120,19 +93,9 @@ class HubInbox:
         token: str | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
+        super().__init__(endpoint=endpoint, token=token, sleep=sleep)
         self._repo_id = repo_id
-        self._api = HfApi(endpoint=endpoint, token=token, library_name="dynquant")
-        self._sleep = sleep
-        self._call = partial(
-            HubCaller(
-                noun="dataset",
-                refusal=DestinationError,
-                page_prefix=f"{self._api.endpoint}/datasets/",
-                access="write to",
-                sleep=sleep,
-            ),
-            repo=repo_id,
-        )
+        self._ask = partial(self._call, repo=repo_id)
         self._listing: tuple[str | None, tuple[_RequestFile, ...]] = (None, ())
         self._entries: dict[_RequestFile, InboxEntry] = {}
         self._has_warned = False
@@ -144,20 +107,20 @@ class HubInbox:
             The entry's name.
 
         Raises:
-            RequestError: No runner could read it.
+            RequestError: The request is invalid or too large.
             DestinationError: The dataset is public, or the token may not write to it.
             HubUnavailableError: Network, rate limit, 5xx. Sending it again is harmless.
         """
         request_from_json(request_to_json(request))
         content = _encoded("request", request_to_json(request))
-        name = _new_name()
+        name = entry_name(sent_at=datetime.now(UTC), nonce=secrets.token_hex(8))
         path = _path("requests", name)
         is_again = False
 
         def append() -> None:
             nonlocal is_again
             self._make_if_missing()
-            # An earlier try may have come through, and a runner may even have finished it.
+            # An earlier try may have succeeded, and a runner may even have finished the request.
             if is_again and self._which_exist([path, _path("results", name)]):
                 return
             is_again = True
@@ -169,32 +132,31 @@ class HubInbox:
     def pending(self, *, skip: Collection[str] = ()) -> Sequence[InboxEntry]:
         """The oldest requests that are not finished, at most 200 of them.
 
-        What is no request is an entry too, to be finished with its sentence; until then it counts
-        as one of the 200.
+        A file that cannot be read as a request is an entry too, which the caller finishes with
+        its sentence; until then it counts as one of the 200.
 
         Args:
-            skip: Names of entries that the caller knows already, to see those behind them.
+            skip: Names of entries that the caller knows already; they are left out.
 
         Raises:
             DestinationError: No such dataset, no access to it, or it is public.
-            HubUnavailableError: Network, rate limit, 5xx.
         """
-        head = self._call(self._look)
+        head = self._ask(self._look)
         files = [file for file in self._listed(head) if file.name not in skip][:_MAX_ENTRIES]
         self._entries = {file: self._entries[file] for file in files if file in self._entries}
         with ThreadPoolExecutor(_NUM_DOWNLOADS) as pool:
             return tuple(pool.map(partial(self._entry, head), files))
 
     def gone(self, names: Collection[str]) -> frozenset[str]:
-        """Those of `names` that were no requests any more when `pending` looked last."""
+        """Those of `names` that were not among the requests when `pending` looked last."""
         return frozenset(names) - {file.name for file in self._listing[1]}
 
     def finish(self, name: str, result: Mapping[str, Any]) -> None:
-        """Put `result` in the place of the request; a result that is there already stays.
+        """Replace the request with `result`; a result that is there already stays.
 
         Args:
             name: Of an entry.
-            result: What JSON can say, at most 64 KB of it.
+            result: JSON types, at most 64 KB as text.
 
         Raises:
             RequestError: No entry has such a name, or the result is too large.
@@ -219,22 +181,21 @@ class HubInbox:
         self._until_undisturbed(replace)
 
     def result(self, name: str) -> dict[str, Any] | None:
-        """What came of a request; None while nothing has.
+        """The result of a request; None while it has none.
 
         Raises:
             RequestError: No entry has such a name, or its result is damaged.
             DestinationError: No such dataset, or no access to it.
-            HubUnavailableError: Network, rate limit, 5xx.
         """
         _require_name(name)
 
         def ask() -> bytes | None:
             try:
-                return self._read(_path("results", name), revision=None)
+                return self._read(_path("results", name))
             except RemoteEntryNotFoundError:
                 return None
 
-        if (content := self._call(ask)) is None:
+        if (content := self._ask(ask)) is None:
             return None
         try:
             result = json.loads(content.decode("utf-8"))
@@ -248,8 +209,8 @@ class HubInbox:
         return result
 
     def _look(self) -> str | None:
-        """The head of the dataset, which is refused if everybody can read it."""
-        # Without `expand` the answer would name every result there ever was.
+        """The head of the dataset, which is refused if it is public."""
+        # Without `expand` the answer would list every result that was ever written.
         info = self._api.dataset_info(
             self._repo_id, expand=["private", "sha"], timeout=TIMEOUT_SECS
         )
@@ -258,14 +219,14 @@ class HubInbox:
                 f"'{self._repo_id}' is public, and requests name people. Make it private in its "
                 "settings on the Hub, or use another dataset."
             )
-        # Today's name of a dataset that was renamed: the way from the old one loses queries.
+        # The current name of a renamed dataset: the redirect from the old name drops the query.
         self._repo_id = info.id
         return info.sha
 
     def _make_if_missing(self) -> None:
         try:
             self._look()
-        except GatedRepoError:  # a kind of missing repo for the client
+        except GatedRepoError:  # a subclass of RepositoryNotFoundError
             raise
         except RepositoryNotFoundError:
             self._api.create_repo(
@@ -276,7 +237,7 @@ class HubInbox:
     def _listed(self, head: str | None) -> tuple[_RequestFile, ...]:
         """All requests at `head`, the oldest first."""
         if self._listing[0] != head:
-            self._listing = head, self._call(partial(self._list, head), revision=head)
+            self._listing = head, self._ask(partial(self._list, head), revision=head)
         return self._listing[1]
 
     def _list(self, head: str | None) -> tuple[_RequestFile, ...]:
@@ -287,51 +248,31 @@ class HubInbox:
             files = [each for each in islice(tree, _MAX_LISTED) if isinstance(each, RepoFile)]
         except RemoteEntryNotFoundError:  # git keeps no empty folder
             return ()
-        requests = [
-            _RequestFile(name=found[1], blob_id=file.blob_id, num_bytes=file.size)
-            for file in files
-            if (found := _REQUEST.fullmatch(file.path)) and _is_time(found[1])
-        ]
+        requests = []
+        for file in files:
+            name = file.path.removeprefix("requests/").removesuffix(".json")
+            if file.path == _path("requests", name) and is_entry_name(name):
+                requests.append(_RequestFile(name, file.blob_id, file.size))
         if len(requests) < len(files) and not self._has_warned:
             self._has_warned = True
             _logger.warning(
-                "%d files under requests/ of '%s' have names that no request has; they are ignored",
+                "%d files under requests/ of '%s' do not have names of requests; they are ignored",
                 len(files) - len(requests),
                 self._repo_id,
             )
-        return tuple(sorted(requests, key=lambda file: file.name))
+        return tuple(sorted(requests))
 
     def _entry(self, head: str | None, file: _RequestFile) -> InboxEntry:
         if (entry := self._entries.get(file)) is None:
             content = None
             if file.num_bytes <= _MAX_BYTES:
                 read = partial(self._read, _path("requests", file.name), revision=head)
-                content = self._call(read, revision=head)
+                content = self._ask(read, revision=head)
             entry = self._entries[file] = _entry_of(file.name, content)
         return entry
 
-    def _read(self, path: str, *, revision: str | None) -> bytes:
-        """The content of a file, cut where it is too large.
-
-        The client's own download asks twice for each file, and writes it to a disk.
-        """
-        url = hf_hub_url(
-            self._repo_id,
-            path,
-            repo_type="dataset",
-            revision=revision,
-            endpoint=self._api.endpoint,
-        )
-        headers = build_hf_headers(token=self._api.token, library_name="dynquant")
-        headers["Accept-Encoding"] = "identity"
-        content = bytearray()
-        with get_session().stream("GET", url, headers=headers, timeout=TIMEOUT_SECS) as response:
-            hf_raise_for_status(response)
-            for chunk in response.iter_bytes():
-                content += chunk
-                if len(content) >= _MAX_BYTES:
-                    break
-        return bytes(content[:_MAX_BYTES])
+    def _read(self, path: str, *, revision: str | None = None) -> bytes:
+        return self._read_file(self._repo_id, path, max_bytes=_MAX_BYTES, revision=revision)
 
     def _which_exist(self, paths: list[str], *, revision: str | None = None) -> set[str]:
         found = self._api.get_paths_info(
@@ -344,10 +285,10 @@ class HubInbox:
         for pause_secs in (0.0, *_PAUSES_SECS):
             if pause_secs:
                 _logger.info("'%s' changed meanwhile; looking at it again", self._repo_id)
-                # Spread out, or those who met once would meet again.
-                self._sleep(pause_secs * random.uniform(0.5, 1.5))  # noqa: S311
+                # A random pause, so that two writers do not collide again.
+                self._call.sleep(pause_secs * random.uniform(0.5, 1.5))  # noqa: S311
             with suppress(_ConflictError):
-                return self._call(action)
+                return self._ask(action)
         raise HubUnavailableError(
             f"'{self._repo_id}' changes all the time, so nothing could be written to it. Try again "
             "later."
@@ -360,10 +301,10 @@ class HubInbox:
         title: str,
         parent: str | None = None,
     ) -> None:
-        """Commit on top of `parent`, or of whatever is there.
+        """Commit on top of `parent`, or of the current head if it is None.
 
         Raises:
-            _ConflictError: Another commit came in between; or our own came through.
+            _ConflictError: Another commit came in between; or an earlier try of ours succeeded.
         """
         try:
             self._api.create_commit(
@@ -383,27 +324,14 @@ class _ConflictError(Exception):
     """The repo has moved on since it was looked at."""
 
 
-def _new_name() -> str:
-    return f"{datetime.now(UTC):%Y-%m-%d/%H%M%S%f}-{secrets.token_hex(8)}"
-
-
-def _is_time(name: str) -> bool:
-    """Whether a name says when a request was sent, which its readers rely on."""
-    try:
-        datetime.strptime(name[:23], "%Y-%m-%d/%H%M%S%f").replace(tzinfo=UTC)
-    except ValueError:
-        return False
-    return True
-
-
 def _path(folder: Literal["requests", "results"], name: str) -> str:
     return f"{folder}/{name}.json"
 
 
 def _require_name(name: str) -> None:
-    if not _NAME.fullmatch(name):
+    if not is_entry_name(name):
         raise RequestError(
-            "No request has this name. Use the one that was given when the request was sent."
+            "No request has this name. Use the name that was given when the request was sent."
         )
 
 
@@ -411,13 +339,13 @@ def _encoded(what: str, value: Mapping[str, Any]) -> bytes:
     content = json.dumps(dict(value), allow_nan=False, indent=1, sort_keys=True).encode()
     if len(content) > _MAX_BYTES:
         raise RequestError(
-            f"This {what} takes {len(content)} bytes, and the inbox takes {_MAX_BYTES}. Shorten it."
+            f"This {what} has {len(content)} bytes, and the inbox accepts {_MAX_BYTES}. Shorten it."
         )
     return content
 
 
 def _entry_of(name: str, content: bytes | None) -> InboxEntry:
-    """The entry with that content; None is one that is too large to be read."""
+    """The entry with that content; None stands for a file that is too large to be read."""
     if content is None:
         sentence = (
             f"This request is larger than {_MAX_BYTES} bytes, so it was not read. Shorten it."
@@ -428,5 +356,5 @@ def _entry_of(name: str, content: bytes | None) -> InboxEntry:
     except RequestError as error:
         sentence = str(error)
     except (ValueError, OverflowError, RecursionError):
-        sentence = "This request is no JSON that can be read. Ask for the model again."
+        sentence = "This request is not valid JSON. Ask for the model again."
     return InboxEntry(name=name, sentence=sentence)

@@ -1,4 +1,4 @@
-"""What a repo holds at one commit, and why some are refused: from metadata alone."""
+"""The files and metadata of a repo at one commit, and the repos that are refused for them."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from dynquant.model.limits import (
     file_too_large,
 )
 from dynquant.model.origin import HUB_ID
+from dynquant.model.originals import quantized_from_card, quantized_from_tags, require_original
 from dynquant.model.source import ModelSource
 
 __all__ = ["Listing", "access_in", "hub_id_of", "refuse_unusable"]
 
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt")
-_QUANT_OF = "base_model:quantized:"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,15 +39,15 @@ class Listing:
     """A repo at one commit.
 
     Attributes:
-        repo: Its name of today: the Hub follows renames and letter case.
+        repo: Its current name: the Hub follows renames and ignores letter case.
         sha: The commit.
-        sizes: File name → bytes; None where the Hub does not tell.
-        etags: File name → name of its blob in the cache; empty when unknown.
-        tags: The Hub's own words on the repo.
+        sizes: File name → bytes; None if the Hub does not tell.
+        etags: File name → name of its blob in the cache; empty if unknown.
+        tags: The Hub's tags of the repo.
         card: The front matter of its card.
         gated: `auto` or `manual`; empty for an open repo.
-        is_private: Whether only some may read it.
-        hub_id: The Hub's own id of the repo; empty behind a mirror that leaves it out.
+        is_private: Whether it is private.
+        hub_id: The Hub's own id of the repo; empty if a mirror leaves it out.
     """
 
     repo: str
@@ -62,7 +62,7 @@ class Listing:
 
     @classmethod
     def of(cls, info: ModelInfo) -> Listing:
-        """What the Hub answered, asked with `files_metadata=True`.
+        """The listing in an answer of the Hub to a request with `files_metadata=True`.
 
         Raises:
             InvalidModelError: The repo has no commit.
@@ -93,17 +93,22 @@ class Listing:
         )
 
     def is_other_answer_than(self, other: Listing) -> bool:
-        """Whether both are about one commit, which never changes, and say different things."""
+        """Whether both are of one commit, which never changes, and yet differ."""
         return (self.repo, self.sha) == (other.repo, other.sha) and self != other
 
     def is_same_model_as(self, other: Listing) -> bool:
-        """Whether both commits hold the same files of a model, whatever their cards say."""
+        """Whether both commits hold the same files of a model; cards are not compared."""
 
         def blobs(listing: Listing) -> dict[str, str]:
             names = {*listing.weights, *listing.others} - {"README.md"}
             return {name: listing.etags[name] for name in names}
 
         return self.sha == other.sha or blobs(self) == blobs(other)
+
+    @property
+    def quantized_from(self) -> tuple[str, ...]:
+        """The models that it is a quant of, as its card says."""
+        return quantized_from_tags(self.tags) or quantized_from_card(self.card)
 
     @property
     def weights(self) -> list[str]:
@@ -117,25 +122,25 @@ class Listing:
 
     @property
     def unsized(self) -> list[str]:
-        """Names of the needed files of which the Hub did not tell the size, sorted."""
+        """Names of the needed files whose size is unknown, sorted."""
         return [name for name in (*self.weights, *self.others) if self.sizes[name] is None]
 
     def sized(self, sizes: Mapping[str, int | None]) -> Listing:
-        """The same repo with these sizes too.
+        """The listing with these sizes added.
 
         Raises:
-            InvalidModelError: A file beside the weights is larger than any model needs.
+            InvalidModelError: A file beside the weights is too large.
         """
         known = replace(self, sizes={**self.sizes, **sizes})
         _refuse_large(known)
         return known
 
     def num_bytes(self, names: Iterable[str]) -> int:
-        """Bytes of these files, as far as they are known."""
+        """Sum of the known sizes of these files."""
         return sum(self.sizes[name] or 0 for name in names)
 
     def source(self, folder: Path) -> ModelSource:
-        """The model, its files being in `folder`."""
+        """The model with its files in `folder`."""
         return ModelSource(
             name=self.repo,
             folder=folder,
@@ -146,30 +151,32 @@ class Listing:
             gated_fields=gated_fields(self.card),
             is_private=self.is_private,
             hub_id=self.hub_id,
+            quantized_from=self.quantized_from,
         )
 
 
 def access_in(info: ModelInfo) -> Access:
-    """Who may read a repo, as the Hub tells it."""
+    """Visibility and gate of a repo."""
     return Access(is_private=bool(info.private), gated=info.gated or "")
 
 
 def hub_id_of(info: ModelInfo) -> str:
-    """The Hub's own id of a repo; the client keeps it without giving it a name of its own."""
+    """The Hub's own id of a repo, which the client keeps without a documented attribute."""
     found = vars(info).get("_id")
     return found if isinstance(found, str) and HUB_ID.fullmatch(found) else ""
 
 
 def refuse_unusable(listing: Listing, *, allow_quantized: bool) -> None:
-    """Refuse what the metadata already shows not to work.
+    """Refuse a repo whose metadata shows that it cannot be converted.
 
     Args:
         listing: The repo.
-        allow_quantized: Whether a quant is taken as a source.
+        allow_quantized: Whether a quant is accepted as a source.
 
     Raises:
-        UnsupportedModelError: Nothing that mlx-lm reads, an adapter, or a quant.
-        InvalidModelError: No config or no weights, or more and larger files than any model has.
+        UnsupportedModelError: mlx-lm cannot read its weights, or it is an adapter, or a quant of
+            another publisher's model.
+        InvalidModelError: No config or no weights, or too many or too large files.
     """
     root = [name for name in listing.sizes if "/" not in name]
     weights = listing.weights
@@ -183,23 +190,17 @@ def refuse_unusable(listing: Listing, *, allow_quantized: bool) -> None:
         raise _no_weights(listing, root)
     if CONFIG not in root:
         raise InvalidModelError(
-            f"'{listing.repo}' has no config.json, which tells the architecture. Pass the repo of "
+            f"'{listing.repo}' has no config.json, which names the architecture. Pass the repo of "
             "a model for transformers or mlx-lm.",
             reason=Reason.NO_CONFIG,
         )
     _refuse_absurd(listing)
-    originals = [tag.removeprefix(_QUANT_OF) for tag in listing.tags if tag.startswith(_QUANT_OF)]
-    if originals and not allow_quantized:
-        raise UnsupportedModelError(
-            f"'{listing.repo}' says that it is a quant of '{originals[0]}', and quantizing it "
-            "again would add its error to ours. Use the original, or pass --dequantize to start "
-            "from these weights all the same.",
-            reason=Reason.ALREADY_QUANTIZED,
-        )
+    if not allow_quantized:
+        require_original(listing.repo, quantized_from=listing.quantized_from)
 
 
 def _refuse_absurd(listing: Listing) -> None:
-    """Refuse what nobody should download: too many files, or one that is too large to be read."""
+    """Refuse a repo with too many files, odd file names, or a file that is too large."""
     for names, most in (
         ([*listing.sizes], MAX_LISTED_FILES),
         (listing.weights, MAX_SHARDS),

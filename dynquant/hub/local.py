@@ -1,4 +1,4 @@
-"""Models in local folders, and what their cards say about the license."""
+"""Models in local folders, and the license and gate in a card's metadata."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from yaml import YAMLError
 
 from dynquant.errors import InvalidModelError, InvalidOptionError, ModelNotFoundError
 from dynquant.hub.local_files import LocalFile
+from dynquant.model.originals import quantized_from_card
 from dynquant.model.source import ModelSource
 
 __all__ = ["gated_fields", "license_fields", "local_source", "require_readable"]
@@ -29,7 +30,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def license_fields(card: Mapping[str, Any]) -> dict[str, str]:
-    """The license fields of a card; a list of licenses is joined, other things are left out."""
+    """The license fields of a card; a list of licenses is joined, other values are left out."""
     fields = {}
     for name in _LICENSE_FIELDS:
         value = card.get(name)
@@ -41,14 +42,14 @@ def license_fields(card: Mapping[str, Any]) -> dict[str, str]:
 
 
 def gated_fields(card: Mapping[str, Any]) -> dict[str, object]:
-    """What a gated repo asks of people: its `extra_gated_*` fields."""
+    """The form of a gated repo: its `extra_gated_*` fields."""
     return {name: value for name, value in card.items() if name.startswith(_GATED_PREFIX)}
 
 
 def _front_matter(readme: Path) -> Mapping[str, Any]:
-    """The metadata of a card; a card that nobody can or should read carries no license.
+    """The metadata of a card; empty if it cannot be read or is too large.
 
-    YAML lets a text stand for another, twice in each of thirty lines: a few bytes become billions.
+    A few bytes of YAML can expand to billions, by aliases of aliases.
     """
     try:
         if readme.stat().st_size > _MAX_CARD_BYTES:
@@ -61,7 +62,7 @@ def _front_matter(readme: Path) -> Mapping[str, Any]:
 
 
 class _Counter(io.TextIOBase):
-    """Takes so many characters and keeps none."""
+    """A stream that counts characters and raises ValueError above a bound."""
 
     def __init__(self, num_chars: int) -> None:
         self._left = num_chars
@@ -77,31 +78,32 @@ class _Counter(io.TextIOBase):
 def local_source(
     model: str, revision: str | None, *, cache_dir: Path | None = None
 ) -> ModelSource | None:
-    """The model in a local folder; None if `model` is to be looked for on the Hub.
+    """The model in a local folder; None if `model` is the id of a repo.
 
-    A folder that huggingface_hub made for one commit of a repo goes by the name of the repo. That
-    it holds that commit is believed of the cache that is in use: anybody can make such a folder.
-    Only the Hub knows who may read that repo, so until it is asked it counts as private.
+    A folder that huggingface_hub made for one commit of a repo is named after the repo. Its commit
+    is trusted only if it is in the cache in use, as such a folder can be forged elsewhere. Only the
+    Hub knows the visibility of that repo, so it counts as private for now.
 
     Args:
         model: Folder or repo id.
-        revision: What was asked for besides.
-        cache_dir: The cache that is in use.
+        revision: The requested revision.
+        cache_dir: The cache in use.
 
     Raises:
-        ModelNotFoundError: It is a path, and no folder of a model.
+        ModelNotFoundError: It is a path, but not of a model's folder.
         InvalidModelError: A file in it may not be read.
         InvalidOptionError: A revision of a local folder.
     """
     folder = _expanded(model)
-    if not model.strip() or not _is_dir(folder):
+    # `Path.is_dir` raises an error if the name is too long.
+    if not model.strip() or not os.path.isdir(folder):  # noqa: PTH112
         if (complaint := _complaint_about_path(model, folder)) is not None:
             raise ModelNotFoundError(complaint)
         return None
     require_readable(folder)
     if (repo := _cached_repo(folder.resolve())) is not None:
         raise ModelNotFoundError(
-            f"'{model}' is where '{repo}' is cached, with all its commits. Pass '{repo}', or the "
+            f"'{model}' is the cache of '{repo}' with all its commits. Pass '{repo}', or the "
             "folder of one commit below 'snapshots'."
         )
     if revision:
@@ -120,11 +122,12 @@ def local_source(
         license_fields=license_fields(card),
         gated_fields=gated_fields(card),
         is_private=bool(sha),
+        quantized_from=quantized_from_card(card),
     )
 
 
 def require_readable(folder: Path) -> None:
-    """Refuse a folder with files that may not be read, also where this is found out hours later.
+    """Refuse a folder with files that may not be read, before hours of work.
 
     Raises:
         ModelNotFoundError: The folder itself may not be read.
@@ -132,7 +135,8 @@ def require_readable(folder: Path) -> None:
     """
     if folder.is_dir() and not os.access(folder, os.R_OK | os.X_OK):
         raise ModelNotFoundError(
-            f"The folder '{folder}' may not be read. Change its permissions, or pass another one."
+            f"The folder '{folder}' may not be read. Change its permissions, or pass another "
+            "folder."
         )
     for path in folder.glob("*"):
         if path.is_file() and not os.access(path, os.R_OK):
@@ -160,7 +164,7 @@ def _cached_repo(folder: Path) -> str | None:
 
 
 def _snapshot(folder: Path, cache_dir: Path | None) -> tuple[str | None, str]:
-    """Repo and commit that `folder` is a snapshot of; no commit where that is not certain."""
+    """Repo and commit of a snapshot folder; without the commit if it cannot be trusted."""
     if folder.parent.name != "snapshots":
         return None, ""
     repo_folder = folder.parents[1]
@@ -176,25 +180,25 @@ def _snapshot(folder: Path, cache_dir: Path | None) -> tuple[str | None, str]:
 
 
 def _is_blob(path: Path, blobs: Path) -> bool:
-    """Whether a file of a snapshot is the one that the Hub named by its content."""
+    """Whether a file of a snapshot is a link to the blob with its hash."""
     if path.is_dir():
         return all(_is_blob(each, blobs) for each in path.iterdir())
     blob = path.resolve()
     if not path.is_symlink() or blob.parent != blobs or not blob.is_file():
         return False
     file = LocalFile(path=blob, num_bytes=blob.stat().st_size)
-    # A few files are edited by hand, and read in an instant; nobody edits weights.
+    # Small files may have been edited by hand, and hashing them is fast; weights are not edited.
     return file.num_bytes > _MAX_EDITED_BYTES or file.is_called(blob.name)
 
 
 def _complaint_about_path(model: str, path: Path) -> str | None:
-    """Why this can be neither a folder nor a Hub id; None if it may be an id."""
+    """Why this is neither a folder nor an id of a repo; None if it may be an id."""
     if "://" in model:
         return (
             f"'{model}' is a web address. Pass the id of the model alone, such as "
             "'Qwen/Qwen3-0.6B'."
         )
-    if _is_file(path):
+    if os.path.isfile(path):  # noqa: PTH113
         return (
             f"'{model}' is a file. Pass the folder that holds config.json and the safetensors "
             "files."
@@ -215,19 +219,5 @@ def _complaint_about_path(model: str, path: Path) -> str | None:
 def _expanded(path: str) -> Path:
     try:
         return Path(path).expanduser()
-    except RuntimeError:  # `~someone` who has no home here
+    except RuntimeError:  # `~someone` without a home here
         return Path(path)
-
-
-def _is_dir(path: Path) -> bool:
-    try:
-        return path.is_dir()
-    except OSError:  # longer than a name may be
-        return False
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:
-        return False

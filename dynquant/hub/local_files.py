@@ -1,4 +1,4 @@
-"""Files of a folder under the names that the Hub gives their content."""
+"""Files of a folder with the hashes by which the Hub names their content."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _PART_BYTES = 1 << 22
 
 @dataclass(frozen=True, kw_only=True)
 class LocalFile:
-    """A file under the names of its content; hashes are computed when asked for.
+    """A file and its hashes, which are computed on demand.
 
     Attributes:
-        path: Where it is.
+        path: Of the file.
         num_bytes: Its size when it was found.
-        may_be_link: Whether `path` may lead elsewhere, as in the cache of huggingface_hub.
+        may_be_link: Whether `path` may be a link, as in the cache of huggingface_hub.
     """
 
     path: Path
@@ -33,12 +33,12 @@ class LocalFile:
 
     @cached_property
     def sha256(self) -> str:
-        """Name of its content in LFS."""
+        """The name of its content in LFS."""
         return self._hashed(hashlib.sha256())
 
     @cached_property
     def git_sha1(self) -> str:
-        """Name of its content in git: of a blob's header and the content."""
+        """The name of its content in git: a hash of a blob's header and the content."""
         header = b"blob %d\0" % self.num_bytes
         return self._hashed(hashlib.sha1(header, usedforsecurity=False))
 
@@ -50,7 +50,7 @@ class LocalFile:
         """Its content.
 
         Raises:
-            InvalidModelError: It is not what it was when it was found.
+            InvalidModelError: It has changed since it was found.
         """
         with self._opened() as stream:
             content = stream.read(self.num_bytes + 1)
@@ -80,7 +80,7 @@ def local_files(folder: Path) -> dict[str, LocalFile]:
     """Name within `folder` → file; hidden files are left out.
 
     Raises:
-        InvalidModelError: There is a link in it, which might lead to something private.
+        InvalidModelError: There is a link in it, which might lead to a private file.
     """
     files = {}
     for path in sorted(folder.rglob("*")):
@@ -89,7 +89,7 @@ def local_files(folder: Path) -> dict[str, LocalFile]:
             continue
         if path.is_symlink():
             raise InvalidModelError(
-                f"'{name}' is a link, and dynquant publishes only files. Put the file in its place."
+                f"'{name}' is a link, and dynquant publishes only files. Replace it with the file."
             )
         if path.is_file():
             files[name.as_posix()] = LocalFile(
@@ -99,7 +99,7 @@ def local_files(folder: Path) -> dict[str, LocalFile]:
 
 
 def changed_meanwhile(name: str) -> InvalidModelError:
-    """Why a file is not published."""
+    """The error for a file that changes while it is published."""
     return InvalidModelError(
         f"'{name}' changed while the folder was being published. Publish again once nothing writes "
         "to the folder any more."

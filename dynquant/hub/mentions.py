@@ -1,45 +1,28 @@
-"""Discussions at other people's models: one of a title at most, however often it is asked for."""
+"""Discussions at other people's models: at most one per title, also if a call is repeated."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-
-from huggingface_hub import HfApi
-
-from dynquant.hub.calls import HubCaller
+from dynquant.errors import DestinationError
+from dynquant.hub.client import HubClient
 
 __all__ = ["HubMentions"]
 
 
-class HubMentions:
-    """Opens discussions.
+class HubMentions(HubClient):
+    """Opens discussions."""
 
-    Args:
-        endpoint: Address of the Hub; None is what huggingface_hub uses (`HF_ENDPOINT`).
-        token: None is the one that huggingface_hub finds.
-        sleep: Waits that many seconds between two tries.
-    """
+    _access = "write to"
+    _refusal = DestinationError
 
-    def __init__(
-        self,
-        *,
-        endpoint: str | None = None,
-        token: str | None = None,
-        sleep: Callable[[float], None] = time.sleep,
-    ) -> None:
-        self._api = HfApi(endpoint=endpoint, token=token, library_name="dynquant")
-        self._call = HubCaller.to_write(self._api.endpoint, sleep=sleep)
-        self._name = ""
+    _name = ""
 
     def mention(self, repo_id: str, *, title: str, text: str) -> bool:
-        """Open a discussion, unless one of ours with this title is there; whether it was opened.
+        """Open a discussion, unless there is one of ours with this title; whether it was opened.
 
         Raises:
-            DestinationError: The repo is gone, or nobody may open discussions there.
-            HubUnavailableError: Network, rate limit, 5xx.
+            DestinationError: The repo is gone, or discussions are disabled there.
         """
-        # Both in one call: what is tried again after an answer was lost looks first.
+        # Both in one call, so that a retry after a lost answer looks first.
         return self._call(lambda: self._open(repo_id, title, text), repo=repo_id)
 
     def _open(self, repo_id: str, title: str, text: str) -> bool:

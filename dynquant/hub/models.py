@@ -3,38 +3,33 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from types import TracebackType
 from typing import Any, cast
 
-from huggingface_hub import HfApi, constants, hf_hub_url
-from huggingface_hub.utils import build_hf_headers, paginate  # type: ignore[attr-defined]
+from huggingface_hub import constants, hf_hub_url
+from huggingface_hub.utils import paginate  # type: ignore[attr-defined]
 
 from dynquant.errors import HubUnavailableError, ModelNotFoundError, Reason, StorageFullError
 from dynquant.hub import cache
-from dynquant.hub.calls import NUM_DOWNLOAD_TRIES, TIMEOUT_SECS, HubCaller
-from dynquant.hub.headers import read_header_bytes, tensors_in, write_ghost
+from dynquant.hub.calls import NUM_DOWNLOAD_TRIES, TIMEOUT_SECS
+from dynquant.hub.client import HubClient
+from dynquant.hub.headers import read_headers, temporary_folder, tensors_in, write_headers
 from dynquant.hub.listing import Listing, access_in, hub_id_of, refuse_unusable
 from dynquant.hub.local import local_source
 from dynquant.hub.local_files import LocalFile
 from dynquant.hub.transfers import ByteCount
 from dynquant.model.access import Access
 from dynquant.model.files import CONFIG, INDEX
-from dynquant.model.limits import (
-    MAX_HEADER_BYTES,
-    MAX_PLANNING_FILE_BYTES,
-    file_too_large,
-    headers_too_large,
-)
+from dynquant.model.limits import MAX_PLANNING_FILE_BYTES, file_too_large
 from dynquant.model.origin import Origin
+from dynquant.model.originals import require_original
 from dynquant.model.source import ModelSource
 from dynquant.model.weight_files import chosen_files, is_settled, weight_map_in
 from dynquant.progress import OnStep, Progress
@@ -50,13 +45,17 @@ _SMALL_FILES = (
     INDEX,
     "README.md",
 )
-"""What planning reads besides the headers."""
+"""Read for planning, besides the headers."""
 
-_NUM_HEADER_THREADS = 8
+_NUM_SIZE_THREADS = 8
 _NUM_DOWNLOADS = 4
 
 _MAX_COMMITS = 3_000
-"""Looked at in search of one: each page of some fifty is a request."""
+"""Of a history that is searched for a commit: each page of some fifty is a request."""
+
+
+def _ignore(_step: str, _amount: int = 1, /) -> None:
+    """Takes the progress of a step and shows nothing."""
 
 
 def _free_bytes(folder: Path) -> int:
@@ -65,21 +64,18 @@ def _free_bytes(folder: Path) -> int:
     return shutil.disk_usage(folder).free
 
 
-class HubModels:
+class HubModels(HubClient):
     """Fetches models from the Hub.
 
     Use it as a context, or call `close`, to remove the folders that `fetch_headers` made and
-    to let go of the models in the cache; else that happens when the process ends.
+    to release the models in the cache; else that happens when the process ends.
 
     Args:
-        endpoint: Address of the Hub; None is what huggingface_hub uses (`HF_ENDPOINT`).
-        token: None is the one that huggingface_hub finds, False is none at all.
+        endpoint, token, sleep, on_try: As for `HubClient`.
         cache_dir: None is the cache of huggingface_hub (`HF_HOME`).
-        max_cache_bytes: Bound of the cache: the least recently used models go when it is
-            exceeded. Only for a cache that is dynquant's own; None is no bound.
+        max_cache_bytes: Bound of the cache: the least recently used models are removed when it
+            is exceeded. Only for a cache that is dynquant's own; None is no bound.
         free_bytes: Free space of the disk that holds a folder.
-        sleep: Waits that many seconds between two tries.
-        on_try: Told of every call to the Hub; a file that is read is one.
     """
 
     def __init__(
@@ -93,33 +89,28 @@ class HubModels:
         sleep: Callable[[float], None] = time.sleep,
         on_try: Callable[[], None] = lambda: None,
     ) -> None:
-        self._api = HfApi(endpoint=endpoint, token=token, library_name="dynquant")
+        super().__init__(endpoint=endpoint, token=token, sleep=sleep, on_try=on_try)
         self._cache_dir = cache_dir or Path(constants.HF_HUB_CACHE)
         self._max_cache_bytes = max_cache_bytes
         self._free_bytes = free_bytes
-        self._call = HubCaller.to_read(self._api.endpoint, sleep=sleep, on_try=on_try)
-        self._ghosts: dict[tuple[str, str], tuple[Path, weakref.finalize]] = {}
+        # (repo, commit) → folder with its headers, and the function that removes the folder.
+        self._folders: dict[tuple[str, str], tuple[Path, weakref.finalize]] = {}
         self._in_use: dict[str, Callable[[], None]] = {}
         self._last: Listing | None = None
 
     def __enter__(self) -> HubModels:
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_exc: object) -> None:
         self.close()
 
     def close(self) -> None:
-        """Remove the folders that `fetch_headers` made, and let go of the models in the cache."""
-        for _, remove in self._ghosts.values():
+        """Remove the folders that `fetch_headers` made, and release the models in the cache."""
+        for _, remove in self._folders.values():
             remove()
-        self._ghosts.clear()
-        for let_go in self._in_use.values():
-            let_go()
+        self._folders.clear()
+        for release in self._in_use.values():
+            release()
         self._in_use.clear()
 
     def fetch(
@@ -130,40 +121,44 @@ class HubModels:
         allow_quantized: bool = False,
         progress: Progress | None = None,
     ) -> ModelSource:
-        """The model in a local folder; downloads what of it is needed and missing or damaged.
+        """The model in a local folder; downloads the needed files that are missing or damaged.
 
-        Every file has the hash that the Hub gives it, also what was in the cache before. The model
-        counts as in use, and stays in the cache, until `close`.
+        The hash of every file is compared with the Hub's, also of files that were in the cache
+        before. The model counts as in use, and stays in the cache, until `close`.
 
         Args:
             model: Local folder or repo id.
             revision: Branch, tag or commit of a repo.
-            allow_quantized: Take a repo that says that it is a quant.
+            allow_quantized: Take a quant of another publisher's model too.
             progress: Shows the step `download`, in bytes.
 
         Raises:
             ModelNotFoundError: No such folder, repo or revision, or no access to it.
             InvalidModelError: The repo lacks a config or weights.
             InvalidOptionError: A revision of a local folder.
-            UnsupportedModelError: It has weights, and none that mlx-lm reads; or it is a quant.
+            UnsupportedModelError: mlx-lm does not read its weights, or it is a quant of another
+                publisher's model.
             HubUnavailableError: Network, rate limit, 5xx, or the client is set offline.
             StorageFullError: It would not fit on the disk of the cache.
         """
-        if (local := self._local(model, revision)) is not None:
+        local = self._local(model, revision, allow_quantized=allow_quantized)
+        if local is not None:
             return local
         listing = self.look_up(model, revision=revision, allow_quantized=allow_quantized)
         cache.remove_partial_downloads(self._cache_dir, listing.repo)
-        self._use(listing.repo)
-        folder = self._download(listing, CONFIG).parent  # where a gated repo says so
+        if listing.repo not in self._in_use:
+            self._in_use[listing.repo] = cache.held(self._cache_dir, listing.repo)
+        folder = self._download(listing, CONFIG).parent  # a gated repo refuses here
         names = [*listing.others, *self._weights(listing)]
         missing = [name for name in names if not (folder / name).exists()]
         if missing:
             self._make_room(listing, missing)
-        with (progress or _Silent()).track({"download": listing.num_bytes(names)}) as on_step:
+        steps = {"download": listing.num_bytes(names)}
+        with progress.track(steps) if progress else nullcontext(_ignore) as on_step:
             on_step("download", listing.num_bytes(names) - listing.num_bytes(missing))
             with ThreadPoolExecutor(_NUM_DOWNLOADS) as pool:
-                # All of them: what is there already may have come to harm, or its download died
-                # before it was looked at. In a list, so that the first error is raised.
+                # All names: a file in the cache may be damaged, or its download was killed before
+                # its hash was compared. In a list, so that the first error is raised.
                 list(pool.map(partial(self._download, listing, on_step=on_step), names))
         return listing.source(folder)
 
@@ -173,32 +168,32 @@ class HubModels:
         """The model with real headers and no weights: its safetensors files are sparse.
 
         Their sizes and headers are those of the real files and their data is a hole, so every
-        check of a folder works, and whatever reads weights reads zeros. A local folder is
-        returned as it is.
+        check of a folder works, and weights read as zeros. A local folder is returned as it is.
 
         Raises:
             ModelNotFoundError, InvalidModelError, InvalidOptionError, UnsupportedModelError,
             HubUnavailableError: As for `fetch`.
             StorageFullError: The folder for temporary files cannot be written.
         """
-        if (local := self._local(model, revision)) is not None:
+        local = self._local(model, revision, allow_quantized=allow_quantized)
+        if local is not None:
             return local
         listing = self.look_up(model, revision=revision, allow_quantized=allow_quantized)
         for name in _SMALL_FILES:
             if (listing.sizes.get(name) or 0) > MAX_PLANNING_FILE_BYTES:
                 raise file_too_large(name, MAX_PLANNING_FILE_BYTES)
-        self._download(listing, CONFIG)  # where a gated repo says so
+        self._download(listing, CONFIG)  # a gated repo refuses here
         key = (listing.repo, listing.sha)
-        if key not in self._ghosts:
-            ghost = self._make_ghost(listing)
-            remove = weakref.finalize(self, shutil.rmtree, ghost, ignore_errors=True)
-            self._ghosts[key] = ghost, remove
-        return listing.source(self._ghosts[key][0])
+        if key not in self._folders:
+            folder = self._folder_of_headers(listing)
+            remove = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+            self._folders[key] = folder, remove
+        return listing.source(self._folders[key][0])
 
     def look_up(
         self, model: str, *, revision: str | None = None, allow_quantized: bool = False
     ) -> Listing:
-        """A repo at one commit; refuses what its metadata shows not to work.
+        """A repo at one commit; refuses a repo whose metadata shows that it cannot be converted.
 
         It takes one request, and one more for each file whose size a mirror of the Hub leaves out.
 
@@ -224,9 +219,9 @@ class HubModels:
         return self._sized(listing) if listing.unsized else listing
 
     def is_in_history(self, sha: str, *, of: Listing) -> bool:
-        """Whether a commit led to this one, as far as the latest thousands of commits tell.
+        """Whether a commit is an ancestor of a listing's, among its latest thousands of commits.
 
-        A repo also answers to commits of pull requests, which everybody may open.
+        A repo also answers to commits of pull requests, which every account may open.
 
         Raises:
             ModelNotFoundError, HubUnavailableError: As for `fetch`.
@@ -234,14 +229,15 @@ class HubModels:
 
         def ask() -> bool:
             url = f"{self._api.endpoint}/api/models/{of.repo}/commits/{of.sha}"
-            headers = build_hf_headers(token=self._api.token, library_name="dynquant")
-            commits = paginate(url, params={}, headers=headers, timeout=TIMEOUT_SECS)
+            commits = paginate(
+                url, params={}, headers=self._request_headers(), timeout=TIMEOUT_SECS
+            )
             return any(each["id"] == sha for each in islice(commits, _MAX_COMMITS))
 
         return self._call(ask, repo=of.repo, revision=of.sha)
 
     def access_of(self, origin: Origin) -> Access:
-        """Who may read a model now; a model that is gone or hidden counts as a private one.
+        """A model's current access; a model that is gone or hidden counts as private.
 
         Raises:
             HubUnavailableError: Network, rate limit, 5xx, or the Hub does not accept the token.
@@ -251,7 +247,7 @@ class HubModels:
                 lambda: self._api.model_info(origin.name, timeout=TIMEOUT_SECS), repo=origin.name
             )
         except ModelNotFoundError as error:
-            if error.reason is Reason.TOKEN_REFUSED:  # which says nothing about the model
+            if error.reason is Reason.TOKEN_REFUSED:  # then the model may still be public
                 raise HubUnavailableError(str(error)) from error
             return Access(is_private=True)
         if not Origin(name=origin.name, hub_id=hub_id_of(info)).is_same_as(origin):
@@ -259,7 +255,7 @@ class HubModels:
         return access_in(info)
 
     def _sized(self, listing: Listing) -> Listing:
-        """The listing with the sizes that requests for the files themselves tell."""
+        """The listing with the missing sizes, from a request for each of the files."""
 
         def num_bytes(name: str) -> int | None:
             url = hf_hub_url(listing.repo, name, revision=listing.sha, endpoint=self._api.endpoint)
@@ -270,14 +266,15 @@ class HubModels:
             )
 
         names = listing.unsized
-        with ThreadPoolExecutor(_NUM_HEADER_THREADS) as pool:
+        with ThreadPoolExecutor(_NUM_SIZE_THREADS) as pool:
             return listing.sized(dict(zip(names, pool.map(num_bytes, names), strict=True)))
 
     def _weights(self, listing: Listing) -> list[str]:
-        """The weight files that count, of which a second copy is none.
+        """The weight files that mlx-lm reads, without second copies of the same tensors.
 
         Raises:
-            InvalidModelError: Nothing tells which of two files counts, or one is missing.
+            InvalidModelError: Two files hold the same tensor and no index chooses, or a file is
+                missing.
         """
         names = listing.weights
         weight_map = {}
@@ -289,13 +286,20 @@ class HubModels:
         tensors = {name: tensors_in(name, header) for name, header in headers}
         return [*chosen_files(tensors, weight_map).read]
 
-    def _local(self, model: str, revision: str | None) -> ModelSource | None:
-        return local_source(model, revision, cache_dir=self._cache_dir)
+    def _headers(self, listing: Listing, names: Sequence[str]) -> list[bytes]:
+        call = partial(self._call, repo=listing.repo, revision=listing.sha)
+        return read_headers(self._api, call, listing, names)
 
-    def _download(
-        self, listing: Listing, name: str, *, on_step: OnStep = lambda _step, _amount=1: None
-    ) -> Path:
-        """A file of the repo, with the content that the listing names."""
+    def _local(
+        self, model: str, revision: str | None, *, allow_quantized: bool
+    ) -> ModelSource | None:
+        source = local_source(model, revision, cache_dir=self._cache_dir)
+        if source is not None and not allow_quantized:
+            require_original(source.name, quantized_from=source.quantized_from)
+        return source
+
+    def _download(self, listing: Listing, name: str, *, on_step: OnStep = _ignore) -> Path:
+        """A file of the repo, whose hash is compared with the listing's."""
         for _ in range(NUM_DOWNLOAD_TRIES):
             path = self._call(
                 lambda: self._api.hf_hub_download(
@@ -309,7 +313,7 @@ class HubModels:
                 revision=listing.sha,
                 num_tries=NUM_DOWNLOAD_TRIES,
             )
-            # The client compares no more than sizes.
+            # The client compares sizes alone.
             file = LocalFile(path=Path(path), num_bytes=Path(path).stat().st_size)
             if not listing.etags[name] or file.is_called(listing.etags[name]):
                 return file.path
@@ -320,16 +324,11 @@ class HubModels:
             "help, look at the disk and the network of this machine."
         )
 
-    def _use(self, repo: str) -> None:
-        """Keep `repo` in the cache until `close`."""
-        if repo not in self._in_use:
-            self._in_use[repo] = cache.held(self._cache_dir, repo)
-
     def _make_room(self, listing: Listing, missing: Sequence[str]) -> None:
-        """Room for `missing` in the cache and on its disk.
+        """Trim the cache so that `missing` fits in it and on its disk.
 
         Raises:
-            StorageFullError: There is none.
+            StorageFullError: The disk has too little free space.
         """
         blobs = cache.repo_folder(self._cache_dir, listing.repo) / "blobs"
         new = [name for name in missing if not (blobs / (listing.etags[name] or "-")).exists()]
@@ -344,56 +343,17 @@ class HubModels:
                 "larger disk."
             )
 
-    def _headers(self, listing: Listing, names: Sequence[str]) -> list[bytes]:
-        """The first bytes of these weight files.
-
-        Raises:
-            InvalidModelError: They are larger than those of any model.
-        """
-
-        def header(name: str) -> bytes:
-            return self._call(
-                partial(
-                    read_header_bytes,
-                    self._api,
-                    repo=listing.repo,
-                    name=name,
-                    revision=listing.sha,
-                ),
-                repo=listing.repo,
-                revision=listing.sha,
-            )
-
-        headers: list[bytes] = []
-        # A few at a time, so that many large ones are not all asked for before they are counted.
-        with ThreadPoolExecutor(_NUM_HEADER_THREADS) as pool:
-            for start in range(0, len(names), _NUM_HEADER_THREADS):
-                headers += pool.map(header, names[start : start + _NUM_HEADER_THREADS])
-                if sum(map(len, headers)) > MAX_HEADER_BYTES:
-                    raise headers_too_large()
-        return headers
-
-    def _make_ghost(self, listing: Listing) -> Path:
+    def _folder_of_headers(self, listing: Listing) -> Path:
         names = self._weights(listing)
-        sizes = {name: listing.sizes[name] for name in names}
-        if unknown := [name for name in names if sizes[name] is None]:
+        if unknown := [name for name in names if listing.sizes[name] is None]:
             raise HubUnavailableError(
                 f"The Hub, or the mirror in HF_ENDPOINT, does not tell the size of '{unknown[0]}' "
                 f"of '{listing.repo}', and planning needs it. Pass a local folder, or unset "
                 "HF_ENDPOINT."
             )
-        headers = self._headers(listing, names)
+        headers = dict(zip(names, self._headers(listing, names), strict=True))
         small = [self._download(listing, name) for name in _SMALL_FILES if name in listing.sizes]
-        ghost = _temporary_folder()
-        try:
-            for name, content in zip(names, headers, strict=True):
-                write_ghost(ghost / name, content, sizes[name] or 0)
-            for path in small:
-                shutil.copyfile(path, ghost / path.name)
-        except OSError as error:
-            shutil.rmtree(ghost, ignore_errors=True)
-            raise _no_temporary_files() from error
-        return ghost
+        return write_headers(listing, headers, small)
 
 
 @contextmanager
@@ -403,36 +363,14 @@ def opened_briefly(
     token: str | bool | None = None,
     on_try: Callable[[], None] = lambda: None,
 ) -> Iterator[HubModels]:
-    """The Hub for a look at a model's headers, of which nothing stays on the disk.
+    """The Hub, to read a model's headers, with a cache that is removed afterwards.
 
     Raises:
         StorageFullError: The folder for temporary files cannot be written.
     """
-    folder = _temporary_folder()
+    folder = temporary_folder()
     try:
         with HubModels(endpoint=endpoint, token=token, cache_dir=folder, on_try=on_try) as hub:
             yield hub
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _temporary_folder() -> Path:
-    try:
-        return Path(tempfile.mkdtemp(prefix="dynquant-headers-"))
-    except OSError as error:
-        raise _no_temporary_files() from error
-
-
-def _no_temporary_files() -> StorageFullError:
-    return StorageFullError(
-        "The folder for temporary files cannot be written. Free some space there, or set "
-        "TMPDIR to another folder."
-    )
-
-
-class _Silent:
-    """Progress that nobody watches."""
-
-    @contextmanager
-    def track(self, steps: Mapping[str, int]) -> Iterator[OnStep]:  # noqa: ARG002
-        yield lambda _step, _amount=1: None

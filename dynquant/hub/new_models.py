@@ -1,7 +1,7 @@
-"""New models on the Hub: lists, the newest first, and all that the Hub tells of one model.
+"""New models on the Hub: lists, the newest first, and the Hub's metadata about one model.
 
-The Hub cannot be asked what came since some time, so its lists are read page by page until the
-reader has seen enough. Only a page is in memory, and every request is counted.
+The Hub's lists cannot be filtered by time, so they are read page by page until the reader has seen
+enough. Only a page is in memory, and every request is counted.
 """
 
 from __future__ import annotations
@@ -15,17 +15,16 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Literal, TypeVar
 
-from huggingface_hub import HfApi, ModelInfo, get_session, hf_hub_url
+from huggingface_hub import ModelInfo, get_session
 from huggingface_hub.hf_api import RepoFile
-from huggingface_hub.utils import (  # type: ignore[attr-defined]
-    build_hf_headers,
-    hf_raise_for_status,
-)
+from huggingface_hub.utils import hf_raise_for_status  # type: ignore[attr-defined]
 
 from dynquant.errors import HubUnavailableError, ModelNotFoundError
-from dynquant.hub.calls import TIMEOUT_SECS, HubCaller
+from dynquant.hub.calls import TIMEOUT_SECS
+from dynquant.hub.client import HubClient
 from dynquant.hub.listing import Listing
 from dynquant.model.candidate import Candidate
+from dynquant.model.quantized_sources import quantized_form
 from dynquant.report.finished_files import PLAN
 
 __all__ = ["HubNewModels", "ListOrder"]
@@ -38,7 +37,7 @@ _LISTED_FIELDS = (
     *("author", "createdAt", "disabled", "downloads", "gated", "lastModified", "library_name"),
     *("likes", "pipeline_tag", "private", "safetensors", "sha", "tags", "trendingScore"),
 )
-"""Card, config and files would be most of an answer, and few models need them."""
+"""Without card, config and files, which are large and needed of few models."""
 
 _PAGE = 500
 _MAX_QUANTS = 1_000
@@ -50,13 +49,11 @@ _OPT_OUT_KEYS = ("no-quantize", "no_quantize", "no-quantization")
 _logger = logging.getLogger(__name__)
 
 
-class HubNewModels:
-    """Reads what is new.
+class HubNewModels(HubClient):
+    """Reads lists of models, and single models, for the watcher.
 
     Args:
-        endpoint: Address of the Hub; None is what huggingface_hub uses (`HF_ENDPOINT`).
-        token: None is the one that huggingface_hub finds.
-        sleep: Waits that many seconds between two tries.
+        endpoint, token, sleep: As for `HubClient`.
         page_size: Models per request; the Hub may give fewer.
 
     Attributes:
@@ -71,20 +68,19 @@ class HubNewModels:
         sleep: Callable[[float], None] = time.sleep,
         page_size: int = _PAGE,
     ) -> None:
+        super().__init__(endpoint=endpoint, token=token, sleep=sleep, on_try=self.count)
         self.num_calls = 0
         self._page_size = page_size
-        self._api = HfApi(endpoint=endpoint, token=token, library_name="dynquant")
-        self._call = HubCaller.to_read(self._api.endpoint, sleep=sleep, on_try=self.count)
 
     def count(self) -> None:
-        """One request more, also of others who ask on behalf of a sweep."""
+        """Count a request, also one that another client makes for a sweep."""
         self.num_calls += 1
 
     def listed(self, order: ListOrder) -> Iterator[Candidate]:
         """All models, the latest first, as the Hub lists them; each once.
 
         Raises:
-            HubUnavailableError: Network, rate limit, 5xx; or the list turns in a circle.
+            HubUnavailableError: Network, rate limit, 5xx; or the Hub repeats a page.
         """
         url: str | None = f"{self._api.endpoint}/api/models"
         params: Mapping[str, Any] | None = {
@@ -95,25 +91,24 @@ class HubNewModels:
         before: frozenset[str] = frozenset()
         while url is not None:
             page, url = self._ask(partial(self._page, url, params), _LISTS)
-            params = None  # the address of the next page has them all
+            params = None  # the address of the next page contains them
             names = frozenset(str(each.get("id")) for each in page)
             if not page:
                 return
             if names <= before:
                 raise HubUnavailableError(
-                    "The Hub gives the same page of its list again and again, so nobody knows "
-                    "what lies behind it. Try again later."
+                    "The Hub gives the same page of its list again and again, so the rest of the "
+                    "list cannot be read. Try again later."
                 )
-            # What is uploaded meanwhile may push models from one page to the next.
+            # Models that are uploaded meanwhile push others from one page to the next.
             yield from _candidates(each for each in page if str(each.get("id")) not in before)
             before = names
 
     def look_up(self, repo_id: str) -> Candidate:
-        """A model with everything that the Hub tells of it.
+        """A model with all its metadata on the Hub.
 
         Raises:
-            ModelNotFoundError: There is none, or nobody may read it.
-            HubUnavailableError: Network, rate limit, 5xx.
+            ModelNotFoundError: There is none, or no access to it.
         """
         info = self._info(repo_id, None)
         found = _candidate(info)
@@ -122,22 +117,17 @@ class HubNewModels:
         return found
 
     def fingerprint(self, repo_id: str, revision: str) -> str:
-        """Of the weights at a commit; empty if the commit is gone.
-
-        Raises:
-            HubUnavailableError: Network, rate limit, 5xx.
-        """
+        """A hash of the weights at a commit; empty if the commit is gone."""
         try:
             return _fingerprint(Listing.of(self._info(repo_id, revision)))
         except ModelNotFoundError:
             return ""
 
     def weights_uploaded_at(self, candidate: Candidate) -> datetime:
-        """When the weights of a model, which was looked up, last changed.
+        """When the weights of a candidate that `look_up` returned last changed.
 
         Raises:
             ModelNotFoundError: It is gone.
-            HubUnavailableError: Network, rate limit, 5xx.
         """
         repo_id, sha, paths = candidate.repo_id, candidate.sha, candidate.weights[:_MAX_PATHS]
         files = self._ask(
@@ -152,11 +142,7 @@ class HubNewModels:
         return max(dates, default=candidate.last_modified)
 
     def dynquants_of(self, repo_id: str) -> tuple[str, ...]:
-        """The repos that dynquant made of a model, whoever published them.
-
-        Raises:
-            HubUnavailableError: Network, rate limit, 5xx.
-        """
+        """The repos that dynquant made of a model, of all publishers."""
         params = {
             "filter": [f"base_model:quantized:{repo_id}", "dynquant"],
             "sort": "createdAt",
@@ -168,14 +154,10 @@ class HubNewModels:
         return tuple(str(each["id"]) for each in page if "id" in each)
 
     def source_sha(self, quant: str) -> str:
-        """The commit that a repo of dynquant was made of; empty if it does not say.
-
-        Raises:
-            HubUnavailableError: Network, rate limit, 5xx.
-        """
+        """The commit that a repo of dynquant was made from; empty if its plan does not say."""
         try:
-            raw = json.loads(self._ask(partial(self._read, quant, PLAN), quant))
-            sha = raw["revision_sha"]
+            read = partial(self._read_file, quant, PLAN, max_bytes=_MAX_PLAN_BYTES)
+            sha = json.loads(self._ask(read, quant))["revision_sha"]
         except (ModelNotFoundError, ValueError, KeyError, TypeError, RecursionError):
             return ""
         return sha if isinstance(sha, str) else ""
@@ -195,9 +177,9 @@ class HubNewModels:
     def _page(
         self, url: str, params: Mapping[str, Any] | None
     ) -> tuple[Sequence[Mapping[str, Any]], str | None]:
-        """A page of a list and the address of the next; the client's own lists retry unseen."""
+        """A page of a list and the address of the next; the client's own call hides retries."""
         response = get_session().get(
-            url, params=params, headers=self._headers(), timeout=TIMEOUT_SECS
+            url, params=params, headers=self._request_headers(), timeout=TIMEOUT_SECS
         )
         hf_raise_for_status(response)
         content = response.json()
@@ -205,36 +187,20 @@ class HubNewModels:
         page = [each for each in entries if isinstance(each, dict)]
         return page, response.links.get("next", {}).get("url")
 
-    def _read(self, repo_id: str, path: str) -> bytes:
-        url = hf_hub_url(repo_id, path, endpoint=self._api.endpoint)
-        content = bytearray()
-        with get_session().stream(
-            "GET", url, headers=self._headers(), timeout=TIMEOUT_SECS, follow_redirects=True
-        ) as response:
-            hf_raise_for_status(response)
-            for chunk in response.iter_bytes():
-                content += chunk
-                if len(content) > _MAX_PLAN_BYTES:
-                    break
-        return bytes(content)
-
-    def _headers(self) -> dict[str, str]:
-        return build_hf_headers(token=self._api.token, library_name="dynquant")
-
 
 def _candidates(page: Iterator[Mapping[str, Any]]) -> Iterator[Candidate]:
     for raw in page:
         try:
             found = _candidate(ModelInfo(**raw))
         except (KeyError, TypeError, ValueError, AttributeError):
-            _logger.warning("The Hub lists something that is no model: %.100r", raw.get("id"))
+            _logger.warning("An entry of the Hub's list cannot be read: %.100r", raw.get("id"))
             continue
         if found is not None:
             yield found
 
 
 def _candidate(info: ModelInfo) -> Candidate | None:
-    """What the rules need to know; None for a repo without a commit or a date."""
+    """The metadata that rules look at; None for a repo without a commit or a date."""
     created_at, last_modified = info.created_at, info.last_modified
     if created_at is None or last_modified is None or not info.sha:
         return None
@@ -260,7 +226,7 @@ def _candidate(info: ModelInfo) -> Candidate | None:
         private=bool(info.private),
         disabled=bool(info.disabled),
         opted_out=_opts_out(card),
-        is_quantized=bool(config.get("quantization_config") or config.get("quantization")),
+        form=quantized_form(config, {}) or "",
         files=None if listing is None else tuple(listing.sizes),
         weights=() if listing is None else tuple(listing.weights),
         fingerprint="" if listing is None else _fingerprint(listing),
@@ -268,8 +234,8 @@ def _candidate(info: ModelInfo) -> Candidate | None:
 
 
 def _fingerprint(listing: Listing) -> str:
-    """Of names and contents of the weights; the same however often the card changes."""
-    # A mirror may not name contents; the commit then stands for them.
+    """A hash of names and contents of the weights; a new card does not change it."""
+    # A mirror may leave out hashes of contents; the commit is used instead.
     weights = [[name, listing.etags[name] or listing.sha] for name in listing.weights]
     return hashlib.sha256(json.dumps(weights).encode()).hexdigest() if weights else ""
 

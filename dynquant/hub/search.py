@@ -1,22 +1,18 @@
-"""What there is on the Hub: models by name, quants that dynquant made, and their figures."""
+"""Lists of models on the Hub: by name, by downloads, those that dynquant made; their figures."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from typing import Any
 
-from huggingface_hub import HfApi, ModelInfo, get_session, hf_hub_url
-from huggingface_hub.utils import (  # type: ignore[attr-defined]
-    build_hf_headers,
-    hf_raise_for_status,
-)
+from huggingface_hub import ModelInfo, get_session
+from huggingface_hub.utils import hf_raise_for_status  # type: ignore[attr-defined]
 
 from dynquant.errors import InvalidModelError
-from dynquant.hub.calls import TIMEOUT_SECS, HubCaller
+from dynquant.hub.calls import TIMEOUT_SECS
+from dynquant.hub.client import HubClient
 from dynquant.report.finished_files import PLAN, REPORT
 
 __all__ = ["FoundModel", "HubSearch"]
@@ -24,14 +20,16 @@ __all__ = ["FoundModel", "HubSearch"]
 _TAG = "dynquant"
 """On every card that dynquant writes."""
 
-_LANGUAGE_MODEL = "text-generation"
-"""The Hub's name for what such models are for, a tag of each."""
+_POPULAR = ("text-generation", "image-text-to-text")
+"""Tags of the models that a visitor is offered; each costs one request."""
 
 _EXPAND: Any = ["createdAt", "downloads", "gated", "private", "safetensors", "sha", "tags"]
 _QUANTIZED = "base_model:quantized:"
-"""Of a model whose card says that it is a quant of another."""
-_MAX_PAPER_BYTES = 8_000_000
-"""Of a plan or a report; a plan takes some 200 bytes a layer."""
+"""Begins a tag of a model whose card says that it is a quant of another."""
+_GGUF = "gguf"
+"""The tag that the Hub gives to a repo with GGUF files, and the end of the name of most."""
+_MAX_FACTS_BYTES = 8_000_000
+"""Of a plan or a report; a plan has about 200 bytes a layer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,10 +38,10 @@ class FoundModel:
 
     Attributes:
         sha: Its head.
-        num_parameters: As the Hub counted them; None where it did not.
-        gated: `auto` or `manual`; empty for an open one.
-        created_at: None where the Hub does not say.
-        is_quant: Whether it says to be a quant of another model.
+        num_parameters: The Hub's count; None if it has none.
+        gated: `auto` or `manual`; empty for an open model.
+        created_at: None if the Hub does not say.
+        is_quant: Whether it is a quant of another model as its card says, or holds GGUF files.
     """
 
     repo_id: str
@@ -56,27 +54,11 @@ class FoundModel:
     is_quant: bool = False
 
 
-class HubSearch:
-    """Asks the Hub for lists of models.
-
-    Args:
-        endpoint: Address of the Hub; None is what huggingface_hub uses (`HF_ENDPOINT`).
-        token: None is the one that huggingface_hub finds, False is none at all.
-        sleep: Waits that many seconds between two tries.
-    """
-
-    def __init__(
-        self,
-        *,
-        endpoint: str | None = None,
-        token: str | bool | None = None,
-        sleep: Callable[[float], None] = time.sleep,
-    ) -> None:
-        self._api = HfApi(endpoint=endpoint, token=token, library_name="dynquant")
-        self._call = HubCaller.to_read(self._api.endpoint, sleep=sleep)
+class HubSearch(HubClient):
+    """Asks the Hub for lists of models."""
 
     def page_url(self, repo_id: str) -> str:
-        """Where people find a repo."""
+        """Address of a repo's page."""
         return f"{self._api.endpoint}/{repo_id}"
 
     def models(self, words: str, *, limit: int) -> tuple[FoundModel, ...]:
@@ -84,16 +66,19 @@ class HubSearch:
         return self._listed(limit, search=words, sort="downloads")
 
     def popular(self, *, limit: int) -> tuple[FoundModel, ...]:
-        """Language models, the most downloaded first."""
-        return self._listed(limit, filter=[_LANGUAGE_MODEL], sort="downloads")
+        """Models that write text, of text or of images too, the most downloaded first."""
+        found = [
+            each for tag in _POPULAR for each in self._listed(limit, filter=[tag], sort="downloads")
+        ]
+        return tuple(sorted(found, key=lambda each: -each.downloads)[:limit])
 
     def finished(self, *, author: str | None = None, limit: int) -> tuple[FoundModel, ...]:
-        """What dynquant published, the newest first; of one namespace, or of everybody."""
+        """Models that dynquant published, the newest first; of one namespace, or of all."""
         return self._listed(limit, filter=[_TAG], author=author, sort="createdAt")
 
     def quants_of(self, repo_id: str, *, limit: int) -> tuple[FoundModel, ...]:
-        """What dynquant made of a model, the most downloaded first."""
-        tags = [_TAG, f"base_model:quantized:{repo_id}"]
+        """Quants of a model that dynquant made, the most downloaded first."""
+        tags = [_TAG, _QUANTIZED + repo_id]
         return self._listed(limit, filter=tags, sort="downloads")
 
     def about(self, repo_id: str) -> FoundModel:
@@ -101,36 +86,28 @@ class HubSearch:
 
         Raises:
             ModelNotFoundError: There is none, or no access to it.
-            HubUnavailableError: Network, rate limit, 5xx.
         """
         ask = partial(self._api.model_info, repo_id, expand=_EXPAND, timeout=TIMEOUT_SECS)
         return _found(self._call(ask, repo=repo_id))
 
-    def papers(self, repo_id: str, revision: str) -> tuple[str, str]:
+    def plan_and_report(self, repo_id: str, revision: str) -> tuple[str, str]:
         """Contents of `dynquant/plan.json` and `dynquant/report.json`.
 
         Raises:
             ModelNotFoundError: No such repo or file, or no access to it.
-            InvalidModelError: One of them is too large to be one of ours.
-            HubUnavailableError: Network, rate limit, 5xx.
+            InvalidModelError: One of them is too large; dynquant did not write it.
         """
-        plan, report = (
-            self._call(
-                partial(self._read, repo_id, name, revision), repo=repo_id, revision=revision
-            )
-            for name in (PLAN, REPORT)
-        )
-        return plan, report
+        return self._read(repo_id, PLAN, revision), self._read(repo_id, REPORT, revision)
 
     def _listed(self, limit: int, **wanted: str | list[str] | None) -> tuple[FoundModel, ...]:
-        """One page of a list. The client's own way retries for half a minute, and people wait."""
+        """One page of a list; the client's own call would retry for half a minute."""
         params = {name: value for name, value in wanted.items() if value is not None}
 
         def ask() -> list[ModelInfo]:
             response = get_session().get(
                 f"{self._api.endpoint}/api/models",
                 params={**params, "limit": limit, "expand": _EXPAND},
-                headers=build_hf_headers(token=self._api.token, library_name="dynquant"),
+                headers=self._request_headers(),
                 timeout=TIMEOUT_SECS,
             )
             hf_raise_for_status(response)
@@ -139,20 +116,17 @@ class HubSearch:
         return tuple(map(_found, self._call(ask, repo="the list of models")[:limit]))
 
     def _read(self, repo_id: str, name: str, revision: str) -> str:
-        """A small file, from a stranger: it is cut off where it is too large to be ours."""
-        url = hf_hub_url(repo_id, name, revision=revision, endpoint=self._api.endpoint)
-        headers = build_hf_headers(token=self._api.token, library_name="dynquant")
-        content = bytearray()
-        with get_session().stream(
-            "GET", url, headers=headers, timeout=TIMEOUT_SECS, follow_redirects=True
-        ) as response:
-            hf_raise_for_status(response)
-            for chunk in response.iter_bytes():
-                content += chunk
-                if len(content) > _MAX_PAPER_BYTES:
-                    raise InvalidModelError(
-                        f"{name} of '{repo_id}' is too large to be one that dynquant wrote."
-                    )
+        content = self._call(
+            lambda: self._read_file(
+                repo_id, name, max_bytes=_MAX_FACTS_BYTES + 1, revision=revision
+            ),
+            repo=repo_id,
+            revision=revision,
+        )
+        if len(content) > _MAX_FACTS_BYTES:
+            raise InvalidModelError(
+                f"{name} of '{repo_id}' is too large; dynquant did not write it."
+            )
         return content.decode("utf-8", "replace")
 
 
@@ -166,5 +140,6 @@ def _found(info: ModelInfo) -> FoundModel:
         gated=info.gated or "",
         is_private=bool(info.private),
         created_at=info.created_at,
-        is_quant=any(tag.startswith(_QUANTIZED) for tag in info.tags or ()),
+        is_quant=info.id.lower().endswith(_GGUF)
+        or any(tag == _GGUF or tag.startswith(_QUANTIZED) for tag in info.tags or ()),
     )

@@ -1,6 +1,6 @@
-"""What a visitor does with their own token: say who they are, name their Macs, copy a model.
+"""A visitor's calls with their own token: their account, the Macs on their profile, copies.
 
-The token comes with each call and is kept nowhere.
+The token is not stored.
 """
 
 from __future__ import annotations
@@ -8,24 +8,25 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-from huggingface_hub import HfApi
-
 from dynquant.errors import DestinationError, DynquantError, Reason
-from dynquant.hub.calls import HubCaller
+from dynquant.hub.accounts import Account
+from dynquant.hub.client import HubClient
 from dynquant.hub.hardware import Mac, ask_for_profile, macs_on
-from dynquant.hub.publishing import Account, HubPublisher
+from dynquant.hub.publishing import HubPublisher
 
 __all__ = ["HubVisitor"]
 
 
-class HubVisitor:
-    """One person's access to the Hub.
+class HubVisitor(HubClient):
+    """A visitor's access to the Hub.
 
     Args:
-        token: Theirs.
-        endpoint: Address of the Hub; None is what huggingface_hub uses (`HF_ENDPOINT`).
-        sleep: Waits that many seconds between two tries.
+        token: The visitor's.
+        endpoint, sleep: As for `HubClient`.
     """
+
+    _access = "write to"
+    _refusal = DestinationError
 
     def __init__(
         self,
@@ -34,29 +35,27 @@ class HubVisitor:
         endpoint: str | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
+        super().__init__(endpoint=endpoint, token=token, sleep=sleep)
         self._token = token
         self._publisher = HubPublisher(endpoint=endpoint, token=token, sleep=sleep)
-        self._api = HfApi(endpoint=endpoint, token=token, library_name="dynquant")
-        self._call = HubCaller.to_write(self._api.endpoint, sleep=sleep)
 
     def account(self) -> Account:
-        """Whose token it is.
+        """The visitor's account.
 
         Raises:
             DestinationError: The Hub does not accept it.
-            HubUnavailableError: Network, rate limit, 5xx.
         """
         return self._publisher.account()
 
     def macs(self) -> tuple[Mac, ...]:
-        """The Macs that they show on their profile, the one to think of first.
+        """The Macs on the visitor's profile, the primary one first.
 
-        Asked once, and for some seconds at most. What an app is told of who signed in with it
-        needs no name, so nobody has to ask `whoami` before, which the Hub allows rarely.
+        One request, limited to some seconds. The profile is looked up by the token, without a
+        request to `whoami`, whose rate limit is low.
 
         Raises:
             DestinationError: The Hub does not accept the token.
-            HubUnavailableError: It does not say so at once.
+            HubUnavailableError: It does not answer in time.
         """
         profile = self._call(
             lambda: ask_for_profile(self._api.endpoint, self._token),
@@ -68,11 +67,11 @@ class HubVisitor:
     def copy_all(
         self, repo_ids: Sequence[str], *, namespace: str, private: bool
     ) -> tuple[str, ...]:
-        """Copy several repos, see `copy`; one that cannot be copied keeps no other from it.
+        """Copy several repos, see `copy`; a failure does not keep the others from being copied.
 
         Raises:
-            DestinationError, HubUnavailableError, HubQuotaError: The first that went wrong; it
-                says which copies there are.
+            DestinationError, HubUnavailableError, HubQuotaError: The first failure; it also says
+                which repos were copied.
         """
         copies, errors = [], {}
         for repo_id in repo_ids:
@@ -93,13 +92,11 @@ class HubVisitor:
     def copy(self, repo_id: str, *, namespace: str, private: bool) -> str:
         """Copy a repo within the Hub, under its own name; returns the id of the copy.
 
-        Who may read it may be fewer than before, and never more: a private repo stays private.
-        Nothing is downloaded. Doing it again is harmless, and a repo of that name that was
-        there before is left as it is; it counts as the copy where it holds the same plan.
+        A private repo stays private. Nothing is downloaded. A repeated call is harmless: an
+        existing repo of that name is not changed, and counts as the copy if it has the same plan.
 
         Raises:
             DestinationError: The account may not write there, or the name is taken.
-            HubUnavailableError: Network, rate limit, 5xx.
         """
         target = f"{namespace}/{repo_id.rpartition('/')[2]}"
         if target == repo_id:
@@ -123,6 +120,6 @@ class HubVisitor:
         return target
 
     def _holds_the_same(self, copy: str, repo_id: str) -> bool:
-        """Whether both repos hold one and the same result of dynquant, as an earlier copy does."""
+        """Whether both repos hold the same plan, as an earlier copy does."""
         there, original = map(self._publisher.published, (copy, repo_id))
         return there is not None and original is not None and there[1] == original[1]

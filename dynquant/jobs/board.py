@@ -1,4 +1,4 @@
-"""The board: what the web, the watcher and the command line ask of the jobs."""
+"""The board: jobs as the pages, the watcher and the command line submit and list them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import replace
 
 from dynquant.errors import RequestError
+from dynquant.jobs import journal
 from dynquant.jobs.database import Database
 from dynquant.jobs.fair_queue import expected_wait_secs
 from dynquant.jobs.job import Job, JobState, TransitionError
@@ -22,6 +23,7 @@ from dynquant.jobs.request import (
 )
 from dynquant.jobs.store import JobStore
 from dynquant.jobs.timing import Timing
+from dynquant.jobs.waiting_line import typical_secs, waiting_line
 from dynquant.model.naming import is_ours
 from dynquant.quant.recipe import RECIPE_VERSION
 
@@ -31,7 +33,7 @@ _GB = 10**9
 
 
 class DatabaseBoard:
-    """A `JobBoard` over the database; runs nothing, and needs no runner to be running."""
+    """The jobs of all runners in the database; it works while no runner is running."""
 
     def __init__(
         self,
@@ -45,12 +47,12 @@ class DatabaseBoard:
 
         Args:
             url: Of the database.
-            daily_limit: For what is submitted here.
-            published: Says whether what jobs published is still there; None takes it to be.
+            daily_limit: Jobs per requester within 24 hours; None is no limit.
+            published: Tells whether published repos are still on the Hub; None assumes that.
             timing: When a runner counts as dead.
 
         Raises:
-            InvalidOptionError: Not a database that this version of dynquant can use.
+            InvalidOptionError: This version of dynquant cannot use the database.
             RetryLaterError: It does not answer.
         """
         self._database = Database(url)
@@ -61,7 +63,7 @@ class DatabaseBoard:
         self._dead_after_secs = (timing or Timing()).dead_after_secs
 
     def close(self) -> None:
-        """Let go of the database."""
+        """Close the connections to the database."""
         self._database.close()
 
     def submit(
@@ -73,9 +75,23 @@ class DatabaseBoard:
         recipe_version: int,
         needed_memory_bytes: int | None = None,
     ) -> Job:
-        """See `JobBoard`."""
+        """Queue a request; returns the job that exists already if an equal request was queued.
+
+        A published job whose repos were deleted since gets a new attempt, unless the watcher asks.
+
+        Args:
+            request: The request.
+            revision_sha: Commit of the model, from the Hub.
+            source_is_private: Whether the model is private, from the Hub.
+            recipe_version: Version of the recipe to use.
+            needed_memory_bytes: Memory that a runner must have for it, if known.
+
+        Raises:
+            RequestError: The request is invalid.
+            RetryLaterError: The requester is over the limit, or the database does not answer.
+        """
         pinned = replace(request, revision=revision_sha, source_is_private=source_is_private)
-        # What cannot be read back must not get into the queue.
+        # A request that cannot be read back must not get into the queue.
         checked = request_from_json(request_to_json(pinned))
         check_notify_url(checked)
         job = self._store.submit(
@@ -87,7 +103,7 @@ class DatabaseBoard:
         if is_ours(checked.requester) and not is_ours(job.request.requester):
             job = self._owned(job, checked)
         if self._is_deleted(job, checked):
-            with suppress(TransitionError):  # somebody else was quicker
+            with suppress(TransitionError):  # another requester was faster
                 self._store.make_again(job.id, checked, daily_limit=self._daily_limit)
             job = self._store.get(job.id)
         return self._placed([job])[0]
@@ -108,7 +124,11 @@ class DatabaseBoard:
         return job
 
     def get(self, job_id: str) -> Job:
-        """See `JobBoard`."""
+        """The job.
+
+        Raises:
+            RequestError: There is no such job.
+        """
         return self._placed([self._store.get(job_id)])[0]
 
     def list(
@@ -118,22 +138,36 @@ class DatabaseBoard:
         requester: str | None = None,
         limit: int = 100,
     ) -> tuple[Job, ...]:
-        """See `JobBoard`."""
+        """Jobs, the latest submission first; of all states if `states` is empty."""
         return self._placed(self._store.find(states=states, requester=requester, limit=limit))
 
     def mark(self, states: Collection[JobState]) -> tuple[int, int]:
-        """See `JobBoard`."""
+        """A value that changes when other attempts are in `states`; far cheaper than `list`."""
         return self._store.mark(states)
 
     def cancel(self, job_id: str) -> Job:
-        """See `JobBoard`."""
+        """Cancel a job that waits or runs.
+
+        Raises:
+            RequestError: There is no such job, or it is over.
+        """
         try:
             return self._store.cancel(job_id)
         except TransitionError as error:
             raise RequestError("This job is over, so it cannot be cancelled any more.") from error
 
     def retry(self, job_id: str, *, request: JobRequest | None = None) -> Job:
-        """See `JobBoard`."""
+        """Start a new attempt; steps that were done are not repeated.
+
+        Args:
+            job_id: The job.
+            request: Asks for the attempt in place of the job's own request; the attempt counts
+                for its requester.
+
+        Raises:
+            RequestError: There is no such job, or it was not refused, failed or cancelled.
+            RetryLaterError: The requester is over the limit.
+        """
         try:
             job = self._store.retry(job_id, request=request, daily_limit=self._daily_limit)
         except TransitionError as error:
@@ -143,21 +177,21 @@ class DatabaseBoard:
         return self._placed([job])[0]
 
     def log(self, job_id: str, *, after: int = 0) -> tuple[JobEvent, ...]:
-        """See `JobBoard`."""
-        return self._store.log(job_id, after=after)
+        """Events of the job with a number above `after`, oldest first."""
+        return journal.events(self._database, job_id, after=after)
 
     def runners(self) -> tuple[RunnerStatus, ...]:
-        """See `JobBoard`."""
+        """Every runner that ever registered in this database."""
         return self._registry.statuses(
             num_running=self._store.num_running(), dead_after_secs=self._dead_after_secs
         )
 
-    def set_aside(self) -> tuple[QuarantinedEntry, ...]:
-        """See `JobBoard`."""
-        return self._store.set_aside()
+    def quarantined(self) -> tuple[QuarantinedEntry, ...]:
+        """Entries that could not be read, oldest first."""
+        return journal.quarantined(self._database)
 
     def _owned(self, job: Job, request: JobRequest) -> Job:
-        """A job that a stranger asked for first: from now on it is this machine's to cancel."""
+        """A job of another requester, transferred to this machine, which alone may cancel it."""
         with suppress(TransitionError):  # it ended meanwhile
             if job.state is JobState.CANCELLED:
                 return self._store.retry(job.id, request=request, daily_limit=self._daily_limit)
@@ -166,9 +200,9 @@ class DatabaseBoard:
         return self._store.get(job.id)
 
     def _is_deleted(self, job: Job, request: JobRequest) -> bool:
-        """Whether `request` is for what a job published and somebody deleted since.
+        """Whether `request` is for a published job whose repos were deleted since.
 
-        The watcher never asks: it would make again by itself what its operator deleted.
+        Not looked up for the watcher, which would else publish again what its operator deleted.
         """
         if (
             self._published is None
@@ -179,12 +213,12 @@ class DatabaseBoard:
         return are_deleted(job, self._published)
 
     def _placed(self, jobs: Collection[Job]) -> tuple[Job, ...]:
-        """`jobs` with the place in the line of those that wait, and what they wait for."""
+        """`jobs` with their place in the line if they wait, and the reason why."""
         if not any(job.state is JobState.WAITING for job in jobs):
             return tuple(map(_with_step_eta, jobs))
-        places = {job.id: place for place, job in enumerate(self._store.line(), start=1)}
+        places = {job.id: place for place, job in enumerate(waiting_line(self._database), start=1)}
         alive = [runner for runner in self.runners() if runner.is_alive]
-        job_secs = self._store.typical_secs()
+        job_secs = typical_secs(self._database)
         return tuple(
             _waiting(job, places[job.id], alive, job_secs)
             if job.state is JobState.WAITING and job.id in places
@@ -209,8 +243,8 @@ def _waiting(
         sentence = "It waits for a runner: none is running."
     elif not able:
         sentence = (
-            f"It needs about {need / _GB:.0f} GB of memory, more than any runner has that is "
-            "running. It waits for one that has it."
+            f"It needs about {need / _GB:.0f} GB of memory, more than any running runner has. It "
+            "waits for a runner with that much."
         )
     return replace(
         job,

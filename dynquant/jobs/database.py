@@ -1,4 +1,4 @@
-"""The database behind the jobs: opened, checked, and its errors in words."""
+"""The job database: opened, checked, and its errors translated into ours."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ from dynquant.jobs import tables
 __all__ = ["IDLE_TIMEOUT_SECS", "Database", "engine_url", "translated"]
 
 _MIN_SQLITE = (3, 42)
-"""DBOS updates rows through `RETURNING` in ways that older ones refuse."""
+"""DBOS updates rows through `RETURNING` in ways that older versions refuse."""
 
 _CONNECT_TIMEOUT_SECS = 5
 _BUSY_TIMEOUT_MSECS = 30_000
 IDLE_TIMEOUT_SECS = 5
-"""After which PostgreSQL takes the locks from a process that froze within a transaction."""
+"""PostgreSQL releases the locks of a process that is frozen in a transaction for this long."""
 
 _SCHEMA_LOCK = 0x64796E71
-"""Names the PostgreSQL lock under which tables are made; any constant would do."""
+"""Number of the PostgreSQL lock under which tables are made; an arbitrary constant."""
 
 _INSUFFICIENT_PRIVILEGE = "42501"
-"""Of PostgreSQL's error codes."""
+"""An error code of PostgreSQL."""
 
 
 class Database:
     """The tables of this package in one database; DBOS keeps its own beside them."""
 
     def __init__(self, url: str) -> None:
-        """Connect, and make the tables if there are none.
+        """Connect, and make the tables if they are missing.
 
         Raises:
-            InvalidOptionError: Not a database that this version of dynquant can use.
+            InvalidOptionError: This version of dynquant cannot use the database.
             RetryLaterError: It does not answer.
         """
         self.url = engine_url(url)
@@ -56,7 +56,7 @@ class Database:
             raise
 
     def close(self) -> None:
-        """Let go of the connections."""
+        """Close the connections."""
         self._engine.dispose()
 
     @contextmanager
@@ -72,6 +72,12 @@ class Database:
             connection.execution_options(writes=True)
             with connection.begin():
                 yield connection
+
+    def lock(self, connection: sa.Connection, table: sa.Table) -> None:
+        """Keep other transactions from writing to `table` until this one ends."""
+        if not self.is_sqlite:  # in which transactions that write are exclusive anyway
+            lock = f"LOCK TABLE {table.name} IN SHARE ROW EXCLUSIVE MODE"
+            connection.execute(sa.text(lock))
 
     def now(self, connection: sa.Connection) -> datetime:
         """The database's time: the only clock that all runners share."""
@@ -95,13 +101,13 @@ class Database:
             found = ", ".join(map(str, versions)) or "unknown"
             raise InvalidOptionError(
                 f"The job database was made by another version of dynquant: its tables are "
-                f"version {found}, this one knows {tables.VERSION}. Run the same version on "
+                f"version {found}, and this one needs {tables.VERSION}. Run the same version on "
                 "every machine, or set DYNQUANT_DATABASE_URL to a new database."
             )
 
 
 def engine_url(url: str) -> sa.URL:
-    """`url` with the driver that dynquant comes with.
+    """`url` with the driver that dynquant installs.
 
     Raises:
         InvalidOptionError: It cannot be read.
@@ -132,7 +138,7 @@ def _new_engine(url: sa.URL) -> sa.Engine:
 
     @sa.event.listens_for(engine, "connect")
     def prepare(connection: sqlite3.Connection, _record: object) -> None:
-        connection.isolation_level = None  # `begin` below decides, not the driver
+        connection.isolation_level = None  # `begin` below starts transactions, not the driver
         connection.execute(f"PRAGMA busy_timeout={_BUSY_TIMEOUT_MSECS}")
         connection.execute("PRAGMA journal_mode=WAL")
 
@@ -145,7 +151,7 @@ def _new_engine(url: sa.URL) -> sa.Engine:
 
 
 def _use_new_sqlite() -> None:
-    """Put pysqlite3 in the place of a `sqlite3` that is too old for DBOS."""
+    """Replace a `sqlite3` that is too old for DBOS with pysqlite3."""
     if sqlite3.sqlite_version_info >= _MIN_SQLITE:
         return
     try:
@@ -174,7 +180,7 @@ def _make_folder(url: sa.URL) -> None:
 
 @contextmanager
 def _opening() -> Iterator[None]:
-    """What a database says when it is opened for the first time is about its URL."""
+    """Translate errors of the first connection, which point at a wrong URL."""
     try:
         yield
     except RetryLaterError as error:
@@ -192,18 +198,18 @@ def _opening() -> Iterator[None]:
         raise
     except sa.exc.DatabaseError as error:
         raise InvalidOptionError(
-            "What DYNQUANT_DATABASE_URL names is not a database that dynquant can use. Set it to "
-            "another one."
+            "dynquant cannot use the database in DYNQUANT_DATABASE_URL. Set it to another database."
         ) from error
 
 
 @contextmanager
 def translated() -> Iterator[None]:
-    """A database that does not answer is a reason to try later.
+    """Translate the database's errors.
 
     Raises:
-        RetryLaterError: It does not.
-        InvalidOptionError: It does not let this user do what dynquant does.
+        RetryLaterError: It does not answer, or is locked.
+        StorageFullError: Its disk is full.
+        InvalidOptionError: Its user lacks a permission.
     """
     try:
         yield
@@ -211,14 +217,14 @@ def translated() -> Iterator[None]:
         if getattr(error.orig, "sqlstate", None) != _INSUFFICIENT_PRIVILEGE:
             raise
         raise InvalidOptionError(
-            "The user in DYNQUANT_DATABASE_URL may not create dynquant's tables in the job "
-            "database, or not use them. Make it the database's owner (ALTER DATABASE … OWNER TO "
-            "…), or grant it what docs/runner.md lists."
+            "The user in DYNQUANT_DATABASE_URL may not create or use dynquant's tables in the job "
+            "database. Make it the database's owner (ALTER DATABASE … OWNER TO …), or grant it "
+            "the permissions that docs/runner.md lists."
         ) from error
     except (sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.TimeoutError) as error:
         if "disk is full" in str(error) or "No space left" in str(error):
             raise StorageFullError(
-                "The disk with the job database is full. Free some space; the runners then go on."
+                "The disk with the job database is full. Free some space; then the runners go on."
             ) from error
         if "database is locked" in str(error):
             raise RetryLaterError(

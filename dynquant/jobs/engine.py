@@ -1,7 +1,7 @@
-"""The engine: takes jobs whose turn it is, runs them, and looks after the other runners' jobs.
+"""The engine: takes jobs whose turn it is, runs them, and requeues the jobs of dead runners.
 
-One loop speaks to the database about whose job is whose. The threads of the steps only do
-steps; what they find out stands in `Held`, and the loop acts on it.
+One loop alone changes in the database which runner holds which job. The threads of the steps only
+do steps; they leave progress and requests in `HeldJob`, and the loop acts on them.
 """
 
 from __future__ import annotations
@@ -13,13 +13,10 @@ from collections.abc import Mapping
 from functools import partial
 
 from dynquant.convert import STEPS
-from dynquant.errors import (
-    NotEnoughMemoryError,
-    RequestError,
-    RetryLaterError,
-)
+from dynquant.errors import NotEnoughMemoryError, RequestError, RetryLaterError
+from dynquant.jobs import journal
 from dynquant.jobs.database import Database
-from dynquant.jobs.held import Held, Stop, StoppedError
+from dynquant.jobs.held_job import HeldJob, StoppedError
 from dynquant.jobs.job import JobState, Outcome
 from dynquant.jobs.job_text import outcome_to_text, results_from_text
 from dynquant.jobs.ports import StepRunner
@@ -27,6 +24,7 @@ from dynquant.jobs.registry import Registry, Watch
 from dynquant.jobs.steps import UNFORESEEN, StepResult, do_step
 from dynquant.jobs.store import JobStore
 from dynquant.jobs.timing import Timing
+from dynquant.jobs.waiting_line import waiting_line
 from dynquant.jobs.workflows import Workflows
 from dynquant.settings import Settings
 
@@ -56,7 +54,7 @@ class JobEngine:
         self._chip = chip
         self._timing = timing or Timing()
         self._watch = Watch(num_looks=self._timing.num_looks)
-        self._held: dict[str, Held] = {}
+        self._held: dict[str, HeldJob] = {}
         self._wake = threading.Event()
         self._next_beat_at = 0.0
         self._num_beats = 0
@@ -99,7 +97,7 @@ class JobEngine:
                 is_away = False
             except RetryLaterError as error:
                 if not is_away:
-                    _logger.warning("%s This runner goes on as soon as it does.", error)
+                    _logger.warning("%s This runner continues as soon as it answers.", error)
                 is_away = True
             self._wake.wait(self._timing.tick_secs)
             self._wake.clear()
@@ -114,10 +112,10 @@ class JobEngine:
             self._look_after(held, is_mine=is_mine)
         self._take_jobs()
 
-    def _look_after(self, held: Held, *, is_mine: bool) -> None:
+    def _look_after(self, held: HeldJob, *, is_mine: bool) -> None:
         job = held.job
         if not is_mine:
-            held.stop(Stop.LOST)
+            held.stop()
             if not held.is_active:
                 if not held.has_ended and self._is_over(job.id, job.attempt):
                     self._workflows.abandon(job.id, job.attempt)
@@ -136,7 +134,7 @@ class JobEngine:
     def _take_jobs(self) -> None:
         if len(self._held) >= self._settings.concurrency:
             return
-        for waiting in self._store.line():
+        for waiting in waiting_line(self._database):
             if len(self._held) >= self._settings.concurrency:
                 return
             if waiting.id in self._held:  # its thread has not stopped yet
@@ -147,7 +145,7 @@ class JobEngine:
                 waiting.id, runner=self._settings.runner_id, session=self._session
             )
             if job is not None:
-                held = Held(job=job, nonce=self._session)
+                held = HeldJob(job=job, nonce=self._session)
                 self._held[job.id] = held
                 self._look_after(held, is_mine=True)
 
@@ -165,28 +163,28 @@ class JobEngine:
 
     def _beat(self) -> None:
         if not self._registry.beat(self._session):
-            _logger.warning("The other runners took this one for dead; it begins anew.")
+            _logger.warning("The other runners counted this one as dead; it starts a new session.")
             for held in self._held.values():
-                held.stop(Stop.LOST)
+                held.stop()
             self._session = self._join()
         if self._num_beats % _TRIM_BEATS == 0:
-            self._store.trim_log()
-            self._workflows.forget_old()
+            journal.trim(self._database)
+            self._workflows.delete_old()
         self._num_beats += 1
         self._reap()
 
     def _reap(self) -> None:
-        """Inherit the jobs of dead runners, and see to it that others go on with them."""
-        # In this order: a session that has a job now was registered before.
+        """Take over the jobs of dead runners, and queue them again."""
+        # In this order: a session that holds a job now was registered before.
         holding = self._store.num_running()
         sessions = self._registry.sessions()
         dead = {session.nonce for session in self._watch.dead(sessions)} - {self._session}
         unknown = holding.keys() - {session.nonce for session in sessions}
         for nonce in dead | unknown:
             for job_id in self._store.held(nonce):
-                self._store.inherit(job_id, session=nonce, heir=self._session)
+                self._store.reassign(job_id, session=nonce, to=self._session)
             self._registry.leave(nonce)
-        # Also what was inherited or taken when the database went away in the middle of it.
+        # Also jobs that were reassigned or taken just before the database stopped answering.
         for job_id in self._store.held(self._session) - self._held.keys():
             self._requeue(job_id)
 
@@ -194,7 +192,7 @@ class JobEngine:
         try:
             job = self._store.get(job_id)
         except RequestError:
-            return  # it could not be read, and was set aside
+            return  # it could not be read, and was quarantined
         self._workflows.park(job_id, job.attempt)
         memory_bytes = self._registry.memory_bytes(job.runner)
         after = self._store.requeue_or_fail(
@@ -204,9 +202,9 @@ class JobEngine:
             self._workflows.abandon(job_id, job.attempt)
 
     def _leave(self) -> None:
-        """Give all jobs back, stopped; the others need not wait until this runner is dead."""
+        """Stop all jobs and queue them again, without waiting until this runner counts as dead."""
         for held in self._held.values():
-            held.stop(Stop.LEAVING)
+            held.stop()
         patience = time.monotonic() + self._timing.stop_secs
         while time.monotonic() < patience and any(each.is_active for each in self._held.values()):
             self._wake.wait(self._timing.tick_secs)
@@ -218,9 +216,9 @@ class JobEngine:
                     self._give_back(held, f"Runner {self._settings.runner_id} stopped.")
             self._registry.leave(self._session)
         except RetryLaterError as error:
-            _logger.warning("%s The jobs of this runner wait until it is taken for dead.", error)
+            _logger.warning("%s The jobs of this runner wait until it counts as dead.", error)
 
-    def _give_back(self, held: Held, sentence: str) -> None:
+    def _give_back(self, held: HeldJob, sentence: str) -> None:
         self._workflows.park(held.job.id, held.job.attempt)
         needed = held.memory_needed
         self._store.give_back(
@@ -234,13 +232,13 @@ class JobEngine:
     # The threads of the steps.
 
     def _run_workflow(self, workflow_id: str) -> str:
-        """Do a job that this runner has; no `Exception` may leave, DBOS would keep it forever."""
+        """Do a job that this runner holds; raises no `Exception`, which DBOS would keep forever."""
         job_id, _, attempt = workflow_id.rpartition("-")
         held = self._held.get(job_id)
         if held is None or held.workflow_id != workflow_id or held.is_active:
             try:
                 if self._is_over(job_id, int(attempt)):
-                    return ""  # only DBOS did not know it yet
+                    return ""  # the job is over, and DBOS did not know it yet
             except RetryLaterError as error:
                 raise StoppedError from error
             raise StoppedError
@@ -258,10 +256,10 @@ class JobEngine:
         try:
             job = self._store.get(job_id)
         except RequestError:
-            return True  # it could not be read, and was set aside
+            return True  # it could not be read, and was quarantined
         return job.is_over or job.attempt > attempt
 
-    def _do_steps(self, held: Held) -> Outcome:
+    def _do_steps(self, held: HeldJob) -> Outcome:
         results: dict[str, str] = {}
         try:
             for step in STEPS:
@@ -274,7 +272,7 @@ class JobEngine:
             _logger.exception("The engine failed", extra={"job_id": held.job.id})
             return UNFORESEEN
 
-    def _do_step(self, step: str, held: Held, results: Mapping[str, str]) -> StepResult:
+    def _do_step(self, step: str, held: HeldJob, results: Mapping[str, str]) -> StepResult:
         while not self._has_begun(step, held):
             held.wait(self._timing.tick_secs)
         try:
@@ -283,7 +281,7 @@ class JobEngine:
             held.memory_needed = error
             raise StoppedError from error
 
-    def _has_begun(self, step: str, held: Held) -> bool:
+    def _has_begun(self, step: str, held: HeldJob) -> bool:
         """Whether the step may begin; False while the database does not answer."""
         if held.is_stopping():
             raise StoppedError
@@ -295,7 +293,7 @@ class JobEngine:
             raise StoppedError
         return True
 
-    def _end(self, held: Held, outcome: Outcome) -> None:
+    def _end(self, held: HeldJob, outcome: Outcome) -> None:
         while not held.is_stopping():
             try:
                 self._store.end(held.job.id, outcome, session=held.nonce, busy_secs=held.busy_secs)
@@ -307,13 +305,13 @@ class JobEngine:
         raise StoppedError
 
     def _release_if_done(self, job_id: str) -> None:
-        """Free what a job takes here that is over, or that another runner has."""
+        """Free the disk space of a job that is over, or that another runner holds."""
         try:
             job = self._store.get(job_id)
             is_elsewhere = job.state is JobState.RUNNING and job.runner != self._settings.runner_id
             if job.is_over or is_elsewhere:
                 self._steps.release(job_id)
         except RequestError:
-            return  # of another database, or set aside: not ours to remove
+            return  # of another database, or quarantined: another runner may still need it
         except Exception:
-            _logger.exception("What the job takes could not be freed", extra={"job_id": job_id})
+            _logger.exception("The job's disk space could not be freed", extra={"job_id": job_id})

@@ -1,4 +1,4 @@
-"""Whose turn it is: the order in which waiting jobs are taken, and how long that may take."""
+"""The order in which runners take waiting jobs, and the expected waiting time."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ __all__ = ["WaitingJob", "expected_wait_secs", "in_turn"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WaitingJob:
-    """What decides about a waiting job's place.
+    """A waiting job with all that its place in the line depends on.
 
     Attributes:
-        priority: The lower goes first, whoever else waits.
+        priority: Jobs with a lower number go first.
         number: Of its submission; counts up.
-        has_begun: A runner had it before; such jobs go first within their priority.
+        has_begun: Whether a runner had it before; such jobs go first within their priority.
         needed_memory_bytes: Memory that a runner must have for it, if known.
     """
 
@@ -33,14 +33,15 @@ def in_turn(
 ) -> tuple[WaitingJob, ...]:
     """`waiting` in the order in which runners take them.
 
-    Requesters take turns, whatever they have queued: in each round every requester has one
-    job, and the jobs that it has running count as its first rounds. Within a round the
-    requester goes first who has been served least recently.
+    Requesters take turns, however many jobs they queued: in each round every requester has one
+    job, and its running jobs count as its first rounds. Within a round, the requester that was
+    served least recently goes first.
 
     Args:
         waiting: In any order.
         running: Requester → number of its running jobs.
-        last_served: Requester → number that counts up with every job taken; none if never.
+        last_served: Requester → a number that counts up with every job taken; absent if never
+            served.
 
     Source: max-min fairness by round robin, Nagle, RFC 970 (1985).
     """
@@ -57,13 +58,13 @@ def in_turn(
 def expected_wait_secs(
     *, num_ahead: int, num_running: int, num_slots: int, job_secs: float | None
 ) -> float | None:
-    """Time until a waiting job's turn, or None if nobody can say.
+    """Time until a waiting job's turn; None without a finished job or a live runner.
 
     Args:
         num_ahead: Waiting jobs before it.
         num_running: Jobs that run now; on average they are half done.
-        num_slots: Jobs that the live runners take at once.
-        job_secs: What a job takes, from those that were finished.
+        num_slots: Jobs that the live runners run at once.
+        job_secs: Duration of a job, from finished jobs.
     """
     if job_secs is None or num_slots < 1:
         return None

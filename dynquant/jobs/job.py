@@ -1,4 +1,4 @@
-"""Jobs: what was asked for, which states it goes through, and what it is called.
+"""Jobs: a request, the states that it goes through, and its attempts.
 
 States:
 
@@ -7,8 +7,8 @@ States:
        │ └─────────┤ └────> failed      `sentence` says what to do
        └───────────┴──────> cancelled
 
-An ended job changes no more by itself. `retried` and `made_again` start a new attempt, and keep the
-old one in the history.
+An ended job does not change by itself. `retried` and `made_again` start a new attempt, and keep the
+old attempt in the history.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
+
+from pydantic import ConfigDict, with_config
 
 from dynquant.errors import Reason
 from dynquant.jobs.request import JobRequest
@@ -43,13 +45,16 @@ __all__ = [
 ]
 
 MAX_DEATHS = 3
-"""So many runners may die of one attempt before it fails."""
+"""Runners that may die during one attempt before it fails."""
 
 _GB = 10**9
 
+_forbid_unknown_fields = with_config(ConfigDict(extra="forbid"))
+"""Has `job_text` refuse jobs with unknown fields."""
+
 
 class JobState(StrEnum):
-    """Where a job is, in words that a person understands."""
+    """The state of a job, as people see it."""
 
     WAITING = "waiting"
     RUNNING = "running"
@@ -63,19 +68,20 @@ TERMINAL = frozenset({JobState.PUBLISHED, JobState.REFUSED, JobState.FAILED, Job
 
 
 class TransitionError(ValueError):
-    """A job cannot go from the state that it is in to the one asked for."""
+    """A job cannot go from its state to the new one."""
 
 
+@_forbid_unknown_fields
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepProgress:
-    """How far a step is.
+    """Progress of a step.
 
     Attributes:
-        fraction: Of the step, from 0 to 1.
-        eta_secs: Until the step is done, as far as known.
-        layer: What is being worked on.
-        num_bytes: Read, written or sent so far.
-        sentence: What a person should know, such as why it waits.
+        fraction: Part of the step that is done, from 0 to 1.
+        eta_secs: Time until the step is done, if known.
+        layer: The layer that is being processed.
+        num_bytes: Bytes read, written or sent so far.
+        sentence: A remark for people, such as why the step waits.
     """
 
     step: str
@@ -86,6 +92,7 @@ class StepProgress:
     sentence: str = ""
 
 
+@_forbid_unknown_fields
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PublishedRepo:
     """A repo on the Hub, and the commit that made it whole."""
@@ -94,14 +101,15 @@ class PublishedRepo:
     commit_sha: str
 
 
+@_forbid_unknown_fields
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """How an attempt ended, other than by a cancel.
+    """How an attempt ended, unless it was cancelled.
 
     Attributes:
-        reason_code: Code of why it was refused or failed.
+        reason_code: Why it was refused or failed, as a code.
         sentence: Why, and what to do.
-        results: The repos that were published, also if it failed over a later one.
+        results: The repos that were published, also if it failed at a later repo.
     """
 
     state: JobState
@@ -110,6 +118,7 @@ class Outcome:
     results: tuple[PublishedRepo, ...] = ()
 
 
+@_forbid_unknown_fields
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
     """An earlier attempt of a job, as it ended."""
@@ -124,6 +133,7 @@ class Attempt:
     ended_at: datetime | None
 
 
+@_forbid_unknown_fields
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
     """A job as the board shows it.
@@ -131,15 +141,15 @@ class Job:
     Attributes:
         request: With the commit as its revision.
         attempt: 1, and one more with every retry.
-        progress: Of the step that runs, or that it stopped in.
+        progress: Of the current step, or of the step that it stopped in.
         position: Place in the line if it waits, from 1.
-        eta_secs: Until its turn if it waits, until the step is done if it runs; None if nobody
-            knows yet.
-        runner: Id of the runner that has it or had it last.
+        eta_secs: Time until its turn if it waits, until the step is done if it runs; None if it is
+            not known.
+        runner: Id of the runner that holds it or held it last.
         sentence: Why it waits, was refused or failed, and what to do.
-        deaths: How many runners have died of this attempt.
+        deaths: How many runners have died during this attempt.
         needed_memory_bytes: Memory that a runner must have for it, once known.
-        submitted_at: When this attempt was asked for, by the database's clock, as all times.
+        submitted_at: When this attempt was requested; all times are of the database's clock.
     """
 
     id: str
@@ -163,14 +173,14 @@ class Job:
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing more happens to it by itself."""
+        """Whether it is in a terminal state."""
         return self.state in TERMINAL
 
     @property
     def is_private(self) -> bool:
-        """Whether strangers may not know of it: what it publishes is private, or its model is.
+        """Whether it is hidden from other people: its results are private, or its model is.
 
-        A quant of a private model that was made public on purpose may be seen once it is published.
+        A quant of a private model that was made public on purpose is shown once it is published.
         """
         if self.request.source_is_private:
             return not (self.request.public and self.state is JobState.PUBLISHED)
@@ -178,7 +188,7 @@ class Job:
 
 
 def begun(job: Job, *, runner: str, at: datetime) -> Job:
-    """A runner takes the job; one that was put back goes on where it was."""
+    """A runner takes the job; a job that was put back continues with its next step."""
     _require(job, JobState.WAITING)
     return replace(
         job,
@@ -197,7 +207,7 @@ def in_step(job: Job, step: str) -> Job:
 
 
 def progressed(job: Job, progress: StepProgress) -> Job:
-    """The runner says how far it is; what comes late about another step says nothing."""
+    """The runner reports progress; a late report about an earlier step is ignored."""
     _require(job, JobState.RUNNING)
     if job.progress is None or progress.step != job.progress.step:
         return job
@@ -205,9 +215,12 @@ def progressed(job: Job, progress: StepProgress) -> Job:
 
 
 def put_back(job: Job, *, sentence: str, needed_memory_bytes: int | None = None) -> Job:
-    """The runner gives the job back, unharmed; what is done stays done.
+    """The runner gives the job back; steps that are done stay done.
 
-    `sentence` says why it waits again, `needed_memory_bytes` what it turned out to need.
+    Args:
+        job: It runs.
+        sentence: Why it waits again.
+        needed_memory_bytes: Memory that it turned out to need.
     """
     _require(job, JobState.RUNNING)
     return replace(
@@ -221,25 +234,25 @@ def put_back(job: Job, *, sentence: str, needed_memory_bytes: int | None = None)
 def lost_its_runner(job: Job, *, at: datetime, memory_bytes: int) -> Job:
     """Its runner, with `memory_bytes` of memory, died or does not answer.
 
-    The job waits for another, or has had enough of them.
+    The job waits for another runner, or fails after `MAX_DEATHS`.
     """
     _require(job, JobState.RUNNING)
-    deaths = job.deaths + (job.progress is not None)  # else it had not begun
+    deaths = job.deaths + (job.progress is not None)  # None: no step had begun
     if deaths < MAX_DEATHS:
-        sentence = f"Its runner {job.runner} stopped answering; another one goes on with it."
+        sentence = f"Its runner {job.runner} stopped answering; another runner continues it."
         return replace(job, state=JobState.WAITING, deaths=deaths, sentence=sentence)
     if job.needed_memory_bytes:
         need = f"about {_gigabytes(job.needed_memory_bytes)}"
     else:
-        need = f"probably more than the {_gigabytes(memory_bytes)} of the last one"
+        need = f"probably more than the {_gigabytes(memory_bytes)} of the last runner"
     return ended(
         replace(job, deaths=deaths),
         Outcome(
             state=JobState.FAILED,
             reason_code=Reason.KILLED_RUNNERS,
             sentence=(
-                f"This model killed {deaths} runners: it needs {need} of memory. "
-                "Start a runner that has it, then retry the job."
+                f"{deaths} runners died while converting this model: it needs {need} of memory. "
+                "Start a runner with that much, then retry the job."
             ),
         ),
         at=at,
@@ -262,7 +275,7 @@ def ended(job: Job, outcome: Outcome, *, at: datetime) -> Job:
 
 
 def cancelled(job: Job, *, at: datetime) -> Job:
-    """Somebody does not want the job any more."""
+    """Its requester, or the operator, cancels the job."""
     _require(job, JobState.WAITING, JobState.RUNNING)
     return replace(
         job, state=JobState.CANCELLED, reason_code=Reason.CANCELLED, sentence="", ended_at=at
@@ -272,7 +285,7 @@ def cancelled(job: Job, *, at: datetime) -> Job:
 def retried(job: Job, *, at: datetime, request: JobRequest | None = None) -> Job:
     """A new attempt at a job that was refused, failed or was cancelled.
 
-    Where another request for the same job asks for it, the attempt is that requester's.
+    If another request for the same job asks for it, the attempt belongs to its requester.
     """
     _require(job, JobState.REFUSED, JobState.FAILED, JobState.CANCELLED)
     asks = request or job.request
@@ -290,7 +303,7 @@ def retried(job: Job, *, at: datetime, request: JobRequest | None = None) -> Job
 
 
 def adopted(job: Job, request: JobRequest) -> Job:
-    """The job as that of the requester of `request`, who alone may cancel it from now on."""
+    """The job, transferred to the requester of `request`, who alone may cancel it from now on."""
     _require(job, JobState.WAITING, JobState.RUNNING)
     owned = replace(job.request, requester=request.requester, requester_id=request.requester_id)
     return replace(job, request=owned)

@@ -1,16 +1,16 @@
-"""Jobs and requests as JSON, for the database and for files from outside."""
+"""Jobs and their outcomes as JSON, for the database and for files from outside."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import datetime
-from typing import Any
+
+from pydantic import TypeAdapter
 
 from dynquant.convert import STEPS
 from dynquant.errors import RequestError
-from dynquant.jobs.job import Attempt, Job, JobState, Outcome, PublishedRepo, StepProgress
+from dynquant.jobs.job import Job, Outcome, PublishedRepo
 from dynquant.jobs.request import request_from_json, request_to_json
 
 __all__ = [
@@ -22,60 +22,35 @@ __all__ = [
     "results_to_text",
 ]
 
-_PLAIN_FIELDS: Mapping[str, type] = {
-    "id": str,
-    "recipe_version": int,
-    "attempt": int,
-    "runner": str,
-    "reason_code": str,
-    "sentence": str,
-    "deaths": int,
-}
-_MALFORMED = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
+# They read what `json` parsed: pydantic's own parser refuses lone surrogates in sentences.
+_JOB = TypeAdapter(Job)
+_OUTCOME = TypeAdapter(Outcome)
+_RESULTS = TypeAdapter(tuple[PublishedRepo, ...])
 
 
 def job_to_text(job: Job) -> str:
-    """`job` as it is kept; its place in the line is not, since it changes with the others."""
-    return _dumped(
-        {
-            **{
-                name: value
-                for name, value in asdict(job).items()
-                if name not in {"position", "eta_secs"}
-            },
-            "request": request_to_json(job.request),
-        }
-    )
+    """`job` as the database keeps it, without its place in the line, which other jobs change."""
+    fields = asdict(job) | {"request": request_to_json(job.request)}
+    del fields["position"], fields["eta_secs"]
+    return _dumped(fields)
 
 
 def job_from_text(text: str) -> Job:
     """The job that `job_to_text` wrote.
 
     Raises:
-        RequestError: It is not one of this version of dynquant.
+        RequestError: The text is not a job of this version of dynquant.
     """
     try:
         raw = json.loads(text)
-        if any(type(raw[name]) is not kind for name, kind in _PLAIN_FIELDS.items()):
-            raise TypeError
-        return Job(
-            **{
-                **raw,
-                "request": request_from_json(raw["request"]),
-                "state": JobState(raw["state"]),
-                "progress": _progress(raw["progress"]),
-                "results": tuple(PublishedRepo(**each) for each in raw["results"]),
-                "history": tuple(map(_attempt, raw["history"])),
-                **{name: _time(raw[name]) for name in ("submitted_at", "started_at", "ended_at")},
-            }
-        )
+        job = _JOB.validate_python(raw | {"request": request_from_json(raw["request"])})
     except RequestError as error:
         raise RequestError(f"This entry of the queue is not a job: {error}") from error
-    except _MALFORMED as error:
-        raise RequestError(
-            "This entry of the queue is not a job of this version of dynquant. Ask for the "
-            "model again."
-        ) from error
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise _not_a_job() from error
+    if job.progress is not None and job.progress.step not in STEPS:
+        raise _not_a_job()
+    return job
 
 
 def outcome_to_text(outcome: Outcome) -> str:
@@ -85,42 +60,23 @@ def outcome_to_text(outcome: Outcome) -> str:
 
 def outcome_from_text(text: str) -> Outcome:
     """The outcome that `outcome_to_text` wrote."""
-    raw = json.loads(text)
-    results = tuple(PublishedRepo(**each) for each in raw["results"])
-    return Outcome(**{**raw, "state": JobState(raw["state"]), "results": results})
+    return _OUTCOME.validate_python(json.loads(text))
 
 
 def results_to_text(results: tuple[PublishedRepo, ...]) -> str:
-    """What the step `publish` returns."""
+    """The text that the step `publish` returns."""
     return _dumped([asdict(each) for each in results])
 
 
 def results_from_text(text: str) -> tuple[PublishedRepo, ...]:
-    """What was published, from what the step `publish` returned."""
-    return tuple(PublishedRepo(**each) for each in json.loads(text))
+    """The published repos, from the text that the step `publish` returned."""
+    return _RESULTS.validate_python(json.loads(text))
 
 
-def _progress(raw: Mapping[str, Any] | None) -> StepProgress | None:
-    if raw is None:
-        return None
-    if raw["step"] not in STEPS:
-        raise ValueError(raw["step"])
-    return StepProgress(**raw)
-
-
-def _attempt(raw: Mapping[str, Any]) -> Attempt:
-    return Attempt(
-        **{
-            **raw,
-            "state": JobState(raw["state"]),
-            "started_at": _time(raw["started_at"]),
-            "ended_at": _time(raw["ended_at"]),
-        }
+def _not_a_job() -> RequestError:
+    return RequestError(
+        "This entry of the queue is not a job of this version of dynquant. Ask for the model again."
     )
-
-
-def _time(raw: str | None) -> datetime | None:
-    return None if raw is None else datetime.fromisoformat(raw)
 
 
 def _dumped(value: object) -> str:

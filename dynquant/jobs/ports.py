@@ -1,4 +1,4 @@
-"""Jobs: what the engine runs, and what the web, the watcher and the command line ask it."""
+"""Interfaces that the jobs need, and records that the board returns."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
-from dynquant.jobs.job import Job, JobState, PublishedRepo, StepProgress
+from dynquant.jobs.job import PublishedRepo, StepProgress
 from dynquant.jobs.request import JobRequest
 
 __all__ = [
-    "JobBoard",
     "JobEvent",
     "PublishedRepos",
     "QuarantinedEntry",
@@ -23,8 +22,8 @@ __all__ = [
 class StepRunner(Protocol):
     """Does the steps of jobs.
 
-    What a step returns is kept; everything large is local, found again by what it is made of,
-    and made again by the step that misses it.
+    The engine keeps the text that a step returns. Large results are local files; a step that does
+    not find the files of an earlier step makes them again.
     """
 
     def run(
@@ -37,18 +36,18 @@ class StepRunner(Protocol):
         report: Callable[[StepProgress], None],
         is_cancelled: Callable[[], bool],
     ) -> str:
-        """Do a step; a small JSON text, for `publish` that of `job_text.results_to_text`.
+        """Do a step; returns a small JSON text, for `publish` that of `job_text.results_to_text`.
 
         It may run again after it was done, also on another machine.
 
         Args:
             step: One of `convert.STEPS`.
             request: With the commit as its revision.
-            results: Step → what it returned, of the steps before.
-            job_id: Names what the job takes on this machine.
-            report: Takes every progress; it only remembers the last.
-            is_cancelled: Costs nothing to ask. Once it says yes, the step has to stop within a
-                second; what it then returns or raises makes no difference.
+            results: Earlier step → the text that it returned.
+            job_id: Names the job's files on this machine.
+            report: Takes progress, as often as the step likes.
+            is_cancelled: A cheap check. Once it is true, the step has to stop within a second; its
+                result or error is then ignored.
 
         Raises:
             RequestError: The job is refused.
@@ -59,11 +58,11 @@ class StepRunner(Protocol):
         ...
 
     def release(self, job_id: str) -> None:
-        """Free what the job takes on this machine; nothing if it takes nothing."""
+        """Remove the job's files from this machine, if there are any."""
         ...
 
     def local_jobs(self) -> Collection[str]:
-        """Ids of the jobs that take something on this machine."""
+        """Ids of the jobs that have files on this machine."""
         ...
 
 
@@ -84,13 +83,13 @@ class JobEvent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunnerStatus:
-    """A runner, as the others see it.
+    """A runner, as the database shows it.
 
     Attributes:
-        silent_secs: Since it was last heard of.
-        is_alive: Whether it has not stopped and was heard of lately.
-        num_slots: Jobs that it takes at once.
-        chip: Name of its processor; empty if it did not say.
+        silent_secs: Time since its last heartbeat.
+        is_alive: Whether it has not stopped and its last heartbeat is recent.
+        num_slots: Jobs that it runs at once.
+        chip: Name of its processor; empty if it is unknown.
     """
 
     id: str
@@ -105,7 +104,7 @@ class RunnerStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuarantinedEntry:
-    """An entry of the queue that could not be read; the queue went on without it."""
+    """An entry of the queue that could not be read and was taken out of the queue."""
 
     job_id: str
     at: datetime
@@ -113,99 +112,13 @@ class QuarantinedEntry:
 
 
 class PublishedRepos(Protocol):
-    """Where jobs publish; see `hub.published.HubRepos`."""
+    """Looks up published repos; see `hub.published.HubRepos`."""
 
     def are_there(self, repos: Sequence[PublishedRepo]) -> bool:
-        """Whether each of these repos still holds what dynquant published in it.
+        """Whether each of these repos still holds a model that dynquant published.
 
         Raises:
             RequestError: The token in use is refused.
             RetryLaterError: The Hub does not answer.
         """
-        ...
-
-
-class JobBoard(Protocol):
-    """The jobs of all runners; needs none of them to be running."""
-
-    def submit(
-        self,
-        request: JobRequest,
-        *,
-        revision_sha: str,
-        source_is_private: bool,
-        recipe_version: int,
-        needed_memory_bytes: int | None = None,
-    ) -> Job:
-        """Queue what is asked for; the job that there is already if it was asked for before.
-
-        A published job whose repos were deleted since gets a new attempt, unless the watcher asks.
-
-        Args:
-            request: What is asked for.
-            revision_sha: Commit of the model, as the Hub says.
-            source_is_private: Whether the model is private, as the Hub says.
-            recipe_version: Of the recipe that the job is done by.
-            needed_memory_bytes: Memory that a runner must have for it, where that is known.
-
-        Raises:
-            RequestError: It makes no sense.
-            RetryLaterError: The requester is over the limit, or the database does not answer.
-        """
-        ...
-
-    def get(self, job_id: str) -> Job:
-        """The job.
-
-        Raises:
-            RequestError: There is none.
-        """
-        ...
-
-    def list(
-        self,
-        *,
-        states: Collection[JobState] = (),
-        requester: str | None = None,
-        limit: int = 100,
-    ) -> tuple[Job, ...]:
-        """Jobs, the latest submission first; of all states if none is named."""
-        ...
-
-    def mark(self, states: Collection[JobState]) -> tuple[int, int]:
-        """Another one whenever other attempts are in `states`; far cheaper than to list them."""
-        ...
-
-    def cancel(self, job_id: str) -> Job:
-        """Do not do it, or stop doing it.
-
-        Raises:
-            RequestError: There is none, or it is over.
-        """
-        ...
-
-    def retry(self, job_id: str, *, request: JobRequest | None = None) -> Job:
-        """A new attempt; steps that were done are not done again.
-
-        Args:
-            job_id: The job.
-            request: What asks for the attempt, if it is not the job's own request: the attempt
-                counts for its requester.
-
-        Raises:
-            RequestError: There is none, or it was not refused, failed or cancelled.
-            RetryLaterError: The requester is over the limit.
-        """
-        ...
-
-    def log(self, job_id: str, *, after: int = 0) -> tuple[JobEvent, ...]:
-        """What happened to the job, oldest first, from after the event `after`."""
-        ...
-
-    def runners(self) -> tuple[RunnerStatus, ...]:
-        """Every runner that this database has seen."""
-        ...
-
-    def set_aside(self) -> tuple[QuarantinedEntry, ...]:
-        """Entries that could not be read, oldest first."""
         ...

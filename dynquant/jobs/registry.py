@@ -1,8 +1,9 @@
-"""Which runners there are, and which of them live.
+"""The runners, and which of them are alive.
 
-A runner counts a number up, and the others watch it change. So nobody compares the clocks of
-two machines, a clock may jump, and whoever slept himself cannot take the others for dead: a
-runner is dead only after so many looks at it, each as far apart as its beats.
+A runner increments a counter at every heartbeat, and the other runners watch it change. So the
+clocks of two machines are never compared, a clock may jump, and a runner whose machine slept does
+not count the others as dead: a runner counts as dead only after several looks without a change, one
+look per heartbeat.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ class Session:
     """A runner's process.
 
     Attributes:
-        nonce: Of this process; what it writes is dropped once another has taken over.
-        beat: How often it has said that it lives.
+        nonce: Names this process; its changes are dropped once another process has taken over.
+        beat: Number of its heartbeats.
     """
 
     nonce: str
@@ -53,19 +54,19 @@ class Registry:
         chip: str = "",
         sleep: Callable[[float], None] = time.sleep,
     ) -> str:
-        """Become the runner `runner_id`; the nonce of this process.
+        """Register as the runner `runner_id`; returns the nonce of this process.
 
         Args:
             runner_id: Its name.
-            memory_bytes: What it has for jobs.
-            num_slots: Jobs that it takes at once.
+            memory_bytes: Memory for jobs.
+            num_slots: Jobs that it runs at once.
             heartbeat_secs: Between two looks at another process of that name.
-            num_looks: Without a sign of life of that process until its name is taken over.
+            num_looks: Without a heartbeat of that process until its name is taken over.
             chip: Its processor.
             sleep: Waits between the looks.
 
         Raises:
-            InvalidOptionError: A process that lives is this runner already.
+            InvalidOptionError: Another live process is this runner already.
         """
         before = self._session(runner_id)
         if before is not None:
@@ -75,7 +76,7 @@ class Registry:
                     raise _taken(runner_id)
         nonce = uuid.uuid4().hex
         with self._database.writing() as connection:
-            self._lock(connection)
+            self._database.lock(connection, tables.runners)
             if _read_session(connection, runner_id) != before:
                 raise _taken(runner_id)
             connection.execute(sa.delete(tables.runners).where(tables.runners.c.id == runner_id))
@@ -94,7 +95,7 @@ class Registry:
         return nonce
 
     def beat(self, nonce: str) -> bool:
-        """Say that the session lives; False if it was taken for dead."""
+        """Count a heartbeat; False if the session was counted as dead."""
         with self._database.writing() as connection:
             result = connection.execute(
                 sa.update(tables.runners)
@@ -107,7 +108,7 @@ class Registry:
             return result.rowcount == 1
 
     def leave(self, nonce: str) -> None:
-        """Say that the session is over."""
+        """End the session."""
         with self._database.writing() as connection:
             connection.execute(
                 sa.update(tables.runners)
@@ -116,13 +117,13 @@ class Registry:
             )
 
     def sessions(self) -> tuple[Session, ...]:
-        """The sessions that have not stopped properly: they live, or are dead."""
+        """The sessions that did not end: their processes are alive or dead."""
         query = sa.select(tables.runners).where(tables.runners.c.session.is_not(None))
         with self._database.reading() as connection:
             return tuple(map(_session, connection.execute(query)))
 
     def memory_bytes(self, runner_id: str) -> int:
-        """Memory of a runner, as it said last; 0 if nobody knows it."""
+        """Memory of a runner, as it registered last; 0 if it is unknown."""
         query = sa.select(tables.runners.c.memory_bytes).where(tables.runners.c.id == runner_id)
         with self._database.reading() as connection:
             return connection.execute(query).scalar_one_or_none() or 0
@@ -130,7 +131,7 @@ class Registry:
     def statuses(
         self, *, num_running: dict[str, int], dead_after_secs: float
     ) -> tuple[RunnerStatus, ...]:
-        """Every runner that this database has seen, for people to look at."""
+        """Every runner that ever registered, for display."""
         with self._database.reading() as connection:
             now = self._database.now(connection).timestamp()
             rows = connection.execute(sa.select(tables.runners).order_by(tables.runners.c.id)).all()
@@ -152,21 +153,16 @@ class Registry:
         with self._database.reading() as connection:
             return _read_session(connection, runner_id)
 
-    def _lock(self, connection: sa.Connection) -> None:
-        if not self._database.is_sqlite:
-            lock = f"LOCK TABLE {tables.runners.name} IN SHARE ROW EXCLUSIVE MODE"
-            connection.execute(sa.text(lock))
-
 
 class Watch:
-    """Remembers at how many looks in a row a session had not changed."""
+    """Counts for each session the looks in a row without a new heartbeat."""
 
     def __init__(self, *, num_looks: int) -> None:
         self._num_looks = num_looks
         self._seen: dict[str, tuple[int, int]] = {}
 
     def dead(self, sessions: tuple[Session, ...]) -> tuple[Session, ...]:
-        """Those of `sessions` that are dead by now; to be asked once per heartbeat."""
+        """Those of `sessions` that are dead by now; to be called once per heartbeat."""
         counts: dict[str, tuple[int, int]] = {}
         for session in sessions:
             beat, count = self._seen.get(session.nonce, (-1, 0))
@@ -189,6 +185,6 @@ def _session(row: sa.Row[tuple[object, ...]]) -> Session:
 
 def _taken(runner_id: str) -> InvalidOptionError:
     return InvalidOptionError(
-        f"Another runner named '{runner_id}' is running. Stop it, or set DYNQUANT_RUNNER_ID to a "
-        "name of its own for this one."
+        f"Another runner named '{runner_id}' is running. Stop it, or set DYNQUANT_RUNNER_ID to "
+        "another name for this runner."
     )

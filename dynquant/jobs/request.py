@@ -1,7 +1,7 @@
-"""What a person or the watcher asks for: one record from every way in to the job that does it.
+"""A request of a person or the watcher: one record from every entrance to the job.
 
-It is strict, so that a request with an unknown or misspelt part is refused where it comes in, and
-canonical, so that the same wish is the same job however it was written.
+It is strict: a request with an unknown or misspelt field is refused where it enters. And it is
+canonical: two requests for the same results are the same job, however they were written.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _FLOAT_NOISE = 1e-6
 
 
 class Priority(IntEnum):
-    """Whose jobs go first: the lower number."""
+    """Jobs with a lower number go first."""
 
     PERSON = 0
     WATCHER = 1
@@ -64,7 +64,7 @@ def _printable(text: str) -> str:
 
 
 def _as_named(target_bpw: float) -> float:
-    """The largest target that a name tells, and that is no larger than `target_bpw`."""
+    """`target_bpw`, rounded down to the decimals that a repo's name has."""
     scaled = target_bpw * 10**TARGET_DECIMALS
     return math.floor(scaled + _FLOAT_NOISE) / 10**TARGET_DECIMALS if scaled >= 1 else target_bpw
 
@@ -97,27 +97,27 @@ Url = Annotated[
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=ConfigDict(strict=True, extra="forbid"))
 class JobRequest:
-    """What somebody asked for.
+    """A request to quantize a model.
 
     Attributes:
         model: Repo id.
         revision: Branch, tag or commit; a job's own request has the commit.
-        targets_bpw: Stored bits per weight, one repo each; cut to the decimals that the repo's name
-            has, so that no two jobs make repos of one name.
+        targets_bpw: Stored bits per weight, one repo each; rounded down to the decimals that the
+            repo's name has, so that no two jobs make repos of one name.
         destination: Namespace or name template of the repos to publish.
         requester: Account or user that asked; jobs take turns between requesters.
         requester_id: The Hub's own id of that account, which an account that takes the name later
             does not get; empty for users of this machine.
-        private: Whether new repos are private; those of a private model are in any case, unless
-            `public` says otherwise.
+        private: Whether new repos are private. Those of a private model always are, unless
+            `public` is set.
         public: Whether new repos are public though the model is private.
         source_is_private: Whether the model was private on the Hub when the request was queued. The
-            board's callers look that up; a requester's own word for it does not count.
-        options: How to quantize, as far as it differs from the defaults.
-        notify_url: Address to tell that the job has ended.
+            board's callers look that up; a value from the requester does not count.
+        options: How to quantize.
+        notify_url: Web address that is notified when the job ends.
 
     Raises:
-        RequestError: A part is unknown, of the wrong type or makes no sense.
+        RequestError: A field is unknown, of the wrong type or out of range.
     """
 
     model: Name
@@ -139,8 +139,8 @@ class JobRequest:
         "targets_bpw": f"Ask for 1 to {MAX_TARGETS} sizes in bits per weight (targets_bpw), each "
         f"above 0 and at most {MAX_BPW:g}.",
         "priority": "A request's priority is 'person' or 'watcher'.",
-        "notify_url": "The address to notify (notify_url) has to begin with https://. Give such an "
-        "address, or none.",
+        "notify_url": "The address to notify (notify_url) has to begin with https://. Correct it, "
+        "or leave it out.",
     }
 
     @model_validator(mode="wrap")
@@ -172,16 +172,16 @@ def request_to_json(request: JobRequest) -> dict[str, Any]:
         "options": request.options.to_json(),
     }
     for name in ("public", "source_is_private", "requester_id"):
-        if not raw[name]:  # runners of before do not know it, and refuse what they do not know
+        if not raw[name]:  # older runners refuse fields that they do not know
             del raw[name]
     return raw
 
 
 def request_from_json(raw: object) -> JobRequest:
-    """The request that `raw` is; it may come from anybody.
+    """The request in `raw`, which is not trusted.
 
     Raises:
-        RequestError: Not a request; says which part.
+        RequestError: It is not a request; names the wrong field.
     """
     if not isinstance(raw, dict):
         raise RequestError("A request is a JSON object with a model and targets_bpw.")
@@ -192,23 +192,22 @@ def request_from_json(raw: object) -> JobRequest:
 
 
 def check_notify_url(request: JobRequest) -> None:
-    """Refuse an address that nobody would be told at; jobs that were taken with one stay readable.
+    """Refuse an address without https; queued jobs with such an address stay readable.
 
     Raises:
         RequestError: It does not begin with https.
     """
     if request.notify_url is not None and not request.notify_url.startswith("https://"):
         raise RequestError(
-            "The address to notify has to begin with https://: no other is ever told. Give such "
-            "an address, or none."
+            "The address to notify has to begin with https://. Correct it, or leave it out."
         )
 
 
 def job_id(request: JobRequest, *, revision_sha: str, recipe_version: int) -> str:
-    """Id of the job that makes what `request` asks for: the same for the same results.
+    """Id of the job for `request`: requests for the same results have the same id.
 
-    The requester, the priority and the address to notify make no difference; who may read the
-    result does.
+    The requester, the priority and the address to notify do not count; the visibility of the
+    results does.
     """
     identity: dict[str, object] = {
         "model": request.model,
@@ -218,7 +217,7 @@ def job_id(request: JobRequest, *, revision_sha: str, recipe_version: int) -> st
         "options": request.options.to_json(),
         "destination": request.destination,
     }
-    # Named only where they were asked for, so that all other ids stay as they were.
+    # Included only if they are set, so that the ids of older jobs stay the same.
     identity |= {name: True for name in ("private", "public") if getattr(request, name)}
     text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:_ID_DIGITS]

@@ -1,4 +1,4 @@
-"""One step of a job: run, run again while that may help, and its errors as an outcome."""
+"""One step of a job: run, retried while that may help, and its errors turned into an outcome."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dynquant.errors import (
     RequestError,
     RetryLaterError,
 )
-from dynquant.jobs.held import Held, StoppedError
+from dynquant.jobs.held_job import HeldJob, StoppedError
 from dynquant.jobs.job import JobState, Outcome, PublishedRepo, StepProgress
 from dynquant.jobs.job_text import outcome_from_text, outcome_to_text
 from dynquant.jobs.ports import StepRunner
@@ -30,14 +30,14 @@ UNFORESEEN = Outcome(
         "Retry the job, and report it if that does not help."
     ),
 )
-"""How a job ends that met a bug."""
+"""Outcome of a job that failed because of a bug."""
 
 _logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepResult:
-    """What a step returned, or how the job ended in it. Errors do not cross into the engine."""
+    """The text that a step returned, or the outcome of a job that ended in it."""
 
     artefact: str = ""
     outcome: Outcome | None = None
@@ -49,20 +49,20 @@ class StepResult:
 
     @classmethod
     def from_text(cls, text: str) -> StepResult:
-        """What `to_text` wrote."""
+        """The result that `to_text` wrote."""
         raw = json.loads(text)
         outcome = outcome_from_text(raw["outcome"]) if raw["outcome"] else None
         return cls(artefact=raw["artefact"], outcome=outcome)
 
 
 def do_step(
-    runner: StepRunner, step: str, held: Held, results: Mapping[str, str], *, timing: Timing
+    runner: StepRunner, step: str, held: HeldJob, results: Mapping[str, str], *, timing: Timing
 ) -> StepResult:
-    """Do `step` of a job that this process has.
+    """Do `step` of a job that this process holds.
 
     Raises:
         StoppedError: It was stopped.
-        NotEnoughMemoryError: Another runner has to do it.
+        NotEnoughMemoryError: A runner with more memory has to do it.
     """
     waited_secs, delay_secs = 0.0, timing.first_delay_secs
     while True:
@@ -99,7 +99,7 @@ def _waiting(step: str, error: RetryLaterError, delay_secs: float) -> StepProgre
 
 
 def _outcome(error: Exception, step: str, job_id: str) -> Outcome:
-    """How a job ends that met `error`."""
+    """The outcome of a job that failed with `error`."""
     if not isinstance(error, DynquantError):
         _logger.error("Step %s failed", step, exc_info=error, extra={"job_id": job_id})
         return UNFORESEEN

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection
 from datetime import datetime
-from statistics import median
 from typing import Any
 
 import sqlalchemy as sa
@@ -13,7 +12,6 @@ import sqlalchemy as sa
 from dynquant.errors import RequestError
 from dynquant.jobs import journal, submissions, tables
 from dynquant.jobs.database import Database
-from dynquant.jobs.fair_queue import WaitingJob, in_turn
 from dynquant.jobs.job import (
     Job,
     JobState,
@@ -31,13 +29,9 @@ from dynquant.jobs.job import (
     retried,
 )
 from dynquant.jobs.job_text import job_from_text, job_to_text
-from dynquant.jobs.ports import JobEvent, QuarantinedEntry
 from dynquant.jobs.request import JobRequest, job_id
 
 __all__ = ["JobStore"]
-
-_NUM_RECENT = 20
-"""Finished jobs whose median says how long a job takes."""
 
 _logger = logging.getLogger(__name__)
 
@@ -45,10 +39,10 @@ Transition = Callable[[Job, datetime], Job]
 
 
 class JobStore:
-    """Jobs, whose turn it is, and what happened to them.
+    """Jobs and their changes.
 
-    A job that runs is held by the session of one runner's process. What the runner writes says
-    for which session, and is dropped when the job is no longer held by it.
+    A running job is held by the session of one runner's process. The runner names its session with
+    every change, and the change is dropped if another session holds the job by now.
     """
 
     def __init__(self, database: Database) -> None:
@@ -62,7 +56,7 @@ class JobStore:
         needed_memory_bytes: int | None,
         daily_limit: int | None,
     ) -> Job:
-        """Queue `request`, whose revision is a commit; or the job that there is already.
+        """Queue `request`, whose revision is a commit; returns the job that exists already, if any.
 
         Raises:
             RetryLaterError: The requester is over the limit.
@@ -70,7 +64,8 @@ class JobStore:
         assert request.revision is not None
         identity = job_id(request, revision_sha=request.revision, recipe_version=recipe_version)
         with self._database.writing() as connection:
-            submissions.lock(self._database, connection)
+            # One submission at a time, so that two together cannot exceed the limit.
+            self._database.lock(connection, tables.submissions)
             present = self._read(connection, identity)
             if present is not None:
                 return present
@@ -101,7 +96,7 @@ class JobStore:
         """The job.
 
         Raises:
-            RequestError: There is none.
+            RequestError: There is no such job.
         """
         query = sa.select(tables.jobs.c.document).where(tables.jobs.c.id == identity)
         with self._database.reading() as connection:
@@ -127,7 +122,7 @@ class JobStore:
         return tuple(job for job in jobs if job is not None)
 
     def mark(self, states: Collection[JobState]) -> tuple[int, int]:
-        """How many attempts are in `states`, and the sum of their numbers, which are all unlike."""
+        """The number of attempts in `states`, and the sum of their numbers, which are unique."""
         number = tables.jobs.c.submission
         query = sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(number), 0))
         query = query.where(tables.jobs.c.state.in_([str(state) for state in states]))
@@ -135,49 +130,8 @@ class JobStore:
             found = connection.execute(query).one()
         return int(found[0]), int(found[1])
 
-    def line(self) -> tuple[WaitingJob, ...]:
-        """The waiting jobs in the order in which they are taken."""
-        jobs = tables.jobs.c
-        with self._database.reading() as connection:
-            rows = connection.execute(
-                sa.select(
-                    jobs.id,
-                    jobs.requester,
-                    jobs.priority,
-                    jobs.submission,
-                    jobs.has_begun,
-                    jobs.needed_memory_bytes,
-                ).where(jobs.state == JobState.WAITING.value)
-            ).all()
-            requesters = sorted({row.requester for row in rows})
-            running = connection.execute(
-                sa.select(jobs.requester, sa.func.count())
-                .where(jobs.state == JobState.RUNNING.value)
-                .group_by(jobs.requester)
-            ).all()
-            served = connection.execute(
-                sa.select(jobs.requester, sa.func.max(jobs.served))
-                .where(jobs.requester.in_(requesters))
-                .group_by(jobs.requester)
-            ).all()
-        return in_turn(
-            [
-                WaitingJob(
-                    id=row.id,
-                    requester=row.requester,
-                    priority=row.priority,
-                    number=row.submission,
-                    has_begun=bool(row.has_begun),
-                    needed_memory_bytes=row.needed_memory_bytes,
-                )
-                for row in rows
-            ],
-            running=dict(map(tuple, running)),
-            last_served=dict(map(tuple, served)),
-        )
-
     def take(self, identity: str, *, runner: str, session: str) -> Job | None:
-        """Give a waiting job to a session; None if somebody else was faster."""
+        """Give a waiting job to a session; None if another runner was faster."""
         latest = sa.select(sa.func.max(tables.jobs.c.served) + 1).scalar_subquery()
         return self._change(
             identity,
@@ -189,11 +143,11 @@ class JobStore:
         )
 
     def report(self, identity: str, progress: StepProgress, *, session: str) -> None:
-        """Show how far a job is in the step that it is in."""
+        """Write down the progress of the step that a job is in."""
         self._change(identity, lambda job, _: progressed(job, progress), held_by=session)
 
     def begin_step(self, identity: str, step: str, *, session: str) -> bool:
-        """Show that a step begins; False if the session has lost the job."""
+        """Write down that a step begins; False if the session has lost the job."""
         job = self._change(
             identity,
             lambda job, _: in_step(job, step),
@@ -210,7 +164,7 @@ class JobStore:
         sentence: str,
         needed_memory_bytes: int | None = None,
     ) -> None:
-        """Let another runner, or this one after its next start, go on with a job."""
+        """Queue a running job again, for another runner or for this runner's next start."""
         self._change(
             identity,
             lambda job, _: put_back(
@@ -221,12 +175,12 @@ class JobStore:
             session=None,
         )
 
-    def inherit(self, identity: str, *, session: str, heir: str) -> Job | None:
-        """Give a dead session's job to another; None if it had it no more."""
-        return self._change(identity, lambda job, _: job, held_by=session, session=heir)
+    def reassign(self, identity: str, *, session: str, to: str) -> Job | None:
+        """Give the job of a dead session to another; None if `session` has lost the job."""
+        return self._change(identity, lambda job, _: job, held_by=session, session=to)
 
     def requeue_or_fail(self, identity: str, *, session: str, memory_bytes: int) -> Job | None:
-        """Queue a job again whose runner died, or fail it; None if `session` has it no more."""
+        """Queue or fail a job whose runner died; None if `session` has lost the job."""
         return self._change(
             identity,
             lambda job, at: lost_its_runner(job, at=at, memory_bytes=memory_bytes),
@@ -238,7 +192,7 @@ class JobStore:
     def end(
         self, identity: str, outcome: Outcome, *, session: str, busy_secs: float | None
     ) -> bool:
-        """Write down how a job ended; False if the session has lost it."""
+        """Write down the outcome of a job; False if the session has lost the job."""
         job = self._change(
             identity,
             lambda job, at: ended(job, outcome, at=at),
@@ -250,10 +204,10 @@ class JobStore:
         return job is not None
 
     def cancel(self, identity: str) -> Job:
-        """Cancel a job; its runner notices that it holds it no more.
+        """Cancel a job; its runner notices that it no longer holds the job.
 
         Raises:
-            RequestError: There is none.
+            RequestError: There is no such job.
             TransitionError: It is over.
         """
         job = self._change(
@@ -267,10 +221,10 @@ class JobStore:
     def retry(
         self, identity: str, *, request: JobRequest | None = None, daily_limit: int | None
     ) -> Job:
-        """A new attempt at the end of the line of its requester: that of `request` if it is given.
+        """Start a new attempt, for the requester of `request` if it is given.
 
         Raises:
-            RequestError: There is none.
+            RequestError: There is no such job.
             TransitionError: It is not over, or was published.
             RetryLaterError: The requester is over the limit.
         """
@@ -283,7 +237,7 @@ class JobStore:
         )
 
     def adopt(self, identity: str, request: JobRequest) -> None:
-        """Have a job that is not over belong to the requester of `request` from now on.
+        """Transfer a job that is not over to the requester of `request`.
 
         Raises:
             TransitionError: It is over.
@@ -296,10 +250,10 @@ class JobStore:
         )
 
     def make_again(self, identity: str, request: JobRequest, *, daily_limit: int | None) -> Job:
-        """A new attempt, for `request`, at a job whose published repos were deleted.
+        """Start a new attempt, for `request`, at a job whose published repos were deleted.
 
         Raises:
-            RequestError: There is none.
+            RequestError: There is no such job.
             TransitionError: It is not published, as when a new attempt was begun meanwhile.
             RetryLaterError: The requester is over the limit.
         """
@@ -312,41 +266,17 @@ class JobStore:
         )
 
     def held(self, session: str) -> frozenset[str]:
-        """Ids of the jobs that a session has."""
+        """Ids of the jobs that a session holds."""
         query = sa.select(tables.jobs.c.id).where(tables.jobs.c.session == session)
         with self._database.reading() as connection:
             return frozenset(connection.execute(query).scalars())
 
     def num_running(self) -> dict[str, int]:
-        """Session → number of jobs that it has."""
+        """Session → number of jobs that it holds."""
         session = tables.jobs.c.session
         query = sa.select(session, sa.func.count()).where(session.is_not(None)).group_by(session)
         with self._database.reading() as connection:
             return dict(map(tuple, connection.execute(query)))
-
-    def typical_secs(self) -> float | None:
-        """Median duration of the jobs that were published lately."""
-        jobs = tables.jobs.c
-        query = sa.select(jobs.busy_secs).where(jobs.busy_secs.is_not(None))
-        query = query.order_by(jobs.served.desc()).limit(_NUM_RECENT)
-        with self._database.reading() as connection:
-            durations = connection.execute(query).scalars().all()
-        return median(durations) if durations else None
-
-    def trim_log(self) -> None:
-        """Forget the oldest lines of all logs."""
-        with self._database.writing() as connection:
-            journal.trim(connection)
-
-    def log(self, identity: str, *, after: int) -> tuple[JobEvent, ...]:
-        """What happened to a job, oldest first."""
-        with self._database.reading() as connection:
-            return journal.events(connection, identity, after=after)
-
-    def set_aside(self) -> tuple[QuarantinedEntry, ...]:
-        """Entries that could not be read."""
-        with self._database.reading() as connection:
-            return journal.put_asides(connection)
 
     def _attempt_again(
         self,
@@ -358,7 +288,7 @@ class JobStore:
         daily_limit: int | None,
     ) -> Job:
         with self._database.writing() as connection:
-            submissions.lock(self._database, connection)
+            self._database.lock(connection, tables.submissions)
             job = self._read(connection, identity)
             if job is not None:
                 now = self._database.now(connection)
@@ -402,7 +332,7 @@ class JobStore:
         return job
 
     def _read(self, connection: sa.Connection, identity: str) -> Job | None:
-        """The job, within a transaction that may also set it aside."""
+        """The job, in a transaction that writes; an entry that cannot be read is quarantined."""
         query = sa.select(tables.jobs.c.document).where(tables.jobs.c.id == identity)
         document = connection.execute(query).scalar_one_or_none()
         if document is None:
@@ -410,8 +340,8 @@ class JobStore:
         try:
             return job_from_text(document)
         except RequestError as error:
-            _logger.warning("Set aside entry %s of the queue: %s", identity, error)
-            journal.put_aside(self._database, connection, identity, document, str(error))
+            _logger.warning("Entry %s of the queue cannot be read: %s", identity, error)
+            journal.quarantine(self._database, connection, identity, document, str(error))
             return None
 
     def _parsed(self, identity: str, document: str) -> Job | None:

@@ -1,4 +1,4 @@
-"""How many jobs a requester may ask for, and in which order they were asked for."""
+"""Submissions: their numbers, which order them, and the daily limit per requester."""
 
 from __future__ import annotations
 
@@ -8,26 +8,18 @@ import sqlalchemy as sa
 
 from dynquant.errors import RetryLaterError
 from dynquant.jobs import tables
-from dynquant.jobs.database import Database
 from dynquant.jobs.request import JobRequest, Priority
 
-__all__ = ["count", "lock"]
+__all__ = ["count"]
 
 _HOUR_SECS = 3_600
 _DAY_SECS = 24 * _HOUR_SECS
 
 
-def lock(database: Database, connection: sa.Connection) -> None:
-    """One submission at a time, so that two cannot both be the last one allowed."""
-    if not database.is_sqlite:  # whose transactions that write are alone anyway
-        name = tables.submissions.name
-        connection.execute(sa.text(f"LOCK TABLE {name} IN SHARE ROW EXCLUSIVE MODE"))
-
-
 def count(
     connection: sa.Connection, request: JobRequest, *, now: datetime, daily_limit: int | None
 ) -> int:
-    """Number of a new submission. The watcher, which nobody has to wait for, has no limit.
+    """Number of a new submission. The watcher has no limit, as its jobs come after all others.
 
     Raises:
         RetryLaterError: The requester is over the limit.
@@ -49,7 +41,7 @@ def _check(connection: sa.Connection, requester: str, now_secs: float, daily_lim
         .where(
             submissions.requester == requester,
             submissions.at_secs > now_secs - _DAY_SECS,
-            submissions.at_secs <= now_secs,  # else a clock that was ahead would shut people out
+            submissions.at_secs <= now_secs,  # ignore times of a clock that was ahead
         )
         .order_by(submissions.at_secs.desc())
         .limit(daily_limit)
@@ -58,6 +50,6 @@ def _check(connection: sa.Connection, requester: str, now_secs: float, daily_lim
     if len(times) == daily_limit:
         hours = max(1, round((times[-1] + _DAY_SECS - now_secs) / _HOUR_SECS))
         raise RetryLaterError(
-            f"You have asked for {daily_limit} models within 24 hours, which is the most that "
-            f"one person may. Ask again in {hours} h."
+            f"You have asked for {daily_limit} models within 24 hours, which is the limit for "
+            f"one person. Ask again in {hours} h."
         )

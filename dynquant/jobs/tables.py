@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
-__all__ = ["VERSION", "jobs", "log", "metadata", "runners", "schema", "set_aside", "submissions"]
+__all__ = ["VERSION", "jobs", "log", "metadata", "quarantine", "runners", "schema", "submissions"]
 
 VERSION = 2
-"""Of these tables, of what they hold, and of DBOS's own tables: raise it with each of them."""
+"""Of these tables, of the documents in them, and of DBOS's own tables: raise it with each."""
 
 metadata = sa.MetaData()
 
 schema = sa.Table("dynquant_schema", metadata, sa.Column("version", sa.Integer, nullable=False))
 
-# One row per job. `document` is the job; the other columns are what queries ask for.
+# One row per job. `document` is the job; queries use the other columns.
 jobs = sa.Table(
     "dynquant_jobs",
     metadata,
@@ -25,12 +25,12 @@ jobs = sa.Table(
     sa.Column("has_begun", sa.Boolean, nullable=False),
     sa.Column("needed_memory_bytes", sa.BigInteger),
     sa.Column("served", sa.Integer, nullable=False),  # counts up with every job taken
-    sa.Column("session", sa.Text, index=True),  # of the runner that has it, else null
+    sa.Column("session", sa.Text, index=True),  # of the runner that runs it, else null
     sa.Column("busy_secs", sa.Float),  # from taking to publishing, by the runner's stopwatch
     sa.Column("document", sa.Text, nullable=False),
 )
 
-# One row per attempt. Its number orders the line, its time is what the daily limit counts.
+# One row per attempt. Its number orders the line, its time counts for the daily limit.
 submissions = sa.Table(
     "dynquant_submissions",
     metadata,
@@ -64,7 +64,7 @@ log = sa.Table(
     sqlite_autoincrement=True,
 )
 
-set_aside = sa.Table(
+quarantine = sa.Table(
     "dynquant_set_aside",
     metadata,
     sa.Column("number", sa.Integer, primary_key=True, autoincrement=True),

@@ -1,4 +1,4 @@
-"""How often the engine looks, and how long it is patient."""
+"""The engine's intervals and timeouts."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ class Timing:
     """The engine's intervals; the tests shorten them.
 
     Attributes:
-        tick_secs: Between two looks for cancels, progress and jobs to take. A cancel arrives
-            within this and what the step takes to stop, together below 2 s.
-        heartbeat_secs: Between two signs of life.
-        dead_after_secs: Without a sign of life until a runner's jobs go to another. A machine
+        tick_secs: Between two looks for cancelled jobs, progress and jobs to take. A cancel takes
+            this time plus the time that the step needs to stop, together below 2 s.
+        heartbeat_secs: Between two heartbeats.
+        dead_after_secs: Without a heartbeat until a runner's jobs are queued again. A machine
             short of memory can stall for many seconds.
-        takeover_secs: Without a sign of life until a new process may take a runner's name.
-        retry_for_secs: That a step waits in all for what may work later, such as the network.
-        first_delay_secs: Before such a step runs again; doubles every time.
-        longest_delay_secs: What it doubles to.
-        stop_secs: That a stopping runner waits for its steps to stop.
+        takeover_secs: Without a heartbeat until a new process may take a runner's name.
+        retry_for_secs: Total time that a step is retried after errors that may pass, such as those
+            of the network.
+        first_delay_secs: Before the first retry; doubles every time.
+        longest_delay_secs: Bound of that delay.
+        stop_secs: How long a stopping runner waits for its steps to stop.
     """
 
     tick_secs: float = 0.5
@@ -36,10 +37,10 @@ class Timing:
 
     @property
     def num_looks(self) -> int:
-        """At a runner without a sign of life until it is dead."""
+        """Looks without a heartbeat after which a runner counts as dead."""
         return math.ceil(self.dead_after_secs / self.heartbeat_secs)
 
     @property
     def num_looks_to_take_over(self) -> int:
-        """At a runner without a sign of life until its name is free."""
+        """Looks without a heartbeat after which a runner's name is free."""
         return math.ceil(self.takeover_secs / self.heartbeat_secs)

@@ -1,4 +1,4 @@
-"""Whether records that were made of somebody's JSON hold what their fields are declared to hold."""
+"""Checks that records made from untrusted JSON have values of their fields' declared types."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ __all__ = ["require_types"]
 
 
 def require_types(record: Any) -> None:
-    """Look at all fields of a dataclass, and of those in it.
+    """Check all fields of a dataclass, and of the dataclasses in it.
 
     Raises:
-        TypeError: One holds something else; names it.
+        TypeError: A value is of another type; names the field.
     """
-    hints = _hints(cast("Hashable", type(record)))  # mypy believes it of no dataclass
+    hints = _hints(cast("Hashable", type(record)))  # mypy does not see that a type is hashable
     for each in fields(record):
         if not _is_a(getattr(record, each.name), hints[each.name]):
             raise TypeError(f"{type(record).__name__}.{each.name}")
@@ -41,7 +41,7 @@ def _is_a(value: object, kind: Any) -> bool:
     if kind is float:
         return type(value) in {int, float}
     if kind is int:
-        return type(value) is int  # a bool is none
+        return type(value) is int  # a bool is not accepted
     if not isinstance(value, kind):
         return False
     if is_dataclass(value):

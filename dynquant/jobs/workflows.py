@@ -1,7 +1,7 @@
-"""What DBOS knows of a job: one workflow per attempt, sent to the runner that has the job.
+"""Workflows of DBOS: one per attempt of a job, sent to the runner that holds the job.
 
-DBOS writes down every step that is done, and fences: a workflow that was sent elsewhere can
-write nothing more from where it was before. Whose turn it is stands in our own tables.
+DBOS writes down every step that is done. It also fences: once a workflow was sent to another
+runner, the earlier runner can no longer write to it. The order of jobs is kept in our own tables.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dbos import error as dbos_error
 
 from dynquant.jobs import tables
 from dynquant.jobs.database import IDLE_TIMEOUT_SECS, translated
-from dynquant.jobs.held import Held, StoppedError, workflow_id
+from dynquant.jobs.held_job import HeldJob, StoppedError, workflow_id
 from dynquant.jobs.job import JobState, Outcome
 from dynquant.jobs.job_text import outcome_from_text
 from dynquant.jobs.steps import UNFORESEEN, StepResult
@@ -29,31 +29,31 @@ __all__ = ["Workflows"]
 _APPLICATION = "dynquant"
 _WORKFLOW = "quantize"
 _VERSION = str(tables.VERSION)
-"""Pinned: DBOS's own is a hash of the code, and workers take only what has theirs."""
+"""Pinned, because workers take only workflows of their version: the default hashes the code."""
 
 _PARKED = "parked"
-"""A queue that nobody listens to: what is sent there is fenced and stays where it is."""
+"""A queue without listeners: a workflow that is sent there is fenced and does not run."""
 
 _ENDED = ["SUCCESS", "ERROR", "CANCELLED"]
 _KEPT_FOR = timedelta(days=30)
-_MAX_FORGOTTEN = 100
-"""At once."""
+_MAX_DELETED = 100
+"""Workflows that are deleted at once."""
 
 _POLLING_SECS = 0.25
 _POOL_SIZE = 5
 _START_SECS = 5.0
-"""In which a workflow that DBOS took from the queue has begun, or never will."""
+"""A workflow that DBOS took from the queue begins within this time, or never."""
 
 
 class Workflows:
-    """The workflows of this runner. One per process: DBOS is a global thing."""
+    """The workflows of this runner. One object per process, because DBOS is global."""
 
     def __init__(
         self, url: sa.URL, *, runner_id: str, num_slots: int, run: Callable[[str], str]
     ) -> None:
-        """Start DBOS; `run` is given the ids of workflows, in threads of DBOS."""
+        """Start DBOS; it calls `run` with the ids of workflows, in its threads."""
         self._queue = f"runner-{runner_id}"
-        # DBOS prints to the console unless somebody else takes what it says.
+        # DBOS logs to the console unless its logger has a handler.
         logging.getLogger("dbos").addHandler(logging.NullHandler())
         text = url.render_as_string(hide_password=False)
         serializer = DBOSPortableJSONSerializer()
@@ -73,15 +73,15 @@ class Workflows:
                 system_database_url=text,
                 serializer=serializer,
                 application_name=_APPLICATION,
-                retry_connection_errors=False,  # the loop comes back by itself
+                retry_connection_errors=False,  # the engine's loop retries
             )
-            # Before the launch, or DBOS takes a second to find it.
+            # Before the launch, else DBOS needs a second to find the queue.
             self._client.register_queue(
                 self._queue, worker_concurrency=num_slots, polling_interval_sec=_POLLING_SECS
             )
         DBOS(config=config)
 
-        # No limit on recoveries: we count how many runners a job has killed ourselves.
+        # No limit on recoveries: `Job.deaths` counts the runners that died.
         @DBOS.workflow(name=_WORKFLOW, max_recovery_attempts=None)
         def quantize() -> str:
             assert DBOS.workflow_id is not None
@@ -98,21 +98,21 @@ class Workflows:
 
     @staticmethod
     def step(name: str, do: Callable[[], StepResult]) -> StepResult:
-        """What `do` returns, or returned when this step was done before; within `run`.
+        """The result of `do`, or its result when this step was done before; to be called in `run`.
 
         Raises:
-            StoppedError: It could not be written down, as on a full disk, and is to be done again.
+            StoppedError: The result could not be written down, as on a full disk; it is done again.
         """
         try:
             return StepResult.from_text(DBOS.run_step({"name": name}, lambda: do().to_text()))
         except sa.exc.SQLAlchemyError as error:
             raise StoppedError from error
 
-    def dispatch(self, held: Held) -> Outcome | None:
-        """See to it that a workflow runs here, if no thread works on it yet.
+    def dispatch(self, held: HeldJob) -> Outcome | None:
+        """Start or resume a job's workflow on this runner, unless it is queued here already.
 
         Returns:
-            How it ended, if it did so before its job was written down as over.
+            The workflow's outcome, if it ended before its job was written down as over.
         """
         with translated():
             found = self._client.list_workflows(workflow_ids=[held.workflow_id], load_input=False)
@@ -128,22 +128,22 @@ class Workflows:
         return None
 
     def park(self, job_id: str, attempt: int) -> None:
-        """Fence whoever works on a workflow; another runner can go on with it."""
+        """Fence a workflow; another runner can continue it."""
         try:
             with translated():
                 self._client.resume_workflow(workflow_id(job_id, attempt), queue_name=_PARKED)
         except dbos_error.DBOSNonExistentWorkflowError:
-            return  # taken, and given back before it began
+            return  # its job was taken, and given back before the workflow was made
 
     def abandon(self, job_id: str, attempt: int) -> None:
-        """Fence whoever works on a workflow; nobody goes on with it."""
+        """Fence a workflow for good."""
         with translated():
             self._client.cancel_workflow(workflow_id(job_id, attempt))
 
-    def forget_old(self) -> None:
-        """Forget the steps of attempts that ended a month ago, among them whole cost tables.
+    def delete_old(self) -> None:
+        """Delete the steps of attempts that ended a month ago, among them whole cost tables.
 
-        Who retries such a job does all of it again.
+        A retry of such a job starts with the first step.
         """
         before = (datetime.now(UTC) - _KEPT_FOR).isoformat()
         with translated():
@@ -151,21 +151,21 @@ class Workflows:
                 name=_WORKFLOW,
                 status=_ENDED,
                 completed_before=before,
-                limit=_MAX_FORGOTTEN,
+                limit=_MAX_DELETED,
                 load_input=False,
                 load_output=False,
             )
             if old:
                 self._client.delete_workflows([each.workflow_id for each in old])
 
-    def _create(self, held: Held) -> None:
+    def _create(self, held: HeldJob) -> None:
         before = workflow_id(held.job.id, held.job.attempt - 1)
         history = held.job.history
-        # What was published and is deleted is made from the first step on: the last step's answer
-        # would be the deleted repos, and the first one's may be that they are there.
+        # A published job whose repos were deleted starts with the first step: the last step's
+        # result would be the deleted repos, and the first step's may say that they exist.
         goes_on = bool(history) and history[-1].state is not JobState.PUBLISHED
         num_done = self._num_done(before) if goes_on else 0
-        # Another runner may forget it between the two.
+        # Another runner may delete the old workflow meanwhile.
         with suppress(dbos_error.DBOSNonExistentWorkflowError), SetWorkflowID(held.workflow_id):
             if num_done:
                 self._client.fork_workflow(
@@ -182,7 +182,7 @@ class Workflows:
         )
 
     def _num_done(self, identity: str) -> int:
-        """How many steps of a workflow were done, from the first on."""
+        """The number of steps of a workflow that were done, from the first on."""
         num_done = 0
         for step in self._client.list_workflow_steps(identity):
             if StepResult.from_text(str(step["output"])).outcome is not None:
@@ -195,10 +195,10 @@ def _outcome(output: object) -> Outcome:
     try:
         return outcome_from_text(str(output))
     except ValueError:
-        return UNFORESEEN  # `run` lets no error out, so somebody else wrote this
+        return UNFORESEEN  # not written by `run`, which raises no error
 
 
-def _may_still_start(held: Held, status: Any) -> bool:
+def _may_still_start(held: HeldJob, status: Any) -> bool:
     if status.status == "ENQUEUED":
         return True
     recently = held.dispatched_at is not None and (

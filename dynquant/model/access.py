@@ -1,4 +1,4 @@
-"""How openly a repo on the Hub can be read, and which of two ways is the more open one."""
+"""Read access to a repo on the Hub: private, gated or public, and the order of these."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Access:
     """Access to a repo.
 
     Attributes:
-        is_private: Whether only its owner's people may read it.
+        is_private: Whether only its owner, or the owner's organization, may read it.
         gated: `auto` or `manual`; empty for a repo without a gate.
     """
 
@@ -23,7 +23,7 @@ class Access:
     gated: str = ""
 
     def is_more_open_than(self, asked: Access) -> bool:
-        """Whether this repo has readers that a repo with the access `asked` would not have."""
+        """Whether more people may read this repo than a repo with the access `asked`."""
         if self.is_private:
             return False
         return asked.is_private or self.has_weaker_gate_than(asked)
@@ -33,7 +33,7 @@ class Access:
         return _rank(self.gated) < _rank(asked.gated)
 
     def closed_like(self, other: Access) -> Access:
-        """The access that is no more open than either of the two."""
+        """The access that is as closed as the more closed of the two, in each respect."""
         gate = max(self.gated, other.gated, key=_rank)
         return Access(is_private=self.is_private or other.is_private, gated=gate)
 
@@ -44,5 +44,5 @@ class Access:
 
 
 def _rank(gated: str) -> int:
-    """A gate of a kind that this version does not know counts as the most closed one."""
+    """The rank of a gate; an unknown kind of gate counts as the most closed."""
     return _GATES.index(gated) if gated in _GATES else len(_GATES)

@@ -1,11 +1,14 @@
-"""A model on the Hub by its metadata alone, before the watcher decides on it."""
+"""A model on the Hub by its metadata alone, as the watcher sees it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
 
-__all__ = ["Candidate"]
+__all__ = ["SOURCES", "Candidate"]
+
+SOURCES = ("full-precision", "low-precision")
+"""How the weights of an original are stored."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -14,16 +17,16 @@ class Candidate:
 
     Attributes:
         sha: Its newest commit.
-        tags: The Hub's own words on it, the author's among them.
+        tags: The tags on the Hub, those of the author and those that the Hub adds.
         model_type: Family in its config; empty while unknown.
         architectures: Classes in its config; empty while unknown.
         num_parameters: None while unknown.
-        gated: How it lets people in: `auto` or `manual`; empty for an open one.
-        opted_out: Whether its card's metadata forbid what dynquant does.
-        is_quantized: Whether its config says that the weights are quantized.
+        gated: The kind of its gate, `auto` or `manual`; empty without a gate.
+        opted_out: Whether its card's metadata forbid quantization.
+        form: The form of quantization that its config names; empty if it names none.
         files: Names of its files; None for a model that was only listed.
         weights: Names of the files that hold weights.
-        fingerprint: Of the content of these; empty while unknown.
+        fingerprint: Of the content of the weight files; empty while unknown.
     """
 
     repo_id: str
@@ -44,17 +47,22 @@ class Candidate:
     private: bool = False
     disabled: bool = False
     opted_out: bool = False
-    is_quantized: bool = False
+    form: str = ""
     files: tuple[str, ...] | None = None
     weights: tuple[str, ...] = ()
     fingerprint: str = ""
 
     @property
     def is_whole(self) -> bool:
-        """Whether everything is known that the Hub can tell."""
+        """Whether this is the full metadata, and not only a list entry."""
         return self.files is not None
 
     @property
+    def sources(self) -> str:
+        """Which of `SOURCES` its weights are, as far as its config tells."""
+        return SOURCES[bool(self.form)]
+
+    @property
     def license(self) -> str:
-        """What the Hub calls its license; empty if it has none."""
+        """Its license, as the Hub names it; empty without a license."""
         return next((tag[8:] for tag in self.tags if tag.startswith("license:")), "")

@@ -2,8 +2,8 @@
 
 transformers 5 moved the settings of rotary embeddings into `rope_parameters`, calls the dtype
 `dtype`, and tags numbers that JSON does not have. Most modules of mlx-lm know the older spelling
-alone and take a default in silence for what they do not find. The older spelling is added here
-beside the newer one; nothing of the config is lost.
+alone and silently take a default for a missing setting. This module adds the older spelling beside
+the newer one and removes nothing from the config.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _TAG = "__float__"
 _TAGGED = {"Infinity": math.inf, "-Infinity": -math.inf, "NaN": math.nan}
 _NULL_MEANS_ABSENT = ("quantization", "quantization_config", "rope_parameters", "text_config")
 _LANGUAGE_PARTS = ("text_config", "llm_config", "language_config", "thinker_config")
-"""Under these names a config nests that of the language model."""
+"""Keys under which a config nests the config of the language model."""
 
 _TIED = "tie_word_embeddings"
 _HEAD = re.compile(r"(^|\.)lm_head\.weight$")
@@ -40,15 +40,15 @@ _SLIDING_BASES = ("rope_local_base_freq", "rope_local_theta", "swa_rope_theta")
 _ROTATED_PARTS = ("partial_rotary_factor", "rotary_pct")
 _MOVED = ("original_max_position_embeddings",)
 _NO_SCALING = frozenset({_DEFAULT, "mrope"})
-"""Kinds of rotary embeddings that turn a text's tokens as plain ones do."""
+"""Kinds of rotary embeddings that rotate the tokens of a text as plain rotary embeddings do."""
 
 _BY_LENGTH = "dynamic"
-"""A kind that scales nothing up to the length that the model was trained with."""
+"""A kind without effect up to the context length of the training."""
 
 
 @dataclass(frozen=True, slots=True)
 class RopeValue:
-    """A number of a rotary embedding, and where the config has it.
+    """A number of a rotary embedding, and its place in the config.
 
     Attributes:
         keys: From the top of the config to the number.
@@ -59,7 +59,7 @@ class RopeValue:
     value: float
 
     def changed(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        """`config` with another number in this place."""
+        """`config` with a different number in this place."""
         return _with(config, self.keys, 2 * self.value + 1)
 
     def __str__(self) -> str:
@@ -70,9 +70,9 @@ def as_mlx_lm_reads(config: Mapping[str, Any]) -> dict[str, Any]:
     """The same settings, in a spelling that every version of mlx-lm's modules reads.
 
     - `{"__float__": "Infinity"}` is the number infinity.
-    - A null in the place of a group of settings is none.
-    - What `rope_parameters` says stands in `rope_theta`, `rope_scaling` and their like too. Where
-      both are there and differ, `rope_parameters` counts, as it does for transformers.
+    - A group of settings that is null is removed.
+    - The settings of `rope_parameters` are copied to `rope_theta`, `rope_scaling` and similar keys.
+      Where the two differ, `rope_parameters` has precedence, as in transformers.
 
     >>> as_mlx_lm_reads({"rope_parameters": {"rope_theta": 5e5}})["rope_theta"]
     500000.0
@@ -81,7 +81,7 @@ def as_mlx_lm_reads(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def changed_settings(config: Mapping[str, Any], read: Mapping[str, Any]) -> dict[str, Any]:
-    """What `as_mlx_lm_reads(config)` says otherwise at the top than mlx-lm finds in `config`."""
+    """The top-level settings in `read`, made by `as_mlx_lm_reads`, that differ from `config`."""
     plain = _untagged(config)
     missing = {key: None for key in plain if key not in read and plain[key] is not None}
     return missing | {
@@ -90,9 +90,9 @@ def changed_settings(config: Mapping[str, Any], read: Mapping[str, Any]) -> dict
 
 
 def rope_values(config: Mapping[str, Any]) -> list[RopeValue]:
-    """Numbers of the rotary embeddings that change what a model computes, wherever they stand.
+    """The numbers of all rotary embeddings that change the output of a model.
 
-    Those are the bases, and the factors of what is scaled at any length.
+    Those are the bases, and the factors of kinds that scale at every length.
     """
     found = []
     for at, settings in _language_parts(config):
@@ -108,7 +108,7 @@ def rope_values(config: Mapping[str, Any]) -> list[RopeValue]:
 
 
 def dtype_names(config: Mapping[str, Any]) -> list[str]:
-    """What the config calls the dtype of its weights, the most telling first: `bfloat16`."""
+    """The names of the weights' dtype in the config, the most specific first: `bfloat16`."""
     parts = [settings for _, settings in _language_parts(config)]
     named = [part.get(key) for part in parts for key in ("torch_dtype", "dtype")]
     return [str(name).removeprefix("torch.") for name in named if name is not None]
@@ -126,17 +126,17 @@ def with_dtype(config: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def tied_as_stored(config: Mapping[str, Any], tensors: Collection[str]) -> dict[str, Any] | None:
-    """A config that is silent about `tie_word_embeddings`, with what the stored tensors say.
+    """The config with `tie_word_embeddings` derived from the stored tensors, where it is missing.
 
-    transformers 5 leaves out what is the default of a family, and mlx-lm may take another one, or
-    insist on an answer.
+    transformers 5 leaves out the default of a family; mlx-lm may have another default, or require
+    the key.
 
     Args:
         config: As its author wrote it.
         tensors: Names of all tensors.
 
     Returns:
-        None where the config is not silent.
+        None where the config has the key.
     """
     if any(part.get(_TIED) is not None for _, part in _language_parts(config)):
         return None
@@ -169,19 +169,19 @@ def _settled(config: Mapping[str, Any]) -> dict[str, Any]:
     ropes = settled.get("rope_parameters")
     if not isinstance(ropes, Mapping):
         return settled
-    # Some modules insist on being told that nothing is scaled.
+    # Some modules require the key also where nothing is scaled.
     return {"rope_scaling": None} | settled | _older_spelling(ropes)
 
 
 def _older_spelling(ropes: Mapping[str, Any]) -> dict[str, Any]:
-    """What transformers 4 would have written for `rope_parameters`."""
+    """The keys that transformers 4 would have written for `rope_parameters`."""
     if not _is_by_layer_type(ropes):
         return _of_all_layers(ropes)
     by_type = {key: rope for key, rope in ropes.items() if isinstance(rope, Mapping)}
     full, sliding = (by_type.get(key) or {} for key in (_FULL, _SLIDING))
     old = _of_all_layers(full or next(iter(by_type.values()), {}))
     if len({rope.get(_ROTATED_PARTS[0]) for rope in by_type.values()}) > 1:
-        for key in _ROTATED_PARTS:  # those of one type would count for all of them
+        for key in _ROTATED_PARTS:  # a value of one type would apply to all layers
             old.pop(key, None)
     base = sliding.get("rope_theta")
     return old | ({} if base is None else dict.fromkeys(_SLIDING_BASES, base))
@@ -195,7 +195,7 @@ def _of_all_layers(rope: Mapping[str, Any]) -> dict[str, Any]:
     old |= {key: rope[key] for key in _MOVED if rope.get(key) is not None}
     kind = _kind_of(rope)
     if kind not in _NO_SCALING:
-        # Older modules ask for `type`, newer ones for `rope_type`.
+        # Older modules read `type`, newer modules read `rope_type`.
         scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
         old["rope_scaling"] = scaling | {"type": kind, "rope_type": kind}
     return old

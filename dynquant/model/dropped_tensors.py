@@ -1,4 +1,4 @@
-"""Tensors of a source that its quantized folder will not hold, and what that means for a user."""
+"""Tensors of a source that its quantized folder will not hold, with notes for users."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 from dynquant.model.notes import counted, note
 from dynquant.model.quantized_sources import Tensor
 
-__all__ = ["Part", "notes_on", "part_of", "parts_of"]
+__all__ = ["Part", "has_tower", "notes_on", "part_of", "parts_of"]
 
 _FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 _RECOMPUTED = re.compile(
     r"(inv_freq|(cos|sin)_cached|position_ids|masked_bias)$|(^|\.)(rotary_emb|rotary_pos_emb)\."
-    # Of sources in 8 bits: for activations and caches, which MLX keeps in 16.
+    # Of 8-bit sources: scales of activations and caches, which MLX keeps in 16 bits.
     r"|(activation|input|output|k|v|q|kv)_(scale|zero_point)$"
 )
 _VISION = re.compile(
@@ -24,7 +24,7 @@ _VISION = re.compile(
 )
 _AUDIO = re.compile(r"(^|[._])(audio|speech|sound|whisper|conformer|voice|talker|code2wav)")
 _DRAFT = re.compile(r"(^|[._])(mtp|nextn|medusa|eagle|multi_token|eh_proj|enorm|hnorm)")
-_MASK_AXES = 4  # batch, head, query, key; every loader makes masks anew
+_MASK_AXES = 4  # batch, head, query, key; every loader computes masks itself
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 _HEAD = re.compile(r"(^|\.)(lm_head|output|embed_out|head)\.weight$")
 
@@ -40,13 +40,18 @@ class Part(StrEnum):
     OTHER = "other"
 
 
+def has_tower(names: Iterable[str]) -> bool:
+    """Whether some of these tensors are of a part that sees or hears."""
+    return any(_VISION.search(name) or _AUDIO.search(name) for name in names)
+
+
 def part_of(name: str, tensor: Tensor, *, num_layers: int | None) -> Part:
     """The part that a tensor which the loader drops belongs to.
 
     Args:
         name: Of the tensor.
         tensor: Its dtype and shape.
-        num_layers: Of the language model; layers behind them are heads that draft.
+        num_layers: Of the language model; later layers are heads for speculative decoding.
     """
     if _AUDIO.search(name):
         return Part.AUDIO
@@ -76,7 +81,7 @@ def parts_of(
 
 
 def notes_on(parts: Mapping[Part, Collection[str]]) -> tuple[str, ...]:
-    """A sentence for each part that a user would miss."""
+    """A sentence for each dropped part that users could expect in the model."""
     return tuple(
         note(part, counted(len(parts[part])))
         for part in (Part.VISION, Part.AUDIO, Part.DRAFT)

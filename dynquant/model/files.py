@@ -1,4 +1,4 @@
-"""Which files of a model are fetched, and which of them a quantized model takes over, by name.
+"""The files of a model that are fetched, and those that a quantized model takes over, by name.
 
 One definition for repos and folders, so that a quant of either carries the same files. The names
 are those that transformers and mlx-lm open, and the spellings of license texts in public repos.
@@ -12,6 +12,7 @@ from dynquant.errors import InvalidModelError
 
 __all__ = [
     "CONFIG",
+    "DRAFTING",
     "INDEX",
     "LFS_POINTER",
     "TEMPLATES",
@@ -25,15 +26,17 @@ __all__ = [
 
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
+DRAFTING = "mtp.safetensors"
+"""Heads that draft tokens, outside the index: stock loaders skip this file."""
 TEMPLATES = "additional_chat_templates"
 """Folder of the named chat templates, a file each, as transformers saves them."""
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/v1"
-"""First bytes of the small file that git holds in place of one that is stored with Git LFS."""
+"""First bytes of the pointer that git holds in place of a file in Git LFS."""
 
 _MAX_NAME = 200
 
-# Read, and written anew or left out in a quantized model.
+# Read, and then rewritten or left out in a quantized model.
 _READ_ONLY = frozenset({CONFIG, INDEX, "hf_quant_config.json", "README.md"})
 
 # With DOTALL, since mlx-lm's own pattern matches line breaks too.
@@ -44,7 +47,7 @@ _TOKENIZER = re.compile(
     r"|.*(tokenizer|tekken|vocab|merges|added_tokens|special_tokens|processor|chat_template).*"
     r"\.(json|jsonl|txt)"
     r"|generation_config\.json"
-    # Opened by single tokenizers of transformers beside their vocabulary.
+    # Opened by a few tokenizers of transformers beside their vocabulary.
     r"|dict\.txt|(normalizer|byte_maps|emoji|word_shape|word_pronunciation)\.json",
     re.DOTALL,
 )
@@ -61,7 +64,7 @@ _LICENSES = re.compile(r"licen[cs]es?")
 
 
 def is_weights(name: str) -> bool:
-    """Whether mlx-lm reads weights from this file: one at the top of the model's folder."""
+    """Whether mlx-lm reads weights from this file; it must be at the top of the model's folder."""
     return "/" not in name and _WEIGHTS.fullmatch(name) is not None
 
 
@@ -96,18 +99,18 @@ def is_subfolder(name: str) -> bool:
 def is_fetched(name: str) -> bool:
     """Whether this file of a repo is needed: taken over, or read for the quantized model.
 
-    Which of the weights are needed is for `model.weight_files` to say.
+    `model.weight_files` decides which weight files are needed.
     """
     return name in _READ_ONLY or is_taken_over(name)
 
 
 def has_odd_name(name: str) -> bool:
-    """Whether no sound model has a file of this name: too long, or with invisible characters."""
+    """Whether a file's name is too long or has invisible characters, as no regular model's does."""
     return len(name) > _MAX_NAME or not name.isprintable()
 
 
 def lfs_pointer_found(name: str) -> InvalidModelError:
-    """Why a file is refused that begins with `LFS_POINTER`."""
+    """The error for a file that begins with `LFS_POINTER`."""
     return InvalidModelError(
         f"'{name[:100]}' is a pointer of Git LFS and not the file itself, as a clone without Git "
         "LFS leaves it. Run 'git lfs pull' in the clone; if the pointer is in the repo, ask its "

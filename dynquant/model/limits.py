@@ -1,4 +1,4 @@
-"""What no model needs more of: bounds on the files of strangers, kept before they are read.
+"""Size limits for untrusted model files, checked before the files are read.
 
 The largest models of 2026 have some 150,000 tensors in 200 shards, 20 MB of headers and 40 MB of
 tokenizer.
@@ -44,10 +44,10 @@ MAX_SMALL_FILE_BYTES = 200_000_000
 """Of one such file."""
 
 MAX_PLANNING_FILE_BYTES = 30_000_000
-"""Of one that is read before a model is downloaded, for whoever asks; an index is the largest."""
+"""Of one file that is read for any visitor before a download; an index is the largest."""
 
 MAX_DIMENSIONS, MAX_SIZE = 16, 2**48
-"""Of a tensor, and along one of its dimensions: so large that their product is still quick."""
+"""Of a tensor, and along one of its dimensions: their product is still fast to compute."""
 
 
 MAX_TENSORS = 400_000
@@ -60,18 +60,18 @@ MAX_CONFIG_VALUES = 300_000
 """Of config.json, which is copied and looked through often; some list the names of all tensors."""
 
 MAX_LAYERS, MAX_EXPERTS = 2_000, 100_000
-"""That a config may ask for; experts are those of all layers. mlx-lm makes modules for each layer,
-and for some families' experts, of some 8 kB apiece. The largest models that we know have some 150
-layers and 25,000 experts."""
+"""Of a config; experts are counted over all layers. mlx-lm makes modules of some 8 kB for each
+layer, and in some families for each expert. The largest known models have some 150 layers and
+25,000 experts."""
 
 
 def require_few_values(raw: bytes, name: str, most: int = MAX_JSON_VALUES) -> None:
-    """Refuse a JSON text that may hold more values, without parsing it: no comma is escaped.
+    """Refuse a JSON text with too many values by its commas, without parsing it.
 
     Args:
-        raw: Of the file, or of a header in it.
+        raw: The file's content, or a header in it.
         name: Of the file.
-        most: Values.
+        most: Number of values that is too many.
 
     Raises:
         InvalidModelError: It has too many commas.
@@ -84,7 +84,7 @@ def require_few_values(raw: bytes, name: str, most: int = MAX_JSON_VALUES) -> No
 
 
 def headers_too_large() -> InvalidModelError:
-    """Why headers are not read."""
+    """The error for headers that are too large to be read."""
     return InvalidModelError(
         "The headers of this model's safetensors files are larger than those of any model that we "
         f"know, {MAX_HEADER_BYTES // 10**6} MB in all. Ask its author."
@@ -92,7 +92,7 @@ def headers_too_large() -> InvalidModelError:
 
 
 def file_too_large(name: str, most_bytes: int = MAX_SMALL_FILE_BYTES) -> InvalidModelError:
-    """Why a file is not read."""
+    """The error for a file that is too large to be read."""
     return InvalidModelError(
         f"'{name[:100]}' is larger than {most_bytes // 10**6} MB, which no model needs. Ask the "
         "model's author."
@@ -100,7 +100,7 @@ def file_too_large(name: str, most_bytes: int = MAX_SMALL_FILE_BYTES) -> Invalid
 
 
 def too_many_tensors() -> InvalidModelError:
-    """Why a model with so many tensors is not opened."""
+    """The error for a model with too many tensors to be opened."""
     return InvalidModelError(
         f"This model's safetensors files hold more than {MAX_TENSORS:,} tensors, and no model that "
         "we know has so many. Ask its author."
@@ -108,7 +108,7 @@ def too_many_tensors() -> InvalidModelError:
 
 
 def too_many_files(num_files: int) -> InvalidModelError:
-    """Why so many files beside the weights are not read."""
+    """The error for too many files beside the weights."""
     return InvalidModelError(
         f"This model has {num_files:,} files beside its weights, and no model needs more than "
         f"{MAX_SMALL_FILES:,}. Ask its author."

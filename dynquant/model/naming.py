@@ -1,10 +1,11 @@
-"""Names of quantized models, and of the people who ask for them."""
+"""Names of quantized models, of their repos, and of requesters."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
 from collections.abc import Mapping
+from urllib.parse import urlsplit
 
 from dynquant.errors import InvalidOptionError
 from dynquant.model.publishers import is_well_known
@@ -19,45 +20,49 @@ __all__ = [
     "local_name",
     "quantized_name",
     "repo_ids",
+    "repo_in",
 ]
 
 MAX_NAME_LENGTH = 96
-"""Longest repo name that the Hub takes (`huggingface_hub.utils.validate_repo_id`)."""
+"""Longest repo name that the Hub accepts (`huggingface_hub.utils.validate_repo_id`)."""
 
 WATCHER = "the watcher"
-"""Who asks for what nobody asked for; as `local_name`, no account on the Hub is called so."""
+"""The requester of the watcher's jobs; like `local_name`, not a possible account on the Hub."""
 
-# What `huggingface_hub.utils.validate_repo_id` takes.
+# As `huggingface_hub.utils.validate_repo_id`.
 _NAME = re.compile(
     r"(?!.*(?:--|\.\.))(?!.*\.git$)[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?"
 )
 
 _AUTHORS = "__"
-"""Between the author and the model; names without an author never hold it."""
+"""Between the author and the model; names without an author never contain it."""
+
+_PAGES = ("huggingface.co/", "hf.co/")
+"""Begin an address without its scheme."""
 
 TARGET_DECIMALS = 4
-"""Enough for any target that a person would type; what lies beyond is float noise."""
+"""Enough for every target that a person types; further digits are float noise."""
 
 
 def local_name(user: str) -> str:
-    """Who asks on a machine itself: an account of the same name on the Hub is somebody else."""
+    """The requester for a user of this machine, distinct from a Hub account of the same name."""
     return f"local:{user}"
 
 
 def is_ours(requester: str) -> bool:
-    """Whether this machine itself asks: a user of it, or its watcher."""
+    """Whether the requester is a user of this machine, or its watcher."""
     return requester == WATCHER or requester.startswith(local_name(""))
 
 
 def is_account_name(requester: str) -> bool:
-    """Whether an account on the Hub may be called so, which excludes all that `is_ours`."""
+    """Whether an account on the Hub may have this name; never true where `is_ours` is."""
     return bool(_NAME.fullmatch(requester))
 
 
 def quantized_name(source: str, target_bpw: float) -> str:
     """Default name of `source` quantized to `target_bpw`: `Qwen3-8B-MLX-4.5bpw`.
 
-    The result is always a name that the Hub takes.
+    The Hub always accepts the result.
 
     Args:
         source: Repo id, or name of a folder.
@@ -72,16 +77,16 @@ def repo_ids(
     """Name of a quantized model → the repo that it is published as.
 
     The author of the source is part of the repo's name, `author__model`, unless the author is well
-    known or publishes there: two models of one name must not compete for one repo.
+    known or owns the namespace: two models of one name must not compete for one repo.
 
     Args:
         destination: A namespace, for the default names in it, or a repo id, in which `{model}`
             and `{bpw}` stand for the source's name and the requested bits per weight.
         targets: Name → source and requested bits per weight.
-        variant: Goes to the end of the repo's name, see `quant.recipe.variant_of`.
+        variant: Appended to the repo's name, see `quant.recipe.variant_of`.
 
     Raises:
-        InvalidOptionError: It makes no repo ids, or the same one for two models.
+        InvalidOptionError: `destination` makes invalid repo ids, or one repo id for two models.
     """
     ids = {}
     namespace, is_template, _ = destination.partition("/")
@@ -105,11 +110,27 @@ def repo_ids(
     return ids
 
 
+def repo_in(text: str) -> str:
+    """The `org/name` in a pasted address of a model's page, else the text without outer spaces.
+
+    >>> repo_in(" https://huggingface.co/Qwen/Qwen3-8B/tree/main ")
+    'Qwen/Qwen3-8B'
+    """
+    typed = text.strip()
+    if not ("://" in typed or typed.startswith(_PAGES)):
+        return typed
+    try:
+        path = urlsplit(typed if "://" in typed else f"https://{typed}").path
+    except ValueError:  # brackets that hold no IPv6 address
+        return typed
+    return "/".join(path.strip("/").split("/")[:2])
+
+
 def check_repo_id(repo_id: str, hint: str = "Pass one such as 'you/model'") -> None:
-    """Refuse what the Hub would not take.
+    """Refuse an id that the Hub would not accept.
 
     Raises:
-        InvalidOptionError: It cannot be the id of a repo; `hint` says what to do.
+        InvalidOptionError: It cannot be the id of a repo; `hint` is part of the message.
     """
     namespace, _, name = repo_id.partition("/")
     if not (_NAME.fullmatch(namespace) and _NAME.fullmatch(name)):
@@ -120,14 +141,14 @@ def check_repo_id(repo_id: str, hint: str = "Pass one such as 'you/model'") -> N
 
 
 def _model_name(source: str, *, namespace: str) -> str:
-    """What a quant of `source` that is published in `namespace` calls it.
+    """The name of `source` in the repo of its quant in `namespace`.
 
-    A single `_` would not do: the model `6b` of an account `stablelm-2-1` is not Stability AI's
-    `stablelm-2-1_6b`.
+    A single `_` would be ambiguous: the model `6b` of an account `stablelm-2-1` is not
+    `stablelm-2-1_6b` of Stability AI.
     """
     author, slash, model = source.partition("/")
-    is_no_doubt = is_well_known(author) or author.lower() == namespace.lower()
-    if not slash or (is_no_doubt and _AUTHORS not in model):
+    is_unambiguous = is_well_known(author) or author.lower() == namespace.lower()
+    if not slash or (is_unambiguous and _AUTHORS not in model):
         return _last_part(source)
     return f"{author}{_AUTHORS}{_last_part(source)}"
 
@@ -146,7 +167,7 @@ def _suffixed(model: str, suffix: str) -> str:
 
 
 def _plain_decimal(value: float) -> str:
-    """`value` with one decimal at least and no trailing zeros."""
+    """`value` with at least one decimal and no trailing zeros."""
     whole, _, decimals = f"{value:.{TARGET_DECIMALS}f}".partition(".")
     return f"{whole}.{decimals.rstrip('0') or '0'}"
 

@@ -1,8 +1,8 @@
-"""Accounts on the Hub that publish models of their own under names that people know them by.
+"""Well-known accounts on the Hub that publish models of their own.
 
 Quants of their models carry the model's name alone, as `Qwen3-8B-MLX-4.5bpw`. Quants of all other
-models carry the author too, or whoever asks first for a quant of `somebody/Qwen3-8B` would take
-the name that belongs to Qwen's.
+models carry the author too: otherwise a quant of `somebody/Qwen3-8B` could take the name of the
+quant of Qwen's model.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ _WELL_KNOWN = frozenset(
         "tiiuae", "tinyllama", "upstage", "utter-project", "xai-org", "xiaomimimo", "zai-org",
     }
 )  # fmt: skip
-"""In lower case: the Hub does not tell names apart by case.
+"""In lower case, since the Hub ignores case in names.
 
-None of them re-uploads models of others, as NousResearch does, so that no two would have the same
-model. None is a name that an account gave up, as THUDM: the Hub leads from there to the new name
-until somebody else takes the old one.
+Accounts that re-upload models of others, such as NousResearch, are not listed, so that no two
+accounts here have the same model. Former names of accounts, such as THUDM, are not listed either:
+the Hub redirects them only until another account takes the name.
 """
 
 
 def is_well_known(author: str) -> bool:
-    """Whether the account `author` is one of them."""
+    """Whether the account `author` is on the list."""
     return author.lower() in _WELL_KNOWN

@@ -1,7 +1,7 @@
-"""Sources that are quantized already, told by their config and by the headers of their tensors.
+"""Recognizes quantized sources by their config and by the headers of their tensors.
 
-A config may be silent: weights are cast to float8 by hand, or the file that describes a
-quantization is left behind. The dtypes and the names of tensors are not.
+A config may not mention it: weights are cast to float8 by hand, or the file that describes the
+quantization is missing. The dtypes and names of the tensors always show it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Tensor", "quantized_form", "scale_names"]
+__all__ = ["Tensor", "is_weight_name", "quantization_settings", "quantized_form"]
 
 _METHODS = {
     "aqlm": "AQLM",
@@ -49,14 +49,14 @@ _BY_NAME = (
     (re.compile(r"\.(q_scale_max|q_invperm)$"), "EXL2"),
     (re.compile(r"\.weight_packed$"), "compressed-tensors"),
     (re.compile(r"_blocks$"), "MXFP4"),
+    (re.compile(r"\.weight_scale_2$"), "NVFP4"),
 )
 _WEIGHT = re.compile(r"(weight|_proj|_blocks|_packed|qweight|codes)$")
-_SCALES = ("_scale_inv", "_scale")
 
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """A tensor as a safetensors header has it.
+    """A tensor in a safetensors header.
 
     Attributes:
         dtype: Its name there: `BF16`, `F8_E4M3`.
@@ -68,7 +68,7 @@ class Tensor:
 
 
 def quantized_form(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str | None:
-    """The form that weights are quantized in, in words; None where they are plain floats.
+    """The name of the weights' quantization; None for plain floats.
 
     Args:
         config: `config.json`.
@@ -81,9 +81,19 @@ def quantized_form(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> 
     return _form_said(config) or _form_seen(tensors)
 
 
-def scale_names(name: str) -> tuple[str, ...]:
-    """What the tensor of scales of weight `name` may be called; each multiplies the codes."""
-    return tuple(name + suffix for suffix in _SCALES)
+def quantization_settings(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The settings of a quantization in the config; empty where there are none to read."""
+    text = config.get("text_config")
+    for part in (config, text if isinstance(text, Mapping) else {}):
+        settings = part.get("quantization_config")
+        if isinstance(settings, Mapping) and settings:
+            return settings
+    return {}
+
+
+def is_weight_name(name: str) -> bool:
+    """Whether a tensor of several axes and this name is a weight, and no mask or index."""
+    return _WEIGHT.search(name) is not None
 
 
 def _form_said(config: Mapping[str, Any]) -> str | None:
@@ -111,13 +121,13 @@ def _form_seen(tensors: Mapping[str, Tensor]) -> str | None:
     for name, tensor in tensors.items():
         if tensor.dtype == "U32" and f"{name.removesuffix('weight')}scales" in tensors:
             return "MLX"
-        if tensor.dtype in _CODES and len(tensor.shape) > 1 and _WEIGHT.search(name):
+        if tensor.dtype in _CODES and len(tensor.shape) > 1 and is_weight_name(name):
             return f"{_CODES[tensor.dtype]} ({tensor.dtype})"
     return None
 
 
 def _is_awq(tensors: Mapping[str, Tensor]) -> bool:
-    """AWQ packs along the outputs: its codes are narrower than its scales, and GPTQ's are not."""
+    """AWQ packs along the outputs: its codes are narrower than its scales, unlike GPTQ's."""
     for name, tensor in tensors.items():
         scales = tensors.get(name.removesuffix("qweight") + "scales")
         if name.endswith(".qweight") and scales is not None and tensor.shape and scales.shape:

@@ -1,4 +1,4 @@
-"""A model in a local folder, and where it came from."""
+"""A model in a local folder, and its origin."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ __all__ = ["ModelSource"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSource:
-    """A model in a local folder, and where it came from.
+    """A model in a local folder, and its origin.
 
     Attributes:
         name: Repo id, or the name of the local folder; never a path.
-        folder: Where the files are.
+        folder: The folder of its files.
         is_repo: Whether it came from the Hub.
         revision_sha: Commit of the repo; empty for a local folder.
         license_fields: `license`, `license_name`, `license_link` of the card, as far as present.
-        gated: How a gated repo lets people in: `auto` or `manual`; empty for an open one.
+        gated: The kind of the repo's gate, `auto` or `manual`; empty without a gate.
         gated_fields: The `extra_gated_*` fields of the card.
-        is_private: Whether only some may read the repo.
+        is_private: Whether the repo is private.
         hub_id: The Hub's own id of the repo, see `model.origin.Origin`; may be empty.
+        quantized_from: The models that its card says it is a quant of.
     """
 
     name: str
@@ -37,10 +38,11 @@ class ModelSource:
     gated_fields: Mapping[str, object] = field(default_factory=dict)
     is_private: bool = False
     hub_id: str = ""
+    quantized_from: tuple[str, ...] = ()
 
     @property
     def origin(self) -> Origin:
-        """What a quant of it names as its source."""
+        """The source that a quant of this model names."""
         return Origin(name=self.name, hub_id=self.hub_id)
 
     @property

@@ -1,7 +1,7 @@
-"""Which weight files of a model count: those that mlx-lm reads, without second copies.
+"""The weight files of a model that are in use: those that mlx-lm reads, without second copies.
 
-mlx-lm reads every `model*.safetensors` and ignores the index. Here the index serves for two
-things: to tell the files in use from an older export beside them, and to notice missing files.
+mlx-lm reads every `model*.safetensors` and ignores the index. Here the index has two uses: to
+distinguish the files in use from an older export beside them, and to notice missing files.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class WeightFiles:
     """The weight files of one model.
 
     Attributes:
-        read: Those that count, sorted.
+        read: The files in use, sorted.
         copies: Files beside those of the index that have some of the same tensors; not read.
         left_out: File → tensors of it that no file of `read` has.
     """
@@ -34,7 +34,7 @@ class WeightFiles:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Sentences on what is not read, for a log and a card."""
+        """Sentences on the files and tensors that are not read, for a log and a card."""
         notes = []
         if self.copies:
             notes.append(note("copies", listed(self.copies)))
@@ -44,10 +44,10 @@ class WeightFiles:
 
 
 def weight_map_in(index: str | bytes) -> dict[str, str]:
-    """Tensor → file, as an index has it.
+    """Tensor → file, from an index.
 
     Raises:
-        InvalidModelError: It is no index, or larger than that of any model.
+        InvalidModelError: The text is malformed, or larger than the index of any model.
     """
     require_few_values(index.encode() if isinstance(index, str) else index, INDEX)
     try:
@@ -68,7 +68,7 @@ def weight_map_in(index: str | bytes) -> dict[str, str]:
 
 
 def is_settled(files: Collection[str], weight_map: Mapping[str, str]) -> bool:
-    """Whether all of `files` count for certain, as in nearly every model; else headers tell.
+    """Whether all of `files` are in use by their names alone; else the headers decide.
 
     Args:
         files: Names of all `model*.safetensors`.
@@ -81,10 +81,10 @@ def is_settled(files: Collection[str], weight_map: Mapping[str, str]) -> bool:
 def chosen_files(
     tensors: Mapping[str, Collection[str]], weight_map: Mapping[str, str]
 ) -> WeightFiles:
-    """The files that count.
+    """The files in use.
 
-    Where the index is true, these are its files, and others that have no tensor in common with
-    them. Where a file does not hold what the index says, the index is stale and all files count.
+    If the index is correct, these are its files, and other files that share no tensor with them. If
+    a file lacks a tensor that the index places in it, the index is stale and all files are in use.
 
     Args:
         tensors: Name of each `model*.safetensors` → the tensors in it.
@@ -92,7 +92,7 @@ def chosen_files(
 
     Raises:
         InvalidModelError: A tensor of the index is in no file, or a tensor is in two files and
-            the index does not settle which counts.
+            the index does not decide between them.
     """
     indexed = {tensor: file for tensor, file in weight_map.items() if is_weights(file)}
     is_true = all(tensor in tensors.get(file, ()) for tensor, file in indexed.items())

@@ -1,22 +1,22 @@
-"""What a model is made of, told by its config and the headers of its weights alone.
+"""The layers of a model, from its config and the headers of its weights alone.
 
-Nothing here imports MLX, so that pages and watcher can ask: which families mlx-lm runs is read
-from the names and the source of its files.
+Pages and watcher use this module, so it does not import MLX: it reads which families mlx-lm runs
+from the names and the source of mlx-lm's files.
 """
 
 from __future__ import annotations
 
-import ast
 import json
-import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
-from importlib.util import find_spec
+from math import prod
 from pathlib import Path
 from typing import Any
 
 from dynquant.errors import Reason, UnsupportedModelError
+from dynquant.model.code_finder import coded_weights
+from dynquant.model.coded_weights import uncoded
+from dynquant.model.dropped_tensors import Part, notes_on, parts_of
 from dynquant.model.files import CONFIG, INDEX, is_weights
 from dynquant.model.limits import (
     MAX_CONFIG_VALUES,
@@ -27,83 +27,67 @@ from dynquant.model.limits import (
     require_few_values,
     too_many_tensors,
 )
+from dynquant.model.originals import require_original
+from dynquant.model.precision import is_float32
 from dynquant.model.quantized_sources import Tensor, quantized_form
 from dynquant.model.source import ModelSource
 from dynquant.model.weight_files import chosen_files, weight_map_in
+from dynquant.quant.families import is_known_family, keeps_tower
 from dynquant.quant.formats import DEFAULT_MENU, UNQUANTIZED
 from dynquant.quant.plan import LayerProfile, ModelInventory
 
-__all__ = ["HeaderInventory", "header_inventory", "is_known_family", "known_families"]
+__all__ = ["HeaderInventory", "header_inventory"]
 
-_REMAPPING = "MODEL_REMAPPING"
-"""In `mlx_lm.utils`: `model_type` → the module that runs it."""
-_MODEL_ARGS = re.compile(r"\bModelArgs\b")
-"""What every module of a family has, and none that only helps them."""
 
 _DTYPE_BITS = {"F32": 32, "F64": 32}
-"""Everything else is kept in 16 bits."""
+"""All other dtypes are counted as 16 bits."""
 _CACHE_BYTES_PER_VALUE = 2
+_TOWERS = {Part.VISION, Part.AUDIO}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeaderInventory:
-    """A model, as far as it is known before its weights are.
+    """Facts about a model that its config and headers give.
 
     Attributes:
         inventory: Its layers as the headers have them.
-        cache_bytes_per_token: Of the key-value cache; None if nobody knows.
+        cache_bytes_per_token: Of the key-value cache; None if it is unknown.
+        notes: Sentences on parts of the source that a quant lacks.
     """
 
     inventory: ModelInventory
     cache_bytes_per_token: int | None
-
-
-@lru_cache(maxsize=1)
-def known_families() -> frozenset[str] | None:
-    """Every `model_type` that mlx-lm runs; None where it is not installed."""
-    spec = find_spec("mlx_lm")
-    if spec is None or not spec.submodule_search_locations:
-        return None
-    folder = Path(spec.submodule_search_locations[0])
-    modules = {
-        file.stem
-        for file in (folder / "models").glob("*.py")
-        if _MODEL_ARGS.search(file.read_text(encoding="utf-8"))
-    }
-    remapped = _remapped(folder / "utils.py")
-    return frozenset(modules | {name for name, module in remapped.items() if module in modules})
-
-
-def is_known_family(model_type: str) -> bool:
-    """Whether mlx-lm runs it; where mlx-lm is not installed nothing speaks against it."""
-    families = known_families()
-    return families is None or model_type in families
+    notes: tuple[str, ...] = ()
 
 
 def header_inventory(source: ModelSource) -> HeaderInventory:
-    """What a model is made of.
+    """The layers of a model, and the size of its cache.
 
     Args:
         source: With its config, and with safetensors files that have their headers at least.
 
     Raises:
-        UnsupportedModelError: mlx-lm does not run it, or it is quantized already.
-        InvalidModelError: Its weight files are not those that its index names, or hold more than
-            any model does.
+        UnsupportedModelError: mlx-lm does not run it, or it is quantized and no original.
+        InvalidModelError: Its weight files differ from its index, or exceed the limits for a model.
     """
     config = _config(source)
+    tensors = _stored(source, config)
+    parts = parts_of(tensors, tensors, config)
+    left_out = {part: parts[part] for part in _left_out(config) & parts.keys()}
+    dropped = {name for names in left_out.values() for name in names}
+    kept = {name: tensor for name, tensor in tensors.items() if name not in dropped}
+    in_tower = {name for part in _TOWERS - left_out.keys() for name in parts.get(part, ())}
     return HeaderInventory(
-        inventory=_inventory(source, config), cache_bytes_per_token=_cache_bytes_per_token(config)
+        inventory=_inventory(source, config, kept, in_tower),
+        cache_bytes_per_token=_cache_bytes_per_token(config),
+        notes=notes_on(left_out),
     )
 
 
-def _remapped(utils: Path) -> dict[str, str]:
-    for node in ast.parse(utils.read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.Assign) and any(
-            isinstance(target, ast.Name) and target.id == _REMAPPING for target in node.targets
-        ):
-            return dict(ast.literal_eval(node.value))
-    return {}
+def _left_out(config: Mapping[str, Any]) -> set[Part]:
+    """Parts of the source that a quant lacks, where it has them."""
+    towers = set() if keeps_tower(str(config["model_type"])) else _TOWERS
+    return {Part.DRAFT, Part.RECOMPUTED, *towers}
 
 
 def _config(source: ModelSource) -> dict[str, Any]:
@@ -119,8 +103,8 @@ def _config(source: ModelSource) -> dict[str, Any]:
         family = str(config["model_type"])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UnsupportedModelError(
-            f"The config.json of '{source.name}' names no family of models, so nobody can tell "
-            "how to run it. Pass a model for transformers or mlx-lm.",
+            f"The config.json of '{source.name}' names no family of models in model_type, so "
+            "nothing says how to run it. Pass a model for transformers or mlx-lm.",
             reason=Reason.UNKNOWN_ARCHITECTURE,
         ) from error
     if config.get("model_file") is not None:
@@ -138,8 +122,8 @@ def _config(source: ModelSource) -> dict[str, Any]:
     return dict(config)
 
 
-def _inventory(source: ModelSource, config: Mapping[str, Any]) -> ModelInventory:
-    """The layers as the headers have them; mlx-lm may join some, which changes no size."""
+def _stored(source: ModelSource, config: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Name → dtype and shape of the tensors in the weight files that count."""
     index = source.folder / INDEX
     weight_map = weight_map_in(index.read_bytes()) if index.is_file() else {}
     files: dict[str, dict[str, Tensor]] = {}
@@ -156,30 +140,52 @@ def _inventory(source: ModelSource, config: Mapping[str, Any]) -> ModelInventory
         for name, tensor in files[file].items()
     }
     if (form := quantized_form(config, tensors)) is not None:
-        raise UnsupportedModelError(
-            f"'{source.name}' is quantized already ({form}). Pass the original.",
-            reason=Reason.ALREADY_QUANTIZED,
-        )
-    sized = [
-        (name, tensor.shape, _DTYPE_BITS.get(tensor.dtype, 16)) for name, tensor in tensors.items()
-    ]
+        require_original(source.name, form=form, quantized_from=source.quantized_from)
+        tensors = uncoded(tensors, coded_weights(tensors, config))
+    return tensors
+
+
+def _inventory(
+    source: ModelSource,
+    config: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    in_tower: Collection[str],
+) -> ModelInventory:
+    """The layers by the headers; mlx-lm may join some of them, which changes no size.
+
+    Args:
+        source: For messages.
+        config: Its config.
+        tensors: Name → tensor that a quant keeps.
+        in_tower: Names of those that are kept as they are.
+    """
+    wide = {} if is_float32(config, tensors) else _DTYPE_BITS  # stored in bfloat16
+    bits = {
+        name: (_DTYPE_BITS if name in in_tower else wide).get(tensor.dtype, 16)
+        for name, tensor in tensors.items()
+    }
     layers = tuple(
-        _layer(name, shape, bits) for name, shape, bits in sized if len(shape) > 1 and all(shape)
+        _layer(name, tensor.shape, bits[name])
+        for name, tensor in tensors.items()
+        if len(tensor.shape) > 1 and all(tensor.shape) and name not in in_tower
     )
-    fixed = [(shape, bits) for _, shape, bits in sized if len(shape) == 1]
-    num_fixed = sum(shape[0] for shape, _ in fixed)
-    num_parameters = sum(layer.num_weights for layer in layers) + num_fixed
+    quantized = {layer.path for layer in layers}
+    fixed = {name: prod(tensor.shape) for name, tensor in tensors.items() if name not in quantized}
+    num_parameters = sum(layer.num_weights for layer in layers) + sum(fixed.values())
     if not num_parameters:
         raise UnsupportedModelError(
             f"The safetensors files of '{source.name}' hold no weights. Take another model.",
             reason=Reason.NO_WEIGHTS,
         )
+    towers = {name: fixed[name] for name in fixed if name in in_tower}
     return ModelInventory(
         model_type=str(config["model_type"]),
         layers=layers,
         num_parameters=num_parameters,
-        fixed_bits=sum(shape[0] * bits for shape, bits in fixed),
+        fixed_bits=sum(size * bits[name] for name, size in fixed.items()),
         dtype="bfloat16",
+        num_tower_parameters=sum(towers.values()),
+        tower_bits=sum(size * bits[name] for name, size in towers.items()),
     )
 
 
@@ -217,7 +223,7 @@ def _sizes(shape: list[object]) -> tuple[int, ...]:
 
 
 def _cache_bytes_per_token(config: Mapping[str, Any]) -> int | None:
-    """Keys and values of all layers; more than a model takes that looks back only so far."""
+    """Bytes of keys and values of all layers; an upper bound for models with sliding windows."""
     text = config.get("text_config") or config
     try:
         num_layers = int(text["num_hidden_layers"])

@@ -1,4 +1,4 @@
-"""What the costs of layers come to when all of them are quantized at once."""
+"""The KL divergence of a whole plan, predicted from the summed costs of its layers."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ __all__ = ["KlCalibration"]
 
 @dataclass(frozen=True)
 class KlCalibration:
-    """Whole plans that were measured, to predict others by.
+    """Measured plans, between which the KL divergence of other plans is interpolated.
 
-    Errors of many layers add up to less than their sum where they send tokens to the same other
-    experts, and to more where they go one way. It depends on how much error there is, and moves
-    all plans of one size alike, so it does not change which of them is the best.
+    The errors of many layers add up to less than their sum where they route tokens to the same
+    other experts, and to more where they are correlated. The ratio depends on the size of the
+    error and is the same for all plans of one size, so it does not change which of them is best.
 
     Attributes:
         probes: Summed cost and measured KL divergence of each plan, both above 0, in nats.

@@ -1,4 +1,4 @@
-"""The options of a conversion as a request names them: strict, and the same wish in one spelling.
+"""The options of a conversion as a request names them: strict, and with one spelling of each value.
 
 An option that is unknown, misspelt or of the wrong type is refused wherever a request comes in: by
 the command line, the pages, the API, the inbox, the watcher's rules or a job's document.
@@ -11,6 +11,7 @@ from difflib import get_close_matches
 from typing import Annotated, Any
 
 from pydantic import (
+    AliasChoices,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -31,10 +32,11 @@ _MAX_TEXT_NAME_CHARS = 400
 _MAX_MENU_CHARS = 400
 _MAX_SHOWN_CHARS = 60
 _TEXTS = ("calibration", "evaluation")
+_IMAGES = ("calibration_images", "evaluation_images")
 
 
 def _menu(value: object) -> object:
-    """Formats from names with commas, in one order and each once."""
+    """Formats from names with commas, sorted and without repeats."""
     if isinstance(value, str):
         if len(value) > _MAX_MENU_CHARS:
             raise InvalidOptionError("This list of formats is too long. Name each format once.")
@@ -53,20 +55,23 @@ Menu = Annotated[
     tuple[QuantFormat, ...], BeforeValidator(_menu), PlainSerializer(_menu_text, return_type=str)
 ]
 TextName = Annotated[str, Field(min_length=1, max_length=_MAX_TEXT_NAME_CHARS)]
+ImagesName = Annotated[str, Field(max_length=_MAX_TEXT_NAME_CHARS)]
 
 
 class RecipeOptions(BaseModel):
-    """All that a request may say on how to quantize, apart from the targets.
+    """The options of a request on how to quantize, apart from the targets.
 
     Attributes:
         menu: Formats to choose from; as JSON their names with commas.
         calibration: Name of the text to calibrate on.
         evaluation: Name of the held-out text.
+        calibration_images: Name of a dataset with images to calibrate on; empty without.
+        evaluation_images: The same of images to evaluate on.
 
-    The others are those of `quant.recipe.Recipe`.
+    The other attributes are those of `quant.recipe.Recipe`.
 
     Raises:
-        InvalidOptionError: An option is unknown, of the wrong type, or makes no sense.
+        InvalidOptionError: An option is unknown, of the wrong type or out of range.
 
     >>> RecipeOptions.model_validate({"menu": "8g64, 4g64"}).to_json()
     {'menu': '4g64,8g64'}
@@ -77,15 +82,21 @@ class RecipeOptions(BaseModel):
     menu: Menu = DEFAULT_MENU
     encoder: str = _DEFAULT.encoder
     effort: str = _DEFAULT.effort
-    refine: bool = _DEFAULT.refine
+    distil: Annotated[bool, Field(validation_alias=AliasChoices("distil", "refine"))] = (
+        _DEFAULT.distil  # older jobs call it `refine`
+    )
     time_budget_mins: float | None = _DEFAULT.time_budget_mins
     calibration_tokens: int = _DEFAULT.calibration_tokens
     evaluation_tokens: int = _DEFAULT.evaluation_tokens
     context_tokens: int = _DEFAULT.context_tokens
     seed: int = _DEFAULT.seed
     dequantize: bool = _DEFAULT.dequantize
+    dtype: str = _DEFAULT.dtype
+    tower: str = _DEFAULT.tower
     calibration: TextName = DEFAULT_CALIBRATION
     evaluation: TextName = DEFAULT_EVALUATION
+    calibration_images: ImagesName = ""
+    evaluation_images: ImagesName = ""
 
     @model_validator(mode="wrap")
     @classmethod
@@ -94,7 +105,7 @@ class RecipeOptions(BaseModel):
             options = validate(value)
         except ValidationError as error:
             raise InvalidOptionError(complaint(error, cls.model_fields, "option")) from error
-        options.recipe(())  # refuses values that make no sense for any model
+        options.recipe(())  # refuses values that are out of range for every model
         return options
 
     @property
@@ -102,13 +113,18 @@ class RecipeOptions(BaseModel):
         """Role of a text, which is also the name of its option, → its name."""
         return {role: getattr(self, role) for role in _TEXTS}
 
+    @property
+    def images(self) -> dict[str, str]:
+        """Role of images, which is also the name of its option, → their name; empty without."""
+        return {role: name for role in _IMAGES if (name := getattr(self, role))}
+
     def recipe(self, targets_bpw: tuple[float, ...]) -> Recipe:
-        """The recipe that these options and the targets make.
+        """The recipe of these options and the targets.
 
         Raises:
-            InvalidOptionError: A value makes no sense for any model.
+            InvalidOptionError: A value is out of range for every model.
         """
-        values = {name: value for name, value in self if name not in _TEXTS}
+        values = {name: value for name, value in self if name not in (*_TEXTS, *_IMAGES)}
         return Recipe(targets_bpw=targets_bpw, **values)
 
     def to_json(self) -> dict[str, Any]:
@@ -117,12 +133,12 @@ class RecipeOptions(BaseModel):
 
 
 def complaint(error: ValidationError, fields: Iterable[str], kind: str) -> str:
-    """What is wrong with the first part of a request that pydantic refuses, and what to do.
+    """A message on the first part of a request that pydantic refuses: the problem and the remedy.
 
     Args:
-        error: What pydantic found.
-        fields: The names that there are.
-        kind: What they are called: `field` or `option`.
+        error: Pydantic's error.
+        fields: The known names.
+        kind: The word for them in the message: `field` or `option`.
     """
     first = error.errors(include_url=False)[0]
     if not first["loc"]:

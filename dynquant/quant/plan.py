@@ -1,4 +1,4 @@
-"""The records between the steps: what a model is made of, what formats cost, what was chosen."""
+"""The records between the steps: a model's layers, the costs of formats, the chosen plan."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from math import prod
 
 from dynquant.quant.formats import AFFINE_GROUP_SIZES, UNQUANTIZED, QuantFormat
 from dynquant.quant.kl_calibration import KlCalibration
+from dynquant.texts.images import ImageFacts
 
 __all__ = ["CostTable", "LayerProfile", "ModelInventory", "QuantPlan", "TextFacts"]
 
@@ -17,7 +18,7 @@ _MAX_NAMED = 5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerProfile:
-    """One quantizable layer and what each format that it may take costs.
+    """One quantizable layer, with the cost of each format that it may take.
 
     Attributes:
         path: Path of the module in the model, such as `model.layers.0.mlp.up_proj`.
@@ -26,6 +27,7 @@ class LayerProfile:
         formats: The formats that it may take; never empty.
         costs_nats: Expected KL divergence per token that each of `formats` brings,
             in the same order; empty before measuring.
+        num_copies: Under how many names the weight is stored, see `quant.mlx.copies`.
     """
 
     path: str
@@ -33,20 +35,21 @@ class LayerProfile:
     dtype_bits: int
     formats: tuple[QuantFormat, ...]
     costs_nats: tuple[float, ...] = ()
+    num_copies: int = 1
 
     @property
     def num_weights(self) -> int:
-        """Number of weights."""
-        return prod(self.shape)
+        """Number of weights that are stored."""
+        return self.num_copies * prod(self.shape)
 
     @property
     def is_experts(self) -> bool:
-        """Whether it is many matrices, of which a token meets a few, or much like that."""
+        """Whether the weight is a stack of matrices, as of experts: a token goes through a few."""
         return bool(self.shape[:-2])
 
     def stored_bits(self, fmt: QuantFormat) -> int:
         """Size in bits when stored as `fmt`."""
-        return fmt.stored_bits(self.shape, self.dtype_bits)
+        return self.num_copies * fmt.stored_bits(self.shape, self.dtype_bits)
 
     def cost_nats(self, fmt: QuantFormat) -> float:
         """Measured cost of `fmt`."""
@@ -55,15 +58,17 @@ class LayerProfile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInventory:
-    """What a model weighs, from its config and safetensors headers alone.
+    """The layers and sizes of a model, from its config and safetensors headers alone.
 
     Attributes:
         model_type: `model_type` of the config, which names the family.
         layers: The quantizable layers, costs not yet measured.
         num_parameters: Parameters as `mlx_lm.utils.get_total_parameters` counts them.
-        fixed_bits: Stored size of everything that is never quantized.
+        fixed_bits: Stored size of all arrays that are never quantized.
         dtype: Name of the dtype of the scales and of unquantized weights.
-        together: What the costs of a plan come to on the whole model.
+        together: Predicts the KL divergence of a whole plan from its summed costs.
+        num_tower_parameters: Parameters of parts that see or hear, among all.
+        tower_bits: Stored size of these parts, among all.
     """
 
     model_type: str
@@ -72,10 +77,12 @@ class ModelInventory:
     fixed_bits: int
     dtype: str
     together: KlCalibration = field(default_factory=KlCalibration)
+    num_tower_parameters: int = 0
+    tower_bits: int = 0
 
     @property
     def has_experts(self) -> bool:
-        """Whether some layer is experts."""
+        """Whether the model has layers of experts."""
         return any(layer.is_experts for layer in self.layers)
 
     @property
@@ -91,10 +98,17 @@ class ModelInventory:
         return self.bpw(largest)
 
     @property
+    def source_bpw(self) -> float:
+        """Stored bits per weight of the original, in the dtype that it is read in."""
+        layers = sum(layer.stored_bits(UNQUANTIZED) for layer in self.layers)
+        return self.bpw(layers)
+
+    @property
     def why_unquantized(self) -> str:
         """A sentence on layers that no format fits, with a space before it; empty without any.
 
-        They raise the smallest feasible target, to that of the original if they are all layers.
+        Such layers raise the smallest feasible target; if no layer fits a format, up to the
+        original's size.
         """
         stuck = [layer for layer in self.layers if layer.formats == (UNQUANTIZED,)]
         odd = [layer for layer in stuck if layer.shape[-1] % AFFINE_GROUP_SIZES[0]]
@@ -103,8 +117,8 @@ class ModelInventory:
             return f" No layer can be quantized: {groups} are multiples of none of these."
         if stuck and len(stuck) == len(self.layers):
             return (
-                " No layer can take a smaller format than its own: the group size of one in "
-                f"--formats must divide the widths of the layers ({_widths(stuck)})."
+                " No layer can take a smaller format than its own: the formats must have a group "
+                f"size that divides the widths of the layers ({_widths(stuck)})."
             )
         if odd:
             share = sum(layer.num_weights for layer in odd) / self.num_parameters
@@ -115,7 +129,7 @@ class ModelInventory:
         return ""
 
     def within(self, menu: Sequence[QuantFormat]) -> ModelInventory:
-        """The same model when layers may take only formats of `menu`, or stay as they are."""
+        """The same model with layers that may take only formats of `menu`, or stay as they are."""
         layers = (
             replace(
                 layer,
@@ -132,7 +146,7 @@ class ModelInventory:
     def budget_bits(self, target_bpw: float) -> int:
         """Most bits that the layers may take, such that `bpw(bits) <= target_bpw` as floats."""
         bits = int(target_bpw * self.num_parameters) - self.fixed_bits + 1
-        while self.bpw(bits) > target_bpw:  # whatever the product rounded to
+        while self.bpw(bits) > target_bpw:  # the product may have been rounded up or down
             bits -= 1
         return bits
 
@@ -146,24 +160,24 @@ def _widths(layers: Sequence[LayerProfile]) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextFacts:
-    """A text that figures rest on.
+    """A text that was calibrated or evaluated on.
 
     Attributes:
-        name: What the person called it: a file name or `org/name:config:split:column`.
+        name: The name that the person gave: a file name or `org/name:config:split:column`.
         sha256: Hash of the text that was used.
         num_tokens: Tokens that were used.
         window_tokens: Length of a window.
         chat_formatted: Whether all of it went through the model's chat template.
         num_chats: Chats in the text that was read; 0 also in files of earlier versions.
-        num_chats_formatted: Those of them that went through the chat template; the others were
-            read as plain text.
-        chat_refusal: Why the template refused the first of those, on one line; empty if it
-            refused none, or there is no template.
-        template_date: The date, as in 2024-07-26, that the template was given instead of the day's;
-            empty if it asked for none.
+        num_chats_formatted: Chats that went through the chat template; the others were read as
+            plain text.
+        chat_refusal: The template's error for the first chat that it refused, on one line; empty
+            if it refused no chat, or the model has no template.
+        template_date: The fixed date, as in 2024-07-26, that the template was given as today's;
+            empty if it did not ask for the date.
         source_sha256: Hash of the file and the name of its column; empty for a dataset.
-        sketch: Of the text that was read, as `texts.overlap.Sketch.to_text` writes it, shortened;
-            of artefacts only `plan.json` has it, for the calibration text.
+        sketch: Sketch of the text that was read, as `texts.overlap.Sketch.to_text` writes it,
+            shortened; among artefacts only `plan.json` has it, for the calibration text.
     """
 
     name: str
@@ -188,23 +202,25 @@ class TextFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class CostTable:
-    """What every format of every layer costs; measured once, used for every target.
+    """The cost of every format of every layer; measured once, used for every target.
 
     Attributes:
         inventory: The model, with `costs_nats` of every layer filled in.
         method: `fisher`, or `block_output` where the model's blocks cannot be differentiated.
         encoder: The encoder that the costs were computed with.
-        effort: A key of `EFFORTS`, what they were measured with.
+        effort: The effort that they were measured with, a key of `EFFORTS`.
         calibration: The calibration text.
+        calibration_images: Images beside it; None without.
         seed: Seed of the sampled labels.
         source: Repo id or folder name of the model.
         source_sha: Revision sha or fingerprint of the model's weights.
         scales: Role and bits (`v_proj:4`) → measured over predicted KL, from whole-model
             probes; already multiplied into the costs.
-        importance: Path → stored terms of the layers whose importance a forward pass alone
-            does not give again (embeddings); opaque here.
+        importance: Path → stored terms of the layers whose importance another forward pass alone
+            cannot restore (embeddings); opaque here.
         versions: Versions of the tools.
-        polished: Target → formats that did better on the whole model than what the costs say.
+        polished: Target → formats with less KL divergence on the whole model than those that the
+            costs choose.
     """
 
     inventory: ModelInventory
@@ -219,6 +235,7 @@ class CostTable:
     importance: Mapping[str, tuple[tuple[str, str], ...]]
     versions: Mapping[str, str]
     polished: Mapping[float, Mapping[str, QuantFormat]] = field(default_factory=dict)
+    calibration_images: ImageFacts | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,9 +244,9 @@ class QuantPlan:
 
     Attributes:
         formats: Path of each quantizable layer to its format, in the model's order.
-        target_bpw: What was asked for.
-        stored_bpw: What the plan stores; never above `target_bpw`.
-        predicted_kl_nats: What the costs of the chosen formats come to together.
+        target_bpw: The target of the request.
+        stored_bpw: Stored bits per weight of the plan; never above `target_bpw`.
+        predicted_kl_nats: KL divergence predicted from the costs of the chosen formats.
         lower_bound_nats: No plan within the budget costs less (the LP bound, or tighter).
     """
 
@@ -241,6 +258,6 @@ class QuantPlan:
 
     @cached_property
     def most_common(self) -> QuantFormat:
-        """The format of the most layers; it becomes the top level of `quantization`."""
+        """The most frequent format; it becomes the top level of `quantization`."""
         chosen = [fmt for fmt in self.formats.values() if fmt.mode != "unquantized"]
         return max(sorted(set(chosen)), key=chosen.count)

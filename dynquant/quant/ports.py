@@ -11,7 +11,9 @@ from dynquant.quant.formats import QuantFormat
 from dynquant.quant.plan import CostTable, ModelInventory, QuantPlan, TextFacts
 from dynquant.quant.quality import Quality
 from dynquant.quant.recipe import Effort
+from dynquant.quant.verified import Verified
 from dynquant.texts.documents import Text
+from dynquant.texts.images import ImagePrompts
 
 __all__ = ["Quantizer", "W", "Windows"]
 
@@ -21,14 +23,20 @@ class Windows(Protocol):
 
     @property
     def facts(self) -> TextFacts:
-        """What the card says about the text."""
+        """The facts about the text for the card."""
+        ...
+
+    @property
+    def images(self) -> ImagePrompts | None:
+        """Questions about images beside the text."""
         ...
 
     def check_disjoint(self, calibration: Self) -> None:
-        """Refuse to evaluate on what was calibrated on.
+        """Refuse evaluation windows that share text or images with the calibration windows.
 
         Raises:
             TextError: The texts are the same, or overlap.
+            ImagesError: Both have one image.
         """
         ...
 
@@ -50,7 +58,7 @@ class Quantizer(Protocol[W]):
 
     @property
     def num_blocks(self) -> int:
-        """How many blocks a pass goes through."""
+        """Blocks of the model."""
         ...
 
     @property
@@ -60,11 +68,11 @@ class Quantizer(Protocol[W]):
 
     @property
     def notes(self) -> Sequence[str]:
-        """Sentences for the card on what of the model is not in use."""
+        """Sentences for the card on parts of the model that the result leaves out."""
         ...
 
     def check_tokenizer(self) -> None:
-        """Refuse a tokenizer that would be another one beside the quantized weights.
+        """Refuse a tokenizer that would differ when opened beside the quantized weights.
 
         Raises:
             InvalidModelError, UnsupportedModelError: It does not open, or would differ.
@@ -72,40 +80,77 @@ class Quantizer(Protocol[W]):
         ...
 
     def check_source(self, windows: W) -> None:
-        """Refuse a source that would be another model in mlx-lm; settle the dtype of results.
+        """Refuse a source that stock mlx-lm reads as another model; choose the dtype of results.
 
         Raises:
-            InvalidModelError, UnsupportedModelError: Stock mlx-lm computes something else.
+            InvalidModelError, UnsupportedModelError: Stock mlx-lm computes other logits.
             NonFiniteError: The source computes NaN or infinity.
         """
         ...
 
     def store_as(self, dtype: str) -> None:
-        """Store results in the dtype that an earlier `check_source` settled."""
+        """Store results in the dtype that an earlier `check_source` chose."""
         ...
 
     def inventory(self, menu: Sequence[QuantFormat]) -> ModelInventory:
-        """What the model weighs, and which formats of `menu` each layer may take."""
+        """Layers and sizes of the model, with the formats of `menu` that each layer may take."""
         ...
 
-    def cache_bytes(self, context_tokens: int) -> int:
-        """Memory of the key-value cache at `context_tokens`."""
+    def cache_bytes(self, context_tokens: int, *, kv_bits: int = 16) -> int:
+        """Memory of the key-value cache at `context_tokens`.
+
+        Raises:
+            InvalidOptionError: The model's caches take no fewer bits.
+        """
         ...
 
-    def conversion_bytes(self, num_tokens: int) -> int:
-        """Memory that converting takes at its peak, estimated."""
+    @property
+    def context_limit(self) -> int | None:
+        """Tokens of the longest context that the model's config names; None if it names none."""
         ...
 
-    def calibration_windows(self, text: Text, num_tokens: int) -> W:
-        """Windows to calibrate on."""
+    def read_shares(self) -> Mapping[str, float]:
+        """Path of a layer → share of its weights that generating a token reads; may be empty."""
         ...
 
-    def evaluation_windows(self, text: Text, num_tokens: int) -> W:
-        """Windows to evaluate on."""
+    def conversion_bytes(self, num_tokens: int, *, num_fitting_tokens: int = 0) -> int:
+        """Peak memory of a conversion, estimated."""
         ...
 
-    def windows_from_json(self, raw: Any) -> W:
-        """The windows that `Windows.to_json` wrote for the same model.
+    def require_tower(self) -> None:
+        """Refuse questions about images for a model that sees none.
+
+        Raises:
+            ImagesError: It has no tower, or none is kept.
+        """
+        ...
+
+    def calibration_windows(
+        self,
+        text: Text,
+        num_tokens: int,
+        images: ImagePrompts | None = None,
+        *,
+        num_fitting_tokens: int = 0,
+    ) -> W:
+        """Windows to calibrate on, and more of the same text where weights are fitted on more.
+
+        Questions about images stand beside them.
+
+        Raises:
+            TextError: The text is too short.
+            ImagesError: The model's processor makes nothing of an image that the model can take.
+        """
+        ...
+
+    def evaluation_windows(
+        self, text: Text, num_tokens: int, images: ImagePrompts | None = None
+    ) -> W:
+        """Windows to evaluate on; see `calibration_windows`."""
+        ...
+
+    def windows_from_json(self, raw: Any, images: ImagePrompts | None = None) -> W:
+        """The windows that `Windows.to_json` wrote for the same model, beside `images`.
 
         Raises:
             InvalidModelError: They are not windows of this model.
@@ -122,7 +167,7 @@ class Quantizer(Protocol[W]):
         seed: int,
         on_step: OnStep,
     ) -> CostTable:
-        """What every format of every layer costs."""
+        """The cost of every format of every layer."""
         ...
 
     def polish(
@@ -135,13 +180,26 @@ class Quantizer(Protocol[W]):
         keep_going: Callable[[], bool],
         on_step: OnStep,
     ) -> dict[float, QuantPlan]:
-        """Plans of the same size that the whole model finds better; target → plan.
+        """Plans of the same size with less KL divergence on the whole model; target → plan.
 
         Empty where `keep_going` left no time for a round.
         """
         ...
 
-    def refine(
+    def reconstruct(
+        self, plans: Mapping[Path, QuantPlan], windows: W, *, effort: Effort, on_step: OnStep
+    ) -> None:
+        """Replace codes, scales and biases in written folders by those that fit whole blocks.
+
+        Args:
+            plans: Written folder → its formats.
+            windows: The calibration windows.
+            effort: How much work to put in.
+            on_step: Called with `reconstruct` after each block of each folder.
+        """
+        ...
+
+    def distil(
         self,
         plans: Mapping[Path, QuantPlan],
         windows: W,
@@ -150,13 +208,13 @@ class Quantizer(Protocol[W]):
         keep_going: Callable[[], bool],
         on_step: OnStep,
     ) -> None:
-        """Better scales and biases in written folders, where there are any."""
+        """Replace scales, biases and norms in written folders by better ones that it finds."""
         ...
 
     def align(
         self, windows: W, *, low: QuantFormat, high: QuantFormat, on_step: OnStep
     ) -> dict[str, float]:
-        """The seed's sensitivities, path → value."""
+        """Sensitivities of the alignment method, path → value."""
         ...
 
     def encode(
@@ -169,11 +227,35 @@ class Quantizer(Protocol[W]):
         importance: Mapping[str, tuple[tuple[str, str], ...]],
         on_step: OnStep,
     ) -> dict[Path, int]:
-        """Write one folder per plan; folder → bytes of weights."""
+        """Write one folder per plan; folder → bytes of weights.
+
+        Args:
+            plans: Empty folder → its formats.
+            windows: The calibration windows.
+            encoder: Name of the encoder.
+            effort: How much work to put in.
+            importance: `CostTable.importance`.
+            on_step: Called with `encode` after each block.
+
+        Raises:
+            StorageFullError: The disk is full.
+            NonFiniteError: A weight is NaN or infinite; names the layer.
+        """
         ...
 
-    def verify(self, folder: Path, plan: QuantPlan, windows: W) -> str:
-        """Compare stock mlx-lm in a fresh process with the plan; what the folder generated."""
+    def verify(self, folder: Path, plan: QuantPlan, windows: W, *, effort: Effort) -> Verified:
+        """Compare stock runtimes in fresh processes with the plan.
+
+        Args:
+            folder: A written folder.
+            plan: Its plan.
+            windows: Held-out windows; a few tokens of them are compared.
+            effort: How long a text to time it on, and to try caches of fewer bits on.
+
+        Raises:
+            VerificationError: It does not load, stores or computes something else than planned,
+                computes NaN or infinity, or repeats one token.
+        """
         ...
 
     def evaluate(
@@ -184,5 +266,5 @@ class Quantizer(Protocol[W]):
         *,
         on_step: OnStep,
     ) -> tuple[Quality, dict[str, Quality]]:
-        """Figures of the original, and by name of written folders and uniform plans."""
+        """Figures of the original; name → figures of written folders and uniform plans."""
         ...

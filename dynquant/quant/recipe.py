@@ -22,6 +22,7 @@ __all__ = [
     "MAX_TARGETS",
     "MAX_TOKENS",
     "RECIPE_VERSION",
+    "TOWERS",
     "Alignment",
     "Effort",
     "Recipe",
@@ -29,11 +30,11 @@ __all__ = [
     "variant_of",
 ]
 
-RECIPE_VERSION = 7
-"""Goes up with every change after which the same recipe makes another model."""
+RECIPE_VERSION = 9
+"""Increases with every change after which the same recipe gives other weights."""
 
 MAX_TOKENS = 10**8
-"""To calibrate or to evaluate on: a hundred times what changes a figure."""
+"""To calibrate or to evaluate on; figures stop changing at a hundredth of it."""
 MAX_CONTEXT_TOKENS = 10**9  # MLX counts the elements of a side in 32 bits
 MAX_SEED = 2**32 - 1
 MAX_MINUTES = 10.0**6
@@ -43,11 +44,15 @@ _VARIANT_DIGITS = 12
 """48 bits: of a million recipes of one model no two share a name, but for 2 in 1,000 times."""
 
 ENCODERS = ("gptq", "wls", "minmax")
-"""Weighted least squares with error feedback, the same without it, and rounding as MLX does it."""
+TOWERS = ("keep", "8", "none")
+"""Parts that see or hear: in their own dtype, at 8 bits, or left out."""
+"""GPTQ with coordinate descent, weighted least squares, and `mx.quantize`."""
+
+DTYPES = ("auto", "float32")
 
 MAX_TARGETS = 32
 MAX_BPW = 32.0
-"""What a model of float32 has."""
+"""Bits per weight of a model in float32."""
 
 _COUNTS = {
     "calibration_tokens": ("The number of tokens to calibrate on", 1, MAX_TOKENS),
@@ -59,7 +64,7 @@ _COUNTS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Alignment:
-    """The seed's method: two formats and a threshold on sensitivities.
+    """The method of `mlx_lm.quant.dynamic_quant`: two formats and a threshold on sensitivities.
 
     Attributes:
         low: Format below the threshold.
@@ -82,29 +87,44 @@ class Alignment:
 
 @dataclass(frozen=True, kw_only=True)
 class Effort:
-    """How much work goes into a model, in counts, so that it is the same on every machine.
+    """The amount of work on a model, in counts, so that it is the same on every machine.
 
     Attributes:
-        name: What `--effort` calls it.
+        name: The value of `--effort`.
         probes: Whether whole-model measurements correct the costs.
         num_sweeps: How often the encoder goes over a layer again.
+        fitting_ratio: Weights are fitted on so many times the tokens of the calibration.
+        num_reconstruction_epochs: How often each block sees these tokens while its layers are
+            fitted together.
         num_polish_rounds: How often plans near the chosen one are tried on the whole model.
-        num_refine_steps: Steps of gradient descent on scales and biases.
+        num_distil_steps: Most steps of distillation into scales, biases and norms.
     """
 
     name: str
     probes: bool
     num_sweeps: int
+    fitting_ratio: int = 0
+    num_reconstruction_epochs: int = 0
     num_polish_rounds: int = 0
-    num_refine_steps: int = 0
+    num_distil_steps: int = 0
 
 
 EFFORTS: Mapping[str, Effort] = {
     effort.name: effort
     for effort in (
         Effort(name="fast", probes=False, num_sweeps=0),
-        Effort(name="normal", probes=True, num_sweeps=2),
-        Effort(name="max", probes=True, num_sweeps=6, num_polish_rounds=4, num_refine_steps=32),
+        Effort(
+            name="normal", probes=True, num_sweeps=2, fitting_ratio=4, num_reconstruction_epochs=2
+        ),
+        Effort(
+            name="max",
+            probes=True,
+            num_sweeps=6,
+            fitting_ratio=24,
+            num_reconstruction_epochs=4,
+            num_polish_rounds=4,
+            num_distil_steps=384,
+        ),
     )
 }
 
@@ -118,25 +138,28 @@ class Recipe:
         menu: Formats to choose from.
         encoder: `gptq`, `wls` or `minmax`.
         effort: A key of `EFFORTS`.
-        refine: Distil scales and biases whatever the effort.
-        time_budget_mins: No further round of polishing or refining begins after so long; the
+        distil: Distil at every effort.
+        time_budget_mins: No further round of polishing or distilling begins after so long; the
             result then depends on the machine.
-        alignment: The seed's method instead of the Fisher one.
+        alignment: Use the alignment method instead of the Fisher method.
         calibration_tokens: About how many tokens to calibrate on.
         evaluation_tokens: About how many to evaluate on.
         context_tokens: Context that the memory figure is for.
         seed: Seed of the sampled labels.
-        dequantize: Take a model that is quantized already.
+        dequantize: Accept somebody's quant of a model.
+        dtype: `auto`: scales and what is not quantized of a float32 source are stored in bfloat16;
+            `float32`: in float32.
+        tower: How parts that see or hear are stored, one of `TOWERS`.
 
     Raises:
-        InvalidOptionError: A value makes no sense for any model.
+        InvalidOptionError: A value is out of range for every model.
     """
 
     targets_bpw: tuple[float, ...]
     menu: tuple[QuantFormat, ...] = DEFAULT_MENU
     encoder: str = "gptq"
     effort: str = "normal"
-    refine: bool = False
+    distil: bool = False
     time_budget_mins: float | None = None
     alignment: Alignment | None = None
     calibration_tokens: int = 16_384
@@ -144,6 +167,8 @@ class Recipe:
     context_tokens: int = 4_096
     seed: int = 0
     dequantize: bool = False
+    dtype: str = "auto"
+    tower: str = "keep"
 
     def __post_init__(self) -> None:
         if self.encoder not in ENCODERS:
@@ -151,9 +176,19 @@ class Recipe:
                 f"There is no encoder '{str(self.encoder)[:60]}'. Choose one of "
                 f"{', '.join(ENCODERS)}."
             )
+        if self.dtype not in DTYPES:
+            raise InvalidOptionError(
+                f"There is no dtype '{str(self.dtype)[:60]}' to choose. Choose one of "
+                f"{', '.join(DTYPES)}."
+            )
         if self.effort not in EFFORTS:
             raise InvalidOptionError(
                 f"There is no effort '{str(self.effort)[:60]}'. Choose one of {', '.join(EFFORTS)}."
+            )
+        if self.tower not in TOWERS:
+            raise InvalidOptionError(
+                f"There is no way '{str(self.tower)[:60]}' to store a tower. Choose one of "
+                f"{', '.join(TOWERS)}."
             )
         budget = self.time_budget_mins
         if budget is not None and not (_is_number(budget) and 0 <= budget <= MAX_MINUTES):
@@ -170,14 +205,28 @@ class Recipe:
 
     @property
     def work(self) -> Effort:
-        """What the effort means, with refinement where it was asked for by itself."""
-        effort = EFFORTS[self.effort]
-        steps = EFFORTS["max"].num_refine_steps
-        return replace(effort, num_refine_steps=steps) if self.refine else effort
+        """The work of `effort`, with the distillation of `distil`."""
+        effort, most = EFFORTS[self.effort], EFFORTS["max"]
+        if not self.distil:
+            return effort
+        return replace(
+            effort, num_distil_steps=most.num_distil_steps, fitting_ratio=most.fitting_ratio
+        )
+
+    @property
+    def fits_blocks(self) -> bool:
+        """Whether whole blocks are fitted; other encoders are asked for to see one layer alone."""
+        return self.encoder == "gptq" and self.work.num_reconstruction_epochs > 0
+
+    @property
+    def fitting_tokens(self) -> int:
+        """About how many tokens to fit weights on, those of the calibration among them."""
+        is_fitted = self.fits_blocks or self.work.num_distil_steps
+        return self.work.fitting_ratio * self.calibration_tokens if is_fitted else 0
 
 
 def _check_targets(targets_bpw: tuple[float, ...]) -> None:
-    """Refuse targets that no model could have; which are feasible depends on the model."""
+    """Refuse targets that are out of range for every model."""
     for target in targets_bpw:
         if not (_is_number(target) and 0 < target <= MAX_BPW):
             raise InvalidOptionError(
@@ -198,16 +247,25 @@ _DEFAULT = Recipe(targets_bpw=())
 
 
 def command_of(
-    recipe: Recipe, *, source: str, revision_sha: str, calibration: str, evaluation: str
+    recipe: Recipe,
+    *,
+    source: str,
+    revision_sha: str,
+    calibration: str,
+    evaluation: str,
+    calibration_images: str = "",
+    evaluation_images: str = "",
 ) -> str:
-    """The command that makes the same again, whichever way it was asked for.
+    """The command that repeats a conversion, which a page or a rule may have requested.
 
     Args:
-        recipe: How.
+        recipe: How to quantize.
         source: Repo id or folder name of the original.
         revision_sha: Commit of a repo; empty for a folder.
         calibration: Name of the text; no path.
-        evaluation: The same of the held-out text.
+        evaluation: Name of the held-out text; no path.
+        calibration_images: Name of the images to calibrate on; no path, empty without.
+        evaluation_images: Name of the images to evaluate on; no path, empty without.
     """
     words = ["dynquant", "quantize", source]
     words += ["--bpw", ",".join(f"{target:g}" for target in recipe.targets_bpw), "--out", "quants"]
@@ -220,6 +278,8 @@ def command_of(
         words += ["--formats", ",".join(fmt.name for fmt in sorted(set(recipe.menu)))]
     words += ["--calibration", calibration, "--eval", evaluation]
     for option, value, default in (
+        ("--calibration-images", calibration_images, ""),
+        ("--eval-images", evaluation_images, ""),
         ("--encoder", recipe.encoder, _DEFAULT.encoder),
         ("--effort", recipe.effort, _DEFAULT.effort),
         ("--time-budget", recipe.time_budget_mins, _DEFAULT.time_budget_mins),
@@ -227,10 +287,12 @@ def command_of(
         ("--eval-tokens", recipe.evaluation_tokens, _DEFAULT.evaluation_tokens),
         ("--context", recipe.context_tokens, _DEFAULT.context_tokens),
         ("--seed", recipe.seed, _DEFAULT.seed),
+        ("--dtype", recipe.dtype, _DEFAULT.dtype),
+        ("--tower", recipe.tower, _DEFAULT.tower),
     ):
         if value != default:
             words += [option, str(value)]
-    flags = {"--refine": recipe.refine, "--dequantize": recipe.dequantize}
+    flags = {"--distil": recipe.distil, "--dequantize": recipe.dequantize}
     return shlex.join([*words, *(flag for flag, is_set in flags.items() if is_set)])
 
 
@@ -241,12 +303,12 @@ def variant_of(
     default_texts: Mapping[str, str],
     revision_sha: str = "",
 ) -> str:
-    """What tells a quant of `recipe` from one of the default recipe; empty for that one.
+    """A name for a recipe that differs from the default one, a hash of its options; else empty.
 
     Args:
         recipe: How to quantize; its targets do not count.
         texts: Names of the texts: `calibration` and `evaluation`.
-        default_texts: The same of the default recipe.
+        default_texts: Those of the default recipe.
         revision_sha: Commit of the source where it is not the latest; else empty.
     """
     asked, default = (

@@ -1,4 +1,4 @@
-"""Plans beside a plan: one layer up, another down, within the same budget."""
+"""Swaps: one layer of a plan takes a larger format and another a smaller one, within the budget."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def swaps(
     fixed: Collection[str] = (),
     tried: Collection[Swap] = (),
 ) -> list[Swap]:
-    """The swaps that cost the least by the table: those about which it is most easily wrong.
+    """The swaps that cost the least by the table: an error in the table most easily reverses them.
 
     Args:
         inventory: The model with its costs.
         plan: A plan for it.
-        num_swaps: At most so many.
+        num_swaps: The most to return.
         fixed: Paths of layers that keep their format.
         tried: Swaps to leave out.
     """
@@ -43,7 +43,7 @@ def swaps(
             continue
         for move in _moves(layer, plan.formats[layer.path]):
             (ups if move[0] > 0 else downs).append(move)
-    # The best partners of each layer are among the few that give much room for little.
+    # The best partners of each layer are among the few that free most bits for their cost.
     downs = nsmallest(_MAX_DOWNS, downs, key=lambda move: (move[1] / -move[0], move[2]))
     found = [
         (cost_up + cost_down, {path_up: fmt_up, path_down: fmt_down})
@@ -57,7 +57,7 @@ def swaps(
 
 
 def with_formats(inventory: ModelInventory, plan: QuantPlan, changed: Swap) -> QuantPlan:
-    """`plan` with some formats changed; its bound on the costs stays what it was."""
+    """`plan` with some formats changed; its lower bound stays the same."""
     formats = {**plan.formats, **changed}
     bits = sum(layer.stored_bits(formats[layer.path]) for layer in inventory.layers)
     summed = fsum(layer.cost_nats(formats[layer.path]) for layer in inventory.layers)
@@ -76,7 +76,7 @@ _MAX_DOWNS = 64
 
 
 def _moves(layer: LayerProfile, now: QuantFormat) -> list[_Move]:
-    """To every other format of the layer that is not both larger and costlier."""
+    """To each format of the layer that is larger and costs less, or smaller and costs more."""
     bits, cost = layer.stored_bits(now), layer.cost_nats(now)
     moves = [
         (layer.stored_bits(fmt) - bits, layer.cost_nats(fmt) - cost, layer.path, fmt)

@@ -11,7 +11,7 @@ __all__ = ["nearest_uniform", "uniform_plan"]
 
 
 def uniform_plan(inventory: ModelInventory, fmt: QuantFormat) -> QuantPlan:
-    """`fmt` on every layer that it fits; a layer's own floor as the architecture sets it.
+    """`fmt` on every layer that it fits; 8 bits where the architecture refuses fewer.
 
     Args:
         inventory: The model, with the default menu.

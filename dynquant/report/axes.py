@@ -1,4 +1,4 @@
-"""Axes of a plot: where a value stands, which values are marked, where a label has room."""
+"""Axes of a plot: positions of values, ticks, and free places for labels."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _MAX_DECADES = 7
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scale:
-    """From values to places: `low` stands at `start`, `high` at `end`."""
+    """Maps values to positions: `low` to `start`, `high` to `end`."""
 
     low: float
     high: float
@@ -25,7 +25,7 @@ class Scale:
     end: float
 
     def place(self, value: float) -> float:
-        """Where `value` stands."""
+        """The position of `value`."""
         share = (value - self.low) / (self.high - self.low)
         return self.start + share * (self.end - self.start)
 
@@ -58,7 +58,7 @@ def log_ticks(scale: Scale) -> list[float]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Box:
-    """A part of the plot, upright."""
+    """A rectangle of the plot, parallel to the axes."""
 
     left: float
     top: float
@@ -91,11 +91,11 @@ class Box:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Labels:
-    """Finds places for labels beside points, over nothing that is drawn already.
+    """Finds free places for labels beside points.
 
     Attributes:
-        bounds: Where labels may stand.
-        taken: Areas that are drawn on.
+        bounds: The area for labels.
+        taken: Areas that are in use.
     """
 
     bounds: Box
@@ -108,7 +108,7 @@ class Labels:
         self.taken.extend(Box.around(x1 + s * (x2 - x1), y1 + s * (y2 - y1), 3) for s in shares)
 
     def beside(self, x: float, y: float, *, width: float, height: float) -> Box | None:
-        """A free place for a label of a point, now taken; None if there is none."""
+        """A free place for a label of a point, which is then taken; None if no place is free."""
         for left, top in _places_beside(x, y, width, height):
             box = Box(left=left, top=top, right=left + width, bottom=top + height)
             if self.bounds.holds(box) and not any(map(box.overlaps, self.taken)):

@@ -1,4 +1,4 @@
-"""The picture on the card: how many bits each layer of a model is stored in."""
+"""The picture on the card: the stored bits per weight of each layer."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from dynquant.report.svg import (
     escaped,
     opening,
     shortened,
+    small_text,
     trimmed,
 )
 from dynquant.texts.markdown import clean
@@ -44,13 +45,13 @@ _LEGEND_LINE = 24
 
 _INK_LUMA = 120  # above it black has more contrast than white
 
-# Stored bits at which the colours of a theme stand; between them they are mixed.
+# Stored bits of the colours of a theme; between them colours are mixed.
 _COLOR_BITS = (2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 16.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Canvas:
-    """Where things stand, how they look, and what has been drawn."""
+    """Layout and colours of the picture, and the elements drawn so far."""
 
     theme: Theme
     left: float
@@ -101,10 +102,7 @@ class _Canvas:
 
     def small(self, text: str, *, x: float, y: float, anchor: str = "start") -> None:
         """A line beside the data."""
-        self.drawn.append(
-            f'<text x="{trimmed(x)}" y="{trimmed(y)}" font-size="11" text-anchor="{anchor}" '
-            f'fill="{self.theme.muted}">{escaped(text)}</text>'
-        )
+        self.drawn.append(small_text(self.theme, text, x=x, y=y, anchor=anchor))
 
 
 def layer_bits_svg(facts: ModelFacts, *, dark: bool) -> str:
@@ -204,7 +202,7 @@ def _draw_outside(canvas: _Canvas, grid: LayerGrid, top: float) -> float:
 
 
 def _draw_legend(canvas: _Canvas, facts: ModelFacts, top: float) -> float:
-    """Draw which colour stands for what; return the height of the picture."""
+    """Draw the legend of colours; return the height of the picture."""
     theme = canvas.theme
     num_weights: Counter[str] = Counter()
     colors: dict[str, str] = {}

@@ -1,10 +1,8 @@
-"""The model card: Markdown that says what a quantized model is, from its facts alone."""
+"""The model card: Markdown that describes a quantized model, from its facts alone."""
 
 from __future__ import annotations
 
 import html
-import json
-import shlex
 from collections import defaultdict
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -12,17 +10,24 @@ from types import MappingProxyType
 from dynquant.quant.formats import QuantFormat
 from dynquant.quant.plan import LayerProfile
 from dynquant.report import quality_summary
+from dynquant.report.context_section import context_section
 from dynquant.report.facts import ModelFacts, QuantizedRow, SizeVariant
 from dynquant.report.front_matter import REPO_ID, front_matter
+from dynquant.report.hub_address import HUB_URL
 from dynquant.report.numbers import count, percent, significant, size, with_error
-from dynquant.report.provenance import HUB_URL, license_section, making_section, source_link
-from dynquant.texts.markdown import DASH, clean, code, escape, fenced, folded, link, table
+from dynquant.report.provenance import license_section, making_section, source_link
+from dynquant.report.running import use_section
+from dynquant.report.speed_section import speed_section
+from dynquant.texts.markdown import DASH, clean, code, escape, folded, link, table
 
 __all__ = ["render_card"]
 
+_PAGES = {
+    "mlx-lm": "https://github.com/ml-explore/mlx-lm",
+    "mlx-vlm": "https://github.com/Blaizzy/mlx-vlm",
+}
+
 NO_BREAK_SPACE = "\u00a0"
-MAX_OPEN_LAYERS = 40
-"""A longer table of layers is folded."""
 
 
 def render_card(
@@ -32,10 +37,11 @@ def render_card(
     picture_dark: str,
     repo_id: str | None = None,
     repo_of: Mapping[str, str] = MappingProxyType({}),
-    ladder_light: str = "",
-    ladder_dark: str = "",
+    sizes_light: str = "",
+    sizes_dark: str = "",
+    hub_url: str = HUB_URL,
 ) -> str:
-    """Render the card: YAML front matter and Markdown.
+    """Render the card: YAML front matter and Markdown, with all that is long folded.
 
     Args:
         facts: The model; `rows` holds the original first and this model last.
@@ -43,33 +49,44 @@ def render_card(
         picture_dark: The same for dark pages.
         repo_id: Repo that the model is published as; without it the examples use the
             model's name, as for a folder on this machine.
-        repo_of: Name of a model of the ladder → repo that it is published as.
-        ladder_light: Path of the picture of the ladder for light pages; empty for none.
-        ladder_dark: The same for dark pages.
+        repo_of: Name of another size of the model → repo that it is published as.
+        sizes_light: Path of the plot of sizes for light pages; empty for no plot.
+        sizes_dark: The same for dark pages.
+        hub_url: The Hub that the repos are on.
     """
     sections = (
         f"# {escape(facts.name)}",
         f"> **{quality_summary.recommendation(facts)}**",
-        _introduction(facts),
-        _size_section(facts),
+        _introduction(facts, hub_url),
+        use_section(facts, repo_id, hub_url=hub_url),
         _quality_section(facts),
-        _ladder_section(facts, repo_of, ladder_light, ladder_dark),
+        _size_section(facts),
+        speed_section(facts),
+        context_section(facts),
+        _sizes_section(facts, repo_of, hub_url, sizes_light, sizes_dark),
         _notes_section(facts),
         _bits_section(facts, picture_light, picture_dark),
-        _use_section(facts, repo_id),
-        making_section(facts, repo_id),
-        license_section(facts),
+        making_section(facts, repo_id, hub_url=hub_url),
+        license_section(facts, hub_url=hub_url),
     )
     return f"---\n{front_matter(facts)}---\n\n" + "\n\n".join(filter(None, sections)) + "\n"
 
 
-def _introduction(facts: ModelFacts) -> str:
+def _introduction(facts: ModelFacts, hub_url: str) -> str:
     return (
-        f"This is {source_link(facts)}, quantized with dynquant to "
+        f"This is {source_link(facts, hub_url=hub_url)}, quantized with dynquant to "
         f"{_bpw(facts.plan.target_bpw)} bits per weight. Layers that matter more to the model "
-        "keep more bits. It runs in stock "
-        f"{link('mlx-lm', 'https://github.com/ml-explore/mlx-lm')} on a Mac with Apple silicon."
+        f"keep more bits. It runs in {_runtimes(facts)} on a Mac with Apple silicon."
     )
+
+
+def _runtimes(facts: ModelFacts) -> str:
+    """The libraries that run the model, and what each makes of it."""
+    names = [f"stock {link(name, _PAGES[name])}" for name in facts.runtimes]
+    if not facts.sees:
+        return " and ".join(names)
+    seeing, *others = names
+    return f"{seeing}, with images," + "".join(f" and, with text alone, in {o}," for o in others)
 
 
 def _size_section(facts: ModelFacts) -> str:
@@ -82,6 +99,7 @@ def _size_section(facts: ModelFacts) -> str:
             "Bits per weight",
             f"{ours.stored_bpw:.3f} stored, {_bpw(facts.plan.target_bpw)} requested",
         ),
+        *_tower_rows(facts),
         ("Parameters", count(facts.num_parameters)),
         ("Weights on disk", f"{size(ours.num_bytes)}{share}"),
         (
@@ -93,8 +111,20 @@ def _size_section(facts: ModelFacts) -> str:
     return f"## Size\n\n{table(('', ''), rows, align='ll')}"
 
 
+def _tower_rows(facts: ModelFacts) -> list[tuple[str, str]]:
+    """The language model and the tower apart, for a model with a tower."""
+    if not facts.sees:
+        return []
+    stored = "at 8 bits" if facts.tower == "8" else "as in the original"
+    tower = f"{count(facts.num_tower_parameters)} parameters, {size(facts.tower_bytes)}, {stored}"
+    return [
+        ("Language model", f"{facts.language_bpw:.3f} bits per weight"),
+        ("Parts for images or sound", tower),
+    ]
+
+
 def _quality_section(facts: ModelFacts) -> str:
-    header = (
+    header = [
         "Model",
         "Stored bits per weight",
         "Size",
@@ -102,8 +132,14 @@ def _quality_section(facts: ModelFacts) -> str:
         "Mean KL (nats)",
         "99 % KL (nats)",
         "Top-1 agreement",
-    )
-    rows = [_quality_row(row, ours=row is facts.rows[-1]) for row in facts.rows]
+    ]
+    images = facts.evaluation_images
+    if images is not None:
+        header.append("Mean KL on images (nats)")
+    rows = [
+        (*_quality_row(row, ours=row is facts.rows[-1]), *([] if images is None else [_seen(row)]))
+        for row in facts.rows
+    ]
     quality, text = facts.rows[-1].quality, facts.evaluation
     windows = f"{quality.num_windows:,} window{'s' * (quality.num_windows != 1)}"
     legend = (
@@ -112,14 +148,19 @@ def _quality_section(facts: ModelFacts) -> str:
         "quantized) per token, 0 for an identical model. Top-1 agreement is the share of "
         "positions where both models find the same next token most likely."
     )
+    if images is not None:
+        legend += (
+            f" On images: the same KL at the {quality.num_image_positions:,} positions behind the "
+            f"image in questions about {quality.num_images:,} images "
+            f"({code(images.name)}); there ± is over images."
+        )
     compared = [quality_summary.comparison(facts.rows[-1], row) for row in facts.rows[1:-1]]
     return "\n\n".join(
         (
             "## Quality",
-            table(header, rows, align="lrrrrrr"),
-            legend,
+            table(header, rows, align="l" + "r" * (len(header) - 1)),
             *compared,
-            quality_summary.prediction(facts),
+            folded("How this was measured", f"{legend}\n\n{quality_summary.prediction(facts)}"),
         )
     )
 
@@ -138,13 +179,26 @@ def _quality_row(row: QuantizedRow, *, ours: bool) -> tuple[str, ...]:
     return (f"**{label}**" if ours else label, *map(_unbroken, figures))
 
 
-def _ladder_section(
-    facts: ModelFacts, repo_of: Mapping[str, str], picture_light: str, picture_dark: str
+def _seen(row: QuantizedRow) -> str:
+    quality = row.quality
+    figure = with_error(quality.image_mean_kl_nats, quality.image_mean_kl_se_nats, digits=3)
+    return _unbroken(figure)
+
+
+def _sizes_section(
+    facts: ModelFacts,
+    repo_of: Mapping[str, str],
+    hub_url: str,
+    picture_light: str,
+    picture_dark: str,
 ) -> str:
-    if len(facts.ladder) < 2:  # noqa: PLR2004
+    if len(facts.variants) < 2:  # noqa: PLR2004
         return ""
     header = ("Model", "Bits per weight", "Size", "Mean KL (nats)", "Top-1 agreement")
-    rows = [_rung_row(facts, rung, repo_of.get(rung.name, "")) for rung in facts.ladder]
+    rows = [
+        _variant_row(facts, variant, _url(repo_of.get(variant.name, ""), hub_url))
+        for variant in facts.variants
+    ]
     picture = ""
     if picture_light and picture_dark:
         picture = _picture("Mean KL against stored size", picture_light, picture_dark)
@@ -152,23 +206,25 @@ def _ladder_section(
         "## Other sizes",
         "Made from the same measurement:",
         table(header, rows, align="lrrrr"),
-        quality_summary.choice(facts.ladder),
+        quality_summary.choice(facts.variants),
         picture,
     )
     return "\n\n".join(filter(None, parts))
 
 
-def _rung_row(facts: ModelFacts, rung: SizeVariant, repo_id: str) -> tuple[str, ...]:
-    label = escape(rung.name) or DASH
-    if rung.name == facts.name:
-        label = f"**{label}**"
-    elif REPO_ID.fullmatch(repo_id):
-        label = link(rung.name, f"{HUB_URL}/{repo_id}")
+def _url(repo_id: str, hub_url: str) -> str:
+    return f"{hub_url}/{repo_id}" if REPO_ID.fullmatch(repo_id) else ""
+
+
+def _variant_row(facts: ModelFacts, variant: SizeVariant, url: str) -> tuple[str, ...]:
+    label = link(variant.name, url) or DASH
+    if variant.name == facts.name:
+        label = f"**{escape(variant.name)}**"
     figures = (
-        significant(rung.stored_bpw, 4),
-        size(rung.num_bytes),
-        with_error(rung.mean_kl_nats, rung.mean_kl_se_nats, digits=3),
-        percent(rung.top1_agreement, decimals=1),
+        significant(variant.stored_bpw, 4),
+        size(variant.num_bytes),
+        with_error(variant.mean_kl_nats, variant.mean_kl_se_nats, digits=3),
+        percent(variant.top1_agreement, decimals=1),
     )
     return (label, *map(_unbroken, figures))
 
@@ -181,9 +237,8 @@ def _notes_section(facts: ModelFacts) -> str:
 def _bits_section(facts: ModelFacts, picture_light: str, picture_dark: str) -> str:
     alt = "Stored bits per weight of each layer, block by block"
     picture = _picture(alt, picture_light, picture_dark)
-    return "\n\n".join(
-        ("## Bits of each layer", picture, _formats_table(facts), _layers_table(facts))
-    )
+    content = "\n\n".join((picture, _formats_table(facts), _layers_table(facts)))
+    return f"## Bits of each layer\n\n{folded(f'All {len(facts.layers)} layers', content)}"
 
 
 def _picture(alt: str, picture_light: str, picture_dark: str) -> str:
@@ -229,10 +284,7 @@ def _layers_table(facts: ModelFacts) -> str:
     cost = "Predicted cost (nats)" if facts.method == "fisher" else "Predicted cost"
     rows = [_layer_row(facts, layer) for layer in facts.layers]
     header = ("Layer", "Format", "Stored bits per weight", "Weights", cost)
-    content = table(header, rows, align="llrrr")
-    if len(rows) <= MAX_OPEN_LAYERS:
-        return content
-    return folded(f"All {len(rows)} layers", content)
+    return table(header, rows, align="llrrr")
 
 
 def _layer_row(facts: ModelFacts, layer: LayerProfile) -> tuple[str, ...]:
@@ -243,46 +295,6 @@ def _layer_row(facts: ModelFacts, layer: LayerProfile) -> tuple[str, ...]:
         _bpw(layer.stored_bits(fmt) / layer.num_weights),
         count(layer.num_weights),
         significant(facts.cost_nats(layer), 3),
-    )
-
-
-def _use_section(facts: ModelFacts, repo_id: str | None) -> str:
-    name = clean(repo_id or facts.name)
-    model = shlex.quote(name)
-    shell = (
-        "pip install mlx-lm",
-        "",
-        f'mlx_lm.generate --model {model} --prompt "Why is the sky blue?"',
-        f"mlx_lm.chat --model {model}",
-    )
-    python = (
-        "from mlx_lm import generate, load",
-        "",
-        f"model, tokenizer = load({json.dumps(name, ensure_ascii=False)})",
-        'prompt = "Why is the sky blue?"',
-        "if tokenizer.chat_template is not None:",
-        '    messages = [{"role": "user", "content": prompt}]',
-        "    prompt = tokenizer.apply_chat_template(",
-        "        messages,",
-        "        add_generation_prompt=True,",
-        "        return_dict=False,",
-        "    )",
-        "print(generate(model, tokenizer, prompt=prompt, max_tokens=256))",
-    )
-    server = (f"mlx_lm.server --model {model} --port 8080",)
-    where = (
-        f"{code(name)} is a folder here; for the published model, put its repo id in its place. "
-    )
-    return "\n\n".join(
-        (
-            "## Use",
-            f"{'' if repo_id else where}On the command line:",
-            fenced(shell, "bash"),
-            "In Python:",
-            fenced(python, "python"),
-            "As a server with an OpenAI-compatible API at `http://localhost:8080/v1`:",
-            fenced(server, "bash"),
-        )
     )
 
 

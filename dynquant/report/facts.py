@@ -1,4 +1,4 @@
-"""Everything that a card and a report say about one finished model."""
+"""All facts of one finished model, for its card and its report."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ from dataclasses import dataclass, field
 
 from dynquant.model.access import Access
 from dynquant.model.origin import Origin
+from dynquant.quant.cache_bits import CacheLoss
 from dynquant.quant.formats import QuantFormat
 from dynquant.quant.plan import LayerProfile, QuantPlan, TextFacts
 from dynquant.quant.quality import Quality
+from dynquant.quant.speed import MeasuredSpeed, TokenReads
+from dynquant.texts.images import ImageFacts
 
 __all__ = ["ModelFacts", "QuantizedRow", "SizeVariant", "TextFacts"]
 
@@ -73,25 +76,37 @@ class ModelFacts:
         method: `fisher`, `block_output` or `alignment`.
         encoder: `gptq`, `wls` or `minmax`.
         effort: `fast`, `normal` or `max`.
-        refine: Whether scales and biases were to be distilled whatever the effort.
-        time_budget_mins: After so long no further round of improving was to begin.
+        distil: Whether to distil scales and biases at any effort.
+        time_budget_mins: After this time no further round of improvements was to begin.
         num_parameters: Parameters in all.
         rows: Original, uniform at the nearest size, this model; in that order.
         memory_bytes: Memory to run at `context_tokens`.
         context_tokens: The stated context.
         calibration: Calibration text.
         evaluation: Evaluation text.
+        calibration_images: Images beside the calibration text; None without.
+        evaluation_images: Images that questions were asked about; None without.
+        reads: The bytes that generating a token reads, with the cache at `context_tokens`; None in
+            earlier versions.
+        speed: Of this model on the machine that made it; None if it was not timed.
+        cache_losses: KL divergence that caches of fewer bits add; empty if they were not tried.
         seed: Seed of the run.
         command: The command that makes this model again, with no path of this machine.
         versions: Tool → version.
-        notes: Sentences that a user should know, such as that no plan came closer to the target.
-        ladder: Every model made from the same measurement, this one too, ascending by size.
-        gated: How the source's repo lets people in: `auto` or `manual`; empty for an open one.
+        notes: Sentences for users, such as that no plan came closer to the target.
+        variants: All models made from the same measurement, with this one, ascending by size.
+        gated: The kind of the source's gate, `auto` or `manual`; empty without a gate.
         gated_fields: The `extra_gated_*` fields of the source's card, as they came.
-        source_is_private: Whether only some may read the source's repo.
-        menu: The formats that there were to choose from.
-        calibration_tokens: Calibration tokens that were asked for; 0 if that is not known.
+        source_is_private: Whether the source's repo was private.
+        menu: The formats to choose from.
+        calibration_tokens: Requested number of calibration tokens; 0 if unknown.
         evaluation_tokens: The same of the evaluation text.
+        runtimes: The libraries that load the model and compute what was planned, the first as
+            `mlx-lm` or `mlx-vlm`.
+        num_tower_parameters: Parameters of parts that see or hear, among all.
+        tower_bytes: Stored size of these parts, among all.
+        tower: How they are stored, see `quant.recipe.Recipe`.
+        dtype: Of scales and what is not quantized, see `quant.recipe.Recipe`.
     """
 
     name: str
@@ -114,7 +129,7 @@ class ModelFacts:
     command: str
     versions: Mapping[str, str]
     notes: tuple[str, ...] = ()
-    ladder: tuple[SizeVariant, ...] = ()
+    variants: tuple[SizeVariant, ...] = ()
     gated: str = ""
     gated_fields: Mapping[str, object] = field(default_factory=dict)
     source_is_private: bool = False
@@ -123,8 +138,29 @@ class ModelFacts:
     calibration_tokens: int = 0
     evaluation_tokens: int = 0
     effort: str = "normal"
-    refine: bool = False
+    distil: bool = False
     time_budget_mins: float | None = None
+    runtimes: tuple[str, ...] = ("mlx-lm",)
+    num_tower_parameters: int = 0
+    tower_bytes: int = 0
+    tower: str = "keep"
+    dtype: str = "auto"
+    calibration_images: ImageFacts | None = None
+    evaluation_images: ImageFacts | None = None
+    reads: TokenReads | None = None
+    speed: MeasuredSpeed | None = None
+    cache_losses: tuple[CacheLoss, ...] = ()
+
+    @property
+    def sees(self) -> bool:
+        """Whether the model keeps a part that sees or hears."""
+        return self.tower_bytes > 0
+
+    @property
+    def language_bpw(self) -> float:
+        """Stored bits per weight of the language model alone."""
+        bits = self.plan.stored_bpw * self.num_parameters - 8 * self.tower_bytes
+        return bits / (self.num_parameters - self.num_tower_parameters)
 
     @property
     def origin(self) -> Origin:

@@ -8,17 +8,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dynquant.errors import InfeasibleTargetError, InvalidOptionError
+from dynquant.model.source import ModelSource
+from dynquant.quant.allocate import check_target
 from dynquant.quant.formats import DEFAULT_MENU
 from dynquant.quant.plan import LayerProfile, ModelInventory
+from dynquant.quant.ports import Quantizer, W
+from dynquant.quant.recipe import Recipe
 from dynquant.report.facts import SizeVariant
 from dynquant.report.numbers import percent, significant
-from dynquant.report.quality_summary import fitting_macs, gpu_share
+from dynquant.report.quality_summary import fitting_macs, gpu_bytes
 
 __all__ = [
     "Forecast",
     "TargetForecast",
+    "context_that_fits",
+    "expected_quality",
     "fitting_bpw",
     "fitting_tenths",
+    "forecast",
     "memory_to_run_bytes",
     "one_layer_inventory",
     "parse_memory",
@@ -34,7 +41,7 @@ _ROW_WEIGHTS = 128
 _DTYPE_BITS = 16
 
 _HEADERS_ERROR_BPW = 0.01
-"""Accuracy of the sizes that headers give; the runner measures the exact ones."""
+"""Accuracy of sizes from headers; the runner measures the exact sizes."""
 
 _NEAR_BPW = 0.3
 """Quality measured within this distance of a target predicts the target's quality."""
@@ -67,6 +74,8 @@ class Forecast:
         conversion_disk_bytes: Disk for source and result together.
         notes: Sentences on parts of the source that the result leaves out, and on layers that no
             format fits.
+        num_tower_parameters: Parameters of parts that see or hear, among all.
+        tower_bytes: Stored size of these parts, among `size_bytes`.
     """
 
     model: str
@@ -82,6 +91,14 @@ class Forecast:
     conversion_memory_bytes: int
     conversion_disk_bytes: int
     notes: tuple[str, ...] = ()
+    num_tower_parameters: int = 0
+    tower_bytes: int = 0
+
+    @property
+    def language_bpw(self) -> float:
+        """Stored bits per weight that the target leaves to the language model."""
+        bits = self.target_bpw * self.num_parameters - 8 * self.tower_bytes
+        return bits / (self.num_parameters - self.num_tower_parameters)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +129,57 @@ def weight_bytes(bpw: float, num_parameters: int) -> int:
 def memory_to_run_bytes(weight_bytes: int, cache_bytes: int) -> int:
     """Memory that generation takes: weights, cache and working space."""
     return math.ceil((weight_bytes + cache_bytes) * (1 + _WORKING_SHARE))
+
+
+def forecast(
+    source: ModelSource,
+    quantizer: Quantizer[W],
+    recipe: Recipe,
+    *,
+    cache_bytes: int | None = None,
+) -> list[Forecast]:
+    """Size, memory and disk of each target, from config and headers alone.
+
+    Args:
+        source: Where the model came from; its folder may hold headers only.
+        quantizer: The open model.
+        recipe: The targets.
+        cache_bytes: Of the key-value cache; None asks the model for that of 16 bits.
+
+    Raises:
+        InfeasibleTargetError: A target lies outside the feasible range.
+    """
+    inventory = quantizer.inventory(recipe.menu)
+    full = quantizer.inventory(DEFAULT_MENU)
+    if cache_bytes is None:
+        cache_bytes = quantizer.cache_bytes(recipe.context_tokens)
+    for target in recipe.targets_bpw:
+        check_target(inventory, target)
+    source_bytes = weight_bytes(full.source_bpw, full.num_parameters)
+    sizes = {t: weight_bytes(t, inventory.num_parameters) for t in recipe.targets_bpw}
+    return [
+        Forecast(
+            model=source.name,
+            model_type=inventory.model_type,
+            num_parameters=inventory.num_parameters,
+            source_bytes=source_bytes,
+            min_bpw=inventory.min_bpw,
+            max_bpw=inventory.max_bpw,
+            target_bpw=target,
+            size_bytes=size_bytes,
+            context_tokens=recipe.context_tokens,
+            memory_bytes=memory_to_run_bytes(size_bytes, cache_bytes),
+            conversion_memory_bytes=quantizer.conversion_bytes(
+                recipe.calibration_tokens, num_fitting_tokens=recipe.fitting_tokens
+            ),
+            # Fitted blocks stand beside the folder until they are known to be better.
+            conversion_disk_bytes=source_bytes + size_bytes * (1 + recipe.fits_blocks),
+            notes=tuple(filter(None, (*quantizer.notes, inventory.why_unquantized.strip()))),
+            num_tower_parameters=inventory.num_tower_parameters,
+            tower_bytes=inventory.tower_bits // 8,
+        )
+        for target, size_bytes in sizes.items()
+    ]
 
 
 def target_forecast(
@@ -153,13 +221,18 @@ def target_forecast(
         context_tokens=context_tokens,
         memory_bytes=memory_bytes,
         fits="" if memory_bytes is None else fitting_macs(memory_bytes),
-        quality=quality or next(words for bpw, words in _RULES_OF_THUMB if target_bpw >= bpw),
+        quality=quality or expected_quality(target_bpw),
         is_measured=bool(quality),
     )
 
 
+def expected_quality(target_bpw: float) -> str:
+    """The usual quality at this size in words, where nothing was measured."""
+    return next(words for bpw, words in _RULES_OF_THUMB if target_bpw >= bpw)
+
+
 def _measured_near(target_bpw: float, measured: Sequence[SizeVariant]) -> str:
-    """Quality of the measured quant nearest to the target; empty if none is near."""
+    """Quality of the measured quant nearest to the target; empty without a quant near it."""
     near = [each for each in measured if abs(each.target_bpw - target_bpw) <= _NEAR_BPW]
     if not near:
         return ""
@@ -178,7 +251,7 @@ def fitting_bpw(inventory: ModelInventory, *, memory_bytes: int, cache_bytes: in
     Raises:
         InfeasibleTargetError: Even the smallest formats do not fit.
     """
-    usable = memory_bytes * gpu_share(memory_bytes / 2**30)
+    usable = gpu_bytes(memory_bytes)
     for_weights_bytes = usable / (1 + _WORKING_SHARE) - cache_bytes
     bpw = math.floor(8 * for_weights_bytes / inventory.num_parameters / _STEP_BPW) * _STEP_BPW
     if bpw < inventory.min_bpw:
@@ -186,11 +259,24 @@ def fitting_bpw(inventory: ModelInventory, *, memory_bytes: int, cache_bytes: in
             f"This model does not fit: {memory_bytes / 2**30:.3g} GB leave room for "
             f"{max(bpw, 0):.2f} bits per weight beside the context, and at least "
             f"{inventory.min_bpw:.2f} are needed. "
-            f"Take a smaller --context, more memory or a smaller model.{inventory.why_unquantized}",
+            f"Take a smaller context, more memory or a smaller model.{inventory.why_unquantized}",
             min_bpw=inventory.min_bpw,
             max_bpw=inventory.max_bpw,
         )
     return round(min(bpw, inventory.max_bpw), 6)
+
+
+def context_that_fits(*, memory_bytes: int, weight_bytes: int, cache_bytes_per_token: float) -> int:
+    """Tokens of context that a Mac with `memory_bytes` holds beside the weights; 0 without room.
+
+    Rounded down to two significant digits, as the working space is an estimate.
+    """
+    usable = gpu_bytes(memory_bytes)
+    tokens = int((usable / (1 + _WORKING_SHARE) - weight_bytes) / cache_bytes_per_token)
+    if tokens <= 0:
+        return 0
+    step = int(10.0 ** max(0, len(str(tokens)) - 2))
+    return tokens // step * step
 
 
 def fitting_tenths(

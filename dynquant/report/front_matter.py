@@ -26,13 +26,13 @@ _METRIC_DIGITS = 6
 
 
 class _Verbatim(str):
-    """A text that the metadata hold to the letter; written on one line, between quotes."""
+    """A text that the metadata contain verbatim, on one line, between quotes."""
 
     __slots__ = ()
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes YAML in which no line starts with a text from outside."""
+    """Writes YAML in which no line starts with untrusted text."""
 
 
 _Dumper.add_representer(
@@ -46,7 +46,8 @@ def front_matter(facts: ModelFacts) -> str:
 
     `base_model` is left out where the source is no repo, and so are figures that are not finite.
     """
-    header: dict[str, object] = {"library_name": "mlx", "pipeline_tag": "text-generation"}
+    task = "image-text-to-text" if facts.sees else "text-generation"
+    header: dict[str, object] = {"library_name": "mlx", "pipeline_tag": task}
     mixed = len(set(facts.plan.formats.values())) > 1
     header["tags"] = [*_TAGS, *(["mixed-precision"] if mixed else [])]
     if facts.source_is_repo and REPO_ID.fullmatch(facts.source):
@@ -59,7 +60,7 @@ def front_matter(facts: ModelFacts) -> str:
     dumped: str = yaml.dump(
         header, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=math.inf
     )
-    # Angle brackets stand between quotes only, where YAML knows an escape for them.
+    # Angle brackets occur only between quotes, where YAML has an escape for them.
     return dumped.replace("<", r"\x3C").replace(">", r"\x3E")
 
 
@@ -99,7 +100,7 @@ def _results(facts: ModelFacts) -> list[dict[str, object]]:
     ]
     if not metrics:
         return []
-    # The Hub wants the id of a data set as the type; a file's name is made to look like one.
+    # The Hub requires the id of a data set as the type; a file's name is brought into that form.
     repo, *parts = _plain(text.name).split(":")
     is_repo = "/" in repo and REPO_ID.fullmatch(repo) is not None
     slug = re.sub(r"[^A-Za-z0-9_.]+", "-", text.name).strip("-.")
@@ -116,5 +117,5 @@ def _results(facts: ModelFacts) -> list[dict[str, object]]:
 
 
 def _plain(text: str) -> str:
-    """`text` without angle brackets, for readers that take the metadata for a part of the page."""
+    """`text` without angle brackets, for readers that treat the metadata as part of the page."""
     return clean(re.sub("[<>]", " ", text))

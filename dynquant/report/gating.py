@@ -21,21 +21,21 @@ _QUESTIONS = "extra_gated_fields"
 _EU_DISALLOWED = "extra_gated_eu_disallowed"
 
 MAX_TEXT_CHARS = 100_000
-"""Of a text, and of all questions. Prompts quote licenses; Llama 3.1's has over 20,000."""
+"""Characters of a text, and of all questions. Llama 3.1's prompt with its license has 20,000."""
 
 MAX_LABEL_CHARS = 500
 MAX_ITEMS = 500
-"""Of a form or of a choice; some let people choose among 250 countries."""
+"""Entries of a form or of a choice; some forms list 250 countries."""
 
 # Form → choice → its options → an option, which may be {"label": …, "value": …}.
 _MAX_DEPTH = 4
-_MAX_WHOLE = 2**53  # a larger number is not the same in every reader of YAML
+_MAX_WHOLE = 2**53  # readers of YAML differ on larger numbers
 
 
 def gate(fields: Mapping[str, object]) -> dict[str, object]:
     """The gate in the metadata of a card: only known fields, of bounded size.
 
-    A text that is too long is left out: half of a contract is not a contract.
+    A text that is too long is left out, not cut: a part of a contract would mislead.
 
     Args:
         fields: Metadata of a card, as parsed YAML.
@@ -54,7 +54,7 @@ def gate(fields: Mapping[str, object]) -> dict[str, object]:
 
 
 def _value(raw: object, depth: int) -> object:
-    """`raw` when a form can hold it; else None."""
+    """`raw` if it is a valid part of a form; else None."""
     if isinstance(raw, bool):
         return raw
     if isinstance(raw, int):
@@ -79,7 +79,7 @@ def _mapping(raw: Mapping[object, object], depth: int) -> dict[str, object]:
 
 
 def _text(raw: object, max_chars: int) -> str:
-    """`raw` without control and invisible characters, its lines kept; empty if it is no text."""
+    """`raw` without control and invisible characters, line breaks kept; empty if it is not text."""
     if not isinstance(raw, str) or len(raw) > max_chars:
         return ""
     lines = ("".join(map(_visible, line)).rstrip() for line in raw.splitlines())

@@ -1,4 +1,4 @@
-"""Layers in rows and columns: what a layer does, and the block that it does it in."""
+"""Layers in a grid: a row for each role, a column for each block."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class GridCell:
         return self.stored_bits / self.num_weights
 
     def add(self, layer: LayerProfile, facts: ModelFacts) -> None:
-        """Count `layer` in."""
+        """Add `layer` to the sums."""
         fmt = facts.plan.formats[layer.path]
         self.stored_bits += layer.stored_bits(fmt)
         self.num_weights += layer.num_weights
@@ -38,8 +38,8 @@ class GridRow:
     """The layers of one role.
 
     Attributes:
-        label: Shortest end of the path that no other row has.
-        parent: Path of the module that holds them, which rows are grouped by.
+        label: Shortest unique end of the path.
+        parent: Path of the parent module, by which rows are grouped.
         cells: Block → cell.
     """
 
@@ -93,7 +93,7 @@ def layer_grid(facts: ModelFacts) -> LayerGrid:
 
 
 def _short_labels(paths: Sequence[tuple[str, ...]]) -> list[str]:
-    """The shortest end of each path that no other path has."""
+    """The shortest unique end of each path."""
     ends = Counter(path[-length:] for path in paths for length in range(1, len(path) + 1))
     return [
         ".".join(

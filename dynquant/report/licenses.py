@@ -1,4 +1,4 @@
-"""Licenses by the names that the Hub takes in a card's metadata, and ways to say all others."""
+"""Licenses by their ids in a card's metadata, and `other` with a name for the rest."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _MAX_NAME_CHARS = 100
 
 
 def on_the_hub(text: str) -> tuple[list[str], str]:
-    """The ids of a license, or of several with commas, and a name for what the Hub has no id for.
+    """The ids of a license, or of several with commas, and a name for licenses without an id.
 
     The Hub refuses a whole commit for an id that is not on its list.
     """

@@ -1,4 +1,4 @@
-"""Figures as people read them."""
+"""Numbers formatted for people."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import math
 
 from dynquant.texts.markdown import DASH
 
-__all__ = ["count", "percent", "significant", "size", "with_error"]
+__all__ = ["count", "counted", "percent", "significant", "size", "with_error"]
 
 _MAX_DECIMALS = 9
 _UNITS = ((10**12, "T"), (10**9, "B"), (10**6, "M"), (10**3, "K"))
 
 
 def significant(value: float, digits: int) -> str:
-    """`value` with so many significant digits, never in powers of ten; a dash for NaN.
+    """`value` with `digits` significant digits, never in powers of ten; a dash for NaN.
 
     Values too small for nine decimals read as a bound: `< 0.000000001`.
     """
@@ -26,19 +26,19 @@ def significant(value: float, digits: int) -> str:
     return f"{value:.{_decimals(value, digits)}f}"
 
 
-def with_error(value: float, standard_error: float, *, digits: int) -> str:
+def with_error(value: float | None, standard_error: float | None, *, digits: int) -> str:
     """`value ± standard error`, to two digits of the error.
 
     Args:
-        value: NaN reads as a dash.
+        value: NaN, or None for what was not measured, reads as a dash.
         standard_error: NaN, as with a single window, reads as a dash.
-        digits: Significant digits of the value where the error does not set them.
+        digits: Significant digits of the value if there is no error.
     """
-    if not math.isfinite(value):
+    if value is None or not math.isfinite(value):
         return DASH
-    if value == 0:  # the original beside itself: exact, whatever the number of windows
+    if value == 0:  # the original compared with itself: exact for any number of windows
         return "0"
-    if not math.isfinite(standard_error):
+    if standard_error is None or not math.isfinite(standard_error):
         return f"{significant(value, digits)} ± {DASH}"
     if standard_error < 10**-_MAX_DECIMALS:
         return significant(value, digits)
@@ -47,7 +47,7 @@ def with_error(value: float, standard_error: float, *, digits: int) -> str:
 
 
 def percent(fraction: float, *, decimals: int = 0) -> str:
-    """`0.943` as `94.3 %`; a dash for NaN. Never rounded up to all, nor down to none."""
+    """`0.943` as `94.3 %`; a dash for NaN. Never rounded up to 100 % or down to 0 %."""
     if not math.isfinite(fraction):
         return DASH
     smallest = 10**-decimals
@@ -72,6 +72,11 @@ def count(number: int) -> str:
         if number >= unit:
             return f"{significant(number / unit, 3)} {name}"
     return str(number)
+
+
+def counted(number: int, noun: str) -> str:
+    """A count with its noun: `1 download`, `8.19 B parameters`."""
+    return f"{count(number)} {noun}{'' if number == 1 else 's'}"
 
 
 def _decimals(value: float, digits: int) -> int:

@@ -9,8 +9,9 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
-from dynquant.errors import OutputFolderError, disk_errors_translated
+from dynquant.errors import OutputFolderError, disk_errors_translated, means_full_disk
 from dynquant.report.artefacts import facts_from_json, origin_in
 from dynquant.report.facts import ModelFacts
 from dynquant.report.finished_files import PLAN, REPORT
@@ -27,7 +28,7 @@ __all__ = [
 ]
 
 MARKER = PLAN
-"""A folder that has this file was made by dynquant."""
+"""dynquant made every folder that has this file."""
 
 _OLD = f".old{STAGED}"
 
@@ -51,8 +52,8 @@ class OutputFolders:
             source: Name of the source model; empty while it is unknown.
 
         Raises:
-            OutputFolderError: Something that is not ours, or is made of another model, is in the
-                way.
+            OutputFolderError: Something that dynquant did not make, or a quant of another model,
+                is in the way.
         """
         with _translated():
             _check_place(self._root)
@@ -75,7 +76,7 @@ class OutputFolders:
 
     @contextmanager
     def staged(self, names: Sequence[str]) -> Iterator[Mapping[str, Path]]:
-        """Name → an empty folder; they take their final names when all are whole.
+        """Name → an empty folder; all get their final names when the block ends without an error.
 
         Leftovers of a killed run are removed first.
 
@@ -90,7 +91,7 @@ class OutputFolders:
             exits.callback(_remove_empty, made)
             with _translated():
                 self._root.mkdir(parents=True, exist_ok=True)
-                with _locked(self._root):  # so that two runs do not take one name
+                with _locked(self._root):  # so that two runs never use one name
                     self._sweep(names)
                     for folder in folders.values():
                         exits.callback(shutil.rmtree, folder, ignore_errors=True)
@@ -114,14 +115,18 @@ class OutputFolders:
         return read_text(folder / name)
 
     def final(self, name: str) -> Path:
-        """Where the finished folder is."""
+        """The path of the finished folder."""
         return self._root / name
+
+    def beside(self, name: str) -> Path:
+        """The path of a file beside the folders: `quants.cost_table.json`."""
+        return self._root.absolute().with_name(f"{self._root.absolute().name}.{name}")
 
     def _staged(self, name: str) -> Path:
         return self._root / f".{name}{STAGED}"
 
     def _sweep(self, names: Sequence[str]) -> None:
-        """Remove what killed runs left; what another run holds is its own."""
+        """Remove leftovers of killed runs, except folders that a running process holds."""
         for entry in sorted(self._root.glob(f".*{STAGED}")):
             name = entry.name.removesuffix(_OLD).removeprefix(".")
             if _is_locked(entry):
@@ -133,7 +138,7 @@ class OutputFolders:
                 shutil.rmtree(entry, ignore_errors=True)
 
     def _replace(self, folder: Path, name: str) -> None:
-        """Give `folder` its final name; an older one goes only once the new one is there."""
+        """Give `folder` its final name; an older folder is removed after that."""
         target, old = self.final(name), self._root / f".{name}{_OLD}"
         if target.exists():
             target.rename(old)
@@ -142,7 +147,7 @@ class OutputFolders:
 
 
 def read_text(path: Path) -> str | None:
-    """Contents of a file; None if there is none, or none that is text."""
+    """Contents of a file; None if there is no such file, or it is not text."""
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
@@ -150,10 +155,10 @@ def read_text(path: Path) -> str | None:
 
 
 def finished_folders(folder: Path) -> list[Path]:
-    """`folder` itself, or the folders in it, as far as dynquant made them.
+    """`folder` itself, or the folders in it, if dynquant made them.
 
     Raises:
-        OutputFolderError: There are none.
+        OutputFolderError: dynquant made none of these folders.
     """
     if (folder / MARKER).is_file():
         return [folder]
@@ -189,7 +194,7 @@ def check_file(path: Path) -> None:
 
 
 def write_file(path: Path, content: str) -> None:
-    """Write a text file whole or not at all.
+    """Write a text file atomically.
 
     Raises:
         OutputFolderError: It cannot be written there.
@@ -208,10 +213,16 @@ def _check_place(folder: Path) -> None:
         raise OutputFolderError(
             f"'{here}' is a file, so no folder can be made there. Pass another --out."
         )
-    if not os.access(here, os.W_OK | os.X_OK):
+    try:
+        # Tried, since permissions alone do not tell: of /proc, of a mount, for root.
+        with TemporaryDirectory(dir=here, prefix=".", suffix=STAGED):
+            pass
+    except OSError as error:
+        if means_full_disk(error):
+            raise
         raise OutputFolderError(
             f"'{here}' cannot be written. Pass another --out, or change its permissions."
-        )
+        ) from error
 
 
 def _is_ours(entry: Path) -> bool:
@@ -228,7 +239,7 @@ def _busy(name: str) -> OutputFolderError:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Hold `folder`; the system lets go of it when this process ends, however it ends."""
+    """Lock `folder`; the system releases the lock when this process ends, in any way."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)

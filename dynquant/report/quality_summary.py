@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 from dynquant.quant.quality import Quality
+from dynquant.quant.recipe import EFFORTS
 from dynquant.report.facts import ModelFacts, QuantizedRow, SizeVariant
 from dynquant.report.numbers import percent, significant, with_error
 from dynquant.texts.markdown import DASH, escape
@@ -14,15 +15,17 @@ __all__ = [
     "choice",
     "comparison",
     "fitting_macs",
+    "gpu_bytes",
     "gpu_share",
     "prediction",
     "recommendation",
+    "smallest_mac_gib",
 ]
 
-# Mean KL divergence bounds how far the probabilities of the next token move on average: by
-# Pinsker's inequality their total variation is at most √(KL/2). The bands are 5, 10 and 20 %
-# of the probability moved. A model must also choose the same token often enough: where it
-# rarely does, greedy text parts from the original within a few words whatever the KL says.
+# Mean KL divergence bounds the average change of the next token's probabilities: by Pinsker's
+# inequality their total variation is at most √(KL/2). The bands are 5, 10 and 20 % of the
+# probability moved. A model must also choose the same token often enough: otherwise greedy text
+# differs from the original's within a few words at any KL.
 NEARLY_SAME_KL_NATS = 0.005
 CLOSE_KL_NATS = 0.02
 DIFFERENT_KL_NATS = 0.08
@@ -57,7 +60,7 @@ _BEYOND_BANDS = "clearly worse than the original, a choice only where nothing la
 
 
 def recommendation(facts: ModelFacts) -> str:
-    """One line: size, distance from the original, and what it is good for."""
+    """One line: size, distance from the original, and recommended use."""
     original, ours = facts.rows[0], facts.rows[-1]
     parts = [f"{ours.stored_bpw:.2f} bits per weight"]
     if original.num_bytes > 0:
@@ -73,7 +76,7 @@ def recommendation(facts: ModelFacts) -> str:
 
 
 def comparison(ours: QuantizedRow, uniform: QuantizedRow) -> str:
-    """How this model stands beside a uniform one, sizes named."""
+    """This model compared with a uniform quant, with both sizes."""
     label = escape(uniform.label)
     sizes = f"{ours.stored_bpw:.3f} bits per weight here, {uniform.stored_bpw:.3f} in “{label}”"
     kl_ours, kl_uniform = ours.quality.mean_kl_nats, uniform.quality.mean_kl_nats
@@ -100,32 +103,33 @@ def comparison(ours: QuantizedRow, uniform: QuantizedRow) -> str:
     )
 
 
-def choice(ladder: Sequence[SizeVariant]) -> str:
-    """Which of several sizes to take, if the figures say so; else nothing.
+def choice(variants: Sequence[SizeVariant]) -> str:
+    """The sizes to recommend, if the figures allow it; else empty.
 
     Args:
-        ladder: Models of one original.
+        variants: Models of one original.
     """
     measured = [
-        (rung, _band(rung.mean_kl_nats, rung.top1_agreement))
-        for rung in ladder
-        if math.isfinite(rung.mean_kl_nats) and math.isfinite(rung.top1_agreement)
+        (variant, _band(variant.mean_kl_nats, variant.top1_agreement))
+        for variant in variants
+        if math.isfinite(variant.mean_kl_nats) and math.isfinite(variant.top1_agreement)
     ]
     for words in _GOOD_BANDS:
-        if found := [rung for rung, band in measured if band == words]:
-            smallest = min(found, key=lambda rung: rung.num_bytes)
+        if found := [variant for variant, band in measured if band == words]:
+            smallest = min(found, key=lambda variant: variant.num_bytes)
             return f"{escape(smallest.name)} is the smallest of these that is {words}."
     return ""
 
 
 def prediction(facts: ModelFacts) -> str:
-    """Predicted beside measured KL, and how far the plan may be from the best one."""
+    """Predicted and measured KL, and the bound on the distance to the best plan."""
     plan, measured = facts.plan, facts.rows[-1].quality
     kl_nats = with_error(measured.mean_kl_nats, measured.mean_kl_se_nats, digits=3)
     predicted = significant(plan.predicted_kl_nats, 3)
-    text = (
-        f"Mean KL in nats: {predicted} predicted from the costs of the layers, {kl_nats} measured."
-    )
+    effort = EFFORTS[facts.effort]
+    is_fitted = effort.num_reconstruction_epochs and facts.encoder == "gptq"
+    text = f"Mean KL in nats: {predicted} predicted from the costs of the layers"
+    text += ", before blocks are fitted" * bool(is_fitted) + f"; {kl_nats} measured."
     if predicted == DASH:
         return text
     bound = plan.lower_bound_nats
@@ -138,10 +142,21 @@ def prediction(facts: ModelFacts) -> str:
 
 def fitting_macs(memory_bytes: int) -> str:
     """The smallest Mac whose GPU may hold the model by default, in words."""
-    for memory_gib in MAC_MEMORY_GIB:
-        if memory_bytes <= memory_gib * gpu_share(memory_gib) * 2**30:
-            return f"Macs with {memory_gib} GB of memory or more"
+    memory_gib = smallest_mac_gib(memory_bytes)
+    if memory_gib is not None:
+        return f"Macs with {memory_gib} GB of memory or more"
     return f"no single Mac: more than the GPU of one with {MAC_MEMORY_GIB[-1]} GB may use"
+
+
+def smallest_mac_gib(memory_bytes: int) -> int | None:
+    """Memory of the smallest Mac whose GPU may hold the model by default; None if none may."""
+    fitting = (gib for gib in MAC_MEMORY_GIB if memory_bytes <= gpu_bytes(gib * 2**30))
+    return next(fitting, None)
+
+
+def gpu_bytes(memory_bytes: float) -> float:
+    """Memory that a Mac's GPU may use by default, of `memory_bytes` in all."""
+    return memory_bytes * gpu_share(memory_bytes / 2**30)
 
 
 def gpu_share(memory_gib: float) -> float:
@@ -163,6 +178,6 @@ def _band(kl_nats: float, top1: float) -> str:
 def _indistinguishable(ours: Quality, uniform: Quality) -> bool:
     difference = abs(ours.mean_kl_nats - uniform.mean_kl_nats)
     error = math.hypot(ours.mean_kl_se_nats, uniform.mean_kl_se_nats)
-    if not math.isfinite(error):  # a single window: no error is known
+    if not math.isfinite(error):  # a single window has no standard error
         return difference == 0
     return difference <= SIGNIFICANT_STANDARD_ERRORS * error

@@ -1,4 +1,4 @@
-"""The picture of all sizes of a model: how far each is from the original, against its size."""
+"""The plot of all sizes of a model: mean KL to the original against stored size."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from dynquant.report.svg import (
     escaped,
     opening,
     shortened,
+    small_text,
     trimmed,
 )
 
@@ -36,7 +37,7 @@ _MAX_LEFT_OUT = 3
 _RADIUS, _BIG_RADIUS, _RING_RADIUS = 4.5, 6.5, 9.5
 _CAP = 4  # half of the width of an error bar's ends
 
-# Range of a plot; a figure beyond it is a mistake or a lossless model.
+# Range of the plot; a value beyond it is an error or a lossless model.
 _MIN_KL_NATS, _MAX_KL_NATS = 1e-9, 1e6
 _MIN_BPW, _MAX_BPW = 0.01, 64.0
 
@@ -48,8 +49,8 @@ class _Point:
     Attributes:
         label: Short name.
         tooltip: All of its figures.
-        is_ours: Whether dynquant made it; else it is a uniform quant to compare with.
-        is_this: Whether it is the model that the card is about.
+        is_ours: Whether dynquant made it; else it is a uniform quant for comparison.
+        is_this: Whether it is the model of the card.
     """
 
     label: str
@@ -62,7 +63,7 @@ class _Point:
 
     @property
     def why_left_out(self) -> str:
-        """Why the plot has no place for it; empty if it has one."""
+        """Why the point is not in the plot; empty if it is."""
         if not math.isfinite(self.kl_nats):
             return "not measured"
         if self.kl_nats == 0:
@@ -85,7 +86,7 @@ class _Point:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Plot:
-    """Where things stand and how they look."""
+    """Scales and colours of the plot."""
 
     theme: Theme
     x: Scale
@@ -96,7 +97,7 @@ class _Plot:
         return self.x.place(point.bpw), self.height(point.kl_nats)
 
     def height(self, kl_nats: float) -> float:
-        """Where a distance stands; at the bottom if the axis ends before it."""
+        """The height of a KL; the bottom for values below the axis."""
         return self.y.place(max(math.log10(kl_nats), self.y.low) if kl_nats > 0 else self.y.low)
 
     def color(self, point: _Point) -> str:
@@ -105,19 +106,20 @@ class _Plot:
 
 
 def size_plot_svg(facts: ModelFacts, *, dark: bool, is_about_one: bool = True) -> str:
-    """Draw mean KL against stored size: the models of the ladder, and uniform ones beside them.
+    """Draw mean KL against stored size: all sizes of the model, and uniform quants beside them.
 
     The SVG is self-contained and depends on `facts` alone.
 
     Args:
-        facts: The model, with its ladder.
+        facts: The model, with its other sizes.
         dark: For a dark page.
-        is_about_one: Whether the model itself stands out among the others.
+        is_about_one: Whether the model itself is highlighted.
     """
     theme = DARK if dark else LIGHT
     points = [*map(_uniform_point, facts.rows[1:-1])]
     points += [
-        _rung_point(rung, is_this=is_about_one and rung.name == facts.name) for rung in facts.ladder
+        _variant_point(variant, is_this=is_about_one and variant.name == facts.name)
+        for variant in facts.variants
     ]
     shown = [point for point in points if not point.why_left_out]
     note = _note([point for point in points if point.why_left_out])
@@ -130,18 +132,18 @@ def size_plot_svg(facts: ModelFacts, *, dark: bool, is_about_one: bool = True) -
         drawn += (mark for point in shown for mark in _marks(plot, point))
         drawn += _labels(plot, shown)
     if note:
-        drawn.append(_small(theme, note, x=MARGIN, y=height + 2))
+        drawn.append(small_text(theme, note, x=MARGIN, y=height + 2))
     return "\n".join([*drawn, "</svg>", ""])
 
 
-def _rung_point(rung: SizeVariant, *, is_this: bool) -> _Point:
-    kl_nats = with_error(rung.mean_kl_nats, rung.mean_kl_se_nats, digits=3)
+def _variant_point(variant: SizeVariant, *, is_this: bool) -> _Point:
+    kl_nats = with_error(variant.mean_kl_nats, variant.mean_kl_se_nats, digits=3)
     return _Point(
-        label="this model: " * is_this + f"{shortened(trimmed(rung.target_bpw), 8)} bpw",
-        tooltip=_tooltip(rung.name, rung.stored_bpw, rung.num_bytes, kl_nats),
-        bpw=rung.stored_bpw,
-        kl_nats=rung.mean_kl_nats,
-        kl_se_nats=rung.mean_kl_se_nats,
+        label="this model: " * is_this + f"{shortened(trimmed(variant.target_bpw), 8)} bpw",
+        tooltip=_tooltip(variant.name, variant.stored_bpw, variant.num_bytes, kl_nats),
+        bpw=variant.stored_bpw,
+        kl_nats=variant.mean_kl_nats,
+        kl_se_nats=variant.mean_kl_se_nats,
         is_ours=True,
         is_this=is_this,
     )
@@ -201,7 +203,7 @@ def _y_scale(points: Iterable[_Point]) -> Scale:
     values = []
     for point in points:
         low, high = point.ends_nats
-        # A bar that comes near 0, and so has no end on this axis, leaves through the bottom.
+        # The lower end of a bar near 0 is below the logarithmic axis: it is cut at the bottom.
         values += [max(low, point.kl_nats / 10), high]
     return log_scale(values, start=_BOTTOM, end=_TOP)
 
@@ -209,23 +211,23 @@ def _y_scale(points: Iterable[_Point]) -> Scale:
 def _axes(plot: _Plot, this: QuantizedRow) -> Iterator[str]:
     """Grid and ticks; sizes are those of a model with as many weights as `this`."""
     theme = plot.theme
-    yield _small(theme, "mean KL (nats)", x=MARGIN, y=_TOP - 14)
+    yield small_text(theme, "mean KL (nats)", x=MARGIN, y=_TOP - 14)
     for value in log_ticks(plot.y):
         y = plot.height(value)
         yield _stroke(f"M{_LEFT} {trimmed(y)}H{WIDTH - MARGIN}", theme.border)
-        yield _small(theme, significant(value, 1), x=_LEFT - 12, y=y + 4, anchor="end")
+        yield small_text(theme, significant(value, 1), x=_LEFT - 12, y=y + 4, anchor="end")
     yield _stroke(f"M{_LEFT} {_BOTTOM}H{WIDTH - MARGIN}", theme.muted)
-    yield _small(theme, "bits/weight", x=_LEFT - 12, y=_BOTTOM + 22, anchor="end")
+    yield small_text(theme, "bits/weight", x=_LEFT - 12, y=_BOTTOM + 22, anchor="end")
     bytes_per_bpw = this.num_bytes / this.stored_bpw if this.stored_bpw >= _MIN_BPW else 0
     if bytes_per_bpw:
-        yield _small(theme, "size", x=_LEFT - 12, y=_BOTTOM + 40, anchor="end")
+        yield small_text(theme, "size", x=_LEFT - 12, y=_BOTTOM + 40, anchor="end")
     for value in linear_ticks(plot.x):
         x = plot.x.place(value)
         yield _stroke(f"M{trimmed(x)} {_BOTTOM}v5", theme.muted)
-        yield _small(theme, trimmed(value), x=x, y=_BOTTOM + 22, anchor="middle")
+        yield small_text(theme, trimmed(value), x=x, y=_BOTTOM + 22, anchor="middle")
         if bytes_per_bpw:
             num_bytes = round(value * bytes_per_bpw)
-            yield _small(theme, size(num_bytes), x=x, y=_BOTTOM + 40, anchor="middle")
+            yield small_text(theme, size(num_bytes), x=x, y=_BOTTOM + 40, anchor="middle")
 
 
 def _line(plot: _Plot, points: Iterable[_Point]) -> Iterator[str]:
@@ -261,7 +263,7 @@ def _marks(plot: _Plot, point: _Point) -> Iterator[str]:
 
 
 def _labels(plot: _Plot, points: Sequence[_Point]) -> Iterator[str]:
-    """The labels that have room, this model's first; the tooltips have them all."""
+    """The labels that fit, this model's first; tooltips show all of them."""
     bounds = Box(left=_LEFT, top=_TOP - 24, right=WIDTH - 8, bottom=_BOTTOM - 2)
     labels = Labels(bounds=bounds)
     ours = sorted((point for point in points if point.is_ours), key=lambda point: point.bpw)
@@ -288,13 +290,6 @@ def _label(plot: _Plot, point: _Point, box: Box) -> str:
         f'<text x="{trimmed(center)}" y="{trimmed(box.bottom - 3)}" font-size="{_LABEL_SIZE}"'
         f'{weight} text-anchor="middle" fill="{color}" stroke="{plot.theme.background}" '
         f'stroke-width="3" paint-order="stroke">{escaped(point.caption)}</text>'
-    )
-
-
-def _small(theme: Theme, words: str, *, x: float, y: float, anchor: str = "start") -> str:
-    return (
-        f'<text x="{trimmed(x)}" y="{trimmed(y)}" font-size="11" text-anchor="{anchor}" '
-        f'fill="{theme.muted}">{escaped(words)}</text>'
     )
 
 

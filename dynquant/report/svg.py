@@ -18,6 +18,7 @@ __all__ = [
     "escaped",
     "opening",
     "shortened",
+    "small_text",
     "trimmed",
 ]
 
@@ -34,8 +35,8 @@ class Theme:
     """The colours of a light or a dark page.
 
     Attributes:
-        empty: Where a thing could be and is not.
-        accent: The one thing that a picture is about.
+        empty: A place without a value.
+        accent: The subject of the picture.
         bits: Colours of ascending bits per weight.
     """
 
@@ -73,13 +74,13 @@ DARK = Theme(
 def opening(
     theme: Theme, height: float, *, title: str, description: str, heading: str, subtitle: str
 ) -> Iterator[str]:
-    """The picture's start: its size, what it is for those who cannot see it, frame, heading.
+    """The start of the picture: size, description for screen readers, frame, heading.
 
     Args:
         theme: The colours.
         height: Height of the picture.
-        title: Name of the picture, read out.
-        description: Content of the picture, read out.
+        title: Name of the picture, for screen readers.
+        description: Content of the picture, for screen readers.
         heading: Shown in bold.
         subtitle: Shown below it.
     """
@@ -101,6 +102,14 @@ def opening(
     )
     yield (
         f'<text x="{MARGIN}" y="54" font-size="13" fill="{theme.muted}">{escaped(subtitle)}</text>'
+    )
+
+
+def small_text(theme: Theme, words: str, *, x: float, y: float, anchor: str = "start") -> str:
+    """A muted line beside the data, such as a label of an axis."""
+    return (
+        f'<text x="{trimmed(x)}" y="{trimmed(y)}" font-size="11" text-anchor="{anchor}" '
+        f'fill="{theme.muted}">{escaped(words)}</text>'
     )
 
 

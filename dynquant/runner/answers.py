@@ -1,7 +1,7 @@
-"""What a child may answer: its lines, the results of its steps and its papers, all checked here.
+"""Checks a child's answers: its lines, the results of its steps, and the facts for cards.
 
-A child that has read a stranger's model may be the stranger's by now. Its answers are bounded and
-of known types, and what the runner knows by itself it does not take from the child.
+A child that has read a malicious model may be controlled by the model's author. Its answers are
+checked for size and types, and facts that the runner knows itself are not taken from the child.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from dynquant.jobs.type_validation import require_types
 from dynquant.model.notes import MAX_NOTES, is_note
 from dynquant.quant.quality import Quality
 from dynquant.quant.recipe import Recipe, command_of
+from dynquant.quant.verified import Verified
 from dynquant.report.artefacts import (
     cost_table_from_json,
     cost_table_to_json,
@@ -33,19 +34,16 @@ from dynquant.report.gating import gate
 
 __all__ = ["Answer", "Asked", "distrusted"]
 
-MAX_SAMPLE_CHARS = 10_000
-"""Of what a model wrote when it was tried; 24 tokens have some hundred."""
-
 _MAX_PART_CHARS = 200
 _MAX_LAYERS = 20_000
-"""That may be quantized; the cards of more take minutes to draw."""
+"""Of a model; a card for more layers takes minutes to draw."""
 
 _MAX_NOTE_CHARS = 2_000
 _MAX_ROWS = 100
-"""Of the table of a card, and versions of tools; there are three rows and a few versions."""
+"""In the table of a card, and of versions of tools; a card has three rows and a few versions."""
 
 _MAX_FIGURES = 10_000
-"""More than one for each target, one for each uniform format and the original."""
+"""Above the number of targets and uniform formats of any job."""
 
 _MALFORMED = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 
@@ -53,8 +51,8 @@ _logger = logging.getLogger(__name__)
 
 
 def distrusted(what: str) -> NeverPublishError:
-    """The end of a job whose child did `what`, which dynquant's own code never does."""
-    _logger.warning("A child is not to be trusted: %s", what)
+    """The error for a child that did `what`, which dynquant's own code never does."""
+    _logger.warning("A child cannot be trusted: %s", what)
     return NeverPublishError(
         f"The process that converts this model left an answer that dynquant never gives: {what}. "
         "The model may have taken that process over. Report it if you trust the model."
@@ -65,8 +63,8 @@ class Answer:
     """Gathers the lines of one step: progress, and then one answer.
 
     Attributes:
-        result: What the step returned, once it `has_result`.
-        reason: Why it failed, if it says so, and in which words.
+        result: Of the step, once it `has_result`.
+        reason: Why the step failed, if it says so; `sentence` is its message.
     """
 
     def __init__(self, on_progress: Callable[[Mapping[str, Any]], None]) -> None:
@@ -81,7 +79,7 @@ class Answer:
         """Read a line.
 
         Raises:
-            NeverPublishError: It is none that a step writes.
+            NeverPublishError: dynquant's steps do not write such a line.
         """
         try:
             said = json.loads(line)
@@ -103,13 +101,13 @@ class Answer:
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """What the runner knows of a job by itself, to hold the answers of its child against.
+    """The runner's own facts of a job, with which the answers of its child are compared.
 
     Attributes:
         source: Fields of the `ModelSource` without its folder.
         recipe: How to quantize.
-        texts: Role → name of the text.
-        targets: Name of each model that is to be made → its bits per weight.
+        texts: Role → name of the text, or of the images.
+        targets: Name of each model to make → its bits per weight.
     """
 
     source: Mapping[str, Any]
@@ -121,7 +119,7 @@ class Asked:
         """The result of `resolve`: a forecast for each target.
 
         Raises:
-            NeverPublishError: It is something else, here and below.
+            NeverPublishError: The answer is malformed or of another job, here and below.
         """
         with _checking("forecasts"):
             found = [Forecast(**{**each, "notes": tuple(each["notes"])}) for each in raw]
@@ -139,7 +137,7 @@ class Asked:
         return [asdict(each) for each in found]
 
     def cost_table(self, text: str) -> str:
-        """The file that `measure` leaves, with nothing else in it."""
+        """The cost table that `measure` leaves, parsed and written again."""
         with _checking("a cost table"):
             table = cost_table_from_json(text, name="cost_table.json")
             _require(table.source == self.source["name"])
@@ -147,30 +145,32 @@ class Asked:
             _require(len(table.inventory.layers) <= _MAX_LAYERS)
         return cost_table_to_json(table)
 
-    def samples(self, raw: Any) -> dict[str, str]:
-        """The result of `verify`: what each model wrote."""
-        with _checking("samples"):
+    def verified(self, raw: Any) -> dict[str, dict[str, Any]]:
+        """The result of `verify`: a sample of each model, and the runtimes that run it."""
+        with _checking("the result of verifying"):
             _require(raw.keys() == self.targets.keys())
-            return {name: _text(text)[:MAX_SAMPLE_CHARS] for name, text in raw.items()}
+            found = {name: Verified.from_json(each) for name, each in raw.items()}
+        return {name: asdict(each) for name, each in found.items()}
 
     def figures(self, raw: Any) -> dict[str, dict[str, Any]]:
-        """The result of `evaluate`: figures of each model, and of those beside it."""
+        """The result of `evaluate`: figures of each model, the original and uniform quants."""
         with _checking("figures"):
             _require(len(raw) <= _MAX_FIGURES and {*self.targets, ORIGINAL} <= raw.keys())
             found = {str(name)[:_MAX_PART_CHARS]: Quality(**each) for name, each in raw.items()}
             for quality in found.values():
                 require_types(quality)
                 # A single window has no standard error.
-                _require(not any(math.isinf(value) for value in asdict(quality).values()))
-        return {name: asdict(quality) for name, quality in found.items()}
+                _require(not any(math.isinf(value) for value in quality.to_json().values()))
+                _require(bool(quality.num_images) == ("evaluation_images" in self.texts))
+        return {name: quality.to_json() for name, quality in found.items()}
 
     def facts(self, name: str, plan: str, report: str) -> ModelFacts:
-        """What the files that `card` leaves say of the model `name`.
+        """The facts of the model `name` in the files that `card` leaves.
 
-        Source, license, gate, recipe and command are what the runner knows, or all is refused: no
-        model is published as another one's, nor more openly than its original.
+        Source, license, gate, recipe and command must equal the runner's own facts: no model is
+        published as a quant of another model, nor more openly than its original.
         """
-        with _checking("papers"):
+        with _checking("facts"):
             facts = facts_from_json(plan, report, name=name)
             _require_bounds(facts)
             known = self._with_what_is_known(facts, name)
@@ -184,13 +184,18 @@ class Asked:
                 recipe=self.recipe,
                 calibration={"name": self.texts["calibration"]},
                 evaluation={"name": self.texts["evaluation"]},
+                calibration_images=self._named("calibration_images"),
+                evaluation_images=self._named("evaluation_images"),
             )
             _require(same_request(plan, asked))
-            _require(sorted(rung.name for rung in facts.ladder) == sorted(self.targets))
+            _require(sorted(variant.name for variant in facts.variants) == sorted(self.targets))
         return facts
 
+    def _named(self, role: str) -> dict[str, str] | None:
+        return {"name": self.texts[role]} if role in self.texts else None
+
     def _with_what_is_known(self, facts: ModelFacts, name: str) -> ModelFacts:
-        """`facts` with what the runner knows of the model `name` in the place of what they say."""
+        """`facts` with the runner's own facts of the model `name` in place of the child's."""
         source = self.source
         command = command_of(
             self.recipe,
@@ -215,7 +220,7 @@ class Asked:
 
 
 def _require_bounds(facts: ModelFacts) -> None:
-    """Refuse what would make a card that takes long to write, or that no page can show."""
+    """Refuse facts whose card would be too large to write or to show."""
     _require(len(facts.layers) <= _MAX_LAYERS)
     _require(len(facts.rows) <= _MAX_ROWS and len(facts.versions) <= _MAX_ROWS)
     labels = (row.label for row in facts.rows)
@@ -248,7 +253,7 @@ def _refuse(what: object) -> NoReturn:
 
 @contextmanager
 def _checking(what: str) -> Iterator[None]:
-    """Turn every way in which `what` can be wrong into the end of the job."""
+    """End the job if `what` is malformed."""
     try:
         yield
     except (DynquantError, *_MALFORMED) as error:

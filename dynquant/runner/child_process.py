@@ -1,7 +1,7 @@
-"""A process that computes for a job: no token in its environment, gone when it should be gone.
+"""Runs a child process: it has no tokens in its environment, and is killed with this process.
 
-What it writes is read by the thread that watches it, in small parts and with a pause after each, so
-that a child that floods its output fills no memory and costs little time.
+Its output is read by the thread that watches it, in small parts with a pause after each, so that a
+child that floods its output costs little memory and time.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ _SIGNALLED = 128
 _POLL_SECS = 0.2
 _MEMORY_POLL_SECS = 1.0
 _END_SECS = 1.0
-"""For a child that is told to end; after that it is killed."""
+"""Between the signal to end and the signal that kills."""
 
 _PART_BYTES = 1 << 14
 _PAUSE_SECS = 0.005
 _MAX_LEFT_PARTS = 128
-"""Of output, to read after the end: what a pipe can hold, and no more if somebody goes on."""
+"""Of output that are read after the child's end: the size of a pipe, as others may write on."""
 
 _MAX_ERROR_BYTES = 20_000
 _MAX_LINE_BYTES = 2_000_000  # the forecasts of a hundred targets have far less
@@ -46,7 +46,7 @@ class ChildCancelledError(Exception):
 
 
 class ChildMemoryError(Exception):
-    """The child was killed because it took more memory than it may; `num_bytes` is what it took."""
+    """The child was killed because it used too much memory: `num_bytes`."""
 
     def __init__(self, num_bytes: int) -> None:
         super().__init__(f"{num_bytes} bytes")
@@ -54,11 +54,11 @@ class ChildMemoryError(Exception):
 
 
 class ChildSilentError(Exception):
-    """The child was killed because it said nothing for longer than it may."""
+    """The child was killed because it wrote no line for too long."""
 
 
 class ChildOutputError(Exception):
-    """The child was killed because it wrote a line that is longer than any that it should write."""
+    """The child was killed because it wrote a line that is too long."""
 
 
 def run_child(
@@ -71,27 +71,26 @@ def run_child(
     max_memory_bytes: int | None = None,
     max_silent_secs: float = math.inf,
 ) -> tuple[int, str]:
-    """Run `command` to its end; it dies with this process, and with everything it started.
+    """Run `command` to its end; the child is killed with this process, and all its children too.
 
     Args:
         command: Program and arguments. It should end when its standard input ends.
         environment: Its whole environment.
-        folder: Where it works.
-        on_line: Called in this thread with every line of its standard output; what it raises ends
-            the child.
-        is_cancelled: Asked a few times a second; True kills it.
-        max_memory_bytes: More than this, children included, kills it.
-        max_silent_secs: Without a line for longer than this it is killed.
+        folder: Its working directory.
+        on_line: Called in this thread with every line of its standard output; an error that it
+            raises kills the child.
+        is_cancelled: Called a few times a second; True kills the child.
+        max_memory_bytes: More memory than this, its children's included, kills it.
+        max_silent_secs: A longer time without a line kills it.
 
     Returns:
-        Exit code, or minus the signal that ended it, and the end of what it wrote to standard
-        error.
+        Exit code, or minus the signal that ended it; and the end of its standard error.
 
     Raises:
-        ChildCancelledError: `is_cancelled` said so.
-        ChildMemoryError: It took too much memory.
-        ChildSilentError: It said nothing for too long.
-        ChildOutputError: It wrote a line without an end.
+        ChildCancelledError: `is_cancelled` was True.
+        ChildMemoryError: It used too much memory.
+        ChildSilentError: It wrote no line for too long.
+        ChildOutputError: It wrote a line that is too long.
     """
     child = subprocess.Popen(
         command,
@@ -105,21 +104,14 @@ def run_child(
     output = _Output(child)
     try:
         try:
-            memory_due = spoke_at = time.monotonic()
-            while child.poll() is None:
-                if is_cancelled():
-                    raise ChildCancelledError
-                now = time.monotonic()
-                if max_memory_bytes is not None and now >= memory_due:
-                    memory_due = now + _MEMORY_POLL_SECS
-                    num_bytes = _memory_bytes(child.pid)
-                    if num_bytes > max_memory_bytes:
-                        raise ChildMemoryError(num_bytes)
-                for line in output.read(_POLL_SECS):
-                    spoke_at = now
-                    on_line(line)
-                if now > spoke_at + max_silent_secs:
-                    raise ChildSilentError
+            _watch(
+                child,
+                output,
+                on_line=on_line,
+                is_cancelled=is_cancelled,
+                max_memory_bytes=max_memory_bytes,
+                max_silent_secs=max_silent_secs,
+            )
         finally:
             _end(child)
         for line in output.rest():
@@ -127,12 +119,12 @@ def run_child(
     finally:
         output.close()
     code = child.returncode
-    # A confined child ends as a shell does.
+    # The sandbox reports a signal as a shell does.
     return (_SIGNALLED - code if code > _SIGNALLED else code), output.errors
 
 
 class _Output:
-    """What a child writes: lines of standard output, and the end of standard error."""
+    """The output of a child: lines of standard output, and the end of standard error."""
 
     def __init__(self, child: subprocess.Popen[bytes]) -> None:
         assert child.stdout is not None
@@ -152,13 +144,13 @@ class _Output:
         return self._errors.decode(errors="replace")
 
     def read(self, timeout_secs: float) -> Iterator[str]:
-        """Wait for a part of the output, for as long as that at most; the lines that it ends.
+        """Wait up to `timeout_secs` for a part of the output; yields the lines that it completes.
 
         Raises:
             ChildOutputError: A line is too long.
         """
         if not self._ready.get_map():
-            time.sleep(timeout_secs)  # it closed both and lives on
+            time.sleep(timeout_secs)  # it closed both streams and still runs
             return
         for key, _ in self._ready.select(timeout_secs):
             try:
@@ -175,7 +167,7 @@ class _Output:
         time.sleep(_PAUSE_SECS)
 
     def rest(self) -> Iterator[str]:
-        """What was written before the end and not read yet; the last line may lack its end."""
+        """The lines that were written before the end and not read yet."""
         for _ in range(_MAX_LEFT_PARTS):
             if not self._ready.get_map() or not self._ready.select(0):
                 break
@@ -184,7 +176,7 @@ class _Output:
             yield from self._lines(b"\n")
 
     def close(self) -> None:
-        """Let go of the child's pipes, its input included."""
+        """Close the child's pipes, its input included."""
         self._ready.close()
         for stream in (self._child.stdin, self._child.stdout, self._child.stderr):
             assert stream is not None
@@ -201,8 +193,34 @@ class _Output:
             raise ChildOutputError
 
 
+def _watch(
+    child: subprocess.Popen[bytes],
+    output: _Output,
+    *,
+    on_line: Callable[[str], None],
+    is_cancelled: Callable[[], bool],
+    max_memory_bytes: int | None,
+    max_silent_secs: float,
+) -> None:
+    """Read the child's lines until it ends; see `run_child`."""
+    memory_due = spoke_at = time.monotonic()
+    while child.poll() is None:
+        if is_cancelled():
+            raise ChildCancelledError
+        now = time.monotonic()
+        if max_memory_bytes is not None and now >= memory_due:
+            memory_due = now + _MEMORY_POLL_SECS
+            if (num_bytes := _memory_bytes(child.pid)) > max_memory_bytes:
+                raise ChildMemoryError(num_bytes)
+        for line in output.read(_POLL_SECS):
+            spoke_at = now
+            on_line(line)
+        if now > spoke_at + max_silent_secs:
+            raise ChildSilentError
+
+
 def _memory_bytes(pid: int) -> int:
-    """Resident memory of a process and all that it started."""
+    """Resident memory of a process and its children."""
     total = 0
     with contextlib.suppress(psutil.NoSuchProcess):  # it ended meanwhile
         process = psutil.Process(pid)
@@ -212,9 +230,9 @@ def _memory_bytes(pid: int) -> int:
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:
-    """End the child and whatever it started; harmless when all is over.
+    """Kill the child and its children, if they still run.
 
-    What confines it hears SIGTERM, and ends when all below it has ended.
+    The sandbox's process gets SIGTERM, and ends when all processes in it have ended.
     """
     if child.poll() is None:
         child.terminate()

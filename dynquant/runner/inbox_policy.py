@@ -1,7 +1,7 @@
-"""What a request by mail may ask for: its sender writes to the inbox, and has no other authority.
+"""Limits of a request from the inbox: its sender may write there, and has no other authority.
 
 The Space holds a token that may write to the inbox, and a Space is easier to take over than a
-runner. So the runner believes no request further than it would believe a visitor of the Space.
+runner. So the runner grants a request no more than it would grant a visitor of the Space.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from dynquant.model.naming import is_account_name
 from dynquant.model.origin import HUB_ID
 from dynquant.texts.defaults import CALIBRATIONS
 
-__all__ = ["MailPolicy"]
+__all__ = ["InboxPolicy"]
 
 _OPTIONS = frozenset({"menu", "calibration"})
 """The options that the pages of a Space offer."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class MailPolicy:
-    """What this runner takes from its inbox.
+class InboxPolicy:
+    """The requests that this runner accepts from its inbox.
 
     Attributes:
-        default_destination: Tells where models are published that name no destination.
+        default_destination: Returns the destination of requests that name none.
         destinations: Other namespaces and name templates that a request may name.
         private_sources: Private repos of the operator that a request may name.
     """
@@ -36,23 +36,24 @@ class MailPolicy:
     private_sources: Collection[str] = ()
 
     def admitted(self, request: JobRequest) -> JobRequest:
-        """The request as a visitor may make it.
+        """The request, with its destination filled in and the priority of a person.
 
         Raises:
-            RequestError: A visitor may not; says what of it.
-            RetryLaterError: The Hub does not tell the default destination now.
+            RequestError: A visitor may not ask for this; says why.
+            RetryLaterError: The Hub does not answer, so the default destination is unknown.
         """
         if not is_account_name(request.requester):
             raise RequestError(
-                "A request by mail is made in the name of an account on the Hub, and "
-                f"'{request.requester[:60]}' is no such name. Sign in on the Space and ask again."
+                "A request from a Space is made in the name of an account on the Hub, and "
+                f"'{request.requester[:60]}' is not such a name. Sign in on the Space and ask "
+                "again."
             )
         if request.requester_id and not HUB_ID.fullmatch(request.requester_id):
-            raise RequestError("The id of the requester is not one of the Hub's. Ask again.")
+            raise RequestError("The id of the requester is not an id of the Hub. Ask again.")
         if request.public:
             raise RequestError(
-                "A request by mail cannot make a quant of a private model public. Convert it with "
-                "'dynquant submit --public' on a machine of the operator."
+                "A request from a Space cannot make a quant of a private model public. Convert it "
+                "with 'dynquant submit --public' on a machine of the operator."
             )
         self._check_options(request)
         return replace(request, destination=self._destination(request), priority=Priority.PERSON)
@@ -66,7 +67,7 @@ class MailPolicy:
         wanted = request.destination or default
         if wanted not in {default, *self.destinations}:
             raise RequestError(
-                f"This runner does not publish to '{wanted[:100]}' for requests by mail. Its "
+                f"This runner does not publish to '{wanted[:100]}' for requests from a Space. Its "
                 "operator can allow that with DYNQUANT_INBOX_DESTINATIONS."
             )
         return wanted
@@ -75,11 +76,11 @@ class MailPolicy:
     def _check_options(request: JobRequest) -> None:
         if others := sorted(request.options.to_json().keys() - _OPTIONS):
             raise RequestError(
-                f"A request by mail cannot set '{others[0]}'. Leave that option out."
+                f"A request from a Space cannot set '{others[0]}'. Leave that option out."
             )
         if request.options.calibration not in CALIBRATIONS.values():
             raise RequestError(
-                "A request by mail names one of the calibration sets of the Space: "
+                "A request from a Space names one of the calibration sets of the Space: "
                 f"{'; '.join(CALIBRATIONS.values())}."
             )
-        _ = request.recipe  # refuses targets that go together with no recipe
+        _ = request.recipe  # raises if the targets are out of range for the recipe

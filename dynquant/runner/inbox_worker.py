@@ -1,7 +1,7 @@
-"""What comes in from the Space and goes back to it, and who is told when a job ends.
+"""Takes requests from the inbox to the board, returns results, and announces jobs that ended.
 
-Everything here may be done twice without harm: a request is the same job however often it is
-submitted, a result is written once under its request's name, and who was told is remembered.
+Everything here may be repeated without harm: a request is the same job however often it is
+submitted, a result is written once under its request's name, and announcements are remembered.
 """
 
 from __future__ import annotations
@@ -9,77 +9,38 @@ from __future__ import annotations
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, replace
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from dynquant.errors import RequestError, RetryLaterError
+from dynquant.jobs.board import DatabaseBoard
+from dynquant.jobs.inbox import Inbox, InboxEntry
 from dynquant.jobs.job import TERMINAL, Job, JobState
-from dynquant.jobs.ports import JobBoard
 from dynquant.jobs.request import JobRequest
 from dynquant.model.naming import is_ours
 from dynquant.quant.recipe import RECIPE_VERSION
 from dynquant.report.outputs import read_text, write_file
-from dynquant.runner.inbox_policy import MailPolicy
+from dynquant.runner.inbox_policy import InboxPolicy
 
-__all__ = ["Announcer", "FoundSource", "Inbox", "InboxEntry", "InboxWorker"]
+__all__ = ["Announcer", "FoundSource", "InboxWorker"]
 
 _MAX_TOLD = 5_000
 _MAX_OPEN = 200
-"""Jobs by mail that wait or run at one time; further requests stay in the inbox."""
+"""Jobs from the inbox that wait or run at one time; further requests stay in the inbox."""
 _FIRST_PAUSE_SECS, _LONGEST_PAUSE_SECS = 10.0, 600.0
 """After which a request that cannot be taken is tried again: each try asks the Hub."""
-_SET_ASIDE = (
+_QUARANTINED = (
     "The queue's entry of this job could not be read, so it was set aside. Ask for the model again."
 )
 
 _logger = logging.getLogger(__name__)
 
 
-class InboxEntry(Protocol):
-    """A file in the inbox; see `hub.inbox.InboxEntry`."""
-
-    @property
-    def name(self) -> str:
-        """`YYYY-MM-DD/HHMMSSffffff-…`, by the clock of who sent it."""
-        ...
-
-    @property
-    def request(self) -> JobRequest | None:
-        """None if the file is none."""
-        ...
-
-    @property
-    def sentence(self) -> str:
-        """Why it is none."""
-        ...
-
-
-class Inbox(Protocol):
-    """The mailbox; see `hub.inbox.HubInbox`."""
-
-    def pending(self, *, skip: Collection[str] = ()) -> Sequence[InboxEntry]:
-        """Requests that have no result yet, oldest first."""
-        ...
-
-    def gone(self, names: Collection[str]) -> Collection[str]:
-        """Those of `names` that were no requests any more when `pending` looked last."""
-        ...
-
-    def finish(self, name: str, result: Mapping[str, Any]) -> None:
-        """Put a result in the place of a request."""
-        ...
-
-    def result(self, name: str) -> dict[str, Any] | None:
-        """What came of a request; None while nothing has."""
-        ...
-
-
 class FoundSource(NamedTuple):
-    """A model that was asked for, as the Hub has it today."""
+    """The model of a request, as the Hub has it now."""
 
     repo_id: str
     sha: str
@@ -89,25 +50,26 @@ class FoundSource(NamedTuple):
 class InboxWorker:
     """Takes requests from an inbox to the board, and results back.
 
-    Who cancels a request puts that result in its place, not knowing whether a runner has its job.
+    To cancel a request, the Space writes a result with the state `cancelled`, without knowing
+    whether a runner has its job already.
 
     Args:
         inbox: Where requests come from.
         board: Where jobs are.
-        policy: What a request may ask for.
-        memory: File that remembers which job came of which request, for those that are cancelled
-            while this runner is away.
-        look_up: Repo id, revision, whether private repos of the operator count → what the Hub has
-            under that name.
-        clock: Seconds that only go forward.
+        policy: Limits what a request may ask for.
+        memory: File that remembers the job of each request, for requests that are cancelled while
+            this runner is away.
+        look_up: Repo id, revision, whether private repos of the operator count → the Hub's model
+            of that name.
+        clock: A monotonic clock, in seconds.
     """
 
     def __init__(
         self,
         inbox: Inbox,
-        board: JobBoard,
+        board: DatabaseBoard,
         *,
-        policy: MailPolicy,
+        policy: InboxPolicy,
         memory: Path,
         look_up: Callable[[str, str | None, bool], FoundSource],
         clock: Callable[[], float] = time.monotonic,
@@ -118,31 +80,31 @@ class InboxWorker:
         self._memory = memory
         self._look_up = look_up
         self._clock = clock
-        # The request's name → its job; → when to try it again, and the pause before that.
+        # Names of requests → their jobs; → when to try again, and the pause before that.
         self._jobs = _remembered(memory)
-        self._later: dict[str, tuple[float, float]] = {}
+        self._retries: dict[str, tuple[float, float]] = {}
 
     def do_round(self) -> None:
-        """Queue what is new, and answer what is over; what cannot be done now is left for later."""
+        """Queue new requests and return results; a request that fails for now is retried later."""
         before = dict(self._jobs)
         now = self._clock()
-        waiting = {name for name, (until_secs, _) in self._later.items() if now < until_secs}
+        waiting = {name for name, (until_secs, _) in self._retries.items() if now < until_secs}
         entries = self._inbox.pending(skip=self._jobs.keys() | waiting)
-        gone = self._inbox.gone(self._jobs.keys() | self._later.keys())
+        gone = self._inbox.gone(self._jobs.keys() | self._retries.keys())
         for entry in entries:
             if len(self._jobs) >= _MAX_OPEN:
                 break
             try:
                 self._take(entry)
-                self._later.pop(entry.name, None)
+                self._retries.pop(entry.name, None)
             except RetryLaterError as error:
-                self._put_off(entry.name, error)
+                self._schedule_retry(entry.name, error)
         for name in gone:
-            self._let_go(name)
+            self._forget(name)
         if self._jobs != before:
             write_file(self._memory, "".join(f"{name} {job}\n" for name, job in self._jobs.items()))
         for name, job_id in list(self._jobs.items()):
-            self._answer(name, job_id)
+            self._return_result(name, job_id)
 
     def _take(self, entry: InboxEntry) -> None:
         if entry.request is None:
@@ -156,21 +118,21 @@ class InboxWorker:
             self._inbox.finish(entry.name, _refusal(error.reason, str(error)))
             return
         may_retry = job.is_over and job.state != JobState.PUBLISHED and not _is_of_operator(job)
-        if may_retry and _is_newer(entry, job):
-            # Asking again for what had failed is asking for another attempt.
+        if may_retry and job.ended_at is not None and entry.sent_at > job.ended_at:
+            # A request that was sent after its job had failed asks for another attempt.
             self._board.retry(job.id, request=request)
         self._jobs[entry.name] = job.id
 
-    def _put_off(self, name: str, error: RetryLaterError) -> None:
-        if name not in self._later:
+    def _schedule_retry(self, name: str, error: RetryLaterError) -> None:
+        if name not in self._retries:
             _logger.warning("Request %s waits: %s", name, error)
-        _, pause_secs = self._later.get(name, (0.0, _FIRST_PAUSE_SECS / 2))
+        _, pause_secs = self._retries.get(name, (0.0, _FIRST_PAUSE_SECS / 2))
         pause_secs = min(2 * pause_secs, _LONGEST_PAUSE_SECS)
-        self._later[name] = self._clock() + pause_secs, pause_secs
+        self._retries[name] = self._clock() + pause_secs, pause_secs
 
-    def _let_go(self, name: str) -> None:
-        """Somebody else has put a result in the place of a request."""
-        self._later.pop(name, None)
+    def _forget(self, name: str) -> None:
+        """Drop a request that the Space or another runner finished; cancel its job if asked to."""
+        self._retries.pop(name, None)
         if name not in self._jobs:
             return
         try:
@@ -181,19 +143,19 @@ class InboxWorker:
             return
         job_id = self._jobs.pop(name)
         if result.get("state") != JobState.CANCELLED or job_id in self._jobs.values():
-            return  # another runner answered it, or somebody else still wants it
+            return  # another runner finished it, or another request is for the same job
         with suppress(RequestError):  # it is over, or set aside
             if _is_of_operator(self._board.get(job_id)):
                 return
             self._board.cancel(job_id)
-            _logger.info("Job %s was cancelled by who had asked for it", job_id)
+            _logger.info("Job %s was cancelled by its requester", job_id)
 
-    def _answer(self, name: str, job_id: str) -> None:
-        """Put what came of a job in the place of a request for it, if it is over."""
+    def _return_result(self, name: str, job_id: str) -> None:
+        """Replace a request with the result of its job, if the job is over."""
         try:
             job = self._board.get(job_id)
         except RequestError:
-            result = _refusal("unreadable", _SET_ASIDE) | {"state": JobState.FAILED}
+            result = _refusal("unreadable", _QUARANTINED) | {"state": JobState.FAILED}
         else:
             if not job.is_over:
                 return
@@ -214,18 +176,18 @@ class InboxWorker:
 
 
 class Announcer:
-    """Tells once of every job that ended on this runner.
+    """Announces every job that ended on this runner, once.
 
     Args:
         board: Where jobs are.
-        runner_id: This runner; the others tell of theirs.
-        memory: File that remembers who was told. Where there is none yet, what has ended by now
-            counts as told.
-        tell: Tells of a job.
+        runner_id: This runner; the other runners announce their own jobs.
+        memory: File that remembers the announced attempts. If it is missing, jobs that have
+            ended by now count as announced.
+        tell: Announces a job.
     """
 
     def __init__(
-        self, board: JobBoard, *, runner_id: str, memory: Path, tell: Callable[[Job], None]
+        self, board: DatabaseBoard, *, runner_id: str, memory: Path, tell: Callable[[Job], None]
     ) -> None:
         self._board = board
         self._runner_id = runner_id
@@ -235,7 +197,7 @@ class Announcer:
         self._mark: tuple[int, int] | None = None
 
     def do_round(self) -> None:
-        """Tell of what has ended since the last round."""
+        """Announce the jobs that ended since the last round."""
         mark = self._board.mark(TERMINAL)
         if mark == self._mark:
             return
@@ -260,24 +222,18 @@ class Announcer:
 
 
 def _remembered(memory: Path) -> dict[str, str]:
-    """Request → job, as far as a line of the file says it."""
+    """Request → job, from the lines of the file that name both."""
     lines = (read_text(memory) or "").splitlines()
     return {name: job_id for name, _, job_id in (line.partition(" ") for line in lines) if job_id}
 
 
 def _is_of_operator(job: Job) -> bool:
-    """Whether this machine asked for the job itself, so that no request by mail may change it."""
+    """Whether this machine asked for the job itself: then no entry of the inbox may change it."""
     return is_ours(job.request.requester)
 
 
 def _attempt(job: Job) -> str:
     return f"{job.id}/{job.attempt}"
-
-
-def _is_newer(entry: InboxEntry, job: Job) -> bool:
-    """Whether a request was sent after the job had ended."""
-    sent_at = datetime.strptime(entry.name[:17], "%Y-%m-%d/%H%M%S").replace(tzinfo=UTC)
-    return job.ended_at is not None and sent_at > job.ended_at
 
 
 def _refusal(reason: str, sentence: str) -> dict[str, Any]:

@@ -1,7 +1,8 @@
-"""A job's folder: what the runner keeps there, and `work` and `scratch`, where its child may write.
+"""A job's folder: the runner's own files, and `work` and `scratch`, where its child may write.
 
-The child is not trusted once it has read a stranger's file. The runner never follows a link there,
-reads no more than it expects, and copies what it goes on with to where no child may write.
+The child is not trusted once it has read a file from outside. The runner never follows a link
+there, reads no more than it expects, and copies the files that it continues with out of the
+child's reach.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from dynquant.runner.answers import distrusted
 from dynquant.sandbox.held_folder import HeldFolder, UnexpectedEntryError
 
 __all__ = [
+    "FACTS",
     "MAX_TEXT_BYTES",
     "MODELS",
-    "PAPERS",
     "SCRATCH",
     "WINDOWS",
     "WORK",
@@ -28,34 +29,34 @@ __all__ = [
 ]
 
 WORK = "work"
-"""Empty before every step; what the step leaves there is its result."""
+"""Emptied before every step; a step leaves its result there."""
 
 SCRATCH = "scratch"
-"""The child's home and its temporary files. MLX keeps there what it has compiled for this job."""
+"""The child's home and its temporary files, among them the code that MLX compiles for this job."""
 
 MODELS = "models"
-"""Of the child in `work`; of the runner beside it, once they were copied."""
+"""The child's models in `work`; beside it the runner's, once they are copied."""
 
 WINDOWS = "windows.json"
 """Token windows of both texts, cut by the first step that measures."""
 
-PAPERS = "papers"
-"""In `work`: a folder for each model."""
+FACTS = "facts"
+"""In `work`: a folder for each model, with the plan and the report for its card."""
 
 _COPIED = "models-copied"
 _COPY_BYTES = 1 << 24
 MAX_TEXT_BYTES = 32_000_000
 """Of a cost table or a plan; those of the largest models have a few million."""
 
-_WEIGHTS = re.compile(r"model(-\d{5,9}-of-\d{5,9})?\.safetensors")
-_ITS_OWN = frozenset({"config.json", "model.safetensors.index.json"})
+_WEIGHTS = re.compile(r"(model(-\d{5,9}-of-\d{5,9})?|mtp)\.safetensors")
+_WRITTEN_BY_CHILD = frozenset({"config.json", "model.safetensors.index.json"})
 
 
 class JobFolder:
     """The folder of one job.
 
     Args:
-        path: Where; its parents are the runner's alone.
+        path: Of the folder; its parents are writable for the runner alone.
     """
 
     def __init__(self, path: Path) -> None:
@@ -63,7 +64,7 @@ class JobFolder:
 
     @property
     def work(self) -> Path:
-        """Where the child leaves its results."""
+        """The child leaves its results here."""
         return self.path / WORK
 
     @property
@@ -77,18 +78,18 @@ class JobFolder:
         return self.path / MODELS
 
     def make(self) -> None:
-        """Make the folder where it is not there."""
+        """Make the folder if it is missing."""
         self.path.mkdir(parents=True, exist_ok=True)
 
     def renew_work(self) -> None:
-        """An empty `work` for a step, whatever the last one has left there."""
+        """Empty `work` for the next step."""
         with HeldFolder.open(self.path) as held:
             held.remove(WORK)
             for name in (WORK, SCRATCH):
                 held.folder(name, make=True).close()
 
     def has(self, *names: str) -> bool:
-        """Whether the runner has put a file or a folder here; `names` lead to it."""
+        """Whether the runner has a file or a folder at the path of `names`."""
         *folders, last = names
         try:
             with HeldFolder.open(self.path, *folders) as held:
@@ -97,7 +98,7 @@ class JobFolder:
             return False
 
     def read(self, name: str) -> str | None:
-        """A file that the runner has written; None if it has not."""
+        """A file that the runner has written; None if there is none."""
         with _distrusting(), HeldFolder.open(self.path) as held:
             return held.read_text(name, max_bytes=2 * MAX_TEXT_BYTES)
 
@@ -108,22 +109,22 @@ class JobFolder:
             yield stream
 
     def write(self, name: str, content: str) -> None:
-        """Write a file of the runner whole or not at all."""
+        """Write a file of the runner, atomically."""
         with self.written(name) as stream:
             stream.write(content)
 
     def keep_windows(self) -> None:
-        """Copy the token windows that a child left, if it did, to where no child may write."""
+        """Copy the token windows that a child may have left out of the reach of later children."""
         with _distrusting(), HeldFolder.open(self.path, WORK) as held:
             windows = held.read_text(WINDOWS, max_bytes=MAX_TEXT_BYTES)
         if windows is not None:
             self.write(WINDOWS, windows)
 
     def left_by_child(self, *names: str) -> str:
-        """The text of a file in `work`; `names` lead to it.
+        """The text of the file in `work` at the path of `names`.
 
         Raises:
-            NeverPublishError: There is something else in its place, or nothing.
+            NeverPublishError: There is no file, or a link or a folder in its place.
         """
         *folders, last = names
         with _distrusting(), HeldFolder.open(self.path, WORK, *folders) as held:
@@ -138,22 +139,22 @@ class JobFolder:
         *,
         source: Path,
         max_bytes: int,
-        on_copied: Callable[[int], None],
+        on_part: Callable[[], None],
     ) -> None:
-        """Copy the models that the child encoded to where no child may write.
+        """Copy the models that the child encoded out of the reach of later children.
 
-        The weights, their index and the config are the child's; everything else is copied from the
-        original, which the child could only read. Nothing is there under its final name until all
-        is copied, and what was copied is removed from `work`, file by file.
+        The weights, their index and the config are the child's; all other files are copied from the
+        original, which the child could only read. The folder gets its final name once all files
+        are copied; each copied file is removed from `work`.
 
         Args:
-            names: Of the models that there should be.
+            names: Of the models.
             source: Folder of the original.
             max_bytes: Of all files together.
-            on_copied: Told how many bytes were copied, a few times a second.
+            on_part: Called after each part that was copied, a few times a second.
 
         Raises:
-            NeverPublishError: The child left something else.
+            NeverPublishError: The child left other models or files.
         """
         left = max_bytes
         with _distrusting(), HeldFolder.open(self.path) as held:
@@ -168,15 +169,13 @@ class JobFolder:
                     with encoded.folder(name) as there, copied.folder(name, make=True) as here:
                         for file in there.names(at_most=MAX_SHARDS + MAX_SMALL_FILES):
                             with _content(there, file, source=source, max_bytes=left) as stream:
-                                left -= _copy(
-                                    stream, here, file, max_bytes=left, on_copied=on_copied
-                                )
+                                left -= _copy(stream, here, file, max_bytes=left, on_part=on_part)
                             there.remove(file)
             held.move(_COPIED, held, MODELS)
 
 
 def remove_folder(path: Path) -> None:
-    """Remove a job's folder, whatever its child has left in it.
+    """Remove a job's folder without following links in it.
 
     Raises:
         OSError: Something cannot be removed.
@@ -191,10 +190,10 @@ def remove_folder(path: Path) -> None:
 
 
 def _content(there: HeldFolder, name: str, *, source: Path, max_bytes: int) -> BinaryIO:
-    """The file that is published as `name` of a model."""
+    """The content of the file `name` of a model to publish."""
     if _WEIGHTS.fullmatch(name):
         return there.file(name, max_bytes=max_bytes)
-    if name in _ITS_OWN:
+    if name in _WRITTEN_BY_CHILD:
         return there.file(name, max_bytes=min(max_bytes, MAX_SMALL_FILE_BYTES))
     if "/" not in name and (source / name).is_file():
         return (source / name).open("rb")
@@ -207,9 +206,9 @@ def _copy(
     name: str,
     *,
     max_bytes: int,
-    on_copied: Callable[[int], None],
+    on_part: Callable[[], None],
 ) -> int:
-    """Write what `stream` has as a new file; how many bytes."""
+    """Copy `stream` to a new file; returns the number of bytes."""
     num_bytes = 0
     with open(target.new_file(name), "wb") as copy:  # noqa: PTH123  a descriptor
         while part := stream.read(_COPY_BYTES):
@@ -217,13 +216,13 @@ def _copy(
             if num_bytes > max_bytes:
                 raise UnexpectedEntryError(f"{name!r:.100} grows while it is read")
             copy.write(part)
-            on_copied(len(part))
+            on_part()
     return num_bytes
 
 
 @contextmanager
 def _distrusting() -> Iterator[None]:
-    """Turn what a child should not have left into the end of its job."""
+    """End the job if the child left a file, folder or link that it should not have left."""
     try:
         yield
     except (UnexpectedEntryError, FileNotFoundError) as error:

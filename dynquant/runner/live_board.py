@@ -1,6 +1,6 @@
-"""Shows the board to the Space: a snapshot by HTTPS every few seconds, and nothing kept.
+"""Posts the board to the Space: a snapshot by HTTPS every few seconds, kept in memory there.
 
-The Space may sleep, restart or be away; a job never notices.
+The Space may sleep, restart or be unreachable; jobs do not depend on it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
-from types import TracebackType
 from typing import Any
 
 import httpx2
@@ -22,7 +21,7 @@ from dynquant.jobs.job_text import job_to_text
 from dynquant.jobs.ports import RunnerStatus
 from dynquant.model.naming import is_ours
 from dynquant.watch.public import num_running, public_jobs
-from dynquant.watch.status import WatchRequests, errands_from_json
+from dynquant.watch.status import WatchRequests, requests_from_json
 
 __all__ = ["LiveBoard", "board_snapshot"]
 
@@ -30,27 +29,27 @@ _MAX_JOBS = 500
 _MAX_JOBS_BYTES = 2_000_000
 _MAX_TEXT = 500
 _MAX_ANSWER_BYTES = 500_000
-"""Of a Space: a thousand names of repos are the most that it has to say."""
+"""Of a Space's answer, which names at most a thousand repos."""
 
 _TIMEOUT_SECS = 10.0
 _LONGEST_DELAY_SECS = 60.0
-"""Between two tries while the Space is away."""
+"""Between two tries while the Space does not answer."""
 _STOP_SECS = 1.0
-"""For a post that is under way when the runner stops; then it is left behind."""
+"""How long a stopping runner waits for a post that is under way."""
 
 _SILENCE_SECS = 60
-"""Silence is shown in whole minutes: else no two snapshots would be alike."""
+"""Silence is shown in whole minutes, so that unchanged snapshots are equal."""
 
 _logger = logging.getLogger(__name__)
 
 
 def board_snapshot(jobs: Sequence[Job], runners: Iterable[RunnerStatus]) -> dict[str, Any]:
-    """What the Space is shown: JSON types, of bounded size, no address to notify, nothing private.
+    """The board for the Space: JSON types of bounded size, without private jobs and addresses.
 
     Args:
-        jobs: The latest first. Those that are over come last, and are left out if not all fit.
-            Private ones are left out and counted nowhere.
-        runners: Every runner that the database has seen.
+        jobs: The latest first. Ended jobs come last, and are left out if not all fit. Private jobs
+            are left out and not counted.
+        runners: Every runner that ever registered.
     """
     shown: list[dict[str, Any]] = []
     num_bytes = 0
@@ -85,18 +84,18 @@ class LiveBoard:
         runner_id: str,
         snapshot: Callable[[], Mapping[str, Any]],
         *,
-        on_errands: Callable[[WatchRequests], None] | None = None,
+        on_requests: Callable[[WatchRequests], None] | None = None,
         interval_secs: float = 5.0,
         repeat_secs: float = 60.0,
     ) -> None:
-        """Show what `snapshot` returns at `url`/runner/board.
+        """Post the result of `snapshot` to `url`/runner/board.
 
         Args:
             url: Of the Space.
-            secret: What the Space knows the runner by.
-            runner_id: Who posts.
+            secret: Authenticates the runner at the Space.
+            runner_id: Name of this runner.
             snapshot: Called in the thread; JSON types.
-            on_errands: Told, in the thread, what the Space asks for in its answers.
+            on_requests: Called, in the thread, with what the Space asks for in its answers.
             interval_secs: Between two snapshots.
             repeat_secs: Between two posts when nothing changes: a restarted Space knows nothing.
         """
@@ -104,7 +103,7 @@ class LiveBoard:
         self._headers = {"Content-Type": "application/json", "Authorization": f"Bearer {secret}"}
         self._runner_id = runner_id
         self._snapshot = snapshot
-        self._on_errands = on_errands
+        self._on_requests = on_requests
         self._interval_secs = interval_secs
         self._repeat_secs = repeat_secs
         self._stopping = threading.Event()
@@ -118,12 +117,7 @@ class LiveBoard:
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_exc: object) -> None:
         self._stopping.set()
         self._thread.join(_STOP_SECS)
 
@@ -142,10 +136,10 @@ class LiveBoard:
                 self._stopping.wait(delay_secs)
 
     def _show(self, client: httpx2.Client) -> str | None:
-        """Why the Space could not be shown the board; empty if it was, None if it need not be."""
+        """Why the post failed; empty if it succeeded, None if the board has not changed."""
         try:
             body = json.dumps({"runner_id": self._runner_id, **self._snapshot()}).encode()
-        except Exception as error:  # the thread outlives whatever is wrong there
+        except Exception as error:  # the thread must survive any error there
             _logger.debug("The board could not be read", exc_info=error)
             return f"it cannot be read ({type(error).__name__})."
         if body == self._shown and time.monotonic() < self._due:
@@ -156,7 +150,7 @@ class LiveBoard:
         return trouble
 
     def _post(self, client: httpx2.Client, body: bytes) -> str:
-        """Why it did not arrive; empty if it did."""
+        """Why the post failed; empty if it succeeded."""
         try:
             with client.stream("POST", self._url, content=body) as response:
                 answer = _whole(response) if response.is_success else b""
@@ -164,25 +158,25 @@ class LiveBoard:
             return f"the Space does not answer ({type(error).__name__}). Check that it is running."
         status = response.status_code
         if response.is_success:
-            if self._on_errands is not None and answer != b"":
-                self._run_errands(self._on_errands, answer)
+            if self._on_requests is not None and answer != b"":
+                self._carry_out(self._on_requests, answer)
             return ""
         if status in {httpx2.codes.UNAUTHORIZED, httpx2.codes.FORBIDDEN}:
-            return "the Space refuses it. Set DYNQUANT_SPACE_SECRET to the secret that it has."
+            return "the Space refuses it. Set DYNQUANT_SPACE_SECRET to the Space's secret."
         if status == httpx2.codes.NOT_FOUND:
             return "the Space has no page for it. Check DYNQUANT_SPACE_URL."
         return f"the Space answers with status {status}. Look at its log."
 
-    def _run_errands(self, run: Callable[[WatchRequests], None], answer: bytes | None) -> None:
+    def _carry_out(self, run: Callable[[WatchRequests], None], answer: bytes | None) -> None:
         try:
-            run(errands_from_json(json.loads(answer or b"")))
+            run(requests_from_json(json.loads(answer or b"")))
         except DynquantError as error:
-            _logger.warning("What the Space asks for cannot be done: %s", error)
+            _logger.warning("A request of the Space to the watcher failed: %s", error)
         except (ValueError, TypeError, KeyError, RecursionError):
-            _logger.warning("What the Space asks for cannot be read. Run the same version there.")
+            _logger.warning("The Space's requests cannot be read. Run the same version there.")
 
     def _tell(self, trouble: str) -> None:
-        """Log once that the Space shows the board, and each reason once why it does not."""
+        """Log once that the Space shows the board, and once each reason why it does not."""
         if trouble:
             if trouble not in self._troubles:
                 _logger.warning("The board of this runner is not shown: %s", trouble)
@@ -195,7 +189,7 @@ class LiveBoard:
 
 
 def _whole(response: httpx2.Response) -> bytes | None:
-    """An answer, unpacked; None for one that is too long, which is not read to its end."""
+    """The body of an answer; None if it is too long, which is not read to its end."""
     answer = bytearray()
     for part in response.iter_bytes(_MAX_ANSWER_BYTES):
         answer += part
@@ -215,7 +209,7 @@ def _entry(job: Job) -> dict[str, Any]:
 
 
 def _cut(value: Any) -> Any:
-    """`value` with its long texts cut."""
+    """`value` with long texts shortened."""
     if isinstance(value, str):
         return value if len(value) <= _MAX_TEXT else value[: _MAX_TEXT - 1] + "…"
     if isinstance(value, list):

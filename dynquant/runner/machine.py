@@ -1,7 +1,7 @@
-"""What a machine must grant while it converts: that it stays awake, and how much memory.
+"""The machine while it converts: kept awake, and how much of its memory a job may use.
 
-There was no Mac to try this on. Its commands and what they print are taken from their manuals
-and from records of others, and the tests play them back.
+This was not tried on a Mac. The commands of macOS and their outputs are taken from manuals and
+published examples, and the tests replay them.
 """
 
 from __future__ import annotations
@@ -18,18 +18,25 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from dynquant.report.quality_summary import gpu_share
+from dynquant.report.quality_summary import gpu_bytes
 from dynquant.sandbox.memory_limits import memory_limits
 
-__all__ = ["awake", "chip_name", "is_memory_short", "keep_memory_flat", "usable_memory_bytes"]
+__all__ = [
+    "awake",
+    "chip_name",
+    "is_memory_short",
+    "keep_memory_flat",
+    "run_quietly",
+    "usable_memory_bytes",
+]
 
 _STOP_SECS = 2.0
 _RUN_SECS = 5.0
 
 _LINUX_SHARE = 0.9
-"""The rest is for the system, and for the runner beside the process that converts."""
+"""The rest is for the system and for the runner itself."""
 
-_GATHER_SECS = 5.0
+_COLLECT_SECS = 5.0
 
 _M_ARENA_MAX = -8
 """malloc.h of glibc."""
@@ -40,8 +47,8 @@ _WARNING_LEVEL = 2
 _logger = logging.getLogger(__name__)
 
 
-def _run(command: Sequence[str]) -> str:
-    """What `command` prints; nothing if it fails."""
+def run_quietly(command: Sequence[str]) -> str:
+    """The output of `command`; empty if it fails."""
     try:
         return subprocess.run(
             command, capture_output=True, text=True, timeout=_RUN_SECS, check=True
@@ -51,23 +58,23 @@ def _run(command: Sequence[str]) -> str:
 
 
 def keep_memory_flat() -> None:
-    """Let a process that runs for months grow no larger than what it uses; before it has threads.
+    """Keep the memory of a process that runs for months flat; to be called before it has threads.
 
-    On Linux its threads share one heap: glibc makes up to eight a core, and each keeps the most
-    that was ever in it. What was imported is never garbage, so collections need not look at it, and
-    what is left in cycles is gathered every few seconds (decision 0013).
+    On Linux its threads share one heap: glibc makes up to eight per core, and each keeps its
+    largest size. Imported modules are never garbage, so collections skip them, and reference
+    cycles are collected every few seconds (decision 0013).
     """
     if sys.platform == "linux":
-        with suppress(AttributeError):  # a libc of another make
+        with suppress(AttributeError):  # another libc than glibc
             ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
     gc.collect()
     gc.freeze()
-    threading.Thread(target=_gather, name="gather", daemon=True).start()
+    threading.Thread(target=_collect, name="collect", daemon=True).start()
 
 
-def _gather() -> None:
+def _collect() -> None:
     while True:
-        time.sleep(_GATHER_SECS)
+        time.sleep(_COLLECT_SECS)
         gc.collect()
 
 
@@ -75,8 +82,7 @@ def _gather() -> None:
 def awake(reason: str, *, platform: str = sys.platform) -> Iterator[None]:
     """Keep this machine from falling asleep by itself; a closed lid still sends it to sleep.
 
-    Where that cannot be had the log says so, and the work goes on. It ends with this process,
-    however that ends.
+    If that fails, the log says so and the work continues. It ends with this process.
     """
     command = _command(reason, platform)
     try:
@@ -85,7 +91,7 @@ def awake(reason: str, *, platform: str = sys.platform) -> Iterator[None]:
             stdin=subprocess.PIPE,  # its end tells the child that we are gone
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C is for us: the job still has to be given back
+            start_new_session=True,  # Ctrl-C must not end it: the job still has to be given back
         )
     except OSError as error:
         _logger.info(
@@ -110,24 +116,24 @@ def usable_memory_bytes(
     total_bytes: int,
     *,
     platform: str = sys.platform,
-    run: Callable[[Sequence[str]], str] = _run,
+    run: Callable[[Sequence[str]], str] = run_quietly,
     root: Path = Path("/"),
 ) -> int:
-    """How much of its memory a machine has for a job.
+    """The memory that a job may use on a machine.
 
-    On macOS what the GPU may use: the limit that somebody set (`sysctl
-    iogpu.wired_limit_mb`), else the system's own. On Linux most of what the machine, or the
-    control group that this process is in, has.
+    On macOS the memory that the GPU may use: the limit that was set by `sysctl
+    iogpu.wired_limit_mb`, else the system's default. On Linux most of the memory of the machine or
+    of this process's control group.
 
     Args:
         total_bytes: All memory of the machine.
         platform: As `sys.platform`.
-        run: Runs a command of macOS; what it prints, nothing if it fails.
-        root: Where Linux shows its control groups.
+        run: Runs a command of macOS; returns its output, empty if it fails.
+        root: Linux shows its control groups below it.
     """
     if platform == "darwin":
         wired_bytes = _number(run(["sysctl", "-n", "iogpu.wired_limit_mb"])) * 2**20
-        default_bytes = round(gpu_share(total_bytes / 2**30) * total_bytes)
+        default_bytes = round(gpu_bytes(total_bytes))
         return min(wired_bytes or default_bytes, total_bytes)
     limits = [total_bytes, *memory_limits(root)]
     return round(_LINUX_SHARE * min(limits))
@@ -136,10 +142,10 @@ def usable_memory_bytes(
 def chip_name(
     *,
     platform: str = sys.platform,
-    run: Callable[[Sequence[str]], str] = _run,
+    run: Callable[[Sequence[str]], str] = run_quietly,
     root: Path = Path("/"),
 ) -> str:
-    """What this machine's processor is called, such as `Apple M3 Max`; empty if nobody says."""
+    """Name of this machine's processor, such as `Apple M3 Max`; empty if it is unknown."""
     if platform == "darwin":
         return run(["sysctl", "-n", "machdep.cpu.brand_string"]).strip()
     try:
@@ -151,11 +157,11 @@ def chip_name(
 
 
 def is_memory_short(
-    *, platform: str = sys.platform, run: Callable[[Sequence[str]], str] = _run
+    *, platform: str = sys.platform, run: Callable[[Sequence[str]], str] = run_quietly
 ) -> bool:
-    """Whether macOS says that memory runs short: not the time to begin a job."""
+    """Whether macOS reports that memory is short, so that no job should begin."""
     if platform != "darwin":
-        return False  # what a job may take leaves the system enough there
+        return False  # `usable_memory_bytes` leaves the system enough there
     level = run(["sysctl", "-n", "kern.memorystatus_vm_pressure_level"])
     return _number(level) >= _WARNING_LEVEL
 
@@ -169,12 +175,12 @@ def _command(reason: str, platform: str) -> list[str]:
         "--who=dynquant",
         f"--why={reason}",
         "--mode=block",
-        "cat",  # runs until its input, which only we hold, ends
+        "cat",  # runs until its input ends, which this process holds
     ]
 
 
 def _watch(child: subprocess.Popen[bytes], program: str, is_over: threading.Event) -> None:
-    """Say so if the child ends before it should: it was refused, or killed."""
+    """Log it if the child ends early, because it was refused or killed."""
     code = child.wait()
     if not is_over.is_set():
         _logger.info(

@@ -1,8 +1,8 @@
-"""Tells a web address that a job has ended: Slack, Discord, or anything that takes JSON.
+"""Notifies a web address that a job has ended: Slack, Discord, or any service that takes JSON.
 
-The address comes from whoever asked for the job, and the names in the message from whoever made
-the model, so neither is trusted: the address must not lead into this machine or its network, and
-no name may become a mention or a link.
+The address comes from the requester, and the names in the message from the model's author, so
+neither is trusted: the address must not lead to this machine or its network, and no name may become
+a mention or a link.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from requests.adapters import HTTPAdapter
 
 from dynquant.jobs.job import Job
 from dynquant.logs import Redactor
-from dynquant.report.provenance import HUB_URL
+from dynquant.report.hub_address import HUB_URL
 from dynquant.texts.markdown import clean
 
 __all__ = ["PinnedAdapter", "RefusedAddressError", "host_of", "message_for", "notify", "send"]
@@ -57,20 +57,19 @@ class RefusedAddressError(Exception):
 
 
 def send(url: str, content: Mapping[str, object], *, allow_local: bool = False) -> int:
-    """Post `content` as JSON; the status of the answer, whose body is not read.
+    """Post `content` as JSON; returns the status of the answer, whose body is not read.
 
-    The connection goes to the very address that was checked, so it makes no difference if DNS
-    says something else a moment later. Redirects are not followed, nor are proxies used: both
-    would choose another address.
+    The connection goes to the IP address that was checked, so a later answer of DNS cannot change
+    it. Redirects and proxies are not used: both would choose another address.
 
     Args:
         url: Begins with `https://`.
         content: JSON types.
-        allow_local: Also take addresses of this machine, those with `http://` as well, and of
+        allow_local: Also accept addresses of this machine, those with `http://` as well, and of
             its network.
 
     Raises:
-        RefusedAddressError: Not an address that anything may be sent to.
+        RefusedAddressError: The address is not allowed.
         OSError: It does not answer.
     """
     try:
@@ -104,15 +103,14 @@ def notify(
     sleep: Callable[[float], None] = time.sleep,
     patience_secs: float = 60.0,
 ) -> None:
-    """Tell the address that the job's request names how the job ended; nothing if it names none.
-
-    A failure is logged and raises nothing.
+    """Notify the address in the job's request, if there is one; a failure is only logged.
 
     Args:
         job: It is over.
-        post: Sends; `partial(send, allow_local=True)` where this machine's network may be told.
+        post: Sends; `partial(send, allow_local=True)` if addresses of this network are allowed.
         sleep: Waits between two tries.
-        patience_secs: For all of it. Timeouts bound neither DNS nor an answer that trickles in.
+        patience_secs: Limit for all tries. The client's timeouts do not bound DNS, nor an answer
+            that arrives byte by byte.
     """
     url = job.request.notify_url
     if url is None:
@@ -127,7 +125,7 @@ def notify(
 
 
 def message_for(job: Job, url: str) -> dict[str, object]:
-    """What `url` is told about `job`, in the form that its service takes."""
+    """The notification about `job`, in the format of the service at `url`."""
     parts = urlsplit(url)
     if parts.hostname == _SLACK_HOST:
         return {"text": _text(job).translate(_SLACK_ESCAPES)}
@@ -150,7 +148,7 @@ class PinnedAdapter(HTTPAdapter):
     """For URLs with an IP address in them: the certificate must be that of `hostname`."""
 
     def __init__(self, hostname: str) -> None:
-        self._hostname = hostname  # `__init__` makes the pools already
+        self._hostname = hostname  # before `__init__`, which makes the pools
         super().__init__()
 
     def init_poolmanager(self, *args: Any, **options: Any) -> None:
@@ -162,7 +160,7 @@ def _deliver(job: Job, url: str, post: Post, sleep: Callable[[float], None]) -> 
     for wait_secs in (*_WAITS_SECS, None):
         failure, may_help = _try(job, url, post)
         if not failure:
-            _logger.info("Told %s how the job ended.", host_of(url), extra={"job_id": job.id})
+            _logger.info("Notified %s.", host_of(url), extra={"job_id": job.id})
             return
         if wait_secs is None or not may_help:
             _log_failure(job, url, failure)
@@ -176,8 +174,8 @@ def _try(job: Job, url: str, post: Post) -> tuple[str, bool]:
         status = post(url, message_for(job, url))
     except RefusedAddressError as error:
         return str(error), False
-    except Exception as error:  # noqa: BLE001  whatever goes wrong here, the job is done
-        # Not the error's own words: they hold the address, which is a secret of the requester.
+    except Exception as error:  # noqa: BLE001  an error here must not fail the job
+        # Not the error's message, which contains the address, a secret of the requester.
         return f"{type(error).__name__}", isinstance(error, OSError)
     if status // 100 == 2:  # noqa: PLR2004
         return "", False
@@ -186,7 +184,7 @@ def _try(job: Job, url: str, post: Post) -> tuple[str, bool]:
 
 def _log_failure(job: Job, url: str, failure: str) -> None:
     _logger.warning(
-        "%s could not be told how the job ended: %s.",
+        "%s could not be notified: %s.",
         host_of(url),
         failure,
         extra={"job_id": job.id},
@@ -194,7 +192,7 @@ def _log_failure(job: Job, url: str, failure: str) -> None:
 
 
 def host_of(url: str) -> str:
-    """What may be said of an address to notify, whose rest may be a secret."""
+    """The part of an address that may be logged; the rest may be a secret."""
     try:
         return urlsplit(url).hostname or "The address to notify"
     except ValueError:
@@ -202,14 +200,14 @@ def host_of(url: str) -> str:
 
 
 def _bracketed(host: str) -> str:
-    """As a URL and the header `Host` write it."""
+    """The host as URLs and the header `Host` write it."""
     return f"[{host}]" if ":" in host else host
 
 
 def _checked_address(
     scheme: str, host: str, port: int, *, allow_local: bool
 ) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
-    """Address of `host` to connect to.
+    """The IP address of `host` to connect to.
 
     Raises:
         RefusedAddressError: One of its addresses, or the scheme, is not allowed.
@@ -229,7 +227,7 @@ def _checked_address(
 
 
 def _is_public(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
-    # Other ranges of IPv6, and 6to4, carry IPv4 addresses in them, private ones as well.
+    # Other ranges of IPv6, and 6to4, embed IPv4 addresses, which may be private.
     if isinstance(address, ipaddress.IPv6Address) and (
         address not in _GLOBAL_UNICAST or address.sixtofour is not None
     ):
@@ -238,7 +236,7 @@ def _is_public(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
 
 
 def _text(job: Job) -> str:
-    """For people. What comes from outside stands in code spans: nothing means anything there."""
+    """The message for people. Texts from outside are in code spans, where markup has no effect."""
     bpw = ", ".join(f"{target:g}" for target in job.request.targets_bpw)
     lines = [f"dynquant: {_code(job.request.model)} at {bpw} bits per weight: {job.state}."]
     lines += [_url(each.repo_id) for each in job.results[:_MAX_LINKS]]

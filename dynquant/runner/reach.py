@@ -1,4 +1,4 @@
-"""What the process that computes can still reach on this machine, found by trying."""
+"""Tests the sandbox: which parts of this machine a confined process can still reach."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ _WORDS = {
 
 
 def reach() -> list[str]:
-    """What works from inside, by the names in `_WORDS`.
+    """The actions that succeed in the sandbox, by their names in `_WORDS`.
 
     Raises:
-        OSError, subprocess.SubprocessError: No such process runs at all.
+        OSError, subprocess.SubprocessError: No confined process can be started.
     """
     with (
         tempfile.TemporaryDirectory(prefix="dynquant-sandbox-") as folder,
@@ -74,12 +74,15 @@ def reach() -> list[str]:
 
 
 def statement(reached: list[str]) -> str:
-    """A sentence on what `reach` found."""
+    """The result of `reach` as a sentence."""
     if not reached:
-        return "What converts a model has no network, and no file to read or write but its own."
+        return (
+            "The process that converts a model has no network, and reads and writes only its own "
+            "files."
+        )
     *rest, last = (_WORDS[each] for each in reached)
     can = f"{', '.join(rest)} and {last}" if rest else last
     return (
-        f"What converts a model can {can}: this system does not let us take that away "
-        "(docs/security.md). It has no token; let this account hold nothing else that matters."
+        f"The process that converts a model can {can}: this system has no means to prevent that "
+        "(docs/security.md). It has no token; keep other secrets out of this account."
     )

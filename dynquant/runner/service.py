@@ -1,4 +1,4 @@
-"""A runner as a service: the engine, and around it the mail, the live board and the log."""
+"""A runner as a service: the engine, and beside it the inbox, the live board and the log."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from dynquant.jobs.board import DatabaseBoard
 from dynquant.jobs.engine import JobEngine
 from dynquant.jobs.job import JobState
 from dynquant.logs import configure_logging, secrets_in
-from dynquant.runner.inbox_policy import MailPolicy
+from dynquant.runner.inbox_policy import InboxPolicy
 from dynquant.runner.inbox_worker import Announcer, FoundSource, InboxWorker
 from dynquant.runner.job_steps import JobSteps
 from dynquant.runner.live_board import LiveBoard, board_snapshot
@@ -42,11 +42,11 @@ __all__ = ["Watch", "serve"]
 
 _ROUND_SECS = 5.0
 _STOP_SECS = 3.0
-"""For the rounds that are under way when the runner stops."""
+"""How long a stopping runner waits for rounds that are under way."""
 _MAX_SHOWN = 500
 _REPEAT_SECS = 60.0
 _ERRANDS_SECS = 20.0
-"""Between two posts to a Space when nothing changes: sooner where it may have errands."""
+"""Between two posts to a Space when nothing changes: sooner where it may have requests."""
 
 _logger = logging.getLogger(__name__)
 
@@ -63,24 +63,27 @@ class Watch(Protocol):
         ...
 
     def status(self) -> WatchStatus:
-        """What people are shown."""
+        """The watcher's status for display."""
         ...
 
-    def run_errands(self, errands: WatchRequests) -> None:
+    def carry_out(self, requests: WatchRequests) -> None:
         """Do what a Space asks for."""
         ...
 
 
-def serve(settings: Settings, *, watch: Watch | None = None) -> None:
-    """Take and do jobs until SIGTERM or Ctrl-C; what runs then is given back.
+def serve(
+    settings: Settings, *, watch: Watch | None = None, until_idle_mins: float | None = None
+) -> None:
+    """Take and do jobs until SIGTERM or Ctrl-C; then running jobs are queued again.
 
     Args:
-        settings: How this machine takes part.
+        settings: Of this machine.
         watch: The watcher, if there are rules for it.
+        until_idle_mins: End after so long without a job, too.
 
     Raises:
-        InvalidOptionError: The database or what the environment says of the Hub cannot be used, or
-            another process is this runner.
+        InvalidOptionError: The database or the environment's settings of the Hub cannot be used,
+            or another process is this runner.
         RetryLaterError: The database does not answer at the start.
     """
     check_connection()
@@ -90,12 +93,13 @@ def serve(settings: Settings, *, watch: Watch | None = None) -> None:
         secrets=secrets_in(os.environ),
         runner_id=settings.runner_id,
         verbose=True,
+        all_to_stderr=until_idle_mins is not None,
     )
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
     keep_memory_flat()
-    _say_what_is_confined()
+    _log_confinement()
     memory_bytes = settings.memory_bytes or usable_memory_bytes(psutil.virtual_memory().total)
     engine = JobEngine(
         settings,
@@ -103,12 +107,12 @@ def serve(settings: Settings, *, watch: Watch | None = None) -> None:
         memory_bytes=memory_bytes,
         chip=chip_name(),
     )
-    with _surroundings(settings, stopping, watch):
+    with _companions(settings, stopping, watch, until_idle_mins):
         engine.run(stopping)
 
 
 def job_steps(settings: Settings, *, memory_bytes: int) -> JobSteps:
-    """The steps of jobs as this machine does them."""
+    """The steps of jobs, with the settings of this machine."""
     return JobSteps(
         home=settings.home,
         publisher=HubPublisher(),
@@ -121,32 +125,37 @@ def job_steps(settings: Settings, *, memory_bytes: int) -> JobSteps:
 
 
 @contextmanager
-def _surroundings(
-    settings: Settings, stopping: threading.Event, watch: Watch | None
+def _companions(
+    settings: Settings,
+    stopping: threading.Event,
+    watch: Watch | None,
+    until_idle_mins: float | None = None,
 ) -> Iterator[None]:
-    """Everything beside the engine, each in a thread of its own; none of it can stop a job."""
+    """Run the inbox, the live board and other companions of the engine, each in its own thread."""
     board = DatabaseBoard(
         settings.database_url, daily_limit=settings.daily_limit, published=HubRepos()
     )
-    wakefulness = _Wakefulness(board, settings.runner_id)
-    rounds: list[Callable[[], object]] = [
-        Announcer(
-            board,
-            runner_id=settings.runner_id,
-            memory=settings.home / "told.txt",
-            tell=notify,
-        ).do_round,
-        wakefulness.do_round,
-    ]
+    sleep_guard = _SleepGuard(board, settings.runner_id)
+    announcer = Announcer(
+        board, runner_id=settings.runner_id, memory=settings.home / "told.txt", tell=notify
+    )
+    rounds: list[Callable[[], object]] = [announcer.do_round, sleep_guard.do_round]
     if watch is not None:
         rounds.append(watch.do_round)
+    if until_idle_mins is not None:
+        rounds.append(
+            _IdleGuard(board, settings.runner_id, 60 * until_idle_mins, stopping).do_round
+        )
     if settings.inbox_repo is not None:
-        inbox = HubInbox(settings.inbox_repo)
         rounds.append(
             InboxWorker(
-                inbox,
+                HubInbox(settings.inbox_repo),
                 board,
-                policy=_mail_policy(settings),
+                policy=InboxPolicy(
+                    default_destination=default_namespace(settings.publish_to),
+                    destinations=settings.inbox_destinations,
+                    private_sources=settings.inbox_private_sources,
+                ),
                 memory=settings.home / "mail.txt",
                 look_up=_look_up,
             ).do_round
@@ -156,14 +165,14 @@ def _surroundings(
     ]
     with ExitStack() as exits:
         exits.callback(board.close)
-        exits.callback(wakefulness.close)
+        exits.callback(sleep_guard.close)
         if settings.space_url is not None and settings.space_secret is not None:
             live = LiveBoard(
                 settings.space_url,
                 settings.space_secret,
                 settings.runner_id,
                 lambda: _snapshot(board, watch),
-                on_errands=None if watch is None else watch.run_errands,
+                on_requests=None if watch is None else watch.carry_out,
                 repeat_secs=_REPEAT_SECS if watch is None else _ERRANDS_SECS,
             )
             exits.enter_context(live)
@@ -175,23 +184,23 @@ def _surroundings(
             stopping.set()
             if watch is not None:
                 watch.stop()
-            # Whatever a round does may be done again: one that waits for the Hub is left behind.
+            # Rounds may be repeated, so a round that waits for the Hub is not waited for.
             until_secs = time.monotonic() + _STOP_SECS
             for thread in threads:
                 thread.join(max(0.0, until_secs - time.monotonic()))
 
 
-def _say_what_is_confined() -> None:
+def _log_confinement() -> None:
     try:
         reached = reach()
     except (OSError, subprocess.SubprocessError):
-        _logger.exception("No process could be started to try what a model's may do")
+        _logger.exception("No process could be started to test the sandbox")
         return
     _logger.log(logging.WARNING if reached else logging.INFO, "%s", statement(reached))
 
 
 def _snapshot(board: DatabaseBoard, watch: Watch | None) -> dict[str, Any]:
-    """What the Space is shown, which shows it to everybody."""
+    """The board for the Space, which is public."""
     jobs = board.list(limit=_MAX_SHOWN)
     shown = board_snapshot(jobs, board.runners())
     if watch is not None:
@@ -200,7 +209,7 @@ def _snapshot(board: DatabaseBoard, watch: Watch | None) -> dict[str, Any]:
 
 
 def _repeat(do_round: Callable[[], object], stopping: threading.Event) -> None:
-    """Do rounds until `stopping`; one that fails is done again, and said once."""
+    """Do rounds until `stopping`; a round that fails is repeated, and logged once."""
     was_failing = False
     while not stopping.is_set():
         try:
@@ -215,7 +224,7 @@ def _repeat(do_round: Callable[[], object], stopping: threading.Event) -> None:
         stopping.wait(_ROUND_SECS)
 
 
-class _Wakefulness:
+class _SleepGuard:
     """Keeps the machine awake while this runner has a job."""
 
     def __init__(self, board: DatabaseBoard, runner_id: str) -> None:
@@ -224,9 +233,8 @@ class _Wakefulness:
         self._awake: ExitStack | None = None
 
     def do_round(self) -> None:
-        """Look whether there is a job."""
-        jobs = self._board.list(states={JobState.RUNNING})
-        is_busy = any(job.runner == self._runner_id for job in jobs)
+        """Look whether this runner has a job."""
+        is_busy = _is_busy(self._board, self._runner_id)
         if is_busy and self._awake is None:
             self._awake = ExitStack()
             self._awake.enter_context(awake("dynquant is converting a model"))
@@ -240,17 +248,34 @@ class _Wakefulness:
             self._awake = None
 
 
-def _mail_policy(settings: Settings) -> MailPolicy:
-    """What this machine takes from its inbox."""
-    return MailPolicy(
-        default_destination=default_namespace(settings.publish_to),
-        destinations=settings.inbox_destinations,
-        private_sources=settings.inbox_private_sources,
-    )
+class _IdleGuard:
+    """Ends a runner that has had no job for some time."""
+
+    def __init__(
+        self, board: DatabaseBoard, runner_id: str, idle_secs: float, stopping: threading.Event
+    ) -> None:
+        self._board = board
+        self._runner_id = runner_id
+        self._idle_secs = idle_secs
+        self._stopping = stopping
+        self._busy_at_secs = time.monotonic()
+
+    def do_round(self) -> None:
+        """Look whether this runner has a job, or has had none for long enough."""
+        if _is_busy(self._board, self._runner_id):
+            self._busy_at_secs = time.monotonic()
+        elif time.monotonic() - self._busy_at_secs >= self._idle_secs:
+            _logger.info("This runner ends: it had no job for %.0f minutes", self._idle_secs / 60)
+            self._stopping.set()
+
+
+def _is_busy(board: DatabaseBoard, runner_id: str) -> bool:
+    """Whether a runner has a job."""
+    return any(job.runner == runner_id for job in board.list(states={JobState.RUNNING}))
 
 
 def _look_up(model: str, revision: str | None, as_operator: bool) -> FoundSource:  # noqa: FBT001
-    """A model as strangers see it, or as the token of this machine does."""
+    """A model as it is visible without a token, or with the token of this machine."""
     with HubModels(token=None if as_operator else False) as hub:
         found = hub.look_up(model, revision=revision)
     return FoundSource(found.repo, found.sha, found.is_private)

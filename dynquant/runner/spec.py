@@ -1,4 +1,4 @@
-"""What a job's child process is told, as a file in the job's folder."""
+"""The inputs of a job's child process: the spec and the texts, as files in the job's folder."""
 
 from __future__ import annotations
 
@@ -8,22 +8,26 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+from pydantic import TypeAdapter
+
 from dynquant.model.source import ModelSource
 from dynquant.quant.options import RecipeOptions
 from dynquant.quant.recipe import Recipe
 from dynquant.texts.documents import Chat, Document, Text
+from dynquant.texts.image_files import checked
+from dynquant.texts.images import ImagePrompts
 
-__all__ = ["JobSpec", "Limits", "open_saved_text", "save_text"]
+__all__ = ["JobSpec", "Limits", "open_saved_images", "open_saved_text", "save_text"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """How long a child may take, so that no model keeps a runner for itself.
+    """Time limits of a child, so that no model blocks a runner.
 
     Attributes:
         reading_cpu_secs: CPU time for opening the model, and again for cutting the texts into
-            tokens; the slowest tokenizers that we know take minutes.
-        silent_secs: Time without any progress; a block of a very large model takes minutes.
+            tokens; the slowest known tokenizers take minutes.
+        silent_secs: Time without progress; a block of a very large model takes minutes.
     """
 
     reading_cpu_secs: int = 1800
@@ -32,14 +36,15 @@ class Limits:
 
 @dataclass(frozen=True, kw_only=True)
 class JobSpec:
-    """One job as its child process sees it: nothing of the requester, and no token.
+    """One job as its child process sees it, without the requester and without tokens.
 
     Attributes:
-        source: The model, downloaded; or its headers alone, to resolve.
+        source: The downloaded model; or only its headers, for the step `resolve`.
         targets_bpw: Stored bits per weight, one model each.
         options: How to quantize; its texts are the names of those in `calibration.jsonl` and
-            `evaluation.jsonl`.
-        max_reading_cpu_secs: CPU time that reading both may take, and so may opening the model.
+            `evaluation.jsonl`, its images of those in `calibration_images.json` and
+            `evaluation_images.json`.
+        max_reading_cpu_secs: CPU time for opening the model, and again for reading both texts.
     """
 
     source: ModelSource
@@ -54,25 +59,15 @@ class JobSpec:
 
     def to_json(self) -> str:
         """The spec as text."""
-        return json.dumps(
-            {
-                "source": asdict(self.source) | {"folder": str(self.source.folder)},
-                "targets_bpw": self.targets_bpw,
-                "options": self.options.to_json(),
-                "max_reading_cpu_secs": self.max_reading_cpu_secs,
-            }
-        )
+        return json.dumps(_SPEC.dump_python(self, mode="json"))
 
-    @classmethod
-    def from_json(cls, text: str) -> JobSpec:
-        """The spec in `text`, which `to_json` wrote."""
-        raw = json.loads(text)
-        return cls(
-            source=ModelSource(**raw["source"] | {"folder": Path(raw["source"]["folder"])}),
-            targets_bpw=tuple(raw["targets_bpw"]),
-            options=RecipeOptions.model_validate(raw["options"]),
-            max_reading_cpu_secs=raw["max_reading_cpu_secs"],
-        )
+    @staticmethod
+    def from_json(text: str) -> JobSpec:
+        """The spec that `to_json` wrote."""
+        return _SPEC.validate_python(json.loads(text))
+
+
+_SPEC = TypeAdapter(JobSpec)
 
 
 def save_text(text: Text, stream: TextIO, *, max_chars: int) -> None:
@@ -90,7 +85,7 @@ def save_text(text: Text, stream: TextIO, *, max_chars: int) -> None:
 
 
 def open_saved_text(path: Path, *, name: str) -> Text:
-    """What `save_text` wrote, under the name that it had."""
+    """The text that `save_text` wrote, under its original name."""
 
     def documents() -> Iterator[Document]:
         with path.open(encoding="utf-8") as stream:
@@ -101,8 +96,17 @@ def open_saved_text(path: Path, *, name: str) -> Text:
     return Text(name=name, documents=documents)
 
 
+def open_saved_images(path: Path) -> ImagePrompts:
+    """The images that a runner saved for its child, each of which opens.
+
+    Raises:
+        ImagesError: One does not open.
+    """
+    return checked(ImagePrompts.from_json(json.loads(path.read_text(encoding="utf-8"))))
+
+
 def _chat(saved: Mapping[str, Any] | list[Any]) -> Chat:
-    if isinstance(saved, list):  # by an earlier version, for a job that is under way
+    if isinstance(saved, list):  # of an earlier version, for a job that has begun
         return Chat(messages=tuple(saved))
     return Chat(
         messages=tuple(saved["messages"]),

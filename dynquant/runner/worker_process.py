@@ -1,4 +1,4 @@
-"""One step in the child process that computes: started, listened to, and its end in our words."""
+"""Runs one step in a confined child process, reads its answer, and translates its failures."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ from dynquant.sandbox import clean_environment, confined
 __all__ = ["Worker"]
 
 _DATA_SHARE, _BASE_DATA_BYTES = 2, 2 << 30
-"""What a child asks for and what it uses differ; only the latter is watched, once a second."""
+"""Bound of the memory that a child reserves; the memory that it uses is watched once a second."""
 
 _NO_MEMORY = ("memory allocation of", "cannot allocate memory")
-"""What Rust and the C library say before they abort."""
+"""In the messages of Rust and the C library before they abort."""
 
 _KINDS = {2: RequestError, 3: RetryLaterError, 4: NeverPublishError}
 
@@ -50,7 +50,7 @@ class Worker:
     """Does steps in children that are confined as far as the system allows.
 
     Attributes:
-        max_memory_bytes: What a child may take.
+        max_memory_bytes: Memory that a child may use.
         limits: How long it may take.
     """
 
@@ -66,23 +66,23 @@ class Worker:
         report: Callable[[Mapping[str, Any]], None],
         is_cancelled: Callable[[], bool],
     ) -> Any:
-        """Do `step` of the job in `folder`; returns what the child answers.
+        """Do `step` of the job in `folder`; returns the child's answer.
 
         Args:
-            step: Name of a method of `dynquant.runner.worker`.
+            step: A `convert.Step`.
             folder: The job's folder.
             model: Folder of the original, which the child may read.
             report: Called with `part`, `fraction` and `eta_secs` now and then.
             is_cancelled: True kills the child.
 
         Raises:
-            DynquantError: What the child says, or how it was ended.
-            ChildCancelledError: `is_cancelled` said so.
+            DynquantError: The child's own error, or the reason why it was killed.
+            ChildCancelledError: `is_cancelled` was True.
         """
         if is_memory_short():
             raise RetryLaterError(
-                "This machine is short of memory. Close what is not needed there; the job goes on "
-                "by itself."
+                "This machine is short of memory. Close other programs there; the job continues by "
+                "itself."
             )
         answer = Answer(report)
         folder.renew_work()
@@ -115,7 +115,7 @@ class Worker:
         raise RuntimeError(f"step {step} ended with code {code}")
 
     def _ended(self, code: int, answer: Answer, errors: str) -> DynquantError | None:
-        """Why a child gave no result; None if nobody foresaw it."""
+        """Why a child gave no result; None if the reason is unknown."""
         if answer.reason == Reason.NOT_ENOUGH_MEMORY:
             return self._too_large(_DATA_SHARE * self.max_memory_bytes)
         if answer.reason is not None and code in _KINDS:
@@ -139,14 +139,14 @@ class Worker:
 
 
 def _places(model: Path) -> set[Path]:
-    """Where the files of a model are: its folder, and that of the blobs that it links to."""
+    """The folders with a model's files: its own, and those of the blobs that it links to."""
     links = (path for path in model.rglob("*") if path.is_symlink())
     return {model, *(path.resolve().parent for path in links)}
 
 
 def _too_long(what: str) -> InvalidModelError:
     return InvalidModelError(
-        f"{what} Try it elsewhere, for example with mlx_lm.generate, and ask the model's author "
+        f"{what} Try the model elsewhere, for example with mlx_lm.generate, and ask its author "
         "to look at its tokenizer, chat template and config.",
         reason=Reason.TAKES_TOO_LONG,
     )

@@ -1,4 +1,4 @@
-"""Texts to measure on: local files, and datasets that someone else opens."""
+"""Texts to measure on: local files, and datasets, which the caller's function opens."""
 
 from __future__ import annotations
 
@@ -12,8 +12,11 @@ from typing import Any, BinaryIO, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dynquant.errors import HubUnavailableError, TextError
+from dynquant.errors import HubUnavailableError, ImagesError, TextError
 from dynquant.texts.documents import Document, MalformedChatError, Text, chat_of, well_formed
+from dynquant.texts.image_files import checked, images_in_folder
+from dynquant.texts.image_rows import images_in_rows
+from dynquant.texts.images import ImagePrompts
 
 __all__ = ["Corpus", "DatasetFiles"]
 
@@ -22,14 +25,14 @@ _LINES = (".jsonl", ".ndjson")
 _TABLE = (".parquet",)
 _TEXT_LIKE = (".txt", ".md", ".json", *_LINES, *_TABLE)
 _PIECE_BYTES = 16 * 2**20
-"""A larger text is cut at the next end of line, so that it never has to fit in memory."""
+"""A larger text is cut at the next end of a line, so that it need not fit in memory."""
 _MAX_LINE_BYTES = 64 * 2**20
 """A longer line is refused in a file of JSON objects, and cut in a plain text."""
 _CONTINUATIONS = range(0x80, 0xC0)  # bytes of UTF-8 that begin no character
 _BATCH_ROWS = 256
 _NUM_LISTED = 30
 _TOOLS, _TEMPLATE_KWARGS = "tools", "chat_template_kwargs"
-"""Columns beside a chat, as trl and the datasets made for it name them."""
+"""Columns beside a chat, with the names that trl and its datasets use."""
 
 
 class DatasetFiles(Protocol):
@@ -37,12 +40,12 @@ class DatasetFiles(Protocol):
 
     @property
     def name(self) -> str:
-        """What to call it, without the column."""
+        """Its name, without the column."""
         ...
 
     @property
     def column(self) -> str | None:
-        """The column that was asked for, if one was."""
+        """The requested column; None if the request names no column."""
         ...
 
     @property
@@ -56,7 +59,7 @@ class Corpus:
 
     Args:
         open_dataset: Opens `org/name:config:split:column`.
-        allow_files: Whether local files are opened too; not for what a stranger asks for.
+        allow_files: Whether local files are opened too; False for requests of strangers.
     """
 
     def __init__(
@@ -68,10 +71,10 @@ class Corpus:
     def open(self, source: str) -> Text:
         """The text that `source` names.
 
-        `notes.txt` (anything but the following is one plain text in UTF-8), `chats.jsonl` (an
-        object per line), `chats.parquet`, either of the last two with `:column`, or a dataset.
-        The column is `messages` or `text` if none is named. Rows without text are passed over.
-        Beside a chat, `tools` and `chat_template_kwargs` are read too.
+        `chats.jsonl` (an object per line) or `chats.parquet`, each with or without `:column`, a
+        dataset, or any other file, such as `notes.txt`, as one plain text in UTF-8. The default
+        column is `messages` or `text`. Rows without text are skipped. Beside a chat, `tools` and
+        `chat_template_kwargs` are read too.
 
         Raises:
             TextError: No such file or dataset, not UTF-8, no text in it, or no such column.
@@ -88,12 +91,44 @@ class Corpus:
             if not self._allow_files:
                 raise
             raise HubUnavailableError(
-                f"{error} The text '{source}' is a dataset on the Hub; a file of your own, passed "
-                "to --calibration or --eval, needs none."
+                f"{error} The text '{source}' is a dataset on the Hub; a local file, passed to "
+                "--calibration or --eval, needs no connection."
             ) from error
         if is_empty:
             raise TextError(f"There is no text in '{text.name}'. Pass another one.")
         return text
+
+    def open_images(self, source: str, *, decode: bool = True) -> ImagePrompts:
+        """The images that `source` names, with questions about them: a folder, or a dataset.
+
+        Args:
+            source: A folder, or a dataset and perhaps its column.
+            decode: Whether to check that each opens; a runner leaves that to its child.
+
+        Raises:
+            ImagesError: No such folder or dataset, too few images, or one that cannot be read.
+            HubUnavailableError: The dataset cannot be reached.
+        """
+        images = self._images(source)
+        return checked(images) if decode else images
+
+    def _images(self, source: str) -> ImagePrompts:
+        folder = Path(source)
+        if self._allow_files and source.strip() and _is(Path.is_dir, folder):
+            return images_in_folder(folder)
+        is_file = self._allow_files and _is(Path.is_file, folder)
+        if is_file or _is_path(source):
+            found = f"'{source}' is a file." if is_file else f"There is no folder '{source}'."
+            raise ImagesError(
+                f"{found} Pass a folder of png, jpg or webp images, or a dataset on the Hub as "
+                "'org/name:config:split:column'."
+            )
+        try:
+            dataset = self._open_dataset(source)
+        except TextError as error:
+            raise ImagesError(str(error)) from error
+        name = f"{dataset.name}:{dataset.column}" if dataset.column else dataset.name
+        return images_in_rows(dataset.files, dataset.column, name)
 
     def _text_of_dataset(self, source: str) -> Text:
         dataset = self._open_dataset(source)
@@ -105,7 +140,7 @@ class Corpus:
 
 
 def _local_file(source: str) -> tuple[Path | None, str | None]:
-    """The file and the column that `source` names; no file if it may be a dataset."""
+    """The file and the column that `source` names; None for the file if it may be a dataset."""
     path = Path(source)
     if source and _is(Path.is_file, path):
         return path, None
@@ -117,13 +152,7 @@ def _local_file(source: str) -> tuple[Path | None, str | None]:
         raise TextError(f"'{head}' has no columns; pass it without ':{column}'.")
     if source.strip() and _is(Path.is_dir, Path(source)):
         raise TextError(f"'{source}' is a folder. Pass a file in it, or a dataset on the Hub.")
-    if (
-        not source.strip()
-        or source.startswith((".", "/", "~"))
-        or "\\" in source
-        or source.count("/") > 1
-        or Path(head or source).suffix.lower() in _TEXT_LIKE
-    ):
+    if _is_path(source) or Path(head or source).suffix.lower() in _TEXT_LIKE:
         raise TextError(
             f"There is no file '{source}'. Pass a .txt, .md, .jsonl or .parquet file, or a "
             "dataset on the Hub as 'org/name:config:split:column'."
@@ -131,15 +160,21 @@ def _local_file(source: str) -> tuple[Path | None, str | None]:
     return None, None
 
 
+def _is_path(source: str) -> bool:
+    """Whether `source` can be no dataset."""
+    is_relative_or_absolute = source.startswith((".", "/", "~")) or source.endswith("/")
+    return not source.strip() or is_relative_or_absolute or "\\" in source or source.count("/") > 1
+
+
 def _is(kind: Callable[[Path], bool], path: Path) -> bool:
     try:
         return kind(path)
-    except OSError:  # longer than a name may be
+    except OSError:  # the name is too long
         return False
 
 
 def _text_of_file(path: Path, column: str | None) -> Text:
-    name = well_formed(path.name)  # a name of bytes that are no UTF-8 cannot be written on a card
+    name = well_formed(path.name)  # bytes that are not UTF-8 cannot stand on a card
     try:
         with path.open("rb") as stream:
             digest = hashlib.file_digest(stream, "sha256")
@@ -183,7 +218,7 @@ def _text_documents(path: Path) -> Iterator[str]:
 
 
 def _cut_between_characters(piece: bytes) -> tuple[bytes, bytes]:
-    """`piece` without its last character in UTF-8, which may not be whole, and that character."""
+    """`piece` without its last character in UTF-8, which may be incomplete, and that character."""
     size = next((n for n in range(1, 4) if piece[-n] not in _CONTINUATIONS), 4)
     return piece[:-size], piece[-size:]
 
@@ -230,7 +265,7 @@ def _row(line: str, where: str) -> dict[str, Any] | None:
 def _table_documents(
     files: Sequence[Callable[[], BinaryIO]], column: str, name: str
 ) -> Iterator[Document]:
-    """Row group by row group, so that only what is consumed is read."""
+    """The documents, read row group by row group, and only as far as they are consumed."""
     number = 0
     try:
         for open_file in files:
@@ -280,20 +315,20 @@ def _chosen(columns: Sequence[str] | Mapping[str, Any], where: str) -> str:
 def _value(batch: pa.RecordBatch, column: str, row: int, where: str) -> Any:
     try:
         return batch.column(batch.schema.names.index(column))[row].as_py()
-    except UnicodeDecodeError as error:  # Arrow takes any bytes for text
+    except UnicodeDecodeError as error:  # Arrow accepts any bytes as text
         raise TextError(f"{where} is not UTF-8 text. Pass another text.") from error
 
 
 def _document(
     value: Any, where: str, *, beside: Mapping[str, Any], drop_nulls: bool = False
 ) -> Document | None:
-    """A text or a chat; None if there is nothing in it.
+    """A text or a chat; None if it is empty.
 
     Args:
-        value: What the column holds.
+        value: The value of the column.
         where: The row, for an error.
-        beside: The row, which may hold what else the chat's template takes.
-        drop_nulls: Whether a null stands for a missing key, as in tables.
+        beside: The whole row, which may have further inputs of the chat's template.
+        drop_nulls: Whether null means a missing key, as in tables.
     """
     if value is None or value == []:
         return None

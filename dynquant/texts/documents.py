@@ -1,4 +1,4 @@
-"""Texts as data: well-formed Unicode, and chats as rows of a dataset hold them."""
+"""Texts as data: well-formed Unicode, and chats from rows of a dataset."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _MAX_DEPTH = 32
 """Of lists and mappings in a row; the parameters of a tool nest about ten deep."""
 
 _MAX_SIZE = 1 << 24
-"""Characters and values of a row; the longest contexts, a million tokens, have a quarter of it."""
+"""Characters and values of a row: four times the longest contexts, which have a million tokens."""
 
-# With one of these an assistant has said something, although its `content` is null.
+# A message with one of these keys is not empty although its `content` is null.
 _INSTEAD_OF_CONTENT = (
     "tool_calls",
     "function_call",
@@ -27,16 +27,16 @@ _INSTEAD_OF_CONTENT = (
 )
 
 
-# What chat templates read of a message: those of transformers' documentation, and of Olmo
-# (functions), Cohere (tool_plan, tool_results), Kimi and GLM (tools). The rest of a row, such as
-# the metadata of who wrote it, goes nowhere.
+# Keys of a message that chat templates read: those of transformers' documentation, and of Olmo
+# (functions), Cohere (tool_plan, tool_results), Kimi and GLM (tools). Other keys of a row, such as
+# metadata about its author, are dropped.
 _READ_BY_TEMPLATES = frozenset(
     {"role", "content", "name", "tool_call_id", "functions", "tool_results", "tools"}
 ).union(_INSTEAD_OF_CONTENT)
 
 
 class MalformedChatError(ValueError):
-    """A row is not a chat; the message goes on where `<the row>` stands before it."""
+    """A row is not a chat; the message continues a sentence that begins with the row's name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,8 +44,8 @@ class Chat:
     """A chat, of JSON types alone, with well-formed texts.
 
     Attributes:
-        messages: Each has a `role`, mostly a `content`, which is text, and what else chat templates
-            read: `tool_calls`, `tool_call_id`, `name`, `reasoning_content` and so on.
+        messages: Each has a `role`, mostly a `content`, which is text, and other keys that chat
+            templates read: `tool_calls`, `tool_call_id`, `name`, `reasoning_content` and so on.
         tools: Declarations of the functions that the assistant may call.
         template_kwargs: Further arguments of the chat template, such as `enable_thinking`.
     """
@@ -55,7 +55,7 @@ class Chat:
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     def contents(self, *, without: frozenset[str] = frozenset()) -> Iterator[str]:
-        """The messages' text, without what tells a template how to write it.
+        """The contents of the messages, without roles and other keys.
 
         Args:
             without: Messages of these roles are left out.
@@ -74,11 +74,11 @@ class Text:
     """A text to measure on.
 
     Attributes:
-        name: What the person called it, without folders: `heldout.txt`, or a dataset's name.
+        name: The name in the request, without folders: `heldout.txt`, or a dataset's name.
         documents: Gives a fresh pass over the documents; their texts are well-formed, see
             `texts.documents.well_formed`.
-        source_sha256: Hash of the file and the name of its column; empty for a dataset, whose
-            name alone says which text it is.
+        source_sha256: Hash of the file and the name of its column; empty for a dataset, which its
+            name identifies.
     """
 
     name: str
@@ -87,7 +87,7 @@ class Text:
 
 
 def well_formed(text: str) -> str:
-    r"""`text` with U+FFFD in the place of each half of a surrogate pair; whole pairs are joined.
+    r"""`text` with U+FFFD for each lone half of a surrogate pair; whole pairs are joined.
 
     JSON can spell half a character (`"\ud83d"`), and no encoding of Unicode can store one.
 
@@ -108,20 +108,20 @@ def chat_of(
     template_kwargs: object = None,
     drop_nulls: bool = False,
 ) -> Chat:
-    """The chat in a row, as a stranger may have written it.
+    """The chat in an untrusted row.
 
-    Of a content in parts the texts are kept, since only text is calibrated on. Arguments of tool
-    calls may be JSON in a string, as APIs answer them; templates expect the mapping in it. Tools
-    that are not declared by mappings, or by JSON of mappings, are not passed on.
+    Of a content in parts only the texts are kept. Arguments of tool calls may be JSON in a string,
+    as in answers of APIs; it is parsed, since templates expect a mapping. Tools that are declared
+    neither by mappings nor by JSON of mappings are dropped.
 
     Args:
         messages: The row's messages.
-        tools: What stands beside them under that name.
-        template_kwargs: The same, of `chat_template_kwargs`.
-        drop_nulls: Whether a null in a mapping stands for a missing key, as it does in tables.
+        tools: The row's `tools`.
+        template_kwargs: The row's `chat_template_kwargs`.
+        drop_nulls: Whether null in a mapping means a missing key, as in tables.
 
     Raises:
-        MalformedChatError: A message has no role or nothing in it, or the row is beyond bounds.
+        MalformedChatError: A message has no role or is empty, or the row is over a limit.
     """
     copied = _PlainCopy(drop_nulls=drop_nulls)
     return Chat(
@@ -132,17 +132,17 @@ def chat_of(
 
 
 class _PlainCopy:
-    """Copies values of a row as JSON types, and refuses a row that is too much of it."""
+    """Copies the values of a row as JSON types, up to a total size."""
 
     def __init__(self, *, drop_nulls: bool) -> None:
         self._drop_nulls = drop_nulls
         self._left = _MAX_SIZE
 
     def __call__(self, value: object, depth: int = 0) -> Any:
-        """A copy; null in the place of what JSON has no type for, such as the bytes of a picture.
+        """A copy, with null for values that JSON has no type for, such as the bytes of a picture.
 
         Raises:
-            MalformedChatError: The row is beyond bounds.
+            MalformedChatError: The row is too large, or nested too deep.
         """
         self._left -= 1 + (len(value) if isinstance(value, str) else 0)
         if self._left < 0:
@@ -190,7 +190,7 @@ def _text_of_part(part: object) -> str:
 
 
 def _with_parsed_arguments(copied: _PlainCopy, call: Any) -> Any:
-    """A tool call whose arguments are a mapping where they were JSON of one."""
+    """The tool call, with arguments in JSON parsed to a mapping."""
     if not isinstance(call, dict):
         return call
     if isinstance(call.get("function"), dict):
@@ -215,7 +215,7 @@ def _template_kwargs(copied: _PlainCopy, raw: object) -> dict[str, Any]:
 
 
 def _parsed(value: object) -> Any:
-    """What JSON in a string says; all else as it is."""
+    """The value of JSON in a string; any other value unchanged."""
     if not isinstance(value, str):
         return value
     try:

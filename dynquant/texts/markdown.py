@@ -1,7 +1,7 @@
-"""Markdown whose structure no text from outside can change.
+"""Markdown whose structure untrusted text cannot change.
 
-Every character of a text that could mean something to Markdown or HTML is written as a
-numeric character reference: CommonMark (section 2.5) never takes one for structure.
+Every character of a text that may have a meaning in Markdown or HTML is written as a numeric
+character reference, which is never structure in CommonMark (section 2.5).
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from collections.abc import Iterable, Sequence
 __all__ = ["DASH", "clean", "code", "escape", "fenced", "folded", "link", "table"]
 
 DASH = "–"
-"""Stands where a figure or a text is missing."""
+"""Shown for a missing figure or text."""
 
-# What may mean something within a line; a colon only before what it could make a link of.
+# Characters with a meaning within a line; a colon only where it could make a link.
 _STRUCTURAL = re.compile(r"[!\"#$&*<>@\[\\\]^_`{|}~]|:(?! |$)")
 _LINE_START = re.compile(r"^(?:()([-+=])|(\d{1,9})([.)])(?= |$))")
 _BARE_WWW = re.compile(r"(www)\.", re.IGNORECASE)
@@ -31,7 +31,7 @@ def clean(text: str) -> str:
 
 
 def escape(text: str) -> str:
-    """`text` as plain words: no markup, links, line starts or table cells come of it."""
+    """`text` as plain words, without markup, links, line starts or table cells."""
     escaped = _STRUCTURAL.sub(lambda found: _reference(found[0]), clean(text))
     escaped = _LINE_START.sub(_without_start, escaped)
     return _BARE_WWW.sub(r"\1&#46;", escaped)
@@ -51,8 +51,8 @@ def link(text: str, url: str) -> str:
 
 
 def fenced(lines: Iterable[str], language: str) -> str:
-    """A block of code that ends where it should, whatever its lines hold."""
-    # One by one, since `clean` would fold spaces that may stand within quotes.
+    """A block of code that its lines cannot end early."""
+    # Character by character, since `clean` would join spaces, which may stand within quotes.
     body = "\n".join("".join(clean(char) or " " for char in line) for line in lines)
     if any(mark in body for mark in "<`"):
         return f"<pre><code>{html.escape(body, quote=False)}</code></pre>"

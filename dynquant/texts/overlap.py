@@ -1,9 +1,9 @@
-"""How much of one text stands in another, whatever their lines, order and tokens.
+"""The share of one text that another contains, regardless of lines, order and tokens.
 
-A text is compared by its *stretches*: 50 letters and digits in a row, without what is between
-them. So line breaks, indentation, punctuation and markup count for nothing, and neither does how
-a tokenizer cuts the text. Each stretch counts once: a license header at the top of a thousand
-files weighs as much as a single one.
+A text is compared by its *stretches*: 50 consecutive letters and digits, without the characters
+between them. So line breaks, indentation, punctuation, markup and the tokenizer have no effect.
+Each stretch counts once: a license header at the top of a thousand files weighs as much as a single
+header.
 
 Of a long text only the stretches with the smallest hashes are kept. Two texts are compared on the
 hashes that both would have kept; the share found there estimates the share of all stretches.
@@ -25,10 +25,10 @@ import numpy as np
 __all__ = ["STRETCH_LETTERS", "Sketch", "Sketcher", "is_too_much", "share_of"]
 
 STRETCH_LETTERS = 50
-"""Some ten English words; phrases and imports that unrelated texts have in common are shorter."""
+"""Some ten English words; phrases and imports common to unrelated texts are shorter."""
 
 _MAX_SHARE = 0.05  # decision 0018: unrelated texts of one kind share up to 2 %
-_MIN_SHARED = 3  # fewer than these, of a few that were compared, are chance
+_MIN_SHARED = 3  # fewer may be chance where few were compared
 _MAX_HASHES = 1 << 20  # of a sketch: 8 MiB
 _CHUNK_LETTERS = 1 << 20
 _ALL = 2**64 - 1
@@ -43,7 +43,7 @@ class Sketch:
 
     Attributes:
         hashes: (n,), uint64, ascending, each once.
-        limit: The text has no other stretch with a hash up to this.
+        limit: Every stretch of the text with a hash up to this is in `hashes`.
     """
 
     hashes: np.ndarray
@@ -63,10 +63,10 @@ class Sketch:
 
     @classmethod
     def from_text(cls, text: str) -> Sketch:
-        """The sketch in `text`, as a stranger may have written it.
+        """The sketch in an untrusted text.
 
         Raises:
-            ValueError: It is none.
+            ValueError: The text is malformed.
         """
         numbers = np.frombuffer(base64.b64decode(text, validate=True), dtype="<u8")
         if not len(numbers):
@@ -76,10 +76,10 @@ class Sketch:
 
 
 class Sketcher:
-    """Makes the sketch of a text that comes in pieces.
+    """Makes the sketch of a text that is passed in pieces.
 
     Args:
-        max_hashes: How many to keep; what is held in memory does not grow with the text.
+        max_hashes: Number of hashes to keep; memory does not grow with the text.
     """
 
     def __init__(self, *, max_hashes: int = _MAX_HASHES) -> None:
@@ -89,7 +89,7 @@ class Sketcher:
         self._num_letters = 0
 
     def add(self, piece: str) -> None:
-        """The text goes on with `piece`; stretches reach from one piece into the next."""
+        """Append `piece` to the text; stretches may cross pieces."""
         letters = _letters(piece)
         self._pieces.append(letters)
         self._num_letters += len(letters)
@@ -111,7 +111,7 @@ class Sketcher:
 
 
 def share_of(text: Sketch, *, known: Sketch) -> float:
-    """Share of the stretches of `text` that stand in `known` too, 0 to 1; 0 without stretches."""
+    """Share of the stretches of `text` that `known` has too, 0 to 1; 0 without stretches."""
     num_compared, num_shared = _compared(text, known)
     return num_shared / num_compared if num_compared else 0.0
 
@@ -119,14 +119,14 @@ def share_of(text: Sketch, *, known: Sketch) -> float:
 def is_too_much(text: Sketch, *, known: Sketch) -> bool:
     """Whether figures on `text` would flatter a model that was calibrated on `known`.
 
-    They would if more than 5 % of its stretches stand there. Unrelated texts of one kind share up
-    to 2 %; what 5 % make of a figure is within its standard error (decision 0018).
+    They would if `known` has more than 5 % of its stretches. Unrelated texts of one kind share up
+    to 2 %; the effect of 5 % on a figure is within its standard error (decision 0018).
     """
     return share_of(text, known=known) > _MAX_SHARE and _compared(text, known)[1] >= _MIN_SHARED
 
 
 def _compared(text: Sketch, known: Sketch) -> tuple[int, int]:
-    """Stretches of `text` that both sketches know of, and those of them that both have."""
+    """Number of stretches of `text` up to both limits, and of those that `known` has too."""
     limit = np.uint64(min(text.limit, known.limit))
     mine = text.hashes[text.hashes <= limit]
     return len(mine), int(np.isin(mine, known.hashes, assume_unique=True).sum())

@@ -1,4 +1,4 @@
-"""What becomes of one model, apart from how much may be queued: rules, memory, what there is."""
+"""The decision about one model, before limits: rules, memory sizes, and quants that exist."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from dynquant.errors import (
     RequestError,
     UnsupportedModelError,
 )
+from dynquant.hub.new_models import HubNewModels
 from dynquant.model.candidate import Candidate
 from dynquant.model.naming import quantized_name, repo_ids
-from dynquant.watch.ports import NewModels
+from dynquant.watch.config import Rule, WatchConfig
 from dynquant.watch.records import SeenModel
-from dynquant.watch.rules import Decision, Rule, WatchConfig, decide
+from dynquant.watch.rules import Decision, decide
 from dynquant.watch.skips import Skip
 from dynquant.watch.targets import MemoryFootprint, targets_of
 
@@ -29,42 +30,34 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Look:
-    """What a close look at a model gave.
+    """The result of a close look at a model.
 
     Attributes:
-        candidate: None if there is no such model any more.
-        known: What was known of it before.
+        candidate: None if the model is gone.
+        seen: The close look before this one.
     """
 
     decision: Decision
     candidate: Candidate | None = None
-    known: SeenModel | None = None
+    seen: SeenModel | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Inspector:
     """Looks at models one by one.
 
-    Args:
-        hub: Where they are.
+    Attributes:
+        hub: The Hub.
         config: The rules.
-        supports: Says of a `model_type` whether it can be converted.
+        supports: Whether a `model_type` can be converted.
         footprint_of: Layers and cache of a model, for rules that name memory sizes; None uses
             an estimate. Raises RequestError for a model that cannot be converted.
     """
 
-    def __init__(
-        self,
-        hub: NewModels,
-        config: WatchConfig,
-        *,
-        supports: Callable[[str], bool],
-        footprint_of: Callable[[Candidate], MemoryFootprint] | None,
-    ) -> None:
-        self._hub = hub
-        self._config = config
-        self._rules = {rule.name: rule for rule in config.rules}
-        self._supports = supports
-        self._footprint_of = footprint_of
+    hub: HubNewModels
+    config: WatchConfig
+    supports: Callable[[str], bool]
+    footprint_of: Callable[[Candidate], MemoryFootprint] | None
 
     def look(
         self,
@@ -74,38 +67,38 @@ class Inspector:
         since: datetime,
         recall: Callable[[str], SeenModel | None],
     ) -> Look:
-        """Decide about a model by everything that the Hub tells of it.
+        """Decide about a model by all of its metadata on the Hub.
 
         Args:
             repo_id: The model.
             now: The time that ages are counted to.
-            since: Weights that are older are no news.
-            recall: What is known of a model from before.
+            since: Older weights do not count as new.
+            recall: The last close look at a model.
 
         Raises:
             HubUnavailableError: Network, rate limit, 5xx; or the token has expired.
         """
         try:
-            candidate = self._hub.look_up(repo_id)
-            known = recall(candidate.repo_id)
-            decision = self._decide(candidate, known, now=now, since=since)
+            candidate = self.hub.look_up(repo_id)
+            seen = recall(candidate.repo_id)
+            decision = self._decide(candidate, seen, now=now, since=since)
         except ModelNotFoundError as error:
-            if error.reason is Reason.TOKEN_REFUSED:  # which says nothing about the model
+            if error.reason is Reason.TOKEN_REFUSED:  # the model itself may be there
                 raise HubUnavailableError(str(error)) from error
             skip = Skip.GATED if error.reason is Reason.GATED else Skip.GONE
             return Look(decision=Decision(repo_id=repo_id, skip=skip))
-        # Repos can have very many files, and nobody asks for them any more.
-        return Look(decision=decision, candidate=replace(candidate, files=()), known=known)
+        # Repos can have very many files, and no later step reads them.
+        return Look(decision=decision, candidate=replace(candidate, files=()), seen=seen)
 
     def _decide(
-        self, candidate: Candidate, known: SeenModel | None, *, now: datetime, since: datetime
+        self, candidate: Candidate, seen: SeenModel | None, *, now: datetime, since: datetime
     ) -> Decision:
-        if known is not None and _is_settled(known, candidate):
+        if seen is not None and _is_settled(seen, candidate):
             return Decision(repo_id=candidate.repo_id, skip=Skip.UNCHANGED)
-        decision = decide(candidate, self._config, now=now)
+        decision = decide(candidate, self.config, now=now)
         if decision.skip is not None:
             return decision
-        before = known if known is not None and known.job_id else None  # only if it was queued
+        before = seen if seen is not None and seen.job_id else None  # only if it was queued
         if before is not None and before.fingerprint == candidate.fingerprint:
             return decision.skipped(Skip.SAME_WEIGHTS)
         if before is None and self._is_old(candidate, since):
@@ -115,10 +108,10 @@ class Inspector:
     def _with_targets(
         self, decision: Decision, candidate: Candidate, *, is_update: bool
     ) -> Decision:
-        rule = self._rules[decision.rule]
+        rule = self.config.rule(decision.rule)
         try:
             targets = self._targets(rule, candidate)
-        except ModelNotFoundError:  # gone since it was looked up, or nobody may read its files
+        except ModelNotFoundError:  # gone since it was looked up, or its files are closed
             raise
         except RequestError as error:
             _logger.info("'%s' cannot be converted: %s", candidate.repo_id, error)
@@ -132,26 +125,26 @@ class Inspector:
         return replace(decision, targets_bpw=targets)
 
     def _is_old(self, candidate: Candidate, since: datetime) -> bool:
-        """Whether only something else than the weights of an old model has changed."""
-        return candidate.created_at < since and self._hub.weights_uploaded_at(candidate) < since
+        """Whether the weights are older than `since`; only other files have changed."""
+        return candidate.created_at < since and self.hub.weights_uploaded_at(candidate) < since
 
     def _targets(self, rule: Rule, candidate: Candidate) -> tuple[float, ...]:
-        assert candidate.num_parameters is not None  # a manner sees to that
-        if not self._supports(candidate.model_type):
+        assert candidate.num_parameters is not None  # see Skip.UNKNOWN_SIZE
+        if not self.supports(candidate.model_type):
             raise UnsupportedModelError(
                 f"mlx-lm has no architecture for model_type '{candidate.model_type[:80]}'."
             )
         footprint = None
-        if rule.memory_bytes and self._footprint_of is not None:
-            footprint = self._footprint_of(candidate)
+        if rule.memory_bytes and self.footprint_of is not None:
+            footprint = self.footprint_of(candidate)
         return targets_of(rule, num_parameters=candidate.num_parameters, footprint=footprint)
 
     def _missing(
         self, rule: Rule, candidate: Candidate, targets: tuple[float, ...]
     ) -> tuple[float, ...]:
-        """The targets that nobody has published yet for these weights."""
+        """The targets of which no quant of these weights is on the Hub."""
         source = candidate.repo_id
-        there = self._hub.dynquants_of(source)
+        there = self.hub.dynquants_of(source)
         if not there:
             return targets
         names = {quantized_name(source, target): (source, target) for target in targets}
@@ -170,14 +163,14 @@ class Inspector:
         return tuple(target for target in targets if not is_there(target))
 
     def _is_of(self, quant: str, candidate: Candidate) -> bool:
-        """Whether a repo of dynquant was made of the weights that the model has now."""
-        sha = self._hub.source_sha(quant)
+        """Whether a repo of dynquant was made of the model's current weights."""
+        sha = self.hub.source_sha(quant)
         if not sha or sha == candidate.sha:
             return bool(sha)
-        return self._hub.fingerprint(candidate.repo_id, sha) == candidate.fingerprint
+        return self.hub.fingerprint(candidate.repo_id, sha) == candidate.fingerprint
 
 
-def _is_settled(known: SeenModel, candidate: Candidate) -> bool:
-    """Whether a model was decided about at this commit, and another look would say the same."""
-    is_open = known.skip is not None and known.skip.passes_by_itself
-    return known.sha == candidate.sha and not is_open
+def _is_settled(seen: SeenModel, candidate: Candidate) -> bool:
+    """Whether this commit was decided about, and another look would decide the same."""
+    is_open = seen.skip is not None and seen.skip.may_pass
+    return seen.sha == candidate.sha and not is_open

@@ -1,4 +1,4 @@
-"""One discussion at most at each model, once its quants are published, where a rule wants that."""
+"""Discussions at models whose quants are published, one at most for each, where a rule asks."""
 
 from __future__ import annotations
 
@@ -6,14 +6,28 @@ import logging
 from collections.abc import Callable
 
 from dynquant.errors import HubUnavailableError, RequestError
+from dynquant.hub.mentions import HubMentions
+from dynquant.jobs.board import DatabaseBoard
 from dynquant.jobs.job import Job, JobState
-from dynquant.jobs.ports import JobBoard
-from dynquant.watch.mention_text import MENTION_TITLE, mention_text
-from dynquant.watch.ports import Mentioner, WatchState
-from dynquant.watch.records import Mention
-from dynquant.watch.rules import WatchConfig
+from dynquant.watch.config import WatchConfig
+from dynquant.watch.state import DatabaseWatchState
 
-__all__ = ["Mentions"]
+__all__ = ["MENTION_TITLE", "open_discussions"]
+
+MENTION_TITLE = "Quants of this model for MLX, made by dynquant"
+"""By this title a discussion of ours is recognized, so it must never change."""
+
+_TEXT = """\
+This model has been quantized for [MLX](https://github.com/ml-explore/mlx), so that it runs on \
+Macs with less memory:
+
+{links}
+
+Their cards compare the quants with the original. dynquant found the model automatically; this is \
+the only message about it, also if its weights change.
+
+If you do not want quants of your models, write `dynquant: false` into the metadata of the card, \
+or reply here."""
 
 _MAX_PER_SWEEP = 5
 _MAX_LOOKED_AT = 100
@@ -21,64 +35,53 @@ _MAX_LOOKED_AT = 100
 _logger = logging.getLogger(__name__)
 
 
-class Mentions:
-    """Tells authors.
+def open_discussions(
+    hub: HubMentions,
+    board: DatabaseBoard,
+    state: DatabaseWatchState,
+    config: WatchConfig,
+    *,
+    may_go_on: Callable[[], bool],
+) -> None:
+    """Open the discussions that are due.
 
-    It is written down that a model was mentioned after that was done; whoever dies in between
-    finds the discussion at the model, and opens no other.
+    The state notes a mention after the discussion was opened. If the runner dies in between, the
+    next one finds the discussion at the model and opens no other.
 
-    Args:
-        hub: Where discussions are opened.
-        board: Where jobs are.
-        state: Where it is written down.
-        config: The rules as they are now.
+    Raises:
+        RetryLaterError: The database does not answer.
     """
-
-    def __init__(
-        self, hub: Mentioner, board: JobBoard, state: WatchState, config: WatchConfig
-    ) -> None:
-        self._hub = hub
-        self._board = board
-        self._state = state
-        self._wanted = {rule.name for rule in config.rules if rule.mention}
-
-    def do(self, may_go_on: Callable[[], bool]) -> None:
-        """Mention what has been published since.
-
-        Raises:
-            RetryLaterError: The database does not answer.
-        """
-        num_left = _MAX_PER_SWEEP
-        for mention in self._state.mentions(limit=_MAX_LOOKED_AT):
-            if not num_left or not may_go_on():
-                return
-            job = self._job(mention)
-            if job is not None and not job.is_over:
-                continue
-            if job is None or job.state is not JobState.PUBLISHED or not self._is_wanted(mention):
-                self._state.forget_mention(mention.repo_id)
-                continue
-            num_left -= 1
-            try:
-                self._tell(mention, job)
-            except HubUnavailableError as error:
-                _logger.warning("'%s' is mentioned later: %s", mention.repo_id, error)
-                return
-
-    def _tell(self, mention: Mention, job: Job) -> None:
-        text = mention_text([each.repo_id for each in job.results])
+    wanted = {rule.name for rule in config.rules if rule.mention}
+    num_left = _MAX_PER_SWEEP
+    for mention in state.mentions(limit=_MAX_LOOKED_AT):
+        if not num_left or not may_go_on():
+            return
+        job = _job(board, mention.job_id)
+        if job is not None and not job.is_over:
+            continue
+        if job is None or job.state is not JobState.PUBLISHED or mention.rule not in wanted:
+            state.forget_mention(mention.repo_id)
+            continue
+        num_left -= 1
         try:
-            if self._hub.mention(mention.repo_id, title=MENTION_TITLE, text=text):
-                _logger.info("A discussion was opened at '%s'", mention.repo_id)
-        except RequestError as error:  # nobody may, or it is gone: nor will it be tried again
-            _logger.warning("'%s' cannot be mentioned: %s", mention.repo_id, error)
-        self._state.mentioned(mention.repo_id)
+            _open(hub, mention.repo_id, job)
+        except HubUnavailableError as error:
+            _logger.warning("'%s' is mentioned later: %s", mention.repo_id, error)
+            return
+        state.mentioned(mention.repo_id)
 
-    def _job(self, mention: Mention) -> Job | None:
-        try:
-            return self._board.get(mention.job_id)
-        except RequestError:
-            return None
 
-    def _is_wanted(self, mention: Mention) -> bool:
-        return mention.rule in self._wanted
+def _job(board: DatabaseBoard, job_id: str) -> Job | None:
+    try:
+        return board.get(job_id)
+    except RequestError:
+        return None
+
+
+def _open(hub: HubMentions, repo_id: str, job: Job) -> None:
+    links = "\n".join(f"- [{each.repo_id}](/{each.repo_id})" for each in job.results)
+    try:
+        if hub.mention(repo_id, title=MENTION_TITLE, text=_TEXT.format(links=links)):
+            _logger.info("A discussion was opened at '%s'", repo_id)
+    except RequestError as error:  # discussions are closed, or the model is gone
+        _logger.warning("'%s' cannot be mentioned: %s", repo_id, error)

@@ -1,23 +1,23 @@
-"""Jobs for what was decided upon: within the limits of each rule, each written down first."""
+"""Jobs for the models that rules took: within the limits of each rule, each stored first."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from dynquant.errors import RequestError
+from dynquant.jobs.board import DatabaseBoard
 from dynquant.jobs.job import JobState
-from dynquant.jobs.ports import JobBoard
 from dynquant.jobs.request import JobRequest, Priority, job_id
 from dynquant.model.naming import WATCHER
 from dynquant.quant.recipe import RECIPE_VERSION
+from dynquant.watch.config import Rule, WatchConfig
 from dynquant.watch.inspecting import Look
-from dynquant.watch.ports import WatchState
 from dynquant.watch.records import Order, SeenModel
-from dynquant.watch.rules import Rule, WatchConfig
 from dynquant.watch.skips import Skip
+from dynquant.watch.state import DatabaseWatchState
 from dynquant.watch.targets import num_published_bytes
 
 __all__ = ["Orders"]
@@ -31,74 +31,71 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class _Spent:
-    """What a rule has ordered within 24 hours."""
+    """The sum of a rule's orders within 24 hours."""
 
     num_bytes: int
     hours: float
 
 
+@dataclass(slots=True, kw_only=True)
 class Orders:
-    """Queues what one sweep decided upon.
+    """Queues the matches of one sweep.
 
-    Args:
-        board: Where jobs are queued.
-        state: Where they are written down.
+    Attributes:
+        board: The queue.
+        state: Stores orders before they are queued.
         config: The rules, with their limits.
-        dry_run: Only count.
+        dry_run: Count against the limits, and queue nothing.
     """
 
-    def __init__(
-        self, board: JobBoard, state: WatchState, config: WatchConfig, *, dry_run: bool
-    ) -> None:
-        self._board = board
-        self._state = state
-        self._config = config
-        self._rules = {rule.name: rule for rule in config.rules}
-        self._dry_run = dry_run
-        self._num_placed: Counter[str] = Counter()
-        self._spent: dict[str, _Spent] = {}
+    board: DatabaseBoard
+    state: DatabaseWatchState
+    config: WatchConfig
+    dry_run: bool
+    _num_placed: Counter[str] = field(init=False, default_factory=Counter)
+    _spent: dict[str, _Spent] = field(init=False, default_factory=dict)
 
-    def turn(self, look: Look) -> tuple[object, ...]:
-        """What to sort matches by: which is to be placed first."""
+    def sort_key(self, look: Look) -> tuple[object, ...]:
+        """The order in which matches are queued: priority, then age."""
         assert look.candidate is not None
-        rule = self._rules[look.decision.rule]
+        rule = self.config.rule(look.decision.rule)
         return rule.priority, look.candidate.created_at, look.candidate.repo_id
 
     def finish(self) -> list[str]:
-        """Queue what an earlier sweep wrote down and did not live to queue; the models' names.
+        """Queue the stored orders of a sweep that died; the models' names.
 
         Raises:
             RetryLaterError: The queue takes nothing now.
         """
         finished = []
-        for order in self._state.unsubmitted():
+        for order in self.state.unsubmitted():
             with contextlib.suppress(RequestError):
                 self._submit(order)
                 finished.append(order.request.model)
         return finished
 
     def place(self, look: Look) -> Skip | None:
-        """Queue a model that a rule took, or say why not now.
+        """Queue a model that a rule took; the reason if it is not queued.
 
         Raises:
-            RetryLaterError: The queue takes nothing now; the order is written down.
+            RetryLaterError: The queue takes nothing now; the order is stored.
         """
         assert look.candidate is not None
-        if self._state.known(look.candidate.repo_id) != look.known:
-            return Skip.UNCHANGED  # a webhook was quicker, and has seen newer weights perhaps
+        if self.state.seen(look.candidate.repo_id) != look.seen:
+            return Skip.UNCHANGED  # a webhook has looked meanwhile, perhaps at newer weights
         order = self._order(look)
-        rule = self._rules[order.rule]
+        rule = self.config.rule(order.rule)
         if (skip := self._over_limit(rule, order)) is not None:
             return skip
         self._num_placed[rule.name] += 1
         spent = self._spent_by(rule)
         spent.num_bytes += order.num_bytes
         spent.hours += order.hours
-        if self._dry_run:
+        if self.dry_run:
             return None
-        if look.known is not None and look.known.job_id not in {"", order.job_id}:
-            self._withdraw(look.known.job_id)
-        self._state.order(
+        if look.seen is not None and look.seen.job_id not in {"", order.job_id}:
+            self._withdraw(look.seen.job_id)
+        self.state.order(
             order,
             SeenModel(
                 repo_id=look.candidate.repo_id,
@@ -119,7 +116,7 @@ class Orders:
         candidate, targets = look.candidate, look.decision.targets_bpw
         assert candidate is not None
         assert candidate.num_parameters is not None
-        rule = self._rules[look.decision.rule]
+        rule = self.config.rule(look.decision.rule)
         request = JobRequest(
             model=candidate.repo_id,
             revision=candidate.sha,
@@ -135,7 +132,7 @@ class Orders:
             request=request,
             rule=rule.name,
             num_bytes=num_published_bytes(targets, candidate.num_parameters),
-            hours=self._config.hours_per_billion * candidate.num_parameters / _BILLION,
+            hours=self.config.hours_per_billion * candidate.num_parameters / _BILLION,
         )
 
     def _over_limit(self, rule: Rule, order: Order) -> Skip | None:
@@ -152,32 +149,32 @@ class Orders:
 
     def _spent_by(self, rule: Rule) -> _Spent:
         if rule.name not in self._spent:
-            spent = self._state.spent(rule.name, within_secs=_DAY_SECS)
+            spent = self.state.spent(rule.name, within_secs=_DAY_SECS)
             self._spent[rule.name] = _Spent(*spent)
         return self._spent[rule.name]
 
     def _submit(self, order: Order) -> None:
-        """Queue an order; the job that there is already if it was queued before.
+        """Queue an order; an order that was queued before is the same job.
 
         Raises:
-            RequestError: The queue refused it, and will again.
+            RequestError: The queue refused it for good.
         """
         assert order.request.revision is not None
         try:
-            self._board.submit(
+            self.board.submit(
                 order.request,
                 revision_sha=order.request.revision,
                 source_is_private=order.request.source_is_private,
                 recipe_version=RECIPE_VERSION,
             )
         except RequestError:
-            self._state.submitted(order.job_id)
+            self.state.submitted(order.job_id)
             raise
-        self._state.submitted(order.job_id)
+        self.state.submitted(order.job_id)
 
     def _withdraw(self, identity: str) -> None:
-        """Do not begin with weights that have been replaced meanwhile."""
-        with contextlib.suppress(RequestError):  # nobody knows it any more, or it is over
-            job = self._board.get(identity)
+        """Cancel a waiting job whose weights have been replaced."""
+        with contextlib.suppress(RequestError):  # the job is over, or deleted
+            job = self.board.get(identity)
             if job.state is JobState.WAITING and job.request.priority is Priority.WATCHER:
-                self._board.cancel(identity)
+                self.board.cancel(identity)

@@ -1,7 +1,4 @@
-"""What strangers may know of jobs and of the watcher: nothing of what is private.
-
-A Space shows its pages to everybody, so it is told and shows only this.
-"""
+"""Jobs and the watcher's status without anything private, as a Space shows them to all visitors."""
 
 from __future__ import annotations
 
@@ -15,12 +12,12 @@ from dynquant.watch.status import WatchStatus
 
 __all__ = ["num_running", "public_jobs", "public_status"]
 
-_RULES_PROBLEM = "The log of the watcher's runner says what is wrong with them."
-_SWEEP_PROBLEM = "The sweep did not do everything. The log of the watcher's runner says why."
+_RULES_PROBLEM = "The log of the watcher's runner names the error in them."
+_SWEEP_PROBLEM = "The sweep is incomplete. The log of the watcher's runner has the reason."
 
 
 def public_jobs(jobs: Iterable[Job]) -> tuple[Job, ...]:
-    """The jobs that are not private; their places in the line count no private ones."""
+    """The jobs that are not private, with their positions among each other."""
     public = [job for job in jobs if not job.is_private]
     line = sorted((job.position, job.id) for job in public if job.position is not None)
     places = {job_id: place for place, (_, job_id) in enumerate(line, start=1)}
@@ -28,7 +25,7 @@ def public_jobs(jobs: Iterable[Job]) -> tuple[Job, ...]:
 
 
 def num_running(jobs: Iterable[Job], runner_id: str) -> int:
-    """How many of these jobs a runner does now."""
+    """The number of these jobs that a runner does now."""
     return sum(job.state is JobState.RUNNING and job.runner == runner_id for job in jobs)
 
 
@@ -36,8 +33,8 @@ def public_status(status: WatchStatus, jobs: Collection[Job]) -> WatchStatus:
     """The watcher without its private rules, and without private models.
 
     Args:
-        status: All of it.
-        jobs: Those that may be shown. A model that was queued is named if its job is among them.
+        status: The whole status.
+        jobs: Those that may be shown. Of the queued models only those of these jobs are named.
     """
     config = status.config
     if config is not None:

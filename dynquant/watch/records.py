@@ -1,4 +1,4 @@
-"""What the watcher keeps between its sweeps, and what it reports of each."""
+"""Records that the watcher keeps between its sweeps, and the report of a sweep."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cursor:
-    """How far the lists of the Hub were read, by the Hub's own times.
+    """The position in the Hub's lists, by the Hub's own times.
 
     Attributes:
-        since: When the watch began; weights that are older are no news.
+        since: When the watch began; older weights do not count as new.
         created: The newest creation that was seen.
         modified: The newest change that was seen.
     """
@@ -39,13 +39,13 @@ class Cursor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SeenModel:
-    """A model that was looked at with everything that the Hub tells.
+    """The last close look at a model.
 
     Attributes:
-        sha: The commit that was looked at last.
-        fingerprint: Of the weights there, or of those queued if there are any.
+        sha: The commit of that look.
+        fingerprint: Of the weights at that commit, or of those that were queued.
         skip: Why it was not queued then; None if it was.
-        job_id: Of the last job that was queued for it; empty if there is none.
+        job_id: Of the last job that was queued for it; empty before the first job.
     """
 
     repo_id: str
@@ -57,7 +57,7 @@ class SeenModel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PostponedModel:
-    """A model to be looked at again."""
+    """A model that is due for another look: first postponed at `since`, next looked at `due`."""
 
     repo_id: str
     due: datetime
@@ -66,13 +66,13 @@ class PostponedModel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
-    """A job that is decided upon. It is written down before it is queued.
+    """A job of the watcher, stored before it is queued.
 
     Attributes:
-        job_id: What the queue will call it.
+        job_id: Its id in the queue.
         request: With the commit as its revision.
-        num_bytes: Of what it publishes, estimated.
-        hours: That it takes, estimated.
+        num_bytes: Estimated size of the published repos.
+        hours: Estimated work.
     """
 
     job_id: str
@@ -84,7 +84,7 @@ class Order:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mention:
-    """A model whose author is to be told, once its job has published something."""
+    """A model whose author is to be told, once its job has published."""
 
     repo_id: str
     rule: str
@@ -93,7 +93,7 @@ class Mention:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SweepReport:
-    """What one sweep came to.
+    """The result of one sweep.
 
     Attributes:
         num_seen: Models that were looked at, each counted once.
@@ -102,7 +102,7 @@ class SweepReport:
         skipped: Reason → number.
         num_calls: Requests to the Hub.
         is_dry_run: Whether nothing was queued or kept.
-        sentence: What went wrong; empty if all was done.
+        sentence: The problem, if the sweep is incomplete; else empty.
     """
 
     started_at: datetime

@@ -1,9 +1,9 @@
-"""Which new models are converted, and why the others are not: rules of an operator, and manners.
+"""Decides which new models are converted: fixed limits first, then the operator's rules.
 
-Manners always apply; no rule can switch them off. Of the rules the first that matches wins.
+No rule can switch the fixed limits off. Of the rules the first that matches wins.
 
-A list of the Hub tells less of a model than its own page. What is not known yet never speaks
-against a model: whoever is not ruled out by the list is looked at once more with everything.
+A list entry of the Hub has fewer fields than the model's own page. A missing field never excludes
+a model: a model that its list entry does not exclude is decided again with all fields.
 """
 
 from __future__ import annotations
@@ -14,99 +14,22 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 from dynquant.model.candidate import Candidate
-from dynquant.watch.skips import EXPLANATIONS, Skip
+from dynquant.model.originals import is_low_precision, is_quant_name, quantized_from_tags
+from dynquant.watch.config import Rule, WatchConfig
+from dynquant.watch.skips import Skip
 
-__all__ = [
-    "Decision",
-    "Rule",
-    "WatchConfig",
-    "decide",
-    "may_cover",
-]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rule:
-    """Which models to take, and what to make of them. Empty criteria take everything.
-
-    Attributes:
-        authors: Users or organizations.
-        search: Part of the repo id, in any case.
-        tags: All of them must be there.
-        without_tags: None of them may be there.
-        pipeline_tags: One of them.
-        architectures: One of them: a class of the config, or a `model_type`.
-        licenses: The licenses that are taken; any known one if empty.
-        unknown_license: Whether a model without a known license is taken.
-        min_age_hours: Since it was created.
-        gated: Whether gated models are taken.
-        bpw: Targets in stored bits per weight, unless sizes are given.
-        memory_bytes: Memory sizes to serve, each with the bits per weight that fit.
-        destination: Namespace or name template to publish to.
-        priority: Within a sweep the lower is queued first.
-        gb_per_day: What may be published within 24 hours.
-        hours_per_day: Work that may be queued within 24 hours, estimated.
-        mention: Whether one discussion is opened at a model once its quants are published.
-    """
-
-    name: str
-    destination: str
-    authors: tuple[str, ...] = ()
-    search: str = ""
-    tags: tuple[str, ...] = ()
-    without_tags: tuple[str, ...] = ()
-    pipeline_tags: tuple[str, ...] = ("text-generation",)
-    architectures: tuple[str, ...] = ()
-    min_parameters: int = 0
-    max_parameters: int | None = None
-    licenses: tuple[str, ...] = ()
-    licenses_refused: tuple[str, ...] = ()
-    unknown_license: bool = False
-    min_likes: int = 0
-    min_downloads: int = 0
-    min_trending: float = 0
-    min_age_hours: float = 0
-    max_age_hours: float | None = None
-    gated: bool = False
-    bpw: tuple[float, ...] = ()
-    memory_bytes: tuple[int, ...] = ()
-    private: bool = False
-    priority: int = 10
-    max_per_sweep: int = 5
-    gb_per_day: float | None = None
-    hours_per_day: float | None = None
-    mention: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WatchConfig:
-    """What an operator asks for.
-
-    Attributes:
-        rules: The first that matches wins.
-        look_back_hours: How far back the first sweep goes.
-        min_parameters: Models below are toys, whatever the rules say.
-        opt_out: Users, organizations and repos that do not want to be converted.
-        hours_per_billion: Work that a model takes per 10⁹ parameters, to estimate hours by.
-    """
-
-    rules: tuple[Rule, ...]
-    look_back_hours: float = 24
-    min_parameters: int = 100_000_000
-    opt_out: tuple[str, ...] = ()
-    hours_per_billion: float = 0.1
+__all__ = ["Decision", "decide", "may_cover"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """What becomes of a model.
+    """The decision about a model.
 
     Attributes:
-        rule: Name of the rule that took it, or of the one that came closest; empty if none covers
-            it.
+        rule: Name of the rule that took it, or that came closest; empty if no rule covers it.
         skip: Why it is not queued; None if it is.
-        others: The rules that did not take it, with what each had against it.
-        targets_bpw: What is made of it.
+        others: The rules that did not take it, each with its reason.
+        targets_bpw: Bits per weight of its quants.
     """
 
     repo_id: str
@@ -120,10 +43,10 @@ class Decision:
         """Why, in words."""
         if self.skip is None:
             return f"Rule '{self.rule}' takes it."
-        return EXPLANATIONS[self.skip]
+        return self.skip.sentence
 
     def skipped(self, skip: Skip) -> Decision:
-        """The same model, for which a reason was found after its rule had taken it."""
+        """The same model, skipped for a reason that was found after a rule had taken it."""
         return replace(self, skip=skip, targets_bpw=())
 
 
@@ -132,19 +55,16 @@ _OWN_TAG = "dynquant"
 _QUANT_TAGS = frozenset(
     {
         *("gguf", "ggml", "llama.cpp", "gptq", "awq", "exl2", "exl3", "mlx", "mlx-my-repo"),
-        *("bitsandbytes", "bnb", "compressed-tensors", "quantized", "aqlm", "hqq", "eetq", "quip"),
-        *("quanto", "auto-round", "autoround", "onnx", "openvino", "coreml", "ctranslate2"),
-        *(f"{bits}-bit" for bits in range(1, 9)),
+        *("bitsandbytes", "bnb", "quantized", "aqlm", "hqq", "eetq", "quip", "quanto"),
+        *("auto-round", "autoround", "onnx", "openvino", "coreml", "ctranslate2"),
     }
 )
-_QUANT_NAME = re.compile(
-    r"(?:^|[-_.])(?:gguf|ggml|gptq|awq|exl[23]|mlx|bnb|onnx|w[48]a(?:8|16)|(?:int|fp|nvfp|mxfp|nf)[48]"
-    r"|[1-8]-?bits?|[\d.]+bpw|i?q[1-8]_[\dk]\w*)(?:$|[-_.])",
-    re.IGNORECASE,
+_PRECISION_TAGS = frozenset(
+    {"compressed-tensors", "fp8", "mxfp4", "modelopt", *(f"{bits}-bit" for bits in range(1, 9))}
 )
+"""The Hub gives them to quants and to originals in low precision: the config tells which."""
 _ADAPTER_TAGS = frozenset({"adapter", "lora", "qlora", "dora", "peft"})
 _ADAPTER_FILE = "adapter_config.json"
-_QUANT_OF = "base_model:quantized:"
 _ADAPTER_OF = "base_model:adapter:"
 _SAFETENSORS_TAG = "safetensors"
 
@@ -156,13 +76,12 @@ _SHARD = re.compile(r"-(\d+)-of-(\d+)\.safetensors$")
 
 
 def decide(candidate: Candidate, config: WatchConfig, *, now: datetime) -> Decision:
-    """Which rule takes the model, or why none does.
+    """The rule that takes the model, or the reason why no rule does.
 
-    A model that was only listed and that is skipped for what the list says would be skipped with
-    everything known as well.
+    A model that is skipped by its list entry would be skipped with all fields as well.
     """
     repo_id = candidate.repo_id
-    if (skip := _against_manners(candidate, config)) is not None:
+    if (skip := _fixed_limit(candidate, config)) is not None:
         return Decision(repo_id=repo_id, skip=skip)
     against: list[tuple[str, Skip]] = []
     for rule in config.rules:
@@ -170,7 +89,7 @@ def decide(candidate: Candidate, config: WatchConfig, *, now: datetime) -> Decis
         if skip is None:
             return Decision(repo_id=repo_id, rule=rule.name, others=tuple(against))
         against.append((rule.name, skip))
-    # The most telling of them: what is against it in a rule that speaks of such models at all.
+    # The most useful reason to show: that of the first rule which covers the model at all.
     name, skip = next((each for each in against if each[1] is not Skip.NOT_COVERED), ("", None))
     return Decision(
         repo_id=repo_id, rule=name, skip=skip or Skip.NOT_COVERED, others=tuple(against)
@@ -178,7 +97,7 @@ def decide(candidate: Candidate, config: WatchConfig, *, now: datetime) -> Decis
 
 
 def may_cover(repo_id: str, config: WatchConfig) -> bool:
-    """Whether some rule may speak of a repo of this name."""
+    """Whether a rule may cover a repo of this name."""
     author = repo_id.partition("/")[0].lower()
     return not _is_opted_out(repo_id, author, config) and any(
         (not rule.authors or author in map(str.lower, rule.authors))
@@ -187,7 +106,7 @@ def may_cover(repo_id: str, config: WatchConfig) -> bool:
     )
 
 
-def _against_manners(candidate: Candidate, config: WatchConfig) -> Skip | None:
+def _fixed_limit(candidate: Candidate, config: WatchConfig) -> Skip | None:
     checks = (
         (Skip.PRIVATE, candidate.private),
         (Skip.DISABLED, candidate.disabled),
@@ -205,8 +124,8 @@ def _against_manners(candidate: Candidate, config: WatchConfig) -> Skip | None:
 
 
 def _against_rule(candidate: Candidate, rule: Rule, now: datetime) -> Iterator[Skip]:
-    """What `rule` has against the model: first whether it speaks of it, last what passes."""
-    if not _speaks_of(candidate, rule):
+    """The reasons for which `rule` does not take the model; those that may pass come last."""
+    if not _is_covered(candidate, rule):
         yield Skip.NOT_COVERED
     if candidate.gated and not rule.gated:
         yield Skip.GATED
@@ -231,7 +150,7 @@ def _against_rule(candidate: Candidate, rule: Rule, now: datetime) -> Iterator[S
         yield Skip.TOO_UNKNOWN
 
 
-def _speaks_of(candidate: Candidate, rule: Rule) -> bool:
+def _is_covered(candidate: Candidate, rule: Rule) -> bool:
     tags = set(candidate.tags)
     kinds = {candidate.model_type, *candidate.architectures} - {""}
     return (
@@ -245,6 +164,7 @@ def _speaks_of(candidate: Candidate, rule: Rule) -> bool:
             or not kinds.isdisjoint(rule.architectures)
             or not candidate.is_whole
         )
+        and (candidate.sources in rule.sources or not candidate.is_whole)
     )
 
 
@@ -272,12 +192,15 @@ def _is_opted_out(repo_id: str, author: str, config: WatchConfig) -> bool:
 
 
 def _is_quant(candidate: Candidate) -> bool:
+    """Whether somebody made it of another model, perhaps of their own, which is then the source."""
+    tags = {*map(str.lower, candidate.tags), candidate.library.lower()}
+    is_unknown = not candidate.is_whole
     return (
-        candidate.is_quantized
-        or not _QUANT_TAGS.isdisjoint(map(str.lower, candidate.tags))
-        or any(_after(_QUANT_OF, candidate.tags))
-        or candidate.library.lower() in _QUANT_TAGS
-        or _QUANT_NAME.search(candidate.repo_id.partition("/")[2]) is not None
+        not _QUANT_TAGS.isdisjoint(tags)
+        or bool(quantized_from_tags(candidate.tags))
+        or is_quant_name(candidate.repo_id)
+        or bool(candidate.form and not is_low_precision(candidate.form))
+        or not (candidate.form or is_unknown or _PRECISION_TAGS.isdisjoint(tags))
     )
 
 
@@ -296,7 +219,7 @@ def _has_no_weights(candidate: Candidate) -> bool:
 
 
 def _lacks_shards(weights: Iterable[str]) -> bool:
-    """Whether the names say that there are more files than these."""
+    """Whether the file names announce more shards than there are."""
     shards = [found for found in map(_SHARD.search, weights) if found]
     return bool(shards) and len(shards) < max(int(found[2]) for found in shards)
 

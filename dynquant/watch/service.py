@@ -1,4 +1,4 @@
-"""The watcher with everything behind it, for commands, runners and pages alike."""
+"""The watcher with its database, Hub and schedule, for commands, runners and pages."""
 
 from __future__ import annotations
 
@@ -18,22 +18,24 @@ from dynquant.hub.models import opened_briefly
 from dynquant.hub.new_models import HubNewModels
 from dynquant.jobs.board import DatabaseBoard
 from dynquant.model.candidate import Candidate
-from dynquant.quant.header_inventory import header_inventory, is_known_family
+from dynquant.quant.families import is_known_family
+from dynquant.quant.header_inventory import header_inventory
 from dynquant.settings import Settings
-from dynquant.watch import ScheduledSweeps, Watcher, parse_cron
-from dynquant.watch.config import parse_watch_config
+from dynquant.watch.config import WatchConfig, parse_watch_config
 from dynquant.watch.records import SweepReport
-from dynquant.watch.rules import WatchConfig, may_cover
+from dynquant.watch.rules import may_cover
+from dynquant.watch.schedule import ScheduledSweeps, parse_cron
 from dynquant.watch.state import DatabaseWatchState
 from dynquant.watch.status import WatchAct, WatchRequests, WatchStatus
 from dynquant.watch.targets import MemoryFootprint, footprint_of
+from dynquant.watch.watcher import Watcher
 
 __all__ = ["WatchService"]
 
 _NUM_REPORTS = 10
 _NUM_LATEST = 60
 _MAX_WAITING = 1_000
-"""Repos that a webhook named and that nobody has looked at yet; a sweep finds the others."""
+"""Repos in the queue of looks that webhooks asked for; a sweep finds the others."""
 _SWEEPS_ALREADY = "A sweep runs already. Wait until it has ended."
 
 _logger = logging.getLogger(__name__)
@@ -43,12 +45,12 @@ class WatchService:
     """The watcher of one machine.
 
     Args:
-        settings: Where its database and its cache are, and when it sweeps.
+        settings: Its database, and its schedule.
         config: File with the rules; read again for every sweep.
         endpoint: Address of the Hub; None is what huggingface_hub uses (`HF_ENDPOINT`).
 
     Raises:
-        InvalidOptionError: The database or the schedule makes no sense.
+        InvalidOptionError: The database cannot be used, or the schedule is malformed.
         RetryLaterError: The database does not answer.
     """
 
@@ -63,7 +65,7 @@ class WatchService:
         self._board = DatabaseBoard(settings.database_url)
         self._exits.callback(self._board.close)
         self._sweeps = ScheduledSweeps(self.state, cron=self._cron, sweep=self._sweep)
-        self._looks = _InTurn()
+        self._looks = _LookQueue(self._look_at)
 
     def __enter__(self) -> WatchService:
         return self
@@ -77,7 +79,7 @@ class WatchService:
         self.close()
 
     def close(self) -> None:
-        """Let go of the database."""
+        """Close the database."""
         self._exits.close()
 
     def rules(self) -> WatchConfig:
@@ -113,11 +115,11 @@ class WatchService:
         )
 
     def do_round(self) -> SweepReport | None:
-        """Sweep if it is time; see `ScheduledSweeps`."""
+        """Sweep if a sweep is due; see `ScheduledSweeps`."""
         return self._sweeps.do_round()
 
     def sweep_now(self) -> SweepReport:
-        """Sweep whatever the schedule says.
+        """Sweep now, whatever the schedule says.
 
         Raises:
             RequestError: Another sweep runs, the watcher is paused, or its rules cannot be read.
@@ -129,13 +131,13 @@ class WatchService:
         return report
 
     def stop(self) -> None:
-        """Have a sweep that runs end soon, and begin no other."""
+        """End a running sweep soon, and begin no other."""
         self._sweeps.stop()
 
-    # For pages and webhooks, which wait for nothing.
+    # For pages and webhooks: these return at once.
 
     def status(self) -> WatchStatus:
-        """What people are shown.
+        """The status for the page Watcher.
 
         Raises:
             RetryLaterError: The database does not answer.
@@ -155,29 +157,22 @@ class WatchService:
             latest=self.state.latest(limit=_NUM_LATEST),
         )
 
-    def sweep(self) -> str:
-        """Begin a sweep; what to tell who asked.
+    def control(self, act: WatchAct) -> str:
+        """Carry out an operator's command, without waiting for a sweep; a message for the page.
 
         Raises:
-            RequestError: One runs, the watcher is paused, or its rules cannot be read.
+            RequestError: A sweep runs, the watcher is paused, or its rules cannot be read.
             RetryLaterError: The database does not answer.
         """
-        self._require_turn()
-        _in_background(self._sweeps.do_now)
-        return ""
-
-    def pause(self) -> str:
-        """Sweep no more, until `resume`; a sweep that runs stops."""
-        self.state.set_paused(True)
-        return ""
-
-    def resume(self) -> str:
-        """Sweep by schedule again."""
-        self.state.set_paused(False)
+        if act is WatchAct.SWEEP:
+            self._require_turn()
+            _in_background(self._sweeps.do_now)
+        else:
+            self.state.set_paused(act is WatchAct.PAUSE)
         return ""
 
     def covers(self, repo_id: str) -> bool:
-        """Whether some rule may speak of a repo of this name.
+        """Whether a rule may cover a repo of this name.
 
         Raises:
             InvalidOptionError: The rules cannot be read.
@@ -185,37 +180,33 @@ class WatchService:
         return may_cover(repo_id, self.rules())
 
     def look_at(self, repo_id: str) -> None:
-        """Look at one model soon, without waiting for a sweep to find it."""
-        self._looks.do(repo_id, self._look_at)
+        """Look at one model soon, without waiting for the next sweep."""
+        self._looks.add(repo_id)
 
-    def run_errands(self, errands: WatchRequests) -> None:
-        """Do what a Space asks for.
+    def carry_out(self, requests: WatchRequests) -> None:
+        """Carry out the requests of a Space.
 
         Raises:
-            RequestError: It cannot be done now.
+            RequestError: A request cannot be carried out now.
             RetryLaterError: The database does not answer.
         """
-        for repo_id in errands.look_at:
+        for repo_id in requests.look_at:
             self.look_at(repo_id)
-        if errands.act is not None:
-            {
-                WatchAct.SWEEP: self.sweep,
-                WatchAct.PAUSE: self.pause,
-                WatchAct.RESUME: self.resume,
-            }[errands.act]()
+        if requests.act is not None:
+            self.control(requests.act)
 
     def _require_turn(self) -> None:
         self.rules()
         if self.state.is_paused:
-            raise RequestError("The watcher is paused. Let it go on first.")
+            raise RequestError("The watcher is paused. Resume it first.")
         if self.state.is_sweeping:
             raise RequestError(_SWEEPS_ALREADY)
 
     def _footprint_of(self, on_try: Callable[[], None], candidate: Candidate) -> MemoryFootprint:
-        """What running a model takes, from its config and the headers of its weights."""
+        """The memory footprint of a model, from its config and the headers of its weights."""
         with opened_briefly(endpoint=self._endpoint, on_try=on_try) as hub:
-            anatomy = header_inventory(hub.fetch_headers(candidate.repo_id, revision=candidate.sha))
-        return footprint_of(anatomy.inventory, cache_bytes_per_token=anatomy.cache_bytes_per_token)
+            found = header_inventory(hub.fetch_headers(candidate.repo_id, revision=candidate.sha))
+        return footprint_of(found.inventory, cache_bytes_per_token=found.cache_bytes_per_token)
 
     def _sweep(self, now: datetime, may_go_on: Callable[[], bool]) -> SweepReport:
         return self.watcher().sweep(now, may_go_on=may_go_on)
@@ -226,31 +217,32 @@ class WatchService:
         )
 
 
-class _InTurn:
-    """Does things with names in a thread, one after the other, each name once while it waits."""
+class _LookQueue:
+    """Looks at repos in a thread, one after the other; a repo waits in the queue once."""
 
-    def __init__(self) -> None:
+    def __init__(self, look_at: Callable[[str], None]) -> None:
+        self._look_at = look_at
         self._lock = threading.Lock()
         self._waiting: set[str] = set()
-        self._queue: queue.Queue[tuple[str, Callable[[str], None]]] = queue.Queue()
+        self._queue: queue.Queue[str] = queue.Queue()
         self._thread: threading.Thread | None = None
 
-    def do(self, name: str, action: Callable[[str], None]) -> None:
+    def add(self, repo_id: str) -> None:
         with self._lock:
-            if name in self._waiting or len(self._waiting) >= _MAX_WAITING:
+            if repo_id in self._waiting or len(self._waiting) >= _MAX_WAITING:
                 return
-            self._waiting.add(name)
-            self._queue.put((name, action))
+            self._waiting.add(repo_id)
+            self._queue.put(repo_id)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="looks", daemon=True)
                 self._thread.start()
 
     def _run(self) -> None:
         while True:
-            name, action = self._queue.get()
+            repo_id = self._queue.get()
             with self._lock:
-                self._waiting.discard(name)
-            _do(partial(action, name))
+                self._waiting.discard(repo_id)
+            _do(partial(self._look_at, repo_id))
 
 
 def _in_background(action: Callable[[], object]) -> None:
@@ -258,7 +250,7 @@ def _in_background(action: Callable[[], object]) -> None:
 
 
 def _do(action: Callable[[], object]) -> None:
-    """Do it, and log why it failed: nobody waits for what comes of it."""
+    """Run a background task; its errors go to the log, as no caller waits for it."""
     try:
         action()
     except DynquantError as error:

@@ -1,16 +1,17 @@
-"""What the watcher remembers, in tables of its own beside the jobs.
+"""The watcher's state, in tables of its own beside the jobs.
 
-Every method is one transaction. A runner that dies between two of them leaves a state from
-which the next sweep goes on: what was decided is written down before it is queued, and how far
-the lists were read is written down last.
+Every method is one transaction. A runner that dies between two of them leaves a state from which
+the next sweep continues: a decision is stored before its job is queued, and the position in the
+Hub's lists is stored last.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -32,19 +33,18 @@ from dynquant.watch.skips import Skip
 
 __all__ = ["DatabaseWatchState"]
 
-_MAX_KNOWN = 200_000
-_MAX_LATER = 20_000
+_MAX_SEEN = 200_000
+_MAX_POSTPONED = 20_000
 _MAX_REPORTS = 1_000
 _ORDERS_FOR_SECS = 7 * 24 * 3600.0
-_LOCK = 0x64796E77
-"""Names the PostgreSQL lock under which the tables are made; any constant would do."""
+_LOCK = 0x64796E77  # names the PostgreSQL lock under which tables are made; an arbitrary constant
 
 
 class DatabaseWatchState:
-    """The watcher's memory in the database of the jobs."""
+    """The watcher's state in the database of the jobs."""
 
     def __init__(self, url: str) -> None:
-        """Open the database, and make the tables if there are none.
+        """Open the database, and make missing tables.
 
         Raises:
             InvalidOptionError: Not a database that this version of dynquant can use.
@@ -58,79 +58,73 @@ class DatabaseWatchState:
             raise
 
     def close(self) -> None:
-        """Let go of the database."""
+        """Close the connections."""
         self._database.close()
 
-    # Whose turn it is.
+    # The lease of the process that sweeps.
 
     def begin(
         self, holder: str, *, lease_secs: float, is_due: Callable[[datetime | None, datetime], bool]
     ) -> datetime | None:
-        """Take the turn to sweep; the database's time if it is this caller's.
+        """Take the lease to sweep; the database's time if this caller got it.
 
         Args:
             holder: Names the caller; no other process has the same name.
-            lease_secs: For which the turn is taken; `renew` takes it for longer.
-            is_due: Says of the beginning of the last finished sweep, and of now, whether it is
-                time for another.
+            lease_secs: Length of the lease; `renew` extends it.
+            is_due: Given the start of the last finished sweep and the current time, whether another
+                sweep is due.
         """
         with self._database.writing() as connection:
             now = self._database.now(connection)
-            row = connection.execute(sa.select(tables.turns).with_for_update()).one()
+            row = connection.execute(sa.select(tables.lease).with_for_update()).one()
             is_held = row.holder not in {None, holder} and row.held_until_secs > now.timestamp()
             if row.is_paused or is_held or not is_due(_time(row.swept_at_secs), now):
                 return None
-            until_secs = now.timestamp() + lease_secs
-            connection.execute(
-                sa.update(tables.turns).values(holder=holder, held_until_secs=until_secs)
-            )
+            taken = {"holder": holder, "held_until_secs": now.timestamp() + lease_secs}
+            connection.execute(sa.update(tables.lease).values(**taken))
         return now
 
     def renew(self, holder: str, *, lease_secs: float) -> bool:
-        """Keep the turn; False if another has it, or the watcher was paused."""
+        """Extend the lease; False if another process has it, or the watcher was paused."""
         with self._database.writing() as connection:
             until_secs = self._database.now(connection).timestamp() + lease_secs
             result = connection.execute(
-                sa.update(tables.turns)
-                .where(tables.turns.c.holder == holder, tables.turns.c.is_paused.is_(False))
+                sa.update(tables.lease)
+                .where(tables.lease.c.holder == holder, tables.lease.c.is_paused.is_(False))
                 .values(held_until_secs=until_secs)
             )
             return result.rowcount == 1
 
     def end(self, holder: str, *, began_at: datetime) -> None:
-        """Give the turn back after a sweep that came to its end."""
-        with self._database.writing() as connection:
-            connection.execute(
-                sa.update(tables.turns)
-                .where(tables.turns.c.holder == holder)
-                .values(holder=None, swept_at_secs=began_at.timestamp())
-            )
+        """Return the lease after a finished sweep."""
+        self._change(
+            sa.update(tables.lease)
+            .where(tables.lease.c.holder == holder)
+            .values(holder=None, swept_at_secs=began_at.timestamp())
+        )
 
     @property
     def is_paused(self) -> bool:
-        """Whether nothing is swept until somebody says so."""
-        with self._database.reading() as connection:
-            return bool(connection.execute(sa.select(tables.turns.c.is_paused)).scalar_one())
+        """Whether no sweep begins until the watcher is resumed."""
+        return bool(self._rows(sa.select(tables.lease.c.is_paused))[0].is_paused)
 
     @property
     def is_sweeping(self) -> bool:
-        """Whether somebody has the turn to sweep."""
+        """Whether a process holds the lease to sweep."""
         with self._database.reading() as connection:
             now = self._database.now(connection)
-            row = connection.execute(sa.select(tables.turns)).one()
+            row = connection.execute(sa.select(tables.lease)).one()
         return row.holder is not None and row.held_until_secs > now.timestamp()
 
     def set_paused(self, paused: bool) -> None:  # noqa: FBT001
-        """Stop sweeping, or go on with it."""
-        with self._database.writing() as connection:
-            connection.execute(sa.update(tables.turns).values(is_paused=paused))
+        """Pause the watcher, or resume it."""
+        self._change(sa.update(tables.lease).values(is_paused=paused))
 
-    # How far the lists were read.
+    # The position in the Hub's lists.
 
     def cursor(self) -> Cursor | None:
-        """Where the last sweep ended; None before the first."""
-        with self._database.reading() as connection:
-            row = connection.execute(sa.select(tables.turns)).one()
+        """The position at which the last sweep ended; None before the first."""
+        row = self._rows(sa.select(tables.lease))[0]
         since, created = _time(row.since_secs), _time(row.created_secs)
         modified = _time(row.modified_secs)
         if since is None or created is None or modified is None:
@@ -138,77 +132,69 @@ class DatabaseWatchState:
         return Cursor(since=since, created=created, modified=modified)
 
     def save_cursor(self, cursor: Cursor) -> None:
-        """Remember how far the lists were read."""
-        with self._changing() as connection:
-            connection.execute(
-                sa.update(tables.turns).values(
-                    since_secs=cursor.since.timestamp(),
-                    created_secs=cursor.created.timestamp(),
-                    modified_secs=cursor.modified.timestamp(),
-                )
+        """Store the position in the lists."""
+        self._change(
+            sa.update(tables.lease).values(
+                since_secs=cursor.since.timestamp(),
+                created_secs=cursor.created.timestamp(),
+                modified_secs=cursor.modified.timestamp(),
             )
+        )
 
     # Models.
 
-    def known(self, repo_id: str) -> SeenModel | None:
-        """What was found out about a model; None if it is new."""
-        query = sa.select(tables.known).where(tables.known.c.repo_id == repo_id)
-        with self._database.reading() as connection:
-            row = connection.execute(query).one_or_none()
-        return None if row is None else _known_of(row)
+    def seen(self, repo_id: str) -> SeenModel | None:
+        """The last close look at a model; None if there was no such look."""
+        query = sa.select(tables.seen_models).where(tables.seen_models.c.repo_id == repo_id)
+        return next(map(_seen_model, self._rows(query)), None)
 
     def latest(self, *, limit: int) -> tuple[SeenModel, ...]:
-        """The models that were looked at closely, the latest first."""
-        query = sa.select(tables.known).order_by(tables.known.c.number.desc()).limit(limit)
-        with self._database.reading() as connection:
-            rows = connection.execute(query).all()
-        return tuple(map(_known_of, rows))
+        """The models of the last close looks, the latest first."""
+        newest = tables.seen_models.c.number.desc()
+        query = sa.select(tables.seen_models).order_by(newest).limit(limit)
+        return tuple(map(_seen_model, self._rows(query)))
 
-    def remember(self, known: SeenModel, *, later: PostponedModel | None = None) -> None:
-        """Keep what was found out; with `later`, to look at the model again."""
+    def remember(self, seen: SeenModel, *, again: PostponedModel | None = None) -> None:
+        """Store a close look, and when the next one is due, if another is due."""
         with self._changing() as connection:
-            _write_known(connection, known)
-            _write_later(connection, known.repo_id, later)
+            _write_seen(connection, seen)
+            _write_postponed(connection, seen.repo_id, again)
 
-    def postpone(self, later: PostponedModel) -> None:
-        """Look at a model again that was not looked at closely."""
+    def postpone(self, model: PostponedModel) -> None:
+        """Store when a model is due that was only listed."""
         with self._changing() as connection:
-            _write_later(connection, later.repo_id, later)
+            _write_postponed(connection, model.repo_id, model)
 
     def forget(self, repo_id: str) -> None:
-        """Do not look at a model again by ourselves."""
+        """Remove a model from those that are due again."""
         with self._changing() as connection:
-            _write_later(connection, repo_id, None)
+            _write_postponed(connection, repo_id, None)
 
     def due(self, now: datetime, *, limit: int) -> tuple[PostponedModel, ...]:
-        """The models that are to be looked at again, those that are due longest first."""
-        query = sa.select(tables.later).where(tables.later.c.due_secs <= now.timestamp())
-        query = query.order_by(tables.later.c.due_secs, tables.later.c.repo_id).limit(limit)
-        with self._database.reading() as connection:
-            rows = connection.execute(query).all()
-        return tuple(map(_later_of, rows))
+        """The postponed models that are due, the longest due first."""
+        columns = tables.postponed_models.c
+        query = sa.select(tables.postponed_models).where(columns.due_secs <= now.timestamp())
+        query = query.order_by(columns.due_secs, columns.repo_id).limit(limit)
+        return tuple(map(_postponed_model, self._rows(query)))
 
-    def later(self, repo_id: str) -> PostponedModel | None:
-        """When a model is to be looked at again; None if it is not."""
-        query = sa.select(tables.later).where(tables.later.c.repo_id == repo_id)
-        with self._database.reading() as connection:
-            row = connection.execute(query).one_or_none()
-        return None if row is None else _later_of(row)
+    def postponed(self, repo_id: str) -> PostponedModel | None:
+        """When a model is due again; None if it is not."""
+        mine = tables.postponed_models.c.repo_id == repo_id
+        rows = self._rows(sa.select(tables.postponed_models).where(mine))
+        return next(map(_postponed_model, rows), None)
 
     # Jobs.
 
-    def order(self, order: Order, known: SeenModel, *, mention: bool = False) -> None:
-        """Write down a job before it is queued, and that its model is dealt with.
+    def order(self, order: Order, seen: SeenModel, *, mention: bool = False) -> None:
+        """Store a job before it is queued, with the look that led to it.
 
         Args:
             order: The job.
-            known: The model.
-            mention: Whether its author is to be told, unless that was done before.
+            seen: The model.
+            mention: Whether to tell its author, unless that was done before.
         """
         with self._changing() as connection:
-            present = sa.select(tables.orders.c.job_id).where(
-                tables.orders.c.job_id == order.job_id
-            )
+            present = sa.select(tables.orders).where(tables.orders.c.job_id == order.job_id)
             if connection.execute(present).one_or_none() is None:
                 connection.execute(
                     sa.insert(tables.orders).values(
@@ -221,25 +207,19 @@ class DatabaseWatchState:
                         is_submitted=False,
                     )
                 )
-            _write_known(connection, known)
-            _write_later(connection, known.repo_id, None)
+            _write_seen(connection, seen)
+            _write_postponed(connection, seen.repo_id, None)
             if mention:
-                _write_mention(connection, order, known.repo_id)
+                _write_mention(connection, order, seen.repo_id)
 
     def submitted(self, job_id: str) -> None:
-        """The queue has a job that was written down."""
-        with self._changing() as connection:
-            connection.execute(
-                sa.update(tables.orders)
-                .where(tables.orders.c.job_id == job_id)
-                .values(is_submitted=True)
-            )
+        """Note that the queue has a stored job."""
+        mine = tables.orders.c.job_id == job_id
+        self._change(sa.update(tables.orders).where(mine).values(is_submitted=True))
 
     def unsubmitted(self) -> tuple[Order, ...]:
-        """The jobs that were written down and may not be in the queue, oldest first."""
+        """The stored jobs that may not be in the queue, oldest first."""
         query = sa.select(tables.orders).where(tables.orders.c.is_submitted.is_(False))
-        with self._database.reading() as connection:
-            rows = connection.execute(query.order_by(tables.orders.c.at_secs)).all()
         return tuple(
             Order(
                 job_id=row.job_id,
@@ -248,11 +228,11 @@ class DatabaseWatchState:
                 num_bytes=row.num_bytes,
                 hours=row.hours,
             )
-            for row in rows
+            for row in self._rows(query.order_by(tables.orders.c.at_secs))
         )
 
     def spent(self, rule: str, *, within_secs: float) -> tuple[int, float]:
-        """Bytes and hours of what a rule has ordered lately."""
+        """Bytes and hours of the jobs that a rule has ordered within the last `within_secs`."""
         columns = tables.orders.c
         with self._database.reading() as connection:
             after_secs = self._database.now(connection).timestamp() - within_secs
@@ -263,41 +243,38 @@ class DatabaseWatchState:
             ).one()
         return int(num_bytes or 0), float(hours or 0)
 
-    # Who is told.
+    # Mentions.
 
     def mentions(self, *, limit: int) -> tuple[Mention, ...]:
-        """The models whose authors are to be told, and were not."""
+        """The models whose authors are still to be told."""
         columns = tables.mentions.c
-        query = sa.select(columns.repo_id, columns.rule, columns.job_id).where(
-            columns.is_done.is_(False)
+        query = sa.select(columns.repo_id, columns.rule, columns.job_id)
+        query = query.where(columns.is_done.is_(False)).order_by(columns.repo_id).limit(limit)
+        return tuple(
+            Mention(repo_id=row.repo_id, rule=row.rule, job_id=row.job_id)
+            for row in self._rows(query)
         )
-        with self._database.reading() as connection:
-            rows = connection.execute(query.order_by(columns.repo_id).limit(limit)).all()
-        return tuple(Mention(repo_id=name, rule=rule, job_id=job) for name, rule, job in rows)
 
     def mentioned(self, repo_id: str) -> None:
-        """A model's author was told, and will not be told again."""
+        """Note that a model's author was told, so that no other job tells them again."""
         mine = tables.mentions.c.repo_id == repo_id
-        with self._changing() as connection:
-            connection.execute(sa.update(tables.mentions).where(mine).values(is_done=True))
+        self._change(sa.update(tables.mentions).where(mine).values(is_done=True))
 
     def forget_mention(self, repo_id: str) -> None:
-        """There is nothing to tell a model's author."""
-        with self._changing() as connection:
-            connection.execute(
-                sa.delete(tables.mentions).where(tables.mentions.c.repo_id == repo_id)
-            )
+        """Remove a mention that is no longer wanted or possible."""
+        self._change(sa.delete(tables.mentions).where(tables.mentions.c.repo_id == repo_id))
 
     # Reports.
 
     def add_report(self, report: SweepReport) -> None:
-        """Keep a report, and let go of what has become too old or too much."""
+        """Store a report, and delete the oldest rows of every table beyond its limit."""
+        seen, postponed, reports = tables.seen_models.c, tables.postponed_models.c, tables.reports.c
+        text = json.dumps(report_to_json(report))
         with self._changing() as connection:
-            text = json.dumps(report_to_json(report))
             connection.execute(sa.insert(tables.reports).values(report=text))
-            _trim(connection, tables.reports.c.number, _MAX_REPORTS, newest=tables.reports.c.number)
-            _trim(connection, tables.known.c.repo_id, _MAX_KNOWN, newest=tables.known.c.number)
-            _trim(connection, tables.later.c.repo_id, _MAX_LATER, newest=tables.later.c.since_secs)
+            _trim(connection, reports.number, _MAX_REPORTS, newest=reports.number)
+            _trim(connection, seen.repo_id, _MAX_SEEN, newest=seen.number)
+            _trim(connection, postponed.repo_id, _MAX_POSTPONED, newest=postponed.since_secs)
             before_secs = self._database.now(connection).timestamp() - _ORDERS_FOR_SECS
             connection.execute(
                 sa.delete(tables.orders).where(
@@ -307,18 +284,25 @@ class DatabaseWatchState:
 
     def reports(self, *, limit: int) -> tuple[SweepReport, ...]:
         """The reports of the last sweeps, the latest first."""
-        query = (
-            sa.select(tables.reports.c.report).order_by(tables.reports.c.number.desc()).limit(limit)
-        )
+        newest = tables.reports.c.number.desc()
+        rows = self._rows(sa.select(tables.reports.c.report).order_by(newest).limit(limit))
+        return tuple(report_from_json(json.loads(row.report)) for row in rows)
+
+    # The database.
+
+    def _rows(self, query: sa.Select[Any]) -> Sequence[sa.Row[Any]]:
         with self._database.reading() as connection:
-            texts = connection.execute(query).scalars().all()
-        return tuple(report_from_json(json.loads(text)) for text in texts)
+            return connection.execute(query).all()
+
+    def _change(self, statement: sa.Update | sa.Delete) -> None:
+        with self._changing() as connection:
+            connection.execute(statement)
 
     @contextmanager
     def _changing(self) -> Iterator[sa.Connection]:
         """A transaction that writes, one at a time: a webhook may come in during a sweep."""
         with self._database.writing() as connection:
-            connection.execute(sa.select(tables.turns.c.id).with_for_update())
+            connection.execute(sa.select(tables.lease.c.id).with_for_update())
             yield connection
 
     def _make_tables(self) -> None:
@@ -329,10 +313,10 @@ class DatabaseWatchState:
                 tables.metadata.create_all(connection, checkfirst=False)
                 connection.execute(sa.insert(tables.schema).values(version=tables.VERSION))
                 connection.execute(
-                    sa.insert(tables.turns).values(id=1, is_paused=False, held_until_secs=0.0)
+                    sa.insert(tables.lease).values(id=1, is_paused=False, held_until_secs=0.0)
                 )
             version = connection.execute(sa.select(tables.schema.c.version)).scalar_one()
-            if version == 1:  # all that it lacks is a table
+            if version == 1:  # it lacks one table and is the same otherwise
                 tables.metadata.create_all(connection)
                 version = tables.VERSION
                 connection.execute(sa.update(tables.schema).values(version=version))
@@ -344,16 +328,17 @@ class DatabaseWatchState:
             )
 
 
-def _write_known(connection: sa.Connection, known: SeenModel) -> None:
-    connection.execute(sa.delete(tables.known).where(tables.known.c.repo_id == known.repo_id))
-    latest = connection.execute(sa.select(sa.func.max(tables.known.c.number))).scalar_one() or 0
+def _write_seen(connection: sa.Connection, seen: SeenModel) -> None:
+    table = tables.seen_models
+    connection.execute(sa.delete(table).where(table.c.repo_id == seen.repo_id))
+    latest = connection.execute(sa.select(sa.func.max(table.c.number))).scalar_one() or 0
     connection.execute(
-        sa.insert(tables.known).values(
-            repo_id=known.repo_id,
-            sha=known.sha,
-            fingerprint=known.fingerprint,
-            skip=known.skip or "",
-            job_id=known.job_id,
+        sa.insert(table).values(
+            repo_id=seen.repo_id,
+            sha=seen.sha,
+            fingerprint=seen.fingerprint,
+            skip=seen.skip or "",
+            job_id=seen.job_id,
             number=latest + 1,
         )
     )
@@ -361,8 +346,7 @@ def _write_known(connection: sa.Connection, known: SeenModel) -> None:
 
 def _write_mention(connection: sa.Connection, order: Order, repo_id: str) -> None:
     mine = tables.mentions.c.repo_id == repo_id
-    done = connection.execute(sa.select(tables.mentions.c.is_done).where(mine)).scalar_one_or_none()
-    if done:
+    if connection.execute(sa.select(tables.mentions.c.is_done).where(mine)).scalar_one_or_none():
         return
     connection.execute(sa.delete(tables.mentions).where(mine))
     connection.execute(
@@ -372,14 +356,15 @@ def _write_mention(connection: sa.Connection, order: Order, repo_id: str) -> Non
     )
 
 
-def _write_later(connection: sa.Connection, repo_id: str, later: PostponedModel | None) -> None:
-    connection.execute(sa.delete(tables.later).where(tables.later.c.repo_id == repo_id))
-    if later is not None:
+def _write_postponed(connection: sa.Connection, repo_id: str, model: PostponedModel | None) -> None:
+    table = tables.postponed_models
+    connection.execute(sa.delete(table).where(table.c.repo_id == repo_id))
+    if model is not None:
         connection.execute(
-            sa.insert(tables.later).values(
+            sa.insert(table).values(
                 repo_id=repo_id,
-                due_secs=later.due.timestamp(),
-                since_secs=later.since.timestamp(),
+                due_secs=model.due.timestamp(),
+                since_secs=model.since.timestamp(),
             )
         )
 
@@ -392,7 +377,7 @@ def _trim(
     connection.execute(sa.delete(key.table).where(key.in_(others)))
 
 
-def _known_of(row: sa.Row[tuple[object, ...]]) -> SeenModel:
+def _seen_model(row: sa.Row[Any]) -> SeenModel:
     return SeenModel(
         repo_id=row.repo_id,
         sha=row.sha,
@@ -402,7 +387,7 @@ def _known_of(row: sa.Row[tuple[object, ...]]) -> SeenModel:
     )
 
 
-def _later_of(row: sa.Row[tuple[object, ...]]) -> PostponedModel:
+def _postponed_model(row: sa.Row[Any]) -> PostponedModel:
     return PostponedModel(
         repo_id=row.repo_id,
         due=datetime.fromtimestamp(row.due_secs, UTC),

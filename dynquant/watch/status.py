@@ -1,4 +1,4 @@
-"""What people are shown of the watcher and may ask of it, also in JSON between runner and Space."""
+"""The watcher's status and the requests to it, also as JSON between runner and Space."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Any
 
+from dynquant.watch.config import Rule, WatchConfig
 from dynquant.watch.records import SeenModel, SweepReport, report_from_json, report_to_json
-from dynquant.watch.rules import Rule, WatchConfig
 from dynquant.watch.skips import Skip
 
 __all__ = [
     "WatchAct",
     "WatchRequests",
     "WatchStatus",
-    "errands_from_json",
-    "errands_to_json",
+    "requests_from_json",
+    "requests_to_json",
     "status_from_json",
     "status_to_json",
 ]
@@ -27,15 +27,15 @@ _MAX_NAME = 200
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WatchStatus:
-    """How the watcher is set up, and what it did lately.
+    """The watcher's rules, and its last sweeps.
 
     Attributes:
         config: The rules; None if they cannot be read.
-        problem: Why they cannot; empty if they can.
-        cron: When it sweeps, in UTC.
+        problem: Why they cannot be read; else empty.
+        cron: The schedule of sweeps, in UTC.
         is_sweeping: Whether a sweep runs now.
         reports: Of the last sweeps, the latest first.
-        latest: The models that were looked at closely, the latest first.
+        latest: The models of the last close looks, the latest first.
     """
 
     config: WatchConfig | None
@@ -48,7 +48,7 @@ class WatchStatus:
 
 
 class WatchAct(StrEnum):
-    """What an operator has the watcher do."""
+    """A command of an operator to the watcher."""
 
     SWEEP = "sweep"
     PAUSE = "pause"
@@ -57,27 +57,27 @@ class WatchAct(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WatchRequests:
-    """What a Space asks of the watcher, in its answer to a post of the runner.
+    """The requests of a Space to the watcher, in its answer to a post of the runner.
 
     Attributes:
         look_at: Repos that changed, as a webhook said.
-        act: What its operator wants; None for nothing.
+        act: The operator's command, if there is one.
     """
 
     look_at: tuple[str, ...] = ()
     act: WatchAct | None = None
 
 
-def errands_to_json(errands: WatchRequests) -> dict[str, Any]:
-    """`errands` as JSON types."""
-    return asdict(errands)
+def requests_to_json(requests: WatchRequests) -> dict[str, Any]:
+    """`requests` as JSON types."""
+    return asdict(requests)
 
 
-def errands_from_json(raw: Mapping[str, Any]) -> WatchRequests:
-    """The errands that `errands_to_json` wrote.
+def requests_from_json(raw: Mapping[str, Any]) -> WatchRequests:
+    """The requests that `requests_to_json` wrote.
 
     Raises:
-        KeyError, TypeError, ValueError: They are none.
+        KeyError, TypeError, ValueError: `raw` is malformed.
     """
     names = raw["look_at"][:_MAX_LOOKS]
     act = raw["act"]
@@ -88,7 +88,7 @@ def errands_from_json(raw: Mapping[str, Any]) -> WatchRequests:
 
 
 def status_to_json(status: WatchStatus) -> dict[str, Any]:
-    """`status` as JSON types. Who opted out stays where the rules are."""
+    """`status` as JSON types, without the names on the opt-out list."""
     config = status.config
     return {
         "config": None if config is None else asdict(replace(config, opt_out=())),
@@ -105,7 +105,7 @@ def status_from_json(raw: Mapping[str, Any]) -> WatchStatus:
     """The status that `status_to_json` wrote.
 
     Raises:
-        KeyError, TypeError, ValueError, AttributeError: It is none.
+        KeyError, TypeError, ValueError, AttributeError: `raw` is malformed.
     """
     config = raw["config"]
     return WatchStatus(
@@ -115,7 +115,7 @@ def status_from_json(raw: Mapping[str, Any]) -> WatchStatus:
         is_paused=bool(raw["is_paused"]),
         is_sweeping=bool(raw["is_sweeping"]),
         reports=tuple(map(report_from_json, raw["reports"])),
-        latest=tuple(map(_known, raw["latest"])),
+        latest=tuple(map(_seen_model, raw["latest"])),
     )
 
 
@@ -128,5 +128,5 @@ def _fields(raw: Mapping[str, Any]) -> dict[str, Any]:
     return {name: tuple(each) if isinstance(each, list) else each for name, each in raw.items()}
 
 
-def _known(raw: Mapping[str, Any]) -> SeenModel:
+def _seen_model(raw: Mapping[str, Any]) -> SeenModel:
     return SeenModel(**{**raw, "skip": Skip(raw["skip"]) if raw["skip"] else None})

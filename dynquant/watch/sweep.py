@@ -1,9 +1,9 @@
-"""One sweep: read what is new, decide, queue; in this order, so that a crash loses nothing.
+"""One sweep: read the Hub's lists, decide, queue; in an order in which a crash loses nothing.
 
-The lists are read back to where the last sweep began, and a little further. A model that passes
-the rules by what a list says is looked at closely. What is to be queued is written down first,
-then queued under an id made from its content, and only at the very end is it written down how
-far the lists were read: whoever goes on after a crash reads them again and finds what was done.
+The lists are read back to where the last sweep began, and a little further. A model that the rules
+do not exclude by its list entry is looked at closely. An order is stored first, then queued under
+an id made from its content; the position in the lists is stored at the very end. So the sweep
+after a crash reads the lists again and finds the orders of the first one.
 """
 
 from __future__ import annotations
@@ -12,37 +12,38 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import partial
-from typing import Literal
 
 from dynquant.errors import HubUnavailableError, ModelNotFoundError, RetryLaterError
+from dynquant.hub.new_models import HubNewModels, ListOrder
 from dynquant.model.candidate import Candidate
+from dynquant.watch.config import WatchConfig
 from dynquant.watch.inspecting import Inspector, Look
 from dynquant.watch.orders import Orders
-from dynquant.watch.ports import NewModels, WatchState
 from dynquant.watch.records import Cursor, PostponedModel, SeenModel, SweepReport
-from dynquant.watch.rules import Decision, WatchConfig, decide, may_cover
+from dynquant.watch.rules import Decision, decide, may_cover
 from dynquant.watch.skips import Skip
+from dynquant.watch.state import DatabaseWatchState
 
 __all__ = ["Sweep"]
 
 _OVERLAP = timedelta(hours=1)
-"""Read again with every sweep: what is uploaded can take a while to be listed."""
+"""Read again with every sweep: a new upload can take a while to appear in the lists."""
 
 _MAX_LISTED = 50_000
 """Models of one list in one sweep: some ten days of uploads to the whole Hub."""
 _MAX_CLOSE = 150
 """Close looks in one sweep, of some two requests each. The Hub answers 500 requests in 5 minutes
-to who is not signed in, and more to others."""
+without a token, and more with one."""
 _MAX_DUE = 100
 _MAX_FAILURES = 3
-"""Models in a row about which the Hub does not answer, before it counts as away."""
+"""Models in a row about which the Hub does not answer, before it counts as unavailable."""
 
 _FIRST_WAIT = timedelta(hours=1)
 _WAIT_SHARE = 0.5
-"""Of the time that a model has waited; so a month takes some fifteen looks."""
+"""Pause before the next look over the time since the first; a month takes some fifteen looks."""
 _LONGEST_WAIT = timedelta(days=30)
 _AT_ONCE = frozenset({Skip.SWEEP_LIMIT, Skip.CALL_LIMIT})
 
@@ -51,66 +52,54 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class _Reading:
-    """How far a list was read: from its newest model back to the oldest that was looked at."""
+    """The part of a list that was read: from its newest model back to the oldest."""
 
     newest: datetime
     oldest: datetime
 
 
 class _EndedError(Exception):
-    """The sweep may not go on."""
+    """The sweep has to end."""
 
 
+@dataclass(slots=True, kw_only=True)
 class Sweep:
     """One sweep, to be run once.
 
-    Args:
+    Attributes:
         hub: Where new models are.
-        state: What is remembered between sweeps.
+        state: Kept between sweeps.
         config: The rules.
         inspector: Looks at single models.
         orders: Queues.
         now: The time that ages are counted to.
-        dry_run: Only say what would be done.
-        on_decision: Told of every model, once.
-        may_go_on: Asked before whatever takes time or is written.
+        dry_run: Decide, and neither queue nor store anything.
+        on_decision: Called once for every model.
+        may_go_on: Called before every step that takes time or writes; False ends the sweep.
     """
 
-    def __init__(
-        self,
-        *,
-        hub: NewModels,
-        state: WatchState,
-        config: WatchConfig,
-        inspector: Inspector,
-        orders: Orders,
-        now: datetime,
-        dry_run: bool,
-        on_decision: Callable[[Decision], None],
-        may_go_on: Callable[[], bool],
-    ) -> None:
-        self._hub = hub
-        self._state = state
-        self._config = config
-        self._inspector = inspector
-        self._orders = orders
-        self._now = now
-        self._dry_run = dry_run
-        self._on_decision = on_decision
-        self._may_go_on = may_go_on
-        self._since = now
-        self._matches: list[Look] = []
-        self._looked_at: set[str] = set()
-        self._num_seen = 0
-        self._num_matched = 0
-        self._queued: list[str] = []
-        self._skipped: Counter[Skip] = Counter()
-        self._num_close = 0
-        self._num_failures = 0
-        self._sentence = ""
+    hub: HubNewModels
+    state: DatabaseWatchState
+    config: WatchConfig
+    inspector: Inspector
+    orders: Orders
+    now: datetime
+    dry_run: bool
+    on_decision: Callable[[Decision], None]
+    may_go_on: Callable[[], bool]
+    _since: datetime = field(init=False)
+    _matches: list[Look] = field(init=False, default_factory=list)
+    _looked_at: set[str] = field(init=False, default_factory=set)
+    _num_seen: int = field(init=False, default=0)
+    _num_matched: int = field(init=False, default=0)
+    _queued: list[str] = field(init=False, default_factory=list)
+    _skipped: Counter[Skip] = field(init=False, default_factory=Counter)
+    _num_close: int = field(init=False, default=0)
+    _num_failures: int = field(init=False, default=0)
+    _sentence: str = field(init=False, default="")
 
     def over_lists(self) -> SweepReport:
-        """Everything that is new, and what was put off.
+        """Look at all new models, and at the postponed ones that are due.
 
         Raises:
             RetryLaterError: The database does not answer.
@@ -118,7 +107,7 @@ class Sweep:
         return self._reported(self._look_at_lists)
 
     def over_repo(self, repo_id: str) -> SweepReport:
-        """One model alone.
+        """Look at one model alone.
 
         Raises:
             RetryLaterError: The database does not answer.
@@ -126,63 +115,64 @@ class Sweep:
         return self._reported(lambda: self._look_at_repo(repo_id))
 
     def _reported(self, look: Callable[[], Cursor | None]) -> SweepReport:
-        began, num_calls = time.monotonic(), self._hub.num_calls
+        began, num_calls = time.monotonic(), self.hub.num_calls
         try:
             self._do(look)
         except _EndedError:
             self._sentence = "It was paused or stopped, or another runner has taken over."
         report = SweepReport(
-            started_at=self._now,
+            started_at=self.now,
             secs=time.monotonic() - began,
             num_seen=self._num_seen,
             num_matched=self._num_matched,
             queued=tuple(self._queued),
             skipped=dict(self._skipped),
-            num_calls=self._hub.num_calls - num_calls,
-            is_dry_run=self._dry_run,
+            num_calls=self.hub.num_calls - num_calls,
+            is_dry_run=self.dry_run,
             sentence=self._sentence,
         )
-        if not self._dry_run:
-            self._state.add_report(report)
+        if not self.dry_run:
+            self.state.add_report(report)
         _logger.info("%s", report)
         return report
 
     def _do(self, look: Callable[[], Cursor | None]) -> None:
         cursor = None
         try:
-            if not self._dry_run:
+            if not self.dry_run:
                 self._require_turn()
-                self._queued += self._orders.finish()
+                self._queued += self.orders.finish()
             try:
                 cursor = look()
-            # What was found before is queued all the same. A list is refused for the token's sake.
+            # Matches found before the error are queued all the same. The Hub answers 404 for a
+            # list if it does not accept the token.
             except (HubUnavailableError, ModelNotFoundError) as error:
                 self._sentence = str(error)
             self._place_all()
         except RetryLaterError as error:
             cursor, self._sentence = None, str(error)
-        if cursor is not None and not self._dry_run:
-            self._state.save_cursor(cursor)
+        if cursor is not None and not self.dry_run:
+            self.state.save_cursor(cursor)
 
     # Looking.
 
     def _look_at_repo(self, repo_id: str) -> None:
-        self._since = self._watching_since(self._state.cursor())
-        if may_cover(repo_id, self._config):
+        self._since = self._watching_since(self.state.cursor())
+        if may_cover(repo_id, self.config):
             self._look_closely(repo_id)
         else:
             self._settle(Decision(repo_id=repo_id, skip=Skip.NOT_COVERED))
 
     def _look_at_lists(self) -> Cursor | None:
-        """Where the next sweep begins; None if the Hub has no models."""
-        cursor = self._state.cursor()
+        """The position at which the next sweep begins; None if the Hub has no models."""
+        cursor = self.state.cursor()
         self._since = self._watching_since(cursor)
-        for later in self._state.due(self._now, limit=_MAX_DUE):
-            self._look_closely(later.repo_id)
+        for model in self.state.due(self.now, limit=_MAX_DUE):
+            self._look_closely(model.repo_id)
         modified = self._read("lastModified", cursor.modified - _OVERLAP if cursor else None)
         if modified is None:
             return cursor
-        # Who was created lately has also changed lately: this finds what the other list lacks.
+        # Every new model is also a changed one; this list adds models that the first list lacks.
         created = self._read(
             "createdAt",
             cursor.created - _OVERLAP if cursor else self._since,
@@ -196,15 +186,15 @@ class Sweep:
         )
 
     def _watching_since(self, cursor: Cursor | None) -> datetime:
-        return cursor.since if cursor else self._now - self._look_back
+        return cursor.since if cursor else self.now - self._look_back
 
     @property
     def _look_back(self) -> timedelta:
-        return timedelta(hours=self._config.look_back_hours)
+        return timedelta(hours=self.config.look_back_hours)
 
     def _read(
         self,
-        order: Literal["createdAt", "lastModified"],
+        order: ListOrder,
         start: datetime | None,
         *,
         changed_before: datetime | None = None,
@@ -212,16 +202,16 @@ class Sweep:
         """Look at a list back to `start`; None if it is empty.
 
         Args:
-            order: Which list.
-            start: None goes back some hours from the newest model: if the Hub's clock is behind
-                ours, that one says how far.
-            changed_before: Models that changed since are passed over: the other list has them.
+            order: The list.
+            start: None goes back some hours from the newest model, which is right also if the Hub's
+                clock is behind ours.
+            changed_before: Models that changed since are skipped: the other list has them.
         """
         newest = oldest = None
-        for number, candidate in enumerate(self._hub.listed(order)):
+        for number, candidate in enumerate(self.hub.listed(order)):
             at = candidate.created_at if order == "createdAt" else candidate.last_modified
-            # A date in the future must not keep the next sweep from what comes before it.
-            newest = newest or min(at, self._now)
+            # With a date in the future the next sweep would skip all models before that date.
+            newest = newest or min(at, self.now)
             if start is None:
                 start = self._since = newest - self._look_back
             if at < start:
@@ -229,7 +219,7 @@ class Sweep:
             if number == _MAX_LISTED:
                 self._sentence = (
                     f"More than {_MAX_LISTED:,} models are new; those from before {at:%d %B %H:%M} "
-                    "were not looked at. Sweep more often, or submit them by hand."
+                    "were skipped. Sweep more often, or submit them by hand."
                 )
                 break
             oldest = at
@@ -238,22 +228,22 @@ class Sweep:
         return None if newest is None else _Reading(newest, oldest or newest)
 
     def _consider(self, candidate: Candidate) -> None:
-        """Look at a model closely unless the list, or memory, says enough."""
+        """Look at a model closely unless its list entry or the state decides already."""
         repo_id = candidate.repo_id
         if repo_id in self._looked_at:
             return
-        decision = decide(candidate, self._config, now=self._now)
+        decision = decide(candidate, self.config, now=self.now)
         if decision.skip is None:
-            known = self._state.known(repo_id)
-            if known is not None and known.sha == candidate.sha:
+            seen = self.state.seen(repo_id)
+            if seen is not None and seen.sha == candidate.sha:
                 decision = decision.skipped(Skip.UNCHANGED)
             elif self._num_close >= _MAX_CLOSE:
                 decision = decision.skipped(Skip.CALL_LIMIT)
         if decision.skip is None:
             self._look_closely(repo_id)
             return
-        if decision.skip.passes_by_itself:
-            self._put_aside(decision)
+        if decision.skip.may_pass:
+            self._postpone(decision)
         else:
             self._settle(decision)
 
@@ -262,20 +252,20 @@ class Sweep:
         self._num_close += 1
         self._looked_at.add(repo_id)
         try:
-            look = self._inspector.look(
-                repo_id, now=self._now, since=self._since, recall=self._state.known
+            look = self.inspector.look(
+                repo_id, now=self.now, since=self._since, recall=self.state.seen
             )
         except HubUnavailableError:
             self._num_failures += 1
-            if self._num_failures == _MAX_FAILURES:  # it is the Hub, not the model
+            if self._num_failures == _MAX_FAILURES:  # the Hub is away, for every model
                 raise
-            self._put_aside(Decision(repo_id=repo_id, skip=Skip.NO_ANSWER))
+            self._postpone(Decision(repo_id=repo_id, skip=Skip.NO_ANSWER))
             return
         self._num_failures = 0
         name = look.decision.repo_id
         self._looked_at.add(name)
         if look.candidate is None or name != repo_id:  # gone, or renamed
-            self._write(lambda: self._state.forget(repo_id))
+            self._write(lambda: self.state.forget(repo_id))
         if look.decision.skip is None:
             self._num_matched += 1
             self._matches.append(look)
@@ -286,39 +276,35 @@ class Sweep:
     # Queueing.
 
     def _place_all(self) -> None:
-        for look in sorted(self._matches, key=self._orders.turn):
+        for look in sorted(self._matches, key=self.orders.sort_key):
             self._require_turn()
-            skip = self._orders.place(look)
+            skip = self.orders.place(look)
             if skip is not None:
-                self._put_off(look, skip)
+                look = replace(look, decision=look.decision.skipped(skip))  # noqa: PLW2901
+                self._keep(look)
             else:
                 self._queued.append(look.decision.repo_id)
-                self._settle(look.decision)
+            self._settle(look.decision)
 
-    def _put_off(self, look: Look, skip: Skip) -> None:
-        put_off = replace(look, decision=look.decision.skipped(skip))
-        self._keep(put_off)
-        self._settle(put_off.decision)
+    # Storing.
 
-    # Remembering.
-
-    def _put_aside(self, decision: Decision) -> None:
+    def _postpone(self, decision: Decision) -> None:
         """Look at a model again later that was not looked at closely."""
-        later = self._later(decision)
+        again = self._postponed(decision)
         self._write(
-            partial(self._state.forget, decision.repo_id)
-            if later is None
-            else partial(self._state.postpone, later)
+            partial(self.state.forget, decision.repo_id)
+            if again is None
+            else partial(self.state.postpone, again)
         )
         self._settle(decision)
 
     def _keep(self, look: Look) -> None:
-        """Remember why a model was skipped; it comes up again if that passes by itself."""
-        candidate, known, skip = look.candidate, look.known, look.decision.skip
+        """Store why a model was skipped, and when to look again if the reason may pass."""
+        candidate, seen, skip = look.candidate, look.seen, look.decision.skip
         if candidate is None or skip is None:
             return
         if skip is Skip.UNCHANGED:
-            self._write(lambda: self._state.forget(candidate.repo_id))
+            self._write(lambda: self.state.forget(candidate.repo_id))
             return
         kept = SeenModel(
             repo_id=candidate.repo_id,
@@ -326,34 +312,34 @@ class Sweep:
             fingerprint=candidate.fingerprint,
             skip=skip,
         )
-        if known is not None and known.job_id:
-            kept = replace(kept, fingerprint=known.fingerprint, job_id=known.job_id)
-        later = self._later(look.decision) if skip.passes_by_itself else None
-        self._write(lambda: self._state.remember(kept, later=later))
+        if seen is not None and seen.job_id:
+            kept = replace(kept, fingerprint=seen.fingerprint, job_id=seen.job_id)
+        again = self._postponed(look.decision) if skip.may_pass else None
+        self._write(lambda: self.state.remember(kept, again=again))
 
-    def _later(self, decision: Decision) -> PostponedModel | None:
-        """When to look again: ever less often, and no more after a month."""
-        before = self._state.later(decision.repo_id)
-        if before is not None and before.due > self._now:
+    def _postponed(self, decision: Decision) -> PostponedModel | None:
+        """When to look again: at growing intervals, and not after a month."""
+        before = self.state.postponed(decision.repo_id)
+        if before is not None and before.due > self.now:
             return before
-        since = before.since if before is not None else self._now
+        since = before.since if before is not None else self.now
         last = since + _LONGEST_WAIT
-        if self._now >= last:
+        if self.now >= last:
             return None
-        pause = max(_FIRST_WAIT, (self._now - since) * _WAIT_SHARE)
-        due = self._now if decision.skip in _AT_ONCE else min(self._now + pause, last)
+        pause = max(_FIRST_WAIT, (self.now - since) * _WAIT_SHARE)
+        due = self.now if decision.skip in _AT_ONCE else min(self.now + pause, last)
         return PostponedModel(repo_id=decision.repo_id, due=due, since=since)
 
     def _settle(self, decision: Decision) -> None:
         self._num_seen += 1
         if decision.skip is not None:
             self._skipped[decision.skip] += 1
-        self._on_decision(decision)
+        self.on_decision(decision)
 
     def _write(self, write: Callable[[], None]) -> None:
-        if not self._dry_run:
+        if not self.dry_run:
             write()
 
     def _require_turn(self) -> None:
-        if not self._may_go_on():
+        if not self.may_go_on():
             raise _EndedError

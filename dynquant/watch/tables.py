@@ -1,4 +1,4 @@
-"""The tables of what the watcher remembers."""
+"""The tables of the watcher's state."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import sqlalchemy as sa
 
 __all__ = [
     "VERSION",
-    "known",
-    "later",
+    "lease",
     "mentions",
     "metadata",
     "orders",
+    "postponed_models",
     "reports",
     "schema",
-    "turns",
+    "seen_models",
 ]
 
 VERSION = 2
-"""Of these tables: raise it with each of them."""
+"""Of these tables; goes up with every change to them."""
 
 metadata = sa.MetaData()
 
@@ -25,21 +25,21 @@ schema = sa.Table(
     "dynquant_watch_schema", metadata, sa.Column("version", sa.Integer, nullable=False)
 )
 
-# One row: whose turn it is, and how far the lists were read.
-turns = sa.Table(
+# One row: the lease of the process that sweeps, and the position in the Hub's lists.
+lease = sa.Table(
     "dynquant_watch_turns",
     metadata,
     sa.Column("id", sa.Integer, primary_key=True),
     sa.Column("is_paused", sa.Boolean, nullable=False),
-    sa.Column("holder", sa.Text),  # who sweeps; null while nobody does
+    sa.Column("holder", sa.Text),  # null while no process sweeps
     sa.Column("held_until_secs", sa.Float, nullable=False),
-    sa.Column("swept_at_secs", sa.Float),  # when the last sweep began that came to its end
+    sa.Column("swept_at_secs", sa.Float),  # start of the last finished sweep
     sa.Column("since_secs", sa.Float),
     sa.Column("created_secs", sa.Float),
     sa.Column("modified_secs", sa.Float),
 )
 
-known = sa.Table(
+seen_models = sa.Table(
     "dynquant_watch_known",
     metadata,
     sa.Column("repo_id", sa.Text, primary_key=True),
@@ -50,7 +50,7 @@ known = sa.Table(
     sa.Column("number", sa.Integer, nullable=False, index=True),  # the latest is the greatest
 )
 
-later = sa.Table(
+postponed_models = sa.Table(
     "dynquant_watch_later",
     metadata,
     sa.Column("repo_id", sa.Text, primary_key=True),

@@ -1,4 +1,4 @@
-"""The targets that a rule of the watcher asks for, and the bytes that they publish."""
+"""The targets that a rule of the watcher asks for, and the size of their quants."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from dynquant.errors import InfeasibleTargetError
 from dynquant.quant.plan import ModelInventory
 from dynquant.report.forecast import fitting_tenths, one_layer_inventory, weight_bytes
-from dynquant.watch.rules import Rule
+from dynquant.watch.config import Rule
 
 __all__ = [
     "MAX_FITTED_BPW",
@@ -33,7 +33,7 @@ _CACHE_SHARE = 1 / 32
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryFootprint:
-    """A model's layers and its key-value cache: what decides the memory to run it."""
+    """A model's layers and its key-value cache, which decide the memory to run it."""
 
     inventory: ModelInventory
     cache_bytes: int

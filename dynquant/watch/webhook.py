@@ -1,8 +1,8 @@
-"""What the Hub posts when a repo changes: checked, read, and never believed beyond its name.
+"""Webhooks of the Hub, which posts an event when a repo changes; only the repo's name is used.
 
-The Hub sends the secret as it is, in a header, and neither a signature nor a time nor an id.
-So an event is known by its content, and all that it can bring about is a look at a repo that
-some rule covers: https://huggingface.co/docs/hub/webhooks.
+The Hub sends the secret in plain text in a header, without a signature, a time or an id. So events
+are told apart by their content, and an event causes no more than a look at a repo that a rule
+covers: https://huggingface.co/docs/hub/webhooks.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 MAX_BODY_BYTES = 100_000
-"""The Hub's own are below 10 KB; whoever mounts this stops reading here."""
+"""The Hub's own posts are below 10 KB; the server reads no more than this."""
 
 _SECRET_HEADER = "x-webhook-secret"  # noqa: S105
 _REPO_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}", re.ASCII)
@@ -51,7 +51,7 @@ _logger = logging.getLogger(__name__)
 
 
 class WebhookRefusedError(RequestError):
-    """A post that is not acted upon; `status` is what to answer it with."""
+    """A post that is refused, with the HTTP status of the answer."""
 
     def __init__(self, message: str, *, status: int) -> None:
         super().__init__(message)
@@ -60,11 +60,11 @@ class WebhookRefusedError(RequestError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WebhookEvent:
-    """Something has changed in a model's repo.
+    """A change of a model's repo.
 
     Attributes:
         repo_id: The repo.
-        head_sha: Its newest commit as the post says; empty if it does not.
+        head_sha: Its newest commit according to the post; empty if the post names no commit.
         action: `create`, `update`, `move` or `delete`.
         scope: `repo`, `repo.content` and the like.
     """
@@ -76,18 +76,18 @@ class WebhookEvent:
 
     @property
     def may_bring_weights(self) -> bool:
-        """Whether a look at the repo is worth it."""
+        """Whether the repo may have new weights."""
         return self.action != "delete" and self.scope in _CONTENT_SCOPES
 
 
 class RecentEvents:
-    """The events of the last hour, so that each is acted upon once.
+    """The events of the last hour, so that each has an effect once.
 
-    A replay that is older brings about a look at the repo as it is now, and nothing more.
+    A later replay causes another look at the repo as it is then, and nothing more.
 
     Args:
-        max_events: The oldest are forgotten beyond.
-        window_secs: For which an event is remembered.
+        max_events: Beyond this number the oldest are dropped.
+        window_secs: How long an event is kept.
         clock: Counts seconds.
     """
 
@@ -105,7 +105,7 @@ class RecentEvents:
         self._lock = threading.Lock()
 
     def is_new(self, key: str) -> bool:
-        """Whether this is the first time that `key` is asked about; it is remembered."""
+        """Whether `key` was not passed before; keeps it."""
         with self._lock:
             now = self._clock()
             while self._seen and next(iter(self._seen.values())) <= now - self._window_secs:
@@ -119,12 +119,12 @@ class RecentEvents:
 
 
 class Webhook:
-    """Answers posts of the Hub at once; what they bring about comes afterwards.
+    """Answers posts of the Hub at once; the look at the repo follows later.
 
     Args:
-        secret: What the Hub was told to send along.
-        covers: Whether some rule speaks of a repo. Raises DynquantError while nobody can tell.
-        look: Has a repo looked at soon, and does not wait for it.
+        secret: The secret of the Hub's webhook.
+        covers: Whether a rule covers a repo. Raises DynquantError while the rules are unavailable.
+        look: Schedules a look at a repo, and returns at once.
     """
 
     def __init__(
@@ -143,9 +143,12 @@ class Webhook:
             return error.status, str(error)
         except DynquantError as error:
             _logger.warning("A webhook could not be followed: %s", error)
-            return _UNAVAILABLE, "The watcher's rules are not known now. A sweep will find it."
+            return (
+                _UNAVAILABLE,
+                "The watcher's rules cannot be read now. A sweep will find the change.",
+            )
         if not event.may_bring_weights:
-            return _OK, "This brings no weights, so there is nothing to look at."
+            return _OK, "This event brings no new weights, so it is ignored."
         self._look(event.repo_id)
         return _ACCEPTED, f"'{event.repo_id}' will be looked at."
 
@@ -158,18 +161,18 @@ def verify_and_parse(
     *,
     covers: Callable[[str], bool],
 ) -> WebhookEvent:
-    """The event that a post to the webhook tells of.
+    """The event of a post to the webhook.
 
     Args:
         headers: Of the post; names in any case.
         body: At most `MAX_BODY_BYTES` of it, or one byte more.
-        secret: What the Hub was told to send along.
+        secret: The secret of the Hub's webhook.
         seen: The events before.
-        covers: Whether some rule speaks of a repo.
+        covers: Whether a rule covers a repo.
 
     Raises:
-        WebhookRefusedError: Forged, too large, no event about a model, replayed, or about a repo
-            that no rule covers.
+        WebhookRefusedError: The post is forged, too large, not about a model, a replay, or about a
+            repo that no rule covers.
     """
     given = next((value for name, value in headers.items() if name.lower() == _SECRET_HEADER), "")
     # As bytes: texts beyond ASCII cannot be compared in constant time.
@@ -216,12 +219,12 @@ def _word(value: Any) -> str:
 
 def _malformed() -> WebhookRefusedError:
     return WebhookRefusedError(
-        "This is no event about a model's repo. Let the webhook of the Hub watch models only.",
+        "This event is not about a model's repo. Set the Hub's webhook to watch models only.",
         status=_UNPROCESSABLE,
     )
 
 
 def _key(event: WebhookEvent, body: bytes) -> str:
-    """Names an event: its commit, or its whole content where there is none."""
+    """The identity of an event: its commit, or else the hash of its content."""
     what = event.head_sha or hashlib.sha256(body).hexdigest()
     return f"{event.repo_id} {event.action} {event.scope} {what}"

@@ -1,7 +1,7 @@
-"""Values of a YAML file, read from its nodes so that every complaint names line and column.
+"""Dataclasses read from a YAML file, with line and column in every error.
 
-Each kind of value knows how it is read and what a JSON schema says of it: the reader and the
-schema that editors use cannot disagree.
+A field of such a dataclass is declared by `key`. Each kind of value has its reader and its JSON
+schema side by side, so the reader and the schema that editors use cannot disagree.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import difflib
 import math
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, Generic, TypeVar
 
 import yaml
@@ -22,12 +22,12 @@ __all__ = [
     "FLAG",
     "MEMORY",
     "PARAMETERS",
-    "Field",
     "Kind",
     "Place",
     "compose",
     "count",
     "items",
+    "key",
     "list_of",
     "number",
     "object_schema",
@@ -45,13 +45,13 @@ _MEMORY = r"^[1-9]\d*(\.\d+)? ?[GMT]B$"
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where in which file something stands."""
+    """A node of a YAML file, and the file's name."""
 
     name: str
     node: yaml.Node
 
     def error(self, sentence: str) -> InvalidOptionError:
-        """A complaint about this place."""
+        """An error that names this place."""
         mark = self.node.start_mark
         return InvalidOptionError(
             f"{self.name}, line {mark.line + 1}, column {mark.column + 1}: {sentence}"
@@ -67,22 +67,29 @@ class Kind(Generic[T]):
     """A kind of value.
 
     Attributes:
-        read: The value at a place, or a complaint.
-        schema: What JSON schema says of it.
+        read: The value at a place; raises an error that names the place.
+        schema: Its JSON schema.
     """
 
     read: Callable[[Place], T]
     schema: Mapping[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Field:
-    """A key of a mapping. `help` is for editors; a default that is not None is shown there too."""
+def key(kind: Kind[Any], explanation: str, *, default: Any = MISSING, name: str = "") -> Any:
+    """A field of a dataclass that is a key of the file.
 
-    kind: Kind[Any]
-    help: str
-    default: object = None
-    is_required: bool = False
+    Args:
+        kind: The kind of its value.
+        explanation: A sentence for editors and the documentation.
+        default: Of a key that may be absent.
+        name: The key, where it differs from the field.
+    """
+    metadata = {"kind": kind, "explanation": explanation, "name": name}
+    return field(default=default, metadata=metadata)
+
+
+def _keys(record: Any) -> dict[str, Field[Any]]:
+    return {each.metadata["name"] or each.name: each for each in fields(record)}
 
 
 def compose(content: str, *, name: str) -> Place:
@@ -107,30 +114,31 @@ def compose(content: str, *, name: str) -> Place:
     return Place(name, root)
 
 
-def read_fields(place: Place, fields: Mapping[str, Field], *, what: str) -> dict[str, Any]:
-    """The values of a mapping; keys that are absent are left out.
+def read_fields(place: Place, record: Any, *, what: str) -> dict[str, Any]:
+    """The values of a mapping by the fields of `record`; absent keys are left out.
 
     Args:
-        place: Where the mapping stands.
-        fields: Key → what it holds.
-        what: What the mapping is, for complaints: `a rule`.
+        place: The mapping.
+        record: A dataclass whose fields are declared by `key`.
+        what: The mapping in error messages: `a rule`.
     """
-    values: dict[str, Any] = {}
-    for key, value in _pairs(place, what):
-        known = str(key.node.value)
-        if known not in fields:
-            raise key.error(f"{what} has no key '{known[:80]}'.{_suggestion(known, fields)}")
-        if known in values:
-            raise key.error(f"'{known}' is here twice. Leave one of them.")
-        values[known] = fields[known].kind.read(value)
-    for name, field in fields.items():
-        if field.is_required and name not in values:
-            raise place.error(f"{what} needs '{name}': {field.help[0].lower()}{field.help[1:]}")
+    keys, values = _keys(record), dict[str, Any]()
+    for where, value in _pairs(place, what):
+        name = str(where.node.value)
+        if name not in keys:
+            raise where.error(f"{what} has no key '{name[:80]}'.{_suggestion(name, keys)}")
+        if keys[name].name in values:
+            raise where.error(f"'{name}' is here twice. Leave one of them.")
+        values[keys[name].name] = keys[name].metadata["kind"].read(value)
+    for name, each in keys.items():
+        if each.default is MISSING and each.name not in values:
+            explanation = each.metadata["explanation"]
+            raise place.error(f"{what} needs '{name}': {explanation[0].lower()}{explanation[1:]}")
     return values
 
 
 def items(place: Place) -> Iterator[Place]:
-    """What a list holds."""
+    """The items of a list."""
     if not isinstance(place.node, yaml.SequenceNode):
         raise place.error("this must be a list: [one, two], or lines that begin with '- '.")
     return map(place.at, place.node.value)
@@ -231,19 +239,21 @@ MEMORY: Kind[int] = Kind(_read_memory, {"type": "string", "pattern": _MEMORY})
 """Memory of a machine in bytes, such as 16GB."""
 
 
-def object_schema(fields: Mapping[str, Field]) -> dict[str, Any]:
-    """What JSON schema says of a mapping with `fields`."""
+def object_schema(record: Any) -> dict[str, Any]:
+    """The JSON schema of a mapping with the keys of `record`."""
+    keys = _keys(record)
     return {
         "type": "object",
         "additionalProperties": False,
-        "required": [name for name, field in fields.items() if field.is_required],
-        "properties": {name: _property(field) for name, field in fields.items()},
+        "required": [name for name, each in keys.items() if each.default is MISSING],
+        "properties": {name: _property(each) for name, each in keys.items()},
     }
 
 
-def _property(field: Field) -> dict[str, Any]:
-    default = {} if field.default is None else {"default": field.default}
-    return {"description": field.help, **field.kind.schema, **default}
+def _property(each: Field[Any]) -> dict[str, Any]:
+    default = list(each.default) if isinstance(each.default, tuple) else each.default
+    shown = {"default": default} if default and default is not MISSING else {}
+    return {"description": each.metadata["explanation"], **each.metadata["kind"].schema, **shown}
 
 
 def _pairs(place: Place, what: str) -> Iterator[tuple[Place, Place]]:

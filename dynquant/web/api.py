@@ -9,7 +9,8 @@ from gradio.events import api
 
 from dynquant.errors import DynquantError, InvalidOptionError
 from dynquant.jobs.job import Job
-from dynquant.web.service import DEFAULT_CONTEXT_TOKENS, Order, Service
+from dynquant.web.orders import Order
+from dynquant.web.service import DEFAULT_CONTEXT_TOKENS, Service
 
 __all__ = ["add_api"]
 
@@ -52,6 +53,8 @@ class _Api:
             "num_parameters": preview.inventory.num_parameters,
             "min_bits_per_weight": round(preview.inventory.min_bpw, 3),
             "max_bits_per_weight": round(preview.inventory.max_bpw, 3),
+            "tower_bytes": preview.inventory.tower_bits // 8,
+            "notes": list(preview.notes),
             "targets": [
                 {
                     "bits_per_weight": each.target_bpw,

@@ -96,7 +96,7 @@ class FinishedModels:
         """
         return self._facts(
             (repo_id, sha),
-            lambda: facts_from_json(*self._search.papers(repo_id, sha), name=repo_id),
+            lambda: facts_from_json(*self._search.plan_and_report(repo_id, sha), name=repo_id),
         )
 
     def _refresh(self) -> None:

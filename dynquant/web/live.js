@@ -28,8 +28,6 @@ const look = async () => {
         const found = await answer.json();
         seen = found.mark;
         place.innerHTML = found.html;
-        const title = element.querySelector("h1");
-        if (title) document.title = `${title.textContent} · dynquant`;
         if (found.phase !== phase) {
           phase = found.phase;
           trigger("click");

@@ -23,6 +23,8 @@ __all__ = ["add_live_routes"]
 
 _JOB_ID = re.compile(r"[0-9a-f]{1,64}")
 _MAX_WORDS = 96
+_HEADING = "<h1>Job</h1>"
+"""Of a page without the model of a job."""
 
 
 def add_live_routes(app: FastAPI, service: Service) -> None:
@@ -45,15 +47,19 @@ def _job(service: Service, job_id: str) -> tuple[str, str]:
     """A job as HTML, and its phase, which changes when its possible actions change."""
     if not _JOB_ID.fullmatch(job_id):
         sentence = "Its address ends in ?job= and the id of a job. The board lists all jobs."
-        return markup.empty("No job named", sentence), ""
+        return _HEADING + markup.empty("No job named", sentence), ""
     try:
         job, log = service.job(job_id)
+        progress, queue = service.progress(job), service.board().queue
     except RequestError as error:
-        return markup.notice("No such job", str(error), kind="bad"), "none"
+        return _HEADING + markup.notice("No such job", str(error), kind="bad"), "none"
     except DynquantError as error:
-        return markup.notice("No current status", str(error), kind="bad"), "away"
+        return _HEADING + markup.notice("No current status", str(error), kind="bad"), "away"
     page_url = service.search.page_url(job.request.model)
-    return job_view(job, log, page_url=page_url), f"{job.state} {job.attempt}"
+    html = job_view(
+        job, log, page_url=page_url, progress=progress, has_runner=queue.num_runners > 0
+    )
+    return html, f"{job.state} {job.attempt}"
 
 
 def _board(service: Service, state: str, words: str) -> str:
@@ -61,7 +67,13 @@ def _board(service: Service, state: str, words: str) -> str:
         board = service.board()
     except DynquantError as error:
         return markup.notice("No current status", str(error), kind="bad")
-    return board_view(board, service.finished_models.known(), state=state, wanted=words)
+    return board_view(
+        board,
+        service.finished_models.known(),
+        state=state,
+        wanted=words,
+        progress=service.progress,
+    )
 
 
 def _watcher(service: Service) -> tuple[str, str]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
 from urllib.parse import quote
 
+from dynquant.errors import DynquantError, Reason
 from dynquant.jobs.job import Job, JobState
 from dynquant.report.svg import escaped as text
 from dynquant.web.labels import STATES
@@ -18,8 +20,10 @@ __all__ = [
     "job_link",
     "link",
     "loading",
+    "moment",
     "notice",
     "picture",
+    "refusal",
     "state_tag",
     "table",
     "text",
@@ -48,6 +52,25 @@ def notice(title: str, sentence: str, *, kind: str = "plain") -> str:
     )
 
 
+def refusal(title: str, error: DynquantError, *, page: str) -> str:
+    """The message of an error, with the button to sign in where that is missing.
+
+    Args:
+        title: The action that failed, such as `Not queued`.
+        error: Its reason.
+        page: Path and query to come back to after a sign-in; empty where visitors cannot sign in.
+    """
+    if error.reason is not Reason.NOT_SIGNED_IN or not page:
+        return notice(title, str(error), kind="bad")
+    # Escaped whole, else the target would end at its first `&`.
+    target = f"login/huggingface?_target_url={quote(page, safe='')}"
+    return (
+        f'<div class="dq-notice dq-bad" role="alert"><strong>{text(title)}</strong>'
+        f'<p>{text(str(error))}</p><p><a class="dq-button" href="{target}">'
+        "Sign in with Hugging Face</a></p></div>"
+    )
+
+
 def empty(title: str, sentence: str) -> str:
     """A placeholder where there is no content yet."""
     return f'<div class="dq-empty"><strong>{text(title)}</strong><p>{text(sentence)}</p></div>'
@@ -56,6 +79,19 @@ def empty(title: str, sentence: str) -> str:
 def loading(sentence: str) -> str:
     """A placeholder while content is loading."""
     return f'<div class="dq-loading" role="status"><span></span>{text(sentence)}</div>'
+
+
+def moment(at: datetime, *, is_clock: bool = False) -> str:
+    """A time in UTC, which `every_page.js` turns into that of the visitor's place.
+
+    Args:
+        at: The time.
+        is_clock: Whether to show hours, minutes and seconds instead of the day and minutes.
+    """
+    there = at.astimezone(UTC)
+    shown = f"{there:%H:%M:%S} UTC" if is_clock else f"{there:%-d %b %H:%M} UTC"
+    clock = " data-clock" if is_clock else ""
+    return f'<time datetime="{there:%Y-%m-%dT%H:%M:%SZ}"{clock}>{shown}</time>'
 
 
 def facts(rows: Iterable[tuple[str, str]]) -> str:
@@ -83,7 +119,9 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]], *, align: str, n
         '<tr role="row">'
         + "".join(
             f'<td role="cell" data-name="{text(column)}"{side}>{cell}</td>'
-            for column, side, cell in zip(header, sides, cells, strict=True)
+            if place
+            else f'<th role="rowheader" scope="row"{side}>{cell}</th>'
+            for place, (column, side, cell) in enumerate(zip(header, sides, cells, strict=True))
         )
         + "</tr>"
         for cells in rows

@@ -6,12 +6,18 @@ import re
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from urllib.parse import urlsplit
 
-from dynquant.errors import DynquantError, ModelNotFoundError, Reason, RequestError
+from dynquant.errors import (
+    DynquantError,
+    ModelNotFoundError,
+    QuantizedSourceError,
+    Reason,
+    RequestError,
+)
 from dynquant.hub.listing import Listing
 from dynquant.hub.models import HubModels
 from dynquant.hub.search import FoundModel, HubSearch
+from dynquant.model.naming import repo_in
 from dynquant.quant.header_inventory import header_inventory
 from dynquant.quant.plan import ModelInventory
 from dynquant.report.forecast import one_layer_inventory
@@ -28,10 +34,6 @@ _SENTENCES: Mapping[Reason, str] = {
     Reason.MODEL_NOT_FOUND: (
         "There is no model '{}' on the Hub, or it is private. Check the spelling."
     ),
-    Reason.ALREADY_QUANTIZED: (
-        "'{}' is a quant of another model, and quantizing it again would add its error to ours. "
-        "Choose the original."
-    ),
 }
 """In place of the Hub adapter's sentences, which speak of command-line options."""
 _ID = re.compile(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}", re.ASCII)
@@ -43,6 +45,7 @@ class ModelPreview:
 
     Attributes:
         repo_id: Its current name.
+        hub_id: The Hub's own id of it; see `model.origin.Origin`.
         license: From its card; empty if the card names no license.
         gated: `auto` or `manual`; empty for an open model.
         is_private: Whether only some accounts may see it.
@@ -51,9 +54,11 @@ class ModelPreview:
         is_rough: Whether `inventory` is estimated from the number of parameters.
         cache_bytes_per_token: Of the key-value cache; None if unknown.
         quants: Quants that dynquant made of it before.
+        notes: Sentences on parts of it that a quant lacks.
     """
 
     repo_id: str
+    hub_id: str
     revision_sha: str
     license: str
     gated: str
@@ -64,6 +69,7 @@ class ModelPreview:
     is_rough: bool
     cache_bytes_per_token: int | None
     quants: tuple[FoundModel, ...]
+    notes: tuple[str, ...] = ()
 
 
 def model_id(text: object) -> str:
@@ -73,25 +79,14 @@ def model_id(text: object) -> str:
         ModelNotFoundError: The text holds no id.
     """
     # A program that calls the page's endpoint may send any type.
-    typed = text.strip()[:_MAX_TEXT] if isinstance(text, str) else ""
-    if "://" in typed or typed.startswith(("huggingface.co/", "hf.co/")):
-        typed = _named_by(typed if "://" in typed else f"https://{typed}")
+    typed = repo_in(text[:_MAX_TEXT]) if isinstance(text, str) else ""
     if not _ID.fullmatch(typed):
         raise ModelNotFoundError(
             "This is not the name of a model. Type one such as 'Qwen/Qwen3-8B', or paste the "
-            "address of its page on huggingface.co.",
+            "address of its page on the Hub.",
             reason=Reason.INVALID_ID,
         )
     return typed
-
-
-def _named_by(url: str) -> str:
-    """The `org/name` in an address of the Hub; empty if the text is not an address."""
-    try:
-        path = urlsplit(url).path
-    except ValueError:  # brackets that hold no IPv6 address
-        return ""
-    return "/".join(path.strip("/").split("/")[:2])
 
 
 class ModelLookup:
@@ -119,6 +114,10 @@ class ModelLookup:
         name = model_id(text)
         try:
             return self._found(name, lambda: self._look_up(name))
+        except QuantizedSourceError as error:
+            raise QuantizedSourceError(
+                name, form=error.form, base_model=error.base_model, remedy=""
+            ) from error
         except RequestError as error:
             if error.reason not in _SENTENCES:
                 raise
@@ -149,6 +148,7 @@ class ModelLookup:
             headers.inventory,
             model_type=headers.inventory.model_type,
             cache_bytes_per_token=headers.cache_bytes_per_token,
+            notes=headers.notes,
         )
 
     def _rough(self, listing: Listing, about: FoundModel) -> ModelPreview:
@@ -166,9 +166,11 @@ class ModelLookup:
         model_type: str = "",
         is_rough: bool = False,
         cache_bytes_per_token: int | None = None,
+        notes: tuple[str, ...] = (),
     ) -> ModelPreview:
         return ModelPreview(
             repo_id=listing.repo,
+            hub_id=listing.hub_id,
             revision_sha=listing.sha,
             license=str(listing.card.get("license_name") or listing.card.get("license") or ""),
             gated=listing.gated,
@@ -179,4 +181,5 @@ class ModelLookup:
             is_rough=is_rough,
             cache_bytes_per_token=cache_bytes_per_token,
             quants=self._search.quants_of(listing.repo, limit=_MAX_QUANTS),
+            notes=notes,
         )

@@ -7,13 +7,13 @@ from typing import Protocol
 from dynquant.jobs.job import Job
 from dynquant.jobs.ports import JobEvent, RunnerStatus
 from dynquant.jobs.request import JobRequest
-from dynquant.watch.status import WatchStatus
+from dynquant.watch.status import WatchAct, WatchStatus
 
 __all__ = ["JobsPort", "WatchPort"]
 
 
 class JobsPort(Protocol):
-    """Jobs: `jobs.board.DatabaseBoard` on this machine, `web.remote_jobs.RemoteJobs` by mail."""
+    """Jobs: `jobs.board.DatabaseBoard` on this machine, `web.remote_jobs.RemoteJobs` on a Space."""
 
     def submit_anew(self, request: JobRequest) -> Job:
         """Queue a request; equal requests are one job.
@@ -78,19 +78,11 @@ class WatchPort(Protocol):
         """
         ...
 
-    def sweep(self) -> str:
-        """Begin a sweep without waiting for it; a sentence for the operator.
+    def control(self, act: WatchAct) -> str:
+        """Carry out a command, without waiting for a sweep; a sentence for the operator.
 
         Raises:
             RequestError: A sweep runs, the watcher is paused, or its rules cannot be read.
             RetryLaterError: The database does not answer.
         """
-        ...
-
-    def pause(self) -> str:
-        """Stop sweeping until `resume`, also a sweep that runs; a sentence for the operator."""
-        ...
-
-    def resume(self) -> str:
-        """Sweep by schedule again; a sentence for the operator."""
         ...

@@ -1,4 +1,4 @@
-"""Jobs and watcher without what is private, for the pages of a Space, which are public.
+"""Jobs and watcher without private parts, for the pages of a Space, which are public.
 
 Operators list their private jobs on the runner's machine: `dynquant jobs list`.
 """
@@ -13,7 +13,7 @@ from dynquant.jobs.job import Job
 from dynquant.jobs.ports import JobEvent, RunnerStatus
 from dynquant.jobs.request import JobRequest
 from dynquant.watch.public import num_running, public_jobs, public_status
-from dynquant.watch.status import WatchStatus
+from dynquant.watch.status import WatchAct, WatchStatus
 from dynquant.web.ports import JobsPort, WatchPort
 
 __all__ = ["PublicJobs", "PublicWatch"]
@@ -74,7 +74,7 @@ class PublicJobs:
 
 
 class PublicWatch:
-    """A `WatchPort` that shows only what is public."""
+    """A `WatchPort` without private rules and models."""
 
     def __init__(self, watch: WatchPort, jobs: PublicJobs) -> None:
         self._watch = watch
@@ -84,14 +84,6 @@ class PublicWatch:
         """See `WatchPort`."""
         return public_status(self._watch.status(), self._jobs.list(limit=_MAX_JOBS))
 
-    def sweep(self) -> str:
+    def control(self, act: WatchAct) -> str:
         """See `WatchPort`."""
-        return self._watch.sweep()
-
-    def pause(self) -> str:
-        """See `WatchPort`."""
-        return self._watch.pause()
-
-    def resume(self) -> str:
-        """See `WatchPort`."""
-        return self._watch.resume()
+        return self._watch.control(act)

@@ -6,12 +6,13 @@ import logging
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import Any
 
 from dynquant.errors import DynquantError, RequestError
+from dynquant.jobs.inbox import Inbox
 from dynquant.jobs.job import Job, JobState, PublishedRepo
 from dynquant.jobs.ports import JobEvent, PublishedRepos, RunnerStatus
 from dynquant.jobs.published_results import are_deleted
@@ -19,7 +20,7 @@ from dynquant.jobs.request import JobRequest, check_notify_url, job_id
 from dynquant.quant.recipe import RECIPE_VERSION
 from dynquant.web.snapshots import Snapshots
 
-__all__ = ["Inbox", "InboxEntry", "RemoteJobs"]
+__all__ = ["RemoteJobs"]
 
 _MAX_SENT = 1_000
 _LOOK_SECS = 20.0
@@ -31,40 +32,6 @@ _logger = logging.getLogger(__name__)
 
 def _in_thread(action: Callable[[], None]) -> None:
     threading.Thread(target=action, name="inbox", daemon=True).start()
-
-
-class InboxEntry(Protocol):
-    """A file in the inbox; see `hub.inbox.InboxEntry`."""
-
-    @property
-    def name(self) -> str:
-        """Its name in the inbox."""
-        ...
-
-    @property
-    def request(self) -> JobRequest | None:
-        """The request; None if the file cannot be read as one."""
-        ...
-
-
-class Inbox(Protocol):
-    """The inbox; see `hub.inbox.HubInbox`."""
-
-    def send(self, request: JobRequest) -> str:
-        """Append a request; its name."""
-        ...
-
-    def pending(self, *, skip: Collection[str] = ()) -> Sequence[InboxEntry]:
-        """Requests that have no result yet."""
-        ...
-
-    def finish(self, name: str, result: Mapping[str, Any]) -> None:
-        """Put a result in the place of a request."""
-        ...
-
-    def result(self, name: str) -> dict[str, Any] | None:
-        """The result of a request; None while it has none."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -229,8 +196,7 @@ class RemoteJobs:
         for entry in self._inbox.pending(skip=names):
             if entry.request is None or entry.request.revision is None:
                 continue
-            at = datetime.strptime(entry.name[:23], "%Y-%m-%d/%H%M%S%f").replace(tzinfo=UTC)
-            job = _waiting(entry.request, at=at)
+            job = _waiting(entry.request, at=entry.sent_at)
             with self._lock:
                 if job.id not in self._sent:
                     self._remember(_Sent(name=entry.name, job=job))

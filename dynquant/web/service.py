@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
-from dynquant.errors import InvalidOptionError, RequestError
+from dynquant.errors import RequestError
 from dynquant.hub.search import FoundModel, HubSearch
 from dynquant.hub.visitor import HubVisitor
-from dynquant.jobs.job import Job
+from dynquant.jobs.job import Job, JobState
 from dynquant.jobs.ports import JobEvent, RunnerStatus
 from dynquant.jobs.request import JobRequest
-from dynquant.model.naming import quantized_name, repo_ids
-from dynquant.quant.formats import QuantFormat, parse_menu
-from dynquant.quant.options import RecipeOptions
+from dynquant.jobs.whole_progress import WholeProgress, shares_of, whole_progress
+from dynquant.model.access import Access
+from dynquant.model.origin import Origin
 from dynquant.report.forecast import TargetForecast, target_forecast
-from dynquant.texts.defaults import CALIBRATIONS, DEFAULT_CALIBRATION
-from dynquant.watch.status import WatchStatus
+from dynquant.watch.status import WatchAct, WatchStatus
 from dynquant.web.finished_models import FinishedModels
 from dynquant.web.limits import Limits
 from dynquant.web.model_lookup import ModelLookup, ModelPreview
+from dynquant.web.orders import Order, Outcome, destination_of, menu_of, options_of, outcome_of
 from dynquant.web.ports import JobsPort, WatchPort
 from dynquant.web.queue_summary import QueueSummary, summarize_queue
 from dynquant.web.settings import WebSettings
@@ -27,36 +27,20 @@ from dynquant.web.sign_in import SignIn, Visitor
 from dynquant.web.single_flight import SingleFlightCache
 from dynquant.web.visitor_ids import account_key, visitor_id
 
-__all__ = ["DEFAULT_CONTEXT_TOKENS", "Board", "Order", "Service"]
+__all__ = ["DEFAULT_CONTEXT_TOKENS", "Board", "Service"]
+
+CheckDestination = Callable[[str, Origin, Access], None]
+"""As `dynquant.publish.ModelPublisher.check`: repo, original, access of the quant."""
 
 DEFAULT_CONTEXT_TOKENS = 4_096
 _FRESH_SECS = 2.0
 """Maximum age of a board that is shown: about the time between two looks of a page."""
 _MAX_JOBS = 300
+_NUM_HISTORIES = 10
+"""Published jobs that the shares of steps are averaged over."""
 _NUM_ASKED, _NUM_FOUND = 40, 12
 _MIN_SEARCH = 2
 _MAX_TARGETS = 32
-_MAX_FORMATS_TEXT = 400
-
-
-@dataclass(frozen=True, kw_only=True)
-class Order:
-    """The fields that a visitor fills in.
-
-    Attributes:
-        model: Name or address.
-        formats: Names with commas; empty for all.
-        calibration: A key of `CALIBRATIONS`; empty for the default.
-        destination: Namespace or name template; empty for the default.
-    """
-
-    model: str
-    targets_bpw: tuple[float, ...]
-    formats: str = ""
-    calibration: str = ""
-    private: bool = False
-    destination: str = ""
-    notify_url: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +64,8 @@ class Service:
         search: Searches models on the Hub.
         finished_models: Models that dynquant published.
         namespace: Gives the namespace that models are published to; None if it is unknown.
+        check_destination: Refuses a repo that the runner here could not write; None where runners
+            are elsewhere, and refuse it themselves.
         watch: The watcher; None if it has no rules.
     """
 
@@ -90,6 +76,7 @@ class Service:
     search: HubSearch
     finished_models: FinishedModels
     namespace: Callable[[], str | None]
+    check_destination: CheckDestination | None = None
     watch: WatchPort | None = None
     _boards: SingleFlightCache[str, Board] = field(
         default_factory=lambda: SingleFlightCache(fresh_secs=_FRESH_SECS), init=False
@@ -100,6 +87,9 @@ class Service:
     _watches: SingleFlightCache[str, WatchStatus] = field(
         default_factory=lambda: SingleFlightCache(fresh_secs=_FRESH_SECS), init=False
     )
+    _shares: SingleFlightCache[str, Mapping[str, float]] = field(
+        default_factory=lambda: SingleFlightCache(fresh_secs=60.0), init=False
+    )
     _searches: SingleFlightCache[str, tuple[FoundModel, ...]] = field(
         default_factory=lambda: SingleFlightCache(fresh_secs=60.0, max_keys=1_000), init=False
     )
@@ -107,7 +97,7 @@ class Service:
     _limits: Limits = field(default_factory=lambda: Limits(visitor=visitor_id), init=False)
 
     def find(self, typed: str) -> tuple[FoundModel, ...]:
-        """Models whose names hold what the visitor has typed.
+        """Models whose names contain the typed text.
 
         Raises:
             RetryLaterError: The visitor is over the limit.
@@ -122,7 +112,7 @@ class Service:
 
     def popular(self) -> tuple[FoundModel, ...]:
         """Popular models, offered before the visitor types."""
-        return self._searches("", lambda: _originals(self.search.popular(limit=_NUM_ASKED)))
+        return self._searches("", self._popular)
 
     def look_at(self, model: str) -> ModelPreview:
         """Preview of the model that a visitor chooses; see `ModelLookup`.
@@ -157,7 +147,7 @@ class Service:
         if not 1 <= len(targets_bpw) <= _MAX_TARGETS:
             raise RequestError(f"Ask for 1 to {_MAX_TARGETS} numbers of bits per weight at once.")
         if formats.strip():
-            inventory = preview.inventory.within(_menu(formats))
+            inventory = preview.inventory.within(menu_of(formats))
             preview = replace(preview, inventory=inventory)
         measured = self.finished_models.measured(preview.quants)
         return tuple(
@@ -183,6 +173,12 @@ class Service:
         """
         return self._job_cache(job_id, lambda: (self.jobs.get(job_id), self.jobs.log(job_id)))
 
+    def progress(self, job: Job) -> WholeProgress | None:
+        """Progress of a running job over all of its steps; None for another job."""
+        if job.state is not JobState.RUNNING:
+            return None
+        return whole_progress(job, self._shares("", self._read_shares))
+
     def watch_status(self) -> WatchStatus:
         """The watcher's status, some seconds old at most.
 
@@ -192,35 +188,36 @@ class Service:
         """
         return self._watches("", self._watcher().status)
 
-    def sweep(self, visitor: Visitor) -> str:
-        """Begin a sweep; a sentence for the visitor.
+    def control_watcher(self, visitor: Visitor, act: WatchAct) -> str:
+        """Carry out a command to the watcher; a sentence for the visitor.
 
         Raises:
             RequestError: The visitor is no operator, or no sweep can begin now.
         """
-        return self._control(visitor, self._watcher().sweep)
+        watcher = self._watcher()
+        if not visitor.is_operator:
+            raise RequestError("Only operators control the watcher.")
+        try:
+            return watcher.control(act)
+        finally:
+            self._watches.forget("")
 
-    def pause_watcher(self, visitor: Visitor) -> str:
-        """Pause the watcher; a sentence for the visitor.
-
-        Raises:
-            RequestError: The visitor is no operator.
-        """
-        return self._control(visitor, self._watcher().pause)
-
-    def resume_watcher(self, visitor: Visitor) -> str:
-        """Resume the watcher; a sentence for the visitor.
-
-        Raises:
-            RequestError: The visitor is no operator.
-        """
-        return self._control(visitor, self._watcher().resume)
+    def outcome(self, visitor: Visitor | None, order: Order, preview: ModelPreview) -> Outcome:
+        """The repos that an order makes, and who may read them; see `outcome_of`."""
+        return outcome_of(
+            order,
+            preview,
+            visitor=visitor,
+            namespace=self.namespace(),
+            is_space=self.settings.is_space,
+        )
 
     def submit(self, visitor: Visitor, order: Order) -> Job:
         """Queue a visitor's order.
 
         Raises:
-            RequestError: The order cannot be met; says what to change.
+            RequestError: The order cannot be met, or its destination cannot be written; says what
+                to change.
             RetryLaterError: The visitor is over a limit, or the queue is unavailable.
         """
         self._count("ask for models", who=account_key(visitor.name))
@@ -231,17 +228,22 @@ class Service:
             context_tokens=DEFAULT_CONTEXT_TOKENS,
             formats=order.formats,
         )
+        outcome = self.outcome(visitor, order, preview)
+        if self.check_destination is not None:
+            origin = Origin(name=preview.repo_id, hub_id=preview.hub_id)
+            for repo_id in outcome.repo_ids:
+                self.check_destination(repo_id, origin, outcome.access)
         job = self.jobs.submit_anew(
             JobRequest(
                 model=preview.repo_id,
                 revision=preview.revision_sha,
                 targets_bpw=order.targets_bpw,
-                destination=self._destination(visitor, order, preview),
+                destination=destination_of(order, visitor=visitor, namespace=self.namespace()),
                 requester=visitor.name,
                 requester_id=visitor.hub_id,
-                private=_private(visitor, order),
+                private=order.private,
                 source_is_private=preview.is_private,
-                options=_options(order),
+                options=options_of(order),
                 notify_url=order.notify_url.strip() or None,
             )
         )
@@ -289,6 +291,22 @@ class Service:
             [each.repo_id for each in job.results], namespace=visitor.name, private=private
         )
 
+    def _read_shares(self) -> Mapping[str, float]:
+        """Share of each step, from the latest jobs that were published."""
+        ended = [each for each in self.board().jobs if each.state is JobState.PUBLISHED]
+        return shares_of(
+            [
+                (self.jobs.log(each.id), each.ended_at)
+                for each in ended[:_NUM_HISTORIES]
+                if each.ended_at is not None
+            ]
+        )
+
+    def _popular(self) -> tuple[FoundModel, ...]:
+        found = _originals(self.search.popular(limit=_NUM_ASKED))
+        # A Hub of one's own has few models, whose cards may name no task.
+        return found or _originals(self.search.models("", limit=_NUM_ASKED))
+
     def _count(self, what: str, *, who: str = "") -> None:
         """Count an action of a visitor; a local machine has no limits."""
         if self.settings.is_space:
@@ -304,14 +322,6 @@ class Service:
             raise RequestError("The watcher has no rules here. Set DYNQUANT_WATCH_CONFIG.")
         return self.watch
 
-    def _control(self, visitor: Visitor, action: Callable[[], str]) -> str:
-        if not visitor.is_operator:
-            raise RequestError("Only operators control the watcher.")
-        try:
-            return action()
-        finally:
-            self._watches.forget("")
-
     def _changed(self, job_id: str) -> None:
         self._boards.forget("")
         self._job_cache.forget(job_id)
@@ -323,57 +333,7 @@ class Service:
                 f"{what} it."
             )
 
-    def _destination(self, visitor: Visitor, order: Order, preview: ModelPreview) -> str:
-        """The destination; only operators may choose another than the default."""
-        wanted = order.destination.strip()
-        default = self.namespace()
-        if wanted and wanted != default and not visitor.is_operator:
-            raise RequestError(
-                f"Models are published to '{default}' here. Leave the destination empty, and copy "
-                "the finished model to your account on its job page."
-            )
-        destination = wanted or default
-        if not destination:
-            raise RequestError(
-                "There is no default destination. Fill in a destination, such as your name on the "
-                "Hub, or set DYNQUANT_PUBLISH_TO."
-            )
-        repo_ids(  # refuses a template that makes invalid names
-            destination,
-            {
-                quantized_name(preview.repo_id, bpw): (preview.repo_id, bpw)
-                for bpw in order.targets_bpw
-            },
-        )
-        return destination
-
 
 def _originals(found: tuple[FoundModel, ...]) -> tuple[FoundModel, ...]:
     """The originals among the models found: most results for a well-known model are quants."""
     return tuple(each for each in found if not each.is_quant)[:_NUM_FOUND]
-
-
-def _private(visitor: Visitor, order: Order) -> bool:
-    if order.private and not visitor.is_operator:
-        raise RequestError(
-            "A private model would be private to the owner of this Space. Leave it public, and "
-            "make a private copy in your account on its job page."
-        )
-    return order.private
-
-
-def _menu(formats: str) -> tuple[QuantFormat, ...]:
-    if len(formats) > _MAX_FORMATS_TEXT:
-        raise InvalidOptionError("This list of formats is too long. Name each format once.")
-    return parse_menu(formats)
-
-
-def _options(order: Order) -> RecipeOptions:
-    if order.calibration and order.calibration not in CALIBRATIONS:
-        raise InvalidOptionError(
-            f"There is no calibration set '{order.calibration[:60]}'. Choose one of: "
-            f"{'; '.join(CALIBRATIONS)}."
-        )
-    calibration = CALIBRATIONS.get(order.calibration, DEFAULT_CALIBRATION)
-    menu = {"menu": order.formats} if order.formats.strip() else {}
-    return RecipeOptions.model_validate({"calibration": calibration, **menu})

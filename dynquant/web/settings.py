@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from dynquant.errors import InvalidOptionError
 from dynquant.model.origin import HUB_ID
-from dynquant.settings import ACCOUNT
+from dynquant.report.hub_address import HUB_URL
 
 __all__ = ["WebSettings"]
 
@@ -22,24 +22,28 @@ class WebSettings:
 
     Attributes:
         operator_ids: Hub ids of the accounts that may cancel every job and choose destinations.
-        publish_to: Namespace that models are published to; None takes that of the runner's token.
         is_space: Whether this is a Space, whose visitors are unknown accounts.
         signs_in: Whether visitors can sign in with Hugging Face.
         address: Public address of the pages; empty if unknown.
         host: Address that the pages listen at.
+        repo_url: Address of the files of this repository; empty where it has none.
     """
 
     operator_ids: frozenset[str] = frozenset()
-    publish_to: str | None = None
     is_space: bool = False
     signs_in: bool = False
     address: str = ""
     host: str = "127.0.0.1"
+    repo_url: str = ""
 
     @property
     def is_local(self) -> bool:
         """Whether only this machine reaches the pages."""
         return not self.is_space and self.host in _LOOPBACK
+
+    def after_sign_in(self, page: str) -> str:
+        """The page to come back to after a sign-in; empty where visitors cannot sign in."""
+        return page if self.signs_in else ""
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> WebSettings:
@@ -48,7 +52,8 @@ class WebSettings:
         Raises:
             InvalidOptionError: A variable has an invalid value; names the variable.
         """
-        is_space = bool(environment.get("SPACE_ID"))
+        space_id = environment.get("SPACE_ID", "")
+        is_space = bool(space_id)
         # Elsewhere Gradio signs every visitor in as the owner of this machine's token.
         signs_in = is_space and bool(environment.get("OAUTH_CLIENT_ID"))
         if signs_in and environment.get("SYSTEM") != "spaces":
@@ -58,16 +63,13 @@ class WebSettings:
             )
         # A Space with a custom domain has several hosts; the first is the Hub's.
         host = environment.get("SPACE_HOST", "").split(",")[0].strip()
-        publish_to = environment.get("DYNQUANT_PUBLISH_TO", "").strip()
-        if publish_to and not ACCOUNT.fullmatch(publish_to):
-            raise InvalidOptionError("DYNQUANT_PUBLISH_TO must be one account or organization.")
         return cls(
             operator_ids=_operator_ids(environment),
-            publish_to=publish_to or None,
             is_space=is_space,
             signs_in=signs_in,
             address=f"https://{host}" if is_space and host else "",
             host=environment.get("GRADIO_SERVER_NAME") or ("0.0.0.0" if is_space else "127.0.0.1"),  # noqa: S104
+            repo_url=f"{HUB_URL}/spaces/{space_id}/blob/main" if is_space else "",
         )
 
 

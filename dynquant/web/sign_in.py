@@ -8,9 +8,9 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from dynquant.errors import DestinationError, DynquantError, RequestError
+from dynquant.errors import DestinationError, DynquantError, Reason, RequestError
+from dynquant.hub.accounts import Account
 from dynquant.hub.hardware import Mac
-from dynquant.hub.publishing import Account
 from dynquant.jobs.job import Job
 from dynquant.jobs.request import Priority
 from dynquant.web.limits import Limits
@@ -118,7 +118,9 @@ class SignIn:
                 "Visitors cannot sign in here, so they cannot ask for models. The owner of this "
                 "Space has to set 'hf_oauth: true' in its README.md."
             )
-        raise RequestError("Sign in with Hugging Face first; then ask again.")
+        raise RequestError(
+            "Sign in with Hugging Face first; then ask again.", reason=Reason.NOT_SIGNED_IN
+        )
 
     def macs(self, token: str | None) -> tuple[Mac, ...] | None:
         """The Macs on the profile of this token's account, the primary Mac first.

@@ -15,13 +15,15 @@ from starlette.datastructures import QueryParams
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from dynquant.errors import RequestError
-from dynquant.watch.status import WatchRequests, errands_to_json
+from dynquant.watch.status import WatchRequests, requests_to_json
+from dynquant.watch.webhook import MAX_BODY_BYTES
 from dynquant.web.api import add_api
 from dynquant.web.guard import Guard
 from dynquant.web.live import add_live_routes
 from dynquant.web.pages.board import add_board_page
 from dynquant.web.pages.convert import add_convert_page
 from dynquant.web.pages.gallery import add_gallery_page
+from dynquant.web.pages.help import add_help_page
 from dynquant.web.pages.job import add_job_page
 from dynquant.web.pages.watcher import add_watcher_page
 from dynquant.web.service import Service
@@ -32,8 +34,8 @@ __all__ = ["add_runner_routes", "add_webhook", "make_site"]
 
 _MAX_BOARD_BYTES = 4_000_000
 """Runners post 2 MB of jobs at most."""
-_MAX_EVENT_BYTES = 100_000
-"""The Hub's own are below 10 KB."""
+
+_SIGNS_IN_AND_OUT = frozenset({"/login/huggingface", "/logout"})
 
 Webhook = Callable[[Mapping[str, str], bytes], tuple[int, str]]
 """Headers and body of a post of the Hub → status and sentence of the answer."""
@@ -65,7 +67,8 @@ def make_site(
         add_webhook(app, webhook)
     add_live_routes(app, service)
     blocks = _blocks(service)
-    app.add_middleware(_JobLink)
+    app.add_middleware(_OtherAddresses)
+    app.add_middleware(_SignInTarget)
     app.add_middleware(
         Guard,
         is_space=service.settings.is_space,
@@ -108,6 +111,8 @@ def _blocks(service: Service) -> gr.Blocks:
         add_gallery_page(blocks, service)
     with blocks.route("Watcher", "watcher"):
         add_watcher_page(service)
+    with blocks.route("Help", "help"):
+        add_help_page(service)
     return blocks
 
 
@@ -130,7 +135,7 @@ def add_runner_routes(
         except RequestError as error:
             return PlainTextResponse(str(error), status_code=422)
         if watches and (found := watch_requests()) != WatchRequests():
-            return JSONResponse(errands_to_json(found))
+            return JSONResponse(requests_to_json(found))
         return Response(status_code=204)
 
 
@@ -139,7 +144,7 @@ def add_webhook(app: FastAPI, webhook: Webhook) -> None:
 
     @app.post("/webhooks/hub")
     async def take_event(request: Request) -> Response:
-        content = await _body(request, _MAX_EVENT_BYTES)
+        content = await _body(request, MAX_BODY_BYTES)
         status, sentence = await run_in_threadpool(webhook, request.headers, content)
         return PlainTextResponse(sentence, status_code=status)
 
@@ -154,17 +159,40 @@ async def _body(request: Request, max_bytes: int) -> bytes:
     return bytes(content)
 
 
-class _JobLink:
-    """Redirect `/?job=ID` to the job: the Hub's page of a Space passes on only the query."""
+class _OtherAddresses:
+    """Redirect `/?job=ID` to the job: the Hub's page of a Space passes on only the query.
+
+    And `/?view=api`, where Gradio's own pages describe the endpoints, to the page that does here.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        place = ""
         if scope["type"] == "http" and scope["path"] == "/":
-            job_id = QueryParams(scope["query_string"]).get("job")
-            if job_id:
-                answer = RedirectResponse(f"job?{urlencode({'job': job_id})}")
-                await answer(scope, receive, send)
-                return
+            query = QueryParams(scope["query_string"])
+            if job_id := query.get("job"):
+                place = f"job?{urlencode({'job': job_id})}"
+            elif query.get("view") == "api":
+                place = "help#api"
+        app = RedirectResponse(place) if place else self._app
+        await app(scope, receive, send)
+
+
+class _SignInTarget:
+    """Keep the whole query of a page over signing in and out.
+
+    Gradio's button appends the address of the page to `_target_url=` without escaping it, so
+    that the target would end at its first `&`.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] in _SIGNS_IN_AND_OUT:
+            name, _, target = scope["query_string"].decode("latin-1").partition("=")
+            if name == "_target_url" and target.startswith("/"):
+                scope = {**scope, "query_string": urlencode({name: target}).encode()}
         await self._app(scope, receive, send)

@@ -17,7 +17,6 @@ from dynquant.web.snapshots import Snapshots
 __all__ = ["SpaceWatch"]
 
 _MAX_WAITING = 1_000
-_ASKED = "The runner gets this within half a minute."
 
 
 class SpaceWatch:
@@ -43,19 +42,13 @@ class SpaceWatch:
             )
         return status
 
-    def sweep(self) -> str:
+    def control(self, act: WatchAct) -> str:
         """See `WatchPort`."""
-        if self.status().is_paused:
+        if act is WatchAct.SWEEP and self.status().is_paused:
             raise RequestError("The watcher is paused. Resume it first.")
-        return self._ask(WatchAct.SWEEP)
-
-    def pause(self) -> str:
-        """See `WatchPort`."""
-        return self._ask(WatchAct.PAUSE)
-
-    def resume(self) -> str:
-        """See `WatchPort`."""
-        return self._ask(WatchAct.RESUME)
+        with self._lock:
+            self._act = act
+        return "The runner gets this within half a minute."
 
     def covers(self, repo_id: str) -> bool:
         """Whether a rule of the runner may cover a repo of this name.
@@ -81,8 +74,3 @@ class SpaceWatch:
             self._look_at.clear()
             self._act = None
         return requests
-
-    def _ask(self, act: WatchAct) -> str:
-        with self._lock:
-            self._act = act
-        return _ASKED

@@ -1,4 +1,4 @@
-"""Gradio's theme in our colours, and our style sheet."""
+"""Gradio's theme in our colours, and our style sheet and script."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from dynquant.report.svg import DARK, LIGHT
 __all__ = ["HEAD", "STYLE", "theme"]
 
 STYLE = Path(__file__).with_name("style.css")
+_SCRIPT = Path(__file__).with_name("every_page.js").read_text(encoding="utf-8")
 
 HEAD = (
     '<meta name="description" content="Quantize language models for your Mac with MLX, to exactly '
     'the bits per weight you ask for.">'
     '<meta name="referrer" content="no-referrer">'
+    f"<script>{_SCRIPT}</script>"
 )
 
 

@@ -65,7 +65,7 @@ def test_quantizing_prints_one_json_object_and_writes_one_folder_per_target(made
     names = [f"sample-2m-MLX-{target}bpw" for target in TARGETS]
     assert [folder.name for folder in folders(said)] == names
     assert sorted(path.name for path in (made / "out").iterdir()) == names
-    for bar in ("Measuring", "Probing", "Encoding", "Loading in stock mlx-lm", "Evaluating"):
+    for bar in ("Measuring", "Probing", "Encoding", "Running in stock MLX", "Evaluating"):
         assert bar in (made / "stderr").read_text()
 
 
@@ -297,6 +297,52 @@ def test_planning_prints_sizes_for_people_and_for_scripts():
     assert "1.43 MB" in printed.out
 
 
+def test_planning_without_a_size_offers_the_usual_ones_and_recommends_one():
+    found = call("plan", MODEL, "--on=m4 pro", "--json").check().json
+    assert [plan["target_bpw"] for plan in found["plans"]] == [3, 3.5, 4, 4.5, 5, 6, 7, 8]
+    assert (found["chip"], found["recommended_bpw"]) == ("M4 Pro", 6)
+    speeds = [plan["tokens_per_sec"] for plan in found["plans"]]
+    assert speeds == sorted(speeds, reverse=True)
+    printed = call("plan", MODEL, "--on=M4 Pro").check().out
+    assert "tokens/s, M4 Pro" in printed
+    assert "--bpw 6, hardly distinguishable" in printed
+    assert "Converting takes up to" in printed
+
+
+def test_a_chip_that_is_not_known_is_refused_before_the_model_is_opened():
+    refused = call("plan", "no/such-model", "--on=M44")
+    assert refused.code == 2
+    assert "No chip is called 'M44'" in refused.err
+    assert "'M4'" in refused.err
+
+
+def test_planning_finds_the_size_for_a_memory_a_context_and_a_speed(tmp_path):
+    model = huge_model(tmp_path / "huge")
+    words = ("plan", model, "--fit=64GB", "--context=16384", "--on=M4 Max", "--json")
+    (by_memory,) = call(*words).check().json["plans"]
+    (fast,) = call(*words, "--min-tokens-per-second=12", "--kv-bits=8").check().json["plans"]
+    assert fast["target_bpw"] < by_memory["target_bpw"]
+    assert 12 <= fast["full_tokens_per_sec"] < 12.1
+    refused = call(*words, "--min-tokens-per-second=100")
+    assert refused.code == 2
+    assert "its smallest" in refused.err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--bpw=4", "--fit=16GB"], "--bpw asks for a size"),
+        (["--kv-bits=5"], "must be 16, 8 or 4"),
+        (["--on=M1", "--min-tokens-per-second=0"], "positive number"),
+        (["--on=M1", "--context=1000000"], "longer than this model's context of"),
+    ],
+)
+def test_bounds_that_cannot_be_met_are_refused_in_words(words, said):
+    refused = call("plan", MODEL, *words)
+    assert refused.code == 2
+    assert said in refused.err
+
+
 def huge_model(folder: Path) -> Path:
     """A model of 70 billion parameters whose weights are a hole: 140 GB to read, no byte stored."""
     folder.mkdir()
@@ -402,8 +448,9 @@ def test_the_version_and_the_help_are_printed():
         assert command in shown
 
 
-def test_a_float32_model_keeps_its_own_scales(tmp_path):
-    """Scales and biases take the weight's dtype, so a float32 model stores one bit more."""
+@pytest.mark.parametrize(("dtype", "target"), [("float32", 5.5), ("auto", 5.0)])
+def test_a_float32_model_is_stored_in_sixteen_bits_unless_asked_otherwise(tmp_path, dtype, target):
+    """Scales and biases take the weight's dtype, so in float32 they take one bit more."""
     folder = copy_model(tmp_path / "wide")
     config = json.loads((folder / "config.json").read_text()) | {"torch_dtype": "float32"}
     (folder / "config.json").write_text(json.dumps(config))
@@ -413,7 +460,11 @@ def test_a_float32_model_keeps_its_own_scales(tmp_path):
     wide = {name: array.astype(mx.float32) for name, array in weights.items()}
     mx.eval(list(wide.values()))
     mx.save_safetensors(str(shard), wide, metadata={"format": "mlx"})
-    words = (f"--out={tmp_path / 'out'}", "--json", *QUICK)
-    (model,) = call("quantize", folder, "--bpw=5.5", *words).check().json["models"]
-    assert 5.49 < model["stored_bpw"] <= 5.5
-    assert model["report"]["rows"][0]["label"] == "Original (float32)"
+    words = (f"--out={tmp_path / 'out'}", "--json", f"--dtype={dtype}", *QUICK)
+    (model,) = call("quantize", folder, f"--bpw={target}", *words).check().json["models"]
+    assert target - 0.05 < model["stored_bpw"] <= target
+    stored = {"float32": "float32", "auto": "bfloat16"}[dtype]
+    assert model["report"]["rows"][0]["label"] == f"Original ({stored})"
+    (out,) = (tmp_path / "out").iterdir()
+    assert json.loads((out / "config.json").read_text())["torch_dtype"] == stored
+    assert ("is in float32" in (out / "README.md").read_text()) == (dtype == "auto")

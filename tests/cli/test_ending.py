@@ -60,6 +60,7 @@ def assert_a_sentence(finished: Finished, code: int, *says: str) -> None:
         (MemoryError(), 3, "not enough memory"),
         (RuntimeError("[malloc] Unable to allocate 99 bytes"), 3, "not enough memory"),
         (ModuleNotFoundError("No module named 'mlx'", name="mlx"), 2, "dynquant[mlx]"),
+        (ImportError("libcuda.so.1: cannot open shared object file"), 2, "no NVIDIA driver"),
         (KeyError("slip"), 1, "did not foresee (KeyError: 'slip')"),
         (PermissionError(errno.EACCES, "x"), 1, "did not foresee (PermissionError"),
         (SystemExit("pip install ai2-olmo"), 1, "A library ended dynquant (pip install ai2-olmo)"),

@@ -14,6 +14,7 @@ import pytest
 from dynquant.jobs.board import DatabaseBoard
 from dynquant.jobs.database import Database
 from dynquant.jobs.job import JobState, Outcome, PublishedRepo
+from dynquant.jobs.served import announced
 from dynquant.jobs.store import JobStore
 from dynquant.model.naming import local_name
 from dynquant.report.finished_files import PLAN
@@ -52,6 +53,28 @@ def test_a_request_is_queued_once_and_shown(tmp_path):
     assert "none; start one with dynquant runner" in shown
     assert "number 1 in the line" in call("jobs", "show", first["id"]).check().out
     assert "Asked for by" in call("jobs", "logs", first["id"]).check().out
+
+
+def test_a_list_and_a_job_show_their_times_in_the_time_zone_of_this_machine(tmp_path):
+    job_id = submit("--json").check().json["job"]["id"]
+    with closing(DatabaseBoard(f"sqlite:///{tmp_path}/jobs.sqlite")) as board:
+        at = f"{board.get(job_id).submitted_at.astimezone():%Y-%m-%d %H:%M}"
+    assert at in call("jobs", "list").check().out
+    assert f"asked for {at}" in call("jobs", "show", job_id).check().out
+    assert f"ended {at[:10]}" in call("jobs", "cancel", job_id).check().out
+
+
+def test_jobs_of_served_pages_are_found_where_no_variable_names_a_queue(tmp_path, monkeypatch):
+    job_id = submit("--json").check().json["job"]["id"]
+    monkeypatch.delenv("DYNQUANT_HOME")
+    monkeypatch.delenv("DYNQUANT_DATABASE_URL", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "person"))
+    assert call("jobs", "list", "--json").check().json["jobs"] == []
+    home = tmp_path / "person" / ".dynquant"
+    with announced(f"sqlite:///{tmp_path}/jobs.sqlite", home=home):
+        found = call("jobs", "list", "--json").check()
+        assert [each["id"] for each in found.json["jobs"]] == [job_id]
+        assert "make serve" in found.err
 
 
 @pytest.mark.parametrize(
@@ -130,6 +153,9 @@ def test_what_makes_no_sense_is_said(arguments, code, says):
         (("--calibration=org/text", "--eval=org/text"), "is the one to calibrate on"),
         (("--eval=org/text:default:test",), "no split 'test'"),
         (("--notify=ftp://a.b",), "begin with https://"),
+        (("--eval-images=org/none",), "no dataset 'org/none'"),
+        (("--eval-images=org/text",), "has no column 'image' of images"),
+        (("--calibration-images=./photos",), "There is no folder './photos'"),
     ],
 )
 def test_what_no_runner_could_do_is_not_queued(options, says):

@@ -25,6 +25,7 @@ class FakePublisher:
     full: set[str] = field(default_factory=set)
     cards: dict[str, str] = field(default_factory=dict)
     access: dict[str, Access] = field(default_factory=dict)
+    hub_url: str = "https://huggingface.co"
 
     def check(self, repo_id: str, *, origin: Origin, access: Access) -> None:
         pass

@@ -1,4 +1,4 @@
-"""What every conversion under faults starts from, made once for all workers."""
+"""The common inputs of all conversions under faults, made once for all workers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.faults.conversions import Scene, make_scene
 
 @pytest.fixture
 def client(tmp_path, monkeypatch) -> None:
-    """The Hub's client in this process: no account, no xet, no patience."""
+    """The Hub's client in this process: without account and xet, with short timeouts."""
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 1)

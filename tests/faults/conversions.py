@@ -1,12 +1,12 @@
-"""Whole conversions by the real steps, over HTTP through a proxy that does harm.
+"""Whole conversions by the real steps, over HTTP through a proxy that injects faults.
 
 Everything but the arithmetic is real every time: the steps of a job as the engine runs them, the
-Hub's client, downloads, hashes, files, publishing. What MLX computes is computed once for the same
-bytes: a step of the child process is looked up by the hash of all that it reads, the model's files
-included, and what it left where it may write is put there again.
+Hub's client, downloads, hashes, files, publishing. MLX computes once for the same bytes: a step of
+the child process is looked up by the hash of all files that it reads, the model's included, and the
+files that it left are restored.
 
-`python -m tests.faults.conversions SCENE SEED…` prints how each schedule ended, one JSON object a
-line; the environment of the client is that of the process.
+`python -m tests.faults.conversions SCENE SEED…` prints the outcome of each schedule, one JSON
+object per line; the client uses the environment of the process.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from huggingface_hub import close_session
 from dynquant.convert import STEPS, Step
 from dynquant.errors import disk_errors_translated
 from dynquant.hub import HubDatasets, HubModels, HubPublisher
-from dynquant.jobs.held import Held
+from dynquant.jobs.held_job import HeldJob
 from dynquant.jobs.job import Job, Outcome
 from dynquant.jobs.job_text import results_from_text
 from dynquant.jobs.request import JobRequest
@@ -64,7 +64,7 @@ TARGETS = (4.5, 6.0)
 REPOS = tuple(f"you/org__{quantized_name(SOURCE, bpw)}" for bpw in TARGETS)
 TOKEN = "hf_canaryOfTheFaultyProxy"
 PATIENCE = Timing(first_delay_secs=0.05, longest_delay_secs=0.2, retry_for_secs=1.0)
-"""Some seven more tries of a step, where a runner has half an hour of them."""
+"""About seven retries of a step; a runner retries for half an hour."""
 
 CARD = """---
 license: other
@@ -78,7 +78,7 @@ _HUBS_OWN = {".gitattributes"}
 
 @dataclass(frozen=True)
 class Scene:
-    """A folder with what every conversion starts from: `model`, texts, and what was computed."""
+    """A folder with the inputs of every conversion: `model`, texts, and computed results."""
 
     folder: Path
 
@@ -106,15 +106,15 @@ class Scene:
 
 @dataclass(frozen=True, kw_only=True)
 class Ending:
-    """How a conversion ended.
+    """The outcome of a conversion.
 
     Attributes:
-        state: `published`, `refused`, `failed`; or `lost`, when that is not true or no sentence
-            was said.
-        why: The sentence, or what is wrong with the repos.
-        met: Kind of trouble → how often it happened.
-        num_wrong_commits: Commits that were mended by a later one; nothing but a corrupted request
-            makes them, since the Hub knows the hashes of large files only.
+        state: `published`, `refused`, `failed`; or `lost` if the Hub does not hold what the job
+            says, or the job has no sentence.
+        why: The sentence, or the difference between the repos.
+        met: Kind of fault → how often it happened.
+        num_wrong_commits: Commits that a later commit corrected; only a corrupted request causes
+            them, since the Hub checks hashes of large files alone.
     """
 
     seed: int
@@ -126,7 +126,7 @@ class Ending:
 
 
 class Remembered(JobSteps):
-    """The steps of a job, that compute once for the same bytes."""
+    """The steps of a job, which compute once for the same bytes."""
 
     def __init__(self, store: Path, **options: Any) -> None:
         super().__init__(**options)
@@ -155,7 +155,7 @@ class Remembered(JobSteps):
 
 
 class ComputedHere(Remembered):
-    """Computes in this process, which has MLX imported, what a child would."""
+    """Computes in this process, which has MLX imported, instead of in a child."""
 
     def _compute_afresh(self, call: Any, step: Step, source: ModelSource | None) -> Any:
         from dynquant.runner.worker import _Work
@@ -166,7 +166,7 @@ class ComputedHere(Remembered):
 
 
 def _contents(folder: Path) -> dict[str, str]:
-    """Name of each file → hash of what it says, wherever the folder is."""
+    """Name of each file → hash of its content, without the path of the folder."""
     found = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file():
@@ -180,7 +180,7 @@ def _contents(folder: Path) -> dict[str, str]:
 
 
 def _key(step: str, job: Path, model: Path) -> str:
-    """Names all that a step reads."""
+    """A hash of all files that a step reads."""
     childs = {WORK, SCRATCH}
     own = {name: each for name, each in _contents(job).items() if name.split("/")[0] not in childs}
     files = {
@@ -190,7 +190,7 @@ def _key(step: str, job: Path, model: Path) -> str:
 
 
 def steps_of(scene: Scene, url: str, home: Path, kind: type[Remembered] = Remembered) -> Remembered:
-    """A runner's steps that speak to the Hub at `url`."""
+    """A runner's steps with the Hub at `url`."""
 
     def no_wait(_secs: float) -> None:
         pass
@@ -209,7 +209,7 @@ def steps_of(scene: Scene, url: str, home: Path, kind: type[Remembered] = Rememb
 
 @contextmanager
 def served(scene: Scene, plan: Schedule = nothing) -> Iterator[tuple[LocalHub, FaultyProxy]]:
-    """A fresh Hub with the model, that can be reached by the proxy alone."""
+    """A fresh Hub with the model, which can be reached by the proxy alone."""
     with LocalHub() as hub, FaultyProxy(int(hub.url.rpartition(":")[2]), plan) as proxy:
         hub.url = f"http://127.0.0.1:{proxy.port}"
         hub.cdn_url = f"http://localhost:{proxy.port}"
@@ -219,7 +219,7 @@ def served(scene: Scene, plan: Schedule = nothing) -> Iterator[tuple[LocalHub, F
         close_session()
 
 
-def held_job(hub: LocalHub, scene: Scene) -> Held:
+def held_job(hub: LocalHub, scene: Scene) -> HeldJob:
     """The job that converts the model of the scene."""
     request = JobRequest(
         model=SOURCE,
@@ -230,11 +230,11 @@ def held_job(hub: LocalHub, scene: Scene) -> Held:
         options=RecipeOptions.model_validate(scene.options),
     )
     now = datetime.now(UTC)
-    return Held(Job(id="job-1", request=request, recipe_version=1, submitted_at=now), nonce="1")
+    return HeldJob(Job(id="job-1", request=request, recipe_version=1, submitted_at=now), nonce="1")
 
 
-def convert(steps: JobSteps, held: Held) -> Outcome | dict[str, str]:
-    """Every step as the engine does it; how the job ended, or what each step returned."""
+def convert(steps: JobSteps, held: HeldJob) -> Outcome | dict[str, str]:
+    """Do every step as the engine does; the outcome of the job, or the result of each step."""
     results: dict[str, str] = {}
     try:
         for step in STEPS:
@@ -250,7 +250,7 @@ def convert(steps: JobSteps, held: Held) -> Outcome | dict[str, str]:
 def verdict(
     hub: LocalHub, expected: Mapping[str, Mapping[str, str]], ended: Outcome | Mapping[str, str]
 ) -> tuple[str, str]:
-    """State and sentence of a conversion, held against what the Hub has now."""
+    """State and sentence of a conversion, compared with the repos on the Hub."""
     heads = {}
     for repo_id, files in expected.items():
         repo = hub.repos.get(("model", repo_id))
@@ -272,13 +272,13 @@ def verdict(
 
 
 def files_of(commit: Commit | None) -> dict[str, str]:
-    """File → sha256, but for those that the Hub adds by itself."""
+    """File → sha256, without the files that the Hub adds."""
     found = {} if commit is None else commit.files
     return {name: blob.sha256 for name, blob in found.items() if name not in _HUBS_OWN}
 
 
 def make_scene(folder: Path, save_model: Any) -> Scene:
-    """A model, texts, and what comes of them on a good day."""
+    """A model, texts, and their results without faults."""
     scene = Scene(folder)
     save_model(scene.model)
     (scene.model / "README.md").write_text(CARD)

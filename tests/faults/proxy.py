@@ -1,8 +1,8 @@
-"""A proxy between a client and the local Hub, and what goes wrong in it by a seeded schedule.
+"""A proxy between a client and the local Hub, which injects faults by a seeded schedule.
 
-One exchange is one connection on either side. Bodies are small here and are held in memory. What
-goes wrong is decided by seed, method, path and how often that path was asked for, so that threads
-which download side by side meet the same trouble in every run.
+One exchange is one connection on either side. Bodies are small here and are kept in memory. A fault
+depends on the seed, the method, the path and the number of earlier requests for that path, so that
+threads which download in parallel meet the same faults in every run.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ _RANDOM_NAME = re.compile(r"[0-9a-f]{32,}")
 
 
 class TroubleKind(StrEnum):
-    """What may happen to one exchange."""
+    """A fault of one exchange."""
 
     REQUEST_LOST = "request lost"
-    """The connection is reset, and the Hub never hears of it."""
+    """The connection is reset, and the Hub gets nothing."""
     REQUEST_CUT = "request cut"
     """The Hub gets the beginning of the request, then both connections end."""
     REQUEST_CORRUPT = "request corrupt"
     """One bit of the request's body is flipped; of the answer's, if the request has none."""
     REQUEST_TWICE = "request twice"
-    """The Hub gets it twice; the second answer counts."""
+    """The Hub gets the request twice; the second answer counts."""
     REQUEST_AGAIN_LATER = "request again later"
-    """A copy of it arrives after the exchange is over."""
+    """A copy of the request arrives after the exchange is over."""
     ANSWER_LOST = "answer lost"
-    """The Hub does what was asked, and the connection is reset."""
+    """The Hub executes the request, and the connection is reset."""
     ANSWER_CUT = "answer cut"
     """It ends before the body does."""
     ANSWER_SHORT = "answer short"
-    """It ends before the body does, and its length is given as if that were all."""
+    """It ends before the body does, and its header gives the shorter length."""
     ANSWER_CORRUPT = "answer corrupt"
     """One bit of its body is flipped."""
     ANSWER_LATE = "answer late"
@@ -54,7 +54,7 @@ class TroubleKind(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trouble:
-    """What goes wrong with one exchange: `place` in a body, from 0 to 1, and how late it is."""
+    """The fault of one exchange: its `place` in a body, from 0 to 1, and the delay."""
 
     kind: TroubleKind
     place: float = 0.5
@@ -62,16 +62,16 @@ class Trouble:
 
 
 Schedule = Callable[[str, str, int], Trouble | None]
-"""What goes wrong with METHOD and PATH, asked for as often before; None is nothing."""
+"""The fault of a request: of METHOD, PATH and the number of earlier ones; None is no fault."""
 
 
 def nothing(_method: str, _path: str, _num_before: int) -> Trouble | None:
-    """The schedule of a good day."""
+    """The schedule without faults."""
     return None
 
 
 def schedule(seed: int, *, longest_secs: float = 1.5) -> Schedule:
-    """Trouble by chance: between 1 in 50 and 1 in 3 exchanges, as the seed has it."""
+    """Random faults in 1 of 50 to 1 of 3 exchanges, by the seed."""
     share = random.Random(seed).uniform(0.02, 0.33)
 
     def trouble(method: str, path: str, num_before: int) -> Trouble | None:
@@ -91,8 +91,8 @@ class FaultyProxy:
     """Listens at `port`, to be used as a context; passes everything on to `hub_port`.
 
     Attributes:
-        schedule: What goes wrong; may be changed at any time.
-        met: How often each kind of trouble happened.
+        schedule: Decides the faults; may be changed at any time.
+        met: Kind of fault → how often it happened.
     """
 
     def __init__(self, hub_port: int, schedule: Schedule = nothing) -> None:
@@ -116,7 +116,7 @@ class FaultyProxy:
         self._thread.join()
 
     def settle(self) -> None:
-        """Let everything that is still to arrive at the Hub arrive there."""
+        """Wait until all delayed requests have arrived at the Hub."""
 
         async def arrive() -> None:
             await asyncio.gather(*self._later)
@@ -131,7 +131,7 @@ class FaultyProxy:
         server = await asyncio.start_server(self._client, sock=self._socket)
         await self._stopping.wait()
         server.close()
-        # What is still under way, copies that were to arrive later among it, arrives nowhere.
+        # Exchanges that are under way, and delayed copies of requests, are dropped.
         for task in asyncio.all_tasks() - {asyncio.current_task()}:
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError, OSError):
@@ -220,7 +220,9 @@ class _Message:
         if not self.body:
             return self
         at = int(place * len(self.body))
-        flipped = self.body[at] ^ (1 << int(place * 1e6) % 7)  # bit 7 would end most texts as UTF-8
+        flipped = self.body[at] ^ (
+            1 << int(place * 1e6) % 7
+        )  # bit 7 would make most texts invalid UTF-8
         return _Message(self.head, self.body[:at] + bytes([flipped]) + self.body[at + 1 :])
 
     def shortened(self, share: float) -> _Message:
@@ -230,7 +232,7 @@ class _Message:
 
 
 async def _read_request(reader: asyncio.StreamReader) -> _Message:
-    """A whole request, which then asks for one answer and the end of the connection."""
+    """A whole request, changed so that the connection ends after one answer."""
     head = await reader.readuntil(b"\r\n\r\n")
     assert len(head) < _MAX_HEAD_BYTES
     assert not re.search(rb"(?i)\r\ntransfer-encoding:", head), "the client gives lengths"

@@ -1,4 +1,4 @@
-"""A disk that is full, or cannot be written any more, at every step of a conversion."""
+"""A disk that is full, or becomes read-only, at every step of a conversion."""
 
 from __future__ import annotations
 
@@ -31,7 +31,9 @@ pytestmark = [
     pytest.mark.hub,
     pytest.mark.slow,
     pytest.mark.harden("faults"),
-    pytest.mark.filterwarnings("ignore:Not enough free disk space"),  # the client says so first
+    pytest.mark.filterwarnings(
+        "ignore:Not enough free disk space"
+    ),  # the client's own error comes first
 ]
 
 IMPATIENCE = Timing(first_delay_secs=0.05, retry_for_secs=0.1)
@@ -41,7 +43,7 @@ REASONS = ("disk is full", "cannot be written", " free.")
 
 @pytest.fixture
 def disk(tmp_path) -> Iterator[Path]:
-    """A disk of its own for the runner's home and cache."""
+    """A separate disk for the runner's home and cache."""
     home = tmp_path / "home"
     home.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", f"size={NUM_BYTES}", "tmpfs", str(home)]
@@ -66,7 +68,7 @@ def full(disk: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def read_only(disk: Path) -> Iterator[None]:
     command = ["mount", "-o", "remount,ro", str(disk)]
-    # The system puts away the mounts of a confined child a moment after the child has ended.
+    # The system removes the mounts of a confined child a moment after the child has ended.
     wait_until(
         lambda: subprocess.run(command, capture_output=True, check=False).returncode == 0,
         "the disk to be free for remounting",
@@ -81,7 +83,7 @@ HARMS: list[Callable[[Path], contextlib.AbstractContextManager[None]]] = [full, 
 
 
 def convert_in_spite_of(harm, scene: Scene, disk: Path, harden) -> None:
-    """Each step is tried while the disk is harmed, with everything to be made again; then well."""
+    """Try each step with a broken disk and no files of earlier steps; then with a good disk."""
     with served(scene) as (hub, _):
         steps, held = steps_of(scene, hub.url, disk), held_job(hub, scene)
         results: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""What arrives damaged, or lies damaged in the cache, is noticed by its hash and fetched again."""
+"""A file damaged in transfer or in the cache is found by its hash and downloaded again."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FILES = tiny_files()
 def models_behind(
     folder: Path, name: str, kind: TroubleKind, times: int
 ) -> Iterator[tuple[HubModels, FaultyProxy]]:
-    """Models of a Hub, of whose file `name` the first bodies come to harm."""
+    """Models of a Hub that damages the first downloads of the file `name`."""
 
     def plan(method: str, path: str, num_before: int) -> Trouble | None:
         is_met = method == "GET" and path.endswith(name) and num_before < times
@@ -82,7 +82,7 @@ def test_two_different_answers_about_one_commit_are_not_believed(tmp_path):
             repo.gated = "auto"
             with pytest.raises(HubUnavailableError, match="two different answers"):
                 models.look_up("org/m")
-            assert models.look_up("org/m").gated == "auto"  # somebody has changed it, then
+            assert models.look_up("org/m").gated == "auto"  # changed after the download
 
 
 @pytest.mark.parametrize("place", [n / 40 for n in range(40)])
@@ -96,6 +96,6 @@ def test_an_answer_of_json_with_one_bit_wrong_is_no_bug_of_ours(place):
         url = f"http://127.0.0.1:{proxy.port}"
         publisher = HubPublisher(endpoint=url, token="hf_you", sleep=lambda _secs: None)
         for ask in (publisher.account, lambda: publisher.published("you/m")):
-            with suppress(DynquantError):  # or it made no difference
+            with suppress(DynquantError):  # else the fault had no effect
                 ask()
         assert proxy.met.total() == 2

@@ -1,4 +1,4 @@
-"""The proxy itself: every kind of trouble is what it says, and schedules repeat."""
+"""The proxy itself: every kind of fault does what its name says, and schedules repeat."""
 
 from __future__ import annotations
 

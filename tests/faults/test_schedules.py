@@ -1,4 +1,4 @@
-"""A network that does harm by seeded schedules, under whole conversions."""
+"""Whole conversions over a network with faults by seeded schedules."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TIMEOUT_SECS = 3600
 
 
 def endings(scene: Scene, home: Path, seeds: Sequence[int], num_processes: int) -> list[Any]:
-    """How the conversions ended, side by side in processes: most of the time they wait."""
+    """Outcomes of conversions, which run in parallel because they mostly wait."""
     kept = {key: os.environ[key] for key in ("PATH", "HOME", "LANG") if key in os.environ}
     environment = kept | {
         "HF_HOME": str(home),
@@ -51,7 +51,7 @@ def endings(scene: Scene, home: Path, seeds: Sequence[int], num_processes: int) 
 
 
 def judge(ends: Sequence[Any], num_seeds: int, harden: Any, record: Any) -> None:
-    """Say how they ended; none may be lost, and trouble must have been met."""
+    """Print the outcomes; none may be lost, and faults must have happened."""
     assert len(ends) == num_seeds
     for state, count in Counter(each["state"] for each in ends).items():
         harden("refused" if state == "failed" else state, count)

@@ -1,6 +1,6 @@
-"""Children that a model has taken over: scripts that run in place of a step, as confined as it is.
+"""Children under a model's control: scripts that run in place of a step, in the same sandbox.
 
-The job's folder has what an honest child would make, in `made`: `answers.json`, and a folder for
+The job's folder has the results of an honest child in `made`: `answers.json`, and a folder for
 each step that leaves files.
 """
 
@@ -24,13 +24,13 @@ step, job, evil = sys.argv[1], Path(sys.argv[2]), sys.argv[3:]
 here = Path.cwd()  # where it may write
 
 def leave():
-    # What the step would leave, computed once.
+    # The files of an honest step, computed once.
     made = job / 'made' / step
     if made.is_dir():
         shutil.copytree(made, here, dirs_exist_ok=True)
 
 def answer():
-    # What it would say; its runner ends the process then.
+    # The answer of an honest child; then the runner ends the process.
     say({'result': json.loads((job / 'made' / 'answers.json').read_text()).get(step)})
 
 def honestly():
@@ -52,12 +52,12 @@ def attempt(act):
 def take_over(
     monkeypatch: pytest.MonkeyPatch, scripts: Mapping[str, str], *arguments: object
 ) -> None:
-    """Have scripts run in place of steps of a job.
+    """Run scripts in place of steps of a job.
 
     Args:
-        monkeypatch: Undoes it.
+        monkeypatch: Restores the steps afterwards.
         scripts: Step → Python code after `PRELUDE`.
-        arguments: What the code finds in `evil`.
+        arguments: The value of `evil` in the code.
     """
     confined = sandbox.confined
 

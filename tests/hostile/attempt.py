@@ -1,4 +1,4 @@
-"""A step of a job in a process of its own, with what it said and what it took."""
+"""A step of a job in a process of its own, with its answer and its use of memory."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ from tests.waiting import PATIENCE_SECS
 __all__ = ["MAX_PEAK_BYTES", "Ending", "apart", "compute"]
 
 MAX_PEAK_BYTES = 1_500_000_000
-"""Of which the libraries take a tenth."""
+"""Of CPU time; the libraries use a tenth of it."""
 
 _DATA_BYTES = MAX_PEAK_BYTES
 _MAX_CPU_SECS = 60
-"""Far more than an honest model of this size takes; a process that computes on is ended."""
+"""Far more than an honest model of this size needs; then the process is killed."""
 
-# Imported once, then forked: MLX and its friends take seconds to import.
+# Imported once, then forked: MLX and its dependencies take seconds to import.
 _processes = multiprocessing.get_context("forkserver")
 _processes.set_forkserver_preload(["dynquant.runner.worker"])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ending:
-    """How it ended.
+    """How a step ended.
 
     Attributes:
-        said: Its last word: `result`, or `reason` and `sentence`.
-        code: As of a process; minus the signal.
+        said: Its last line: `result`, or `reason` and `sentence`.
+        code: The exit code, or minus the signal.
         peak_bytes: Largest resident size.
-        errors: What it wrote to standard error.
+        errors: Its standard error.
     """
 
     said: dict[str, Any]
@@ -48,7 +48,7 @@ class Ending:
 
     @property
     def reason(self) -> str | None:
-        """Why it was refused, as `dynquant.runner.worker_process` tells it; None if it was not."""
+        """The reason of its refusal, by `dynquant.runner.worker_process`; None if it succeeded."""
         if self.code == -signal.SIGXCPU:
             return Reason.TAKES_TOO_LONG
         found = self.said.get("reason")
@@ -62,7 +62,7 @@ def compute(step: str, job: Path) -> Ending:
 
 
 def apart(work: Callable[..., None], folder: Path, *arguments: str) -> Ending:
-    """Run `work`, which says JSON on standard output, in a process with bounds."""
+    """Run `work`, which writes JSON to standard output, in a process with limits."""
     process = _processes.Process(target=_bounded, args=(work, str(folder), arguments))
     process.start()
     process.join(PATIENCE_SECS)
@@ -94,7 +94,7 @@ def _compute(step: str, job: str) -> None:
 def _bounded(work: Callable[..., None], folder: str, arguments: tuple[str, ...]) -> None:
     os.setsid()
     os.chdir(folder)
-    unending, _held = os.pipe()  # whoever waits for our end sees none
+    unending, _held = os.pipe()  # a process that waits for the end of the output sees none
     os.dup2(unending, 0)
     for number, name in ((1, "said"), (2, "errors")):
         os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), number)

@@ -1,4 +1,4 @@
-"""Models made to harm whoever opens them, each with how it has to end."""
+"""Models made to harm the runner that opens them, each with its required outcome."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from tests.hostile.damage import (
 __all__ = ["CASES", "LONG", "SECRET", "Case"]
 
 SECRET = "hf_canaryOfTheOperatorCanary"
-"""Stands in a file beside the model's folder, `../secret`, which nobody may publish."""
+"""In a file beside the model's folder, `../secret`, which must not be published."""
 
 NORM = "model.norm.weight"
 ROWS = "model.embed_tokens.weight"
@@ -48,9 +48,9 @@ class Case:
     """One hostile model.
 
     Attributes:
-        build: Changes a sound model in its folder.
-        reason: Why it is refused; None if it is handled.
-        says: What its sentence holds.
+        build: Changes a valid model in its folder.
+        reason: Of its refusal; None if it is handled.
+        says: A part of its sentence.
         step: The last step that is tried: `resolve` reads headers and config, `measure` all.
     """
 
@@ -61,12 +61,12 @@ class Case:
 
 
 def refused(build: Callable[[Path], object], says: str = "", **more: Any) -> Case:
-    """A model whose files are no model."""
+    """A model with invalid files."""
     return Case(**{"reason": Reason.INVALID_MODEL, "build": build, "says": says, **more})
 
 
 def in_header(name: str, **changes: Any) -> Callable[[Path], object]:
-    """A tensor's entry that lies."""
+    """A false entry of a tensor."""
     return partial(edit_header, change=lambda header: header[name].update(changes))
 
 
@@ -81,7 +81,7 @@ def in_tokenizer_config(**changes: Any) -> Callable[[Path], object]:
 
 
 def moved(header: dict[str, Any], by: int) -> None:
-    """The last tensor stands `by` bytes further on."""
+    """The last tensor is `by` bytes further on."""
     last = max(header.values(), key=lambda entry: entry["data_offsets"][0])
     last["data_offsets"] = [each + by for each in last["data_offsets"]]
 
@@ -93,7 +93,7 @@ def entries(num_bytes: int) -> bytes:
 
 
 def many(num: int, *, num_layers: int = 0) -> Callable[[Path], object]:
-    """Very many tensors of one byte, and a config that asks for layers which they would make up."""
+    """Very many tensors of one byte, and a config with as many layers."""
 
     def build(folder: Path) -> None:
         raw = (folder / WEIGHTS).read_bytes()
@@ -115,7 +115,7 @@ def many(num: int, *, num_layers: int = 0) -> Callable[[Path], object]:
 
 
 def with_vocabulary(num: int) -> Callable[[Path], object]:
-    """A tokenizer of very many entries, which no text has."""
+    """A tokenizer of very many entries that occur in no text."""
 
     def build(folder: Path) -> None:
         model = json.loads((folder / TOKENIZER).read_text())["model"]
@@ -137,7 +137,7 @@ def with_gap(folder: Path) -> None:
 
 
 def with_tail(folder: Path) -> None:
-    """Weights that are an archive as well, since that is read from its end."""
+    """Weights that are also a zip archive, which is read from its end."""
     with (folder / WEIGHTS).open("ab") as stream, zipfile.ZipFile(stream, "w") as archive:
         archive.writestr("data.pkl", "x")
 
@@ -193,7 +193,7 @@ def normalizers(num: int) -> dict[str, Any]:
 
 
 def ids_from(start: int) -> Callable[[Path], object]:
-    """Tokens that the embedding has no rows for."""
+    """Tokens without rows in the embedding."""
 
     def build(folder: Path) -> None:
         model = json.loads((folder / TOKENIZER).read_text())["model"]
@@ -204,7 +204,7 @@ def ids_from(start: int) -> Callable[[Path], object]:
 
 
 def with_code(name: str, **changes: Any) -> Callable[[Path], object]:
-    """A module beside the model, and a file that says to load it."""
+    """A module beside the model, and a file that names it to be loaded."""
 
     def build(folder: Path) -> None:
         edit_json(folder, name, **changes)
@@ -362,7 +362,7 @@ ARRAYS: dict[str, Case] = {
 
 
 def absurd() -> Iterator[tuple[str, Case]]:
-    """Numbers in config.json that no model has."""
+    """Impossible numbers in config.json."""
     for key, value in (
         ("num_hidden_layers", 2**62),
         ("num_hidden_layers", 10**9),
@@ -485,7 +485,7 @@ TOKENIZERS: dict[str, Case] = {
 
 
 def a_template(text: str, reason: Reason | None = None) -> Case:
-    """A chat template; where it is `handled`, chats are read without it."""
+    """A chat template; if it is `handled`, chats are read without it."""
     return Case(build=partial(template, text=text), reason=reason, step="measure")
 
 
@@ -547,7 +547,7 @@ LONG = {
     "compressed weights",
     "an index of 100,000 shards",
 }
-"""What takes seconds; the rest takes a few hundredths of one."""
+"""Cases that take seconds; the others take a few hundredths of a second."""
 
 CASES: dict[str, Case] = {
     **HEADERS, **INDEXES, **FILES, **ARRAYS, **CONFIGS, **TOKENIZERS, **TEMPLATES,

@@ -1,4 +1,4 @@
-"""What a stranger may do to the files of a model, piece by piece."""
+"""Changes that an attacker may make to the files of a model."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ Change = Callable[[dict[str, Any]], object]
 
 
 def make_sound(folder: Path) -> None:
-    """A model of one block that nothing is wrong with."""
+    """A valid model of one block."""
     save_model(folder, num_hidden_layers=1, max_position_embeddings=32)
     save_tokenizer(folder, VOCAB)
     (folder / "README.md").write_text("---\nlicense: mit\n---\n# Sound\n")
@@ -104,19 +104,19 @@ def shards(folder: Path, names: Iterable[Iterable[str]]) -> None:
 
 
 def link(folder: Path, name: str, target: str) -> None:
-    """A symbolic link in the place of a file."""
+    """A symbolic link in place of a file."""
     (folder / name).unlink(missing_ok=True)
     (folder / name).symlink_to(target)
 
 
 def fifo(folder: Path, name: str) -> None:
-    """A pipe in the place of a file: whoever opens it waits for ever."""
+    """A pipe in place of a file: a process that opens it waits for ever."""
     (folder / name).unlink(missing_ok=True)
     os.mkfifo(folder / name)
 
 
 def sparse(folder: Path, name: str, num_bytes: int) -> None:
-    """A file of this size of which the disk holds nothing."""
+    """A sparse file of this size."""
     with (folder / name).open("wb") as stream:
         stream.write(b"{")
         stream.truncate(num_bytes)

@@ -1,4 +1,4 @@
-"""Hostile cards of local folders. What our own card makes of them: tests/report/test_card.py."""
+"""Hostile cards of local folders; tests/report/test_card.py has their effect on our own card."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.harden("hostile models")
 
 
 def bomb(levels: int = 30) -> str:
-    """Billion laughs: every line has the one before it ten times."""
+    """Billion laughs: every line has the line before it ten times."""
     lines = ["a0: &a0 [lol, lol]"]
     lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, levels)]
     return "\n".join([*lines, f"extra_gated_fields: {{x: *a{levels - 1}}}", "license: mit"])
@@ -37,7 +37,7 @@ CARDS = {
 
 
 def read_card(model: str) -> None:
-    """What a command does with a local folder before anything else, in a process of its own."""
+    """The first check of a local folder by a command, in a process of its own."""
     source = local_source(model, None)
     assert source is not None
     spec = JobSpec(

@@ -1,4 +1,4 @@
-"""A child that its model has taken over, against the runner that started it: real steps of jobs."""
+"""A child under its model's control attacks the runner that started it: real steps of jobs."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ TOKEN = "hf_canaryOfTheRunnerItself"
 SOURCE, NAME = "you/private", "private-MLX-6.0bpw"
 REPO = f"you/{NAME}"
 LIMIT_SECS = 60.0
-"""Of a step; they take a few. Past it the runner counts as hung."""
+"""Time of a step, which takes a few seconds; after that the runner counts as hung."""
 
 
 @dataclass
@@ -85,7 +85,7 @@ class Runner:
         )
 
     def do(self, *steps: str) -> str:
-        """Do steps, the last of which returns; a step that hangs fails."""
+        """Do steps and return the result of the last; a step that hangs fails."""
         ended: list[str | BaseException] = []
 
         def run(step: str) -> None:
@@ -115,7 +115,7 @@ class Runner:
         return self.results[steps[-1]]
 
     def published(self) -> dict[str, bytes]:
-        """File → content of the repo; nothing if there is none."""
+        """File → content of the repo; empty if there is no repo."""
         repo = self.hub.repos.get(("model", REPO))
         if repo is None or not repo.branches.get("main"):
             return {}
@@ -147,7 +147,7 @@ def _client_of(hub, tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def honest(hub, tmp_path_factory) -> Path:
-    """What a job that went well has left behind: `home`, `results.json` and what children made."""
+    """The files of a successful job: `home`, `results.json` and those of its children."""
 
     def make(folder: Path) -> None:
         write_texts(folder)
@@ -183,7 +183,7 @@ def remove(path: Path) -> None:
 
 @pytest.fixture
 def before(honest, hub, tmp_path):
-    """A runner whose job stands before a step, with all that its machine has of it."""
+    """A runner whose job is about to do a step, with the files of the steps before."""
 
     def make(step: str) -> Runner:
         write_texts(tmp_path)
@@ -201,13 +201,13 @@ def before(honest, hub, tmp_path):
 
 @pytest.fixture
 def victim(tmp_path) -> Path:
-    """A file of the person who runs the runner."""
+    """A private file of the operator."""
     (tmp_path / ".bashrc").write_text("mine")
     return tmp_path / ".bashrc"
 
 
 def assert_refused(runner: Runner, *steps: str) -> str:
-    """The sentence of the job that fails; nothing was published."""
+    """The sentence of a job that fails; nothing was published."""
     with pytest.raises(NeverPublishError) as caught:
         runner.do(*steps)
     assert runner.published() == {}
@@ -230,7 +230,7 @@ honestly()
 def test_a_link_where_the_runner_stages_its_files_is_not_written_through(
     before, victim, monkeypatch, harden
 ):
-    """It put the child's words into .bashrc."""
+    """The runner once wrote the child's text into .bashrc."""
     runner = before("measure")
     take_over(monkeypatch, {"measure": STAGED_LINKS, "encode": "honestly()"}, victim)
     runner.do("measure", "encode")
@@ -242,7 +242,7 @@ def test_a_link_where_the_runner_stages_its_files_is_not_written_through(
 def test_a_link_in_the_place_of_the_cost_table_is_not_read(
     before, tmp_path, monkeypatch, target, harden
 ):
-    """Its runner read the token, and handed it to the next child as the cost table."""
+    """The runner once read the token, and gave it to the next child as the cost table."""
     (tmp_path / "token").write_text(TOKEN)
     runner = before("measure")
     take_over(
@@ -256,7 +256,7 @@ def test_a_link_in_the_place_of_the_cost_table_is_not_read(
 
 
 def test_a_pipe_in_the_place_of_the_cost_table_holds_nobody(before, monkeypatch, harden):
-    """It held the runner for ever, a cancelled job too."""
+    """It once blocked the runner for ever, also if the job was cancelled."""
     runner = before("measure")
     take_over(monkeypatch, {"measure": "os.mkfifo('cost_table.json'); say({'result': None})"})
     try:
@@ -319,7 +319,7 @@ def test_what_is_no_part_of_the_model_is_not_published(before, victim, monkeypat
 def test_weights_are_published_as_they_were_encoded_whatever_later_steps_do(
     before, monkeypatch, harden
 ):
-    """Verified were those that were encoded, and published what the child put there afterwards."""
+    """Once the encoded files were verified, and files that the child wrote later were published."""
     swap = (
         "honestly()\n"
         f"for folder in (here / 'models', job / 'models'):\n"
@@ -358,7 +358,7 @@ def test_tokenizer_and_template_are_those_of_the_original(before, monkeypatch, h
 def test_what_the_runner_tells_its_child_cannot_be_changed_by_another_child(
     before, monkeypatch, harden
 ):
-    """With the calibration text in its place, the evaluation text would flatter."""
+    """With the calibration text in place of the evaluation text, the figures look too good."""
     change = (
         "for folder in (here, here.parent):\n"
         "    for name in ('calibration.jsonl', 'evaluation.jsonl', 'spec.json', 'figures.json'):\n"
@@ -402,11 +402,11 @@ for plan in here.rglob('plan.json'):
         "{'revision_sha': '0' * 40}",
         "{'encoder': 'gptq'}",
         "{'seed': 7}",
-        "{'ladder': ()}",
+        "{'variants': ()}",
     ],
 )
-def test_papers_that_say_other_than_the_runner_knows_are_refused(before, monkeypatch, lie, harden):
-    """A private model's weights went to everybody, since its plan said that it was public."""
+def test_facts_that_differ_from_what_the_runner_knows_are_refused(before, monkeypatch, lie, harden):
+    """A private model was once published openly, since its plan said that it was public."""
     runner = before("card")
     take_over(monkeypatch, {"card": LIE}, lie)
     assert_refused(runner, "card", "publish")
@@ -537,7 +537,7 @@ say({'result': None})
 def test_whatever_a_child_leaves_behind_is_removed_and_nothing_else(
     before, victim, monkeypatch, harden
 ):
-    """A tree of many levels stayed for good: Python's own rmtree gives up at the thousandth."""
+    """A tree of many levels was once never removed: Python's rmtree fails at 1000 levels."""
     runner = before("measure")
     take_over(monkeypatch, {"measure": LEFT_BEHIND}, victim.parent)
     try:

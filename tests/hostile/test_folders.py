@@ -1,4 +1,4 @@
-"""Hostile models as a runner's child meets them: a named reason, in bounded time and memory."""
+"""Hostile models in a runner's child: refused with a reason, in bounded time and memory."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MACHINE = (str(Path(__file__).parents[2]), "site-packages", "/home", "/root", "/
 
 
 def make_job(folder: Path, model: Path) -> None:
-    """What a runner writes for its child."""
+    """The spec that a runner writes for its child."""
     (folder / "work").mkdir(parents=True)
     options = RecipeOptions.model_validate(
         {
@@ -71,7 +71,7 @@ def place(tmp_path, sound) -> Path:
 
 
 def tried(place: Path, step: str) -> Ending:
-    """How the step ended; within bounds, and nothing outside of the job's folder was written."""
+    """How the step ended: within its limits, and without writing outside of the job's folder."""
     before = outside(place)
     ending = compute("resolve", place / "job")
     if step == "measure" and ending.reason is None:
@@ -82,7 +82,7 @@ def tried(place: Path, step: str) -> Ending:
 
 
 def outside(place: Path) -> dict[str, object]:
-    """Everything but the job: names, sizes and times, for some files have no end."""
+    """Names, sizes and times of all other files; not contents, as some files have no end."""
     found: dict[str, object] = {}
     for path in sorted(place.rglob("*")):
         if place / "job" not in (path, *path.parents):

@@ -1,4 +1,4 @@
-"""Hostile repos as a runner meets them: before anything is downloaded, in bounded memory."""
+"""Hostile repos are refused before any download, in bounded memory."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def models(hub, tmp_path) -> Iterator[HubModels]:
 
 
 def refusal(hub: LocalHub, models: HubModels, files: dict[str, bytes]) -> str:
-    """Why a repo with these files is refused; asked for in both ways."""
+    """The refusal of a repo with these files, by `fetch` and by `fetch_headers`."""
     hub.add(REPO, files)
     sentences = set()
     for fetch in (models.fetch_headers, models.fetch):
@@ -123,7 +123,7 @@ def test_a_large_file_that_planning_reads_is_refused_undownloaded(hub, models, t
 
 
 class _Million(BaseHTTPRequestHandler):
-    """A Hub that has one repo, with a million files and no weights of their own."""
+    """A Hub with one repo of a million files without weights."""
 
     def do_GET(self) -> None:
         one = '{"rfilename":"%07d.json","size":1,"blobId":"x"}'
@@ -137,12 +137,12 @@ class _Million(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
     def log_message(self, *_: object) -> None:
-        """Nothing."""
+        """Logs nothing."""
 
 
 @long_form
 def test_a_repo_of_a_million_tiny_files_is_refused(tmp_path, harden):
-    """The Hub names them all; what that takes is bounded, and nothing is asked for after it."""
+    """The Hub lists them all; the memory for that is bounded, and no request follows."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     with HTTPServer(("127.0.0.1", 0), _Million) as server:
         thread = threading.Thread(target=server.handle_request)

@@ -1,4 +1,4 @@
-"""Hostile models as jobs of one real runner: it stays up, and publishes what is sound."""
+"""Hostile models as jobs of one real runner: it keeps running, and publishes the valid models."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ REFUSED = (
     "an architecture of escapes",
     "tokens without a row",
 )
-"""One of each kind; all of them go through the same code in `test_folders.py`."""
+"""One case of each kind; `test_folders.py` has all of them."""
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ def words() -> Text:
 
 
 def measured(model: Path, num_bytes: int, *, in_step: int) -> None:
-    """Measure a model whose shard becomes `num_bytes` long in this step; 0 is before all."""
+    """Measure a model whose shard changes to `num_bytes` in this step; 0 is before all steps."""
     quantizer = MlxQuantizer(model, name="m")
     windows = quantizer.calibration_windows(words(), 320)
     steps = count()

@@ -1,4 +1,4 @@
-"""A local Hub, and a client that knows neither this machine's token nor its cache."""
+"""A local Hub, and a client without this machine's token and cache."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalHub]:
         monkeypatch.delenv(name, raising=False)
     home = tmp_path / "hf-home"
     with LocalHub() as hub:
-        # Read at import, so the environment would come too late when another test imported it.
+        # Read at import: the environment has no effect if another test imported it before.
         template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr(constants, "ENDPOINT", hub.url)
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
@@ -36,7 +36,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalHub]:
 
 @pytest.fixture
 def pauses() -> list[float]:
-    """The pauses between tries that were asked for, and not made."""
+    """The requested pauses between tries, which are skipped."""
     return []
 
 
@@ -67,7 +67,7 @@ def safetensors_bytes(tensors: dict[str, tuple[str, list[int], bytes]], pad: int
 
 
 def tiny_files(**overrides: bytes | None) -> dict[str, bytes]:
-    """The files of a repo that looks like a model; a value of None leaves one out."""
+    """The files of a repo that looks like a model; a value of None leaves a file out."""
     weights = {"a.weight": ("F32", [2, 3], bytes(range(24))), "b.weight": ("BF16", [2], b"abcd")}
     files: dict[str, bytes | None] = {
         "config.json": b'{"model_type": "qwen3"}',

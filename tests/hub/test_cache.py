@@ -20,7 +20,7 @@ def fill(hub, cache_dir, size: int = 100_000) -> None:
     """Three models of `size` bytes; the first was used longest ago, and none is in use."""
     for age, repo in enumerate(reversed(REPOS)):
         if ("model", repo) not in hub.repos:
-            # Blobs are named by content, so each repo gets one of its own.
+            # Blobs are named by content, so each repo gets different content.
             hub.add(repo, tiny_files(**{"vocab.txt": repo.encode().ljust(size, b".")}))
         with HubModels(endpoint=hub.url, cache_dir=cache_dir) as models:
             models.fetch(repo)

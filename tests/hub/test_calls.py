@@ -6,23 +6,18 @@ import httpx2
 import pytest
 from huggingface_hub.errors import FileMetadataError, LocalEntryNotFoundError
 
-from dynquant.errors import HubUnavailableError, ModelNotFoundError, StorageFullError
+from dynquant.errors import HubUnavailableError, StorageFullError
 from dynquant.hub.calls import HubCaller
 
 SECRET = "hf_very_secret"
 
 
 def make_caller() -> HubCaller:
-    return HubCaller(
-        noun="model",
-        refusal=ModelNotFoundError,
-        page_prefix="https://huggingface.co/",
-        sleep=lambda _: None,
-    )
+    return HubCaller(endpoint="https://huggingface.co", sleep=lambda _: None)
 
 
 def wrapped(cause: Exception) -> LocalEntryNotFoundError:
-    """As a download wraps its reason."""
+    """The error that a download of huggingface_hub raises because of `cause`."""
     error = LocalEntryNotFoundError("no connection, or so")
     error.__cause__ = cause
     return error
@@ -44,7 +39,7 @@ def wrapped(cause: Exception) -> LocalEntryNotFoundError:
         (LocalEntryNotFoundError("x"), HubUnavailableError, "broke", 1),
     ],
 )
-def test_what_the_client_raises_is_told_in_our_words(error, expected, words, num_tries):
+def test_errors_of_the_client_become_ours_with_a_sentence(error, expected, words, num_tries):
     tries = []
 
     def action():
@@ -58,7 +53,7 @@ def test_what_the_client_raises_is_told_in_our_words(error, expected, words, num
     assert len(tries) == num_tries
 
 
-def test_a_slip_of_ours_is_no_trouble_of_the_hub():
+def test_a_bug_of_ours_is_not_reported_as_an_error_of_the_hub():
     def action():
         raise KeyError("slip")
 

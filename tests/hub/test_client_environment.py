@@ -145,7 +145,7 @@ def test_certificates_that_cannot_be_read_are_named(monkeypatch, tmp_path):
     assert certificates_problem() is None
 
 
-# What huggingface_hub reads as it is imported
+# Read by huggingface_hub at its import
 
 
 @pytest.mark.parametrize(
@@ -182,7 +182,7 @@ def test_importing_the_adapter_refuses_them_before_the_client_fails():
         check=False,
     )
     assert "InvalidOptionError: HF_HUB_DOWNLOAD_TIMEOUT must be" in done.stderr
-    assert done.stdout == ""  # where the client itself complains
+    assert done.stdout == ""  # the client itself raises an error
 
 
 # Tokens
@@ -192,7 +192,7 @@ ODD_TOKENS = {
     "quotes": f'"{TOKEN}"',
     "not ASCII": f"{TOKEN}é",
     "spaces": f"{TOKEN} {TOKEN}",
-    "no token has": f"{TOKEN}\x01",
+    "not allowed in a token": f"{TOKEN}\x01",
 }
 
 

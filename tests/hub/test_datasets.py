@@ -148,7 +148,7 @@ def test_a_renamed_dataset_gets_its_name_of_today(corpus, hub):
         ("two words", "cannot be the id"),
         (f"{NAME}:fr", "no config 'fr'. There are: de, en"),
         (NAME, "several configs.*'alice/chats:de'.*de, en"),
-        (f"{NAME}:de", "no split 'train'.*'alice/chats:de:dev'.*dev, test"),
+        (f"{NAME}:de", "several splits, and none is 'train'.*'alice/chats:de:dev'.*dev, test"),
         (f"{NAME}:de:train", "no split 'train'. There are: dev, test"),
         (f"{NAME}:en:train:no", "no column 'no'. There are: text, id"),
         (f"{NAME}:en:train:id", "neither a text nor a chat but int"),

@@ -1,4 +1,4 @@
-"""Which files of a repo are fetched, and mirrors of the Hub that say less than it does."""
+"""The files of a repo that are downloaded, and mirrors of the Hub with fewer metadata."""
 
 from __future__ import annotations
 
@@ -96,8 +96,8 @@ def test_of_two_copies_of_the_weights_only_the_one_of_the_index_is_downloaded(mo
     folder = models.fetch(REPO).folder
     assert files_in(folder) == set(tiny_files(**files)) - {"model.safetensors"}
     assert (folder / SHARD).read_bytes() == files[SHARD]
-    ghost = models.fetch_headers(REPO).folder
-    assert [path.name for path in ghost.glob("*.safetensors")] == [SHARD]
+    folder = models.fetch_headers(REPO).folder
+    assert [path.name for path in folder.glob("*.safetensors")] == [SHARD]
 
 
 def test_a_file_that_the_index_forgets_is_downloaded(models, hub):
@@ -168,8 +168,8 @@ def test_from_a_mirror_without_sizes_headers_and_models_come_as_from_the_hub(mod
     files = tiny_files(**{"additional_chat_templates/a.jinja": b"x"})
     hub.add(REPO, files)
     hub.tells_sizes = False
-    ghost = models.fetch_headers(REPO).folder / "model.safetensors"
-    assert ghost.stat().st_size == len(files["model.safetensors"])
+    header_file = models.fetch_headers(REPO).folder / "model.safetensors"
+    assert header_file.stat().st_size == len(files["model.safetensors"])
     folder = models.fetch(REPO).folder
     assert {name: (folder / name).read_bytes() for name in files_in(folder)} == files
 
@@ -188,7 +188,7 @@ def test_a_large_file_of_a_mirror_without_sizes_is_refused_unread(models, hub, t
 def test_a_mirror_that_never_tells_a_size_says_so_when_planning(models, hub):
     hub.add(REPO, tiny_files())
     hub.tells_sizes = False
-    elsewhere = {"Location": "https://storage.example/x"}  # and not how large the file is there
+    elsewhere = {"Location": "https://storage.example/x"}  # and not the size of the file on the Hub
     hub.faults.append(Fault("HEAD .*/model.safetensors", status=302, headers=elsewhere))
     with pytest.raises(HubUnavailableError, match="does not tell the size of 'model"):
         models.fetch_headers(REPO)

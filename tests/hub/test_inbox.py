@@ -60,7 +60,7 @@ def make_request(**overrides) -> JobRequest:
         targets_bpw=(3.5, 4.5),
         destination="you",
         requester="ann",
-        options=RecipeOptions(seed=7, effort="max", refine=True),
+        options=RecipeOptions(seed=7, effort="max", distil=True),
         notify_url="https://example.org/done",
     )
     return replace(request, **overrides)
@@ -71,7 +71,7 @@ def name_of(number: int, *, date: str = "2026-07-30") -> str:
 
 
 def planted(hub, files: dict[str, bytes]) -> None:
-    """A private inbox that holds `files` among its requests."""
+    """A private inbox with `files` among its requests."""
     hub.add(
         REPO,
         {f"requests/{name}.json": content for name, content in files.items()},
@@ -258,7 +258,7 @@ def test_what_no_runner_could_read_is_not_sent(hub, inbox, overrides, says):
 
 def test_a_result_that_is_too_large_is_refused(hub, inbox):
     name = inbox.send(make_request())
-    with pytest.raises(RequestError, match="result takes 70"):
+    with pytest.raises(RequestError, match="result has 70"):
         inbox.finish(name, {"sentence": "x" * 70_000})
     assert list(files(hub)) == [f"requests/{name}.json"]
 
@@ -276,13 +276,13 @@ def test_a_name_that_no_request_has_asks_the_hub_nothing(hub, inbox, name):
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (b"", "no JSON that can be read"),
-        (b"{", "no JSON that can be read"),
-        (b"\xff\xfe{}", "no JSON that can be read"),
-        (text_of().decode().encode("utf-16"), "no JSON that can be read"),
-        (b"[" * 60_000, "no JSON that can be read"),
-        (b'{"model": ' * 6_000, "no JSON that can be read"),
-        (b"9" * 60_000, "no JSON that can be read"),
+        (b"", "not valid JSON"),
+        (b"{", "not valid JSON"),
+        (b"\xff\xfe{}", "not valid JSON"),
+        (text_of().decode().encode("utf-16"), "not valid JSON"),
+        (b"[" * 60_000, "not valid JSON"),
+        (b'{"model": ' * 6_000, "not valid JSON"),
+        (b"9" * 60_000, "not valid JSON"),
         (text_of().replace(b"4.5", b"9" * 4_000), "1 to 32 sizes"),
         (b"null", "a JSON object with a model"),
         (b"[]", "a JSON object with a model"),
@@ -353,7 +353,7 @@ def test_files_of_other_names_are_left_alone_and_mentioned_once(hub, inbox, capl
         inbox.send(make_request())
         assert len(inbox.pending()) == 2
     (warning,) = caplog.messages
-    assert warning.startswith("8 files under requests/ of 'you/inbox' have names")
+    assert warning.startswith("8 files under requests/ of 'you/inbox' do not have names")
     assert set(strange) <= set(files(hub))
 
 
@@ -429,7 +429,7 @@ def test_two_spaces_and_two_runners_at_once_lose_nothing_and_repeat_nothing(hub)
     num_each = 10
 
     def connect() -> HubInbox:
-        # As in life, only faster.
+        # The real pauses, shortened.
         return HubInbox(
             REPO, endpoint=hub.url, token=TOKEN, sleep=lambda secs: time.sleep(secs / 25)
         )

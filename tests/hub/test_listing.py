@@ -1,10 +1,10 @@
-"""What the metadata of a repo alone tells: reasons for a refusal, and what a source carries."""
+"""Refusals and fields of a source that follow from the metadata of a repo alone."""
 
 from __future__ import annotations
 
 import pytest
 
-from dynquant.errors import Reason, RequestError
+from dynquant.errors import QuantizedSourceError, Reason, RequestError
 from tests.hub.conftest import tiny_files
 
 pytestmark = pytest.mark.hub
@@ -75,6 +75,25 @@ def test_a_quant_is_taken_on_request(hub, models):
     assert models.fetch(REPO, allow_quantized=True).name == REPO
 
 
+def test_a_publisher_s_own_repo_in_low_precision_is_taken(hub, models):
+    readme = card("base_model: alice/Big\nbase_model_relation: quantized")
+    hub.add(REPO, tiny_files(**{"README.md": readme}))
+    assert models.fetch(REPO).quantized_from == ("alice/Big",)
+
+
+def test_a_local_folder_is_judged_by_its_own_card(models, tmp_path):
+    for name, content in tiny_files().items():
+        (tmp_path / name).write_bytes(content)
+    assert models.fetch(str(tmp_path)).quantized_from == ()
+    (tmp_path / "README.md").write_bytes(
+        card("base_model: org/Big\nbase_model_relation: quantized")
+    )
+    for fetch in (models.fetch, models.fetch_headers):
+        with pytest.raises(QuantizedSourceError, match=r"https://huggingface\.co/org/Big"):
+            fetch(str(tmp_path))
+        assert fetch(str(tmp_path), allow_quantized=True).quantized_from == ("org/Big",)
+
+
 def test_a_source_carries_what_its_repo_asks_of_people(hub, models):
     readme = card(
         "license: llama3\nextra_gated_prompt: Be good.\nextra_gated_fields:\n  Name: text\n"
@@ -120,4 +139,4 @@ def test_a_download_tells_its_progress_in_bytes(hub, models):
     assert sum(counted) == total
     counted.clear()
     models.fetch(REPO, progress=Bytes())
-    assert counted == [total]  # all there already
+    assert counted == [total]  # all are downloaded already

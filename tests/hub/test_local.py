@@ -37,7 +37,7 @@ def test_a_folder_goes_by_its_name_however_it_is_written(tmp_path, monkeypatch):
 
 @pytest.fixture
 def snapshot(hub: LocalHub, models: HubModels) -> Path:
-    """What huggingface_hub made of one commit of REPO."""
+    """A snapshot folder of huggingface_hub for one commit of REPO."""
     hub.add(REPO, tiny_files())
     folder = models.fetch(REPO).folder
     assert folder.parts[-3:-1] == ("models--Qwen--Qwen3-0.6B", "snapshots")
@@ -58,7 +58,7 @@ def test_a_folder_of_the_cache_in_use_is_the_repo_at_its_commit(snapshot, cache,
         assert (source.name, source.is_repo) == (REPO, True)
         assert source.revision_sha == hub.repos["model", REPO].branches["main"]
         assert source.license_fields["license"] == "other"
-        assert source.is_private  # until the Hub is asked, which may know better
+        assert source.is_private  # until the Hub is asked for its visibility
 
 
 @pytest.mark.hub

@@ -290,7 +290,7 @@ def test_a_full_disk_is_noticed_before_the_download(hub, tmp_path):
         fetch(needed - 1)
     assert hub.asked("/cdn/") == []
     fetch(needed)
-    fetch(0)  # everything is there already
+    fetch(0)  # all files are in the cache already
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
@@ -398,23 +398,23 @@ def test_headers_come_without_weights(models, hub):
     big = safetensors_bytes({"w": ("U8", [3 * 10**6], bytes(3 * 10**6))})
     hub.add(REPO, tiny_files(**{"model.safetensors": big}), card_data={"license": "mit"})
     source = models.fetch_headers(REPO)
-    ghost = source.folder / "model.safetensors"
+    header_file = source.folder / "model.safetensors"
     assert names(source.folder) == {"config.json", "README.md", "model.safetensors"}
     assert source.license_fields == {"license": "mit"}
-    assert ghost.stat().st_size == len(big)
-    assert ghost.stat().st_blocks * 512 < 10**6
+    assert header_file.stat().st_size == len(big)
+    assert header_file.stat().st_blocks * 512 < 10**6
     assert sum(request.num_bytes for request in hub.asked("/cdn/")) <= 100_001
 
 
 @pytest.mark.parametrize("pad", [1, 8, 64])
-def test_a_ghost_has_the_header_of_the_real_file(models, hub, tmp_path, pad):
+def test_a_header_folder_has_the_header_of_the_real_file(models, hub, tmp_path, pad):
     tensors = {"ä.weight": ("F32", [2, 3], bytes(24)), "s": ("I64", [], bytes(8))}
     real = tmp_path / "real.safetensors"
     real.write_bytes(safetensors_bytes(tensors, pad))
     hub.add(REPO, tiny_files(**{"model.safetensors": real.read_bytes()}))
-    ghost = models.fetch_headers(REPO).folder / "model.safetensors"
-    assert ghost.stat().st_size == real.stat().st_size
-    with safe_open(ghost, "np") as theirs, safe_open(real, "np") as ours:
+    header_file = models.fetch_headers(REPO).folder / "model.safetensors"
+    assert header_file.stat().st_size == real.stat().st_size
+    with safe_open(header_file, "np") as theirs, safe_open(real, "np") as ours:
         assert theirs.keys() == ours.keys()
         assert theirs.metadata() == ours.metadata()
         for name in ours.keys():  # noqa: SIM118
@@ -432,13 +432,14 @@ def test_a_header_that_does_not_fit_the_first_request(models, hub):
 
 
 @pytest.mark.skipif(not TINY.exists(), reason="no ../shared/models/tiny-qwen3 here")
-def test_the_checks_of_a_folder_work_on_ghosts(models, hub):
+def test_the_checks_of_a_folder_work_on_header_folders(models, hub):
     folder_module = pytest.importorskip("dynquant.quant.mlx.folder")
+    headers = pytest.importorskip("dynquant.quant.mlx.headers")
     hub.add("alice/tiny-qwen3", TINY)
-    ghost = models.fetch_headers("alice/tiny-qwen3").folder
-    assert folder_module.check_folder(ghost) == folder_module.check_folder(TINY)
+    folder = models.fetch_headers("alice/tiny-qwen3").folder
+    assert folder_module.check_folder(folder) == folder_module.check_folder(TINY)
     for real in TINY.glob("*.safetensors"):
-        assert folder_module.read_header(ghost / real.name) == folder_module.read_header(real)
+        assert headers.read_header(folder / real.name) == headers.read_header(real)
 
 
 def test_a_truncated_file_stays_truncated(models, hub):
@@ -462,21 +463,21 @@ def test_a_file_shorter_than_its_header_is_told_as_such(models, hub, content):
 def test_a_header_that_makes_no_sense_is_kept_for_the_check(models, hub, header):
     content = len(header).to_bytes(8, "little") + header + b"data"
     hub.add(REPO, tiny_files(**{"model.safetensors": content}))
-    ghost = models.fetch_headers(REPO).folder / "model.safetensors"
-    assert ghost.read_bytes() == content[:-4] + bytes(4)
+    header_file = models.fetch_headers(REPO).folder / "model.safetensors"
+    assert header_file.read_bytes() == content[:-4] + bytes(4)
 
 
 def test_a_server_that_sends_the_whole_file_is_read_no_further_than_the_header(models, hub):
     big = safetensors_bytes({f"{i}": ("U8", [1000], bytes(1000)) for i in range(3000)})
     hub.add(REPO, tiny_files(**{"model.safetensors": big}))
     hub.ignore_ranges = True
-    ghost = models.fetch_headers(REPO).folder / "model.safetensors"
+    header_file = models.fetch_headers(REPO).folder / "model.safetensors"
     length = 8 + int.from_bytes(big[:8], "little")
     assert length > 100_000
-    assert ghost.read_bytes()[:length] == big[:length]
+    assert header_file.read_bytes()[:length] == big[:length]
 
 
-def test_ghosts_are_reused_and_go_with_their_maker(hub: LocalHub, tmp_path):
+def test_header_folders_are_reused_and_go_with_their_maker(hub: LocalHub, tmp_path):
     hub.add(REPO, tiny_files())
     with HubModels(endpoint=hub.url, cache_dir=tmp_path) as models:
         first = models.fetch_headers(REPO)
@@ -485,7 +486,7 @@ def test_ghosts_are_reused_and_go_with_their_maker(hub: LocalHub, tmp_path):
     assert not first.folder.exists()
 
 
-def test_ghosts_go_when_the_process_ends(hub, tmp_path):
+def test_header_folders_go_when_the_process_ends(hub, tmp_path):
     hub.add(REPO, tiny_files())
     code = (
         "from dynquant.hub import HubModels\n"

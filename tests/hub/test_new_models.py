@@ -73,7 +73,7 @@ def test_a_page_is_asked_for_when_it_is_needed_and_each_model_comes_once(hub, ne
 
 @contextmanager
 def hub_of_pages(pages: list[list[str]], **more: Any) -> Iterator[str]:
-    """A Hub whose list has these pages, and then the last of them again and again."""
+    """A Hub whose list has these pages, and repeats the last page."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -112,7 +112,7 @@ def test_an_entry_that_is_no_model_is_passed_over(hub):
     with hub_of_pages([["a/1"], ["a/2"], []], safetensors=5) as url:
         new_models = HubNewModels(endpoint=url, token=False)
         assert list(new_models.listed("createdAt")) == []
-        assert new_models.num_calls == 3  # an empty page is the end, whatever it says
+        assert new_models.num_calls == 3  # an empty page is the end, even if it names a next page
 
 
 def test_a_page_that_repeats_ends_the_list_with_an_error(hub):
@@ -160,11 +160,13 @@ def test_repos_without_a_commit_are_passed_over(hub, new_models):
 
 
 def test_a_close_look_tells_everything_in_one_request(hub, new_models):
-    files = model_files(config={"quantization_config": {"bits": 4}}, dynquant=False)
+    files = model_files(
+        config={"quantization_config": {"bits": 4, "group_size": 64}}, dynquant=False
+    )
     add_model(hub, "org/m", at(0), files, gated="auto")
     found = new_models.look_up("org/m")
     assert found.is_whole
-    assert (found.opted_out, found.is_quantized, found.gated) == (True, True, "auto")
+    assert (found.opted_out, found.form, found.gated) == (True, "MLX", "auto")
     assert (found.model_type, found.architectures) == ("qwen3", ("Qwen3ForCausalLM",))
     assert found.weights == ("model.safetensors",)
     assert new_models.num_calls == len(hub.requests) == 1

@@ -57,7 +57,7 @@ def publisher(hub, pauses) -> HubPublisher:
 
 
 def write_model(folder: Path, **overrides: bytes | None) -> Path:
-    """A folder as dynquant writes it, with small weights."""
+    """A folder in the format of dynquant, with small weights."""
     files: dict[str, bytes | None] = {
         "README.md": b"---\nlicense: mit\n---\n# Model\n",
         "config.json": b'{"model_type": "qwen3"}',
@@ -105,7 +105,7 @@ def at_the_hub(hub, repo: str = REPO) -> dict[str, bytes]:
 
 
 def commits(hub, repo: str = REPO) -> list[str]:
-    """Titles of the commits on main, the latest first, without what the Hub makes itself."""
+    """Titles of the commits on main, the latest first, without the Hub's own commits."""
     found = hub.repos["model", repo]
     head, titles = found.branches.get("main"), []
     while head:
@@ -206,7 +206,7 @@ CLOSED = (Access(is_private=True), Access(gated="manual"), Access(gated="auto"))
 
 
 def seen_while_open(hub, access: Access) -> list[str]:
-    """What is asked for while more people may read the repo than `access` says."""
+    """Requests that are sent while the repo is more open than `access`."""
     seen: list[str] = []
 
     def look(request) -> None:
@@ -420,7 +420,7 @@ def test_a_token_that_expires_in_the_middle_is_named_and_a_new_one_goes_on(
     del hub.requests[:]
     publish(HubPublisher(endpoint=hub.url, token="hf_fresh"), folder)
     assert at_the_hub(hub) == contents(folder)
-    assert len(hub.asked("^PUT")) < len(WEIGHTS)  # what was sent is not sent again
+    assert len(hub.asked("^PUT")) < len(WEIGHTS)  # files that were sent are not sent again
 
 
 def test_a_full_account_is_named_and_nothing_is_published(hub, publisher, folder):
@@ -576,7 +576,7 @@ def test_a_link_in_the_folder_is_refused(hub, publisher, folder, tmp_path):
 def test_what_is_swapped_after_it_was_looked_at_is_not_sent(
     hub, publisher, folder, tmp_path, name, kind, harden
 ):
-    """A link that took a file's place in between published what it led to."""
+    """A file that was replaced by a link published the target of the link."""
     path = folder / name
     size = path.stat().st_size if kind == "link of that size" else 30
     (tmp_path / "secret").write_bytes(b"s3cret".ljust(size, b"."))

@@ -1,4 +1,4 @@
-"""Lists of models and their papers, with the real client on a Hub on this machine."""
+"""Lists of models, their plans and reports, with the real client on a Hub on this machine."""
 
 from __future__ import annotations
 
@@ -46,31 +46,36 @@ def test_the_most_downloaded_language_models_are_those_that_the_hub_calls_so(sea
     hub.add("alice/chat", {"README.md": card}, downloads=5)
     hub.add("bob/chat", {"README.md": card}, downloads=50)
     hub.add("bob/speech", {"README.md": card.replace(b"text", b"audio")}, downloads=500)
-    assert [each.repo_id for each in search.popular(limit=5)] == ["bob/chat", "alice/chat"]
+    sees = card.replace(b"text-generation", b"image-text-to-text")
+    hub.add("eve/seeing", {"README.md": sees}, downloads=9)
+    found = [each.repo_id for each in search.popular(limit=5)]
+    assert found == ["bob/chat", "eve/seeing", "alice/chat"]
+    assert len(search.popular(limit=2)) == 2
 
 
 def test_a_list_tells_quants_from_originals(search, hub):
     hub.add("alice/tiny", tiny_files())
     hub.add("you/tiny-4bpw", {"README.md": QUANT.encode()})
+    hub.add("you/tiny-GGUF", {"tiny.Q4_K_M.gguf": b"GGUF"})
     found = {each.repo_id: each.is_quant for each in search.models("tiny", limit=5)}
-    assert found == {"alice/tiny": False, "you/tiny-4bpw": True}
+    assert found == {"alice/tiny": False, "you/tiny-4bpw": True, "you/tiny-GGUF": True}
 
 
-def test_papers_are_read_at_the_commit_that_was_asked_for(search, hub):
+def test_plan_and_report_are_read_at_the_commit_that_was_asked_for(search, hub):
     repo = hub.add("you/quant", {PLAN: b"plan one", REPORT: b"report one"})
     first = repo.branches["main"]
     repo.commit({PLAN: b"plan two"})
-    assert search.papers("you/quant", first) == ("plan one", "report one")
-    assert search.papers("you/quant", "main") == ("plan two", "report one")
+    assert search.plan_and_report("you/quant", first) == ("plan one", "report one")
+    assert search.plan_and_report("you/quant", "main") == ("plan two", "report one")
 
 
-def test_papers_that_are_missing_or_far_too_large_are_refused(search, hub):
+def test_plan_and_report_that_are_missing_or_far_too_large_are_refused(search, hub):
     hub.add("you/none", {PLAN: b"{}"})
     hub.add("you/large", {PLAN: bytes(9_000_000), REPORT: b"{}"})
     with pytest.raises(ModelNotFoundError, match="is missing there"):
-        search.papers("you/none", "main")
+        search.plan_and_report("you/none", "main")
     with pytest.raises(InvalidModelError, match=r"plan\.json of 'you/large' is too large"):
-        search.papers("you/large", "main")
+        search.plan_and_report("you/large", "main")
 
 
 def test_a_private_model_is_unknown_to_a_stranger(hub, pauses, monkeypatch):

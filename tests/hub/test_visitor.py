@@ -1,4 +1,4 @@
-"""What a visitor does with their own token, on a Hub on this machine."""
+"""Calls of a visitor with their own token, on a Hub on this machine."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ REPO = "quants/tiny-MLX-4.5bpw"
 
 @pytest.fixture(autouse=True)
 def copying() -> None:
-    """The route comes before the one that refuses what the local Hub does not know."""
+    """The route comes before the route that refuses unknown requests of the local Hub."""
     if duplicating.router.routes[0] not in app.router.routes:
         app.router.routes.insert(0, duplicating.router.routes[0])
 

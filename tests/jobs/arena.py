@@ -1,4 +1,4 @@
-"""Runners in processes of their own over one database, and what a test does to them."""
+"""Runners in processes of their own over one database, which a test kills, freezes or cuts off."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ QUICK = Timing(
     longest_delay_secs=0.5,
     stop_secs=3.0,
 )
-"""For runners beside those that a test kills or freezes: these are soon taken for dead."""
+"""For tests that kill or freeze runners: these soon count as dead."""
 
 PATIENT = dataclasses.replace(QUICK, dead_after_secs=PATIENCE_SECS, takeover_secs=PATIENCE_SECS)
-"""For runners beside others that live: however busy the machine is, none is taken for dead."""
+"""For tests whose runners stay alive: on a busy machine, too, none counts as dead."""
 
 
 def make_request(model: str = "org/Model", **overrides: Any) -> JobRequest:
@@ -72,7 +72,7 @@ class Arena:
         concurrency: int = 1,
         timing: Timing | None = None,
     ) -> subprocess.Popen[bytes]:
-        """A runner; `timing` says how patient it is with others, if not as the arena is."""
+        """A runner; `timing` replaces the arena's timing."""
         environment = {
             **os.environ,
             "DYNQUANT_DATABASE_URL": self.url,
@@ -104,7 +104,7 @@ class Arena:
         )
 
     def command(self, step: str, what: str | None, *, model: str | None = None) -> None:
-        """Tell a step what to do from now on, for all models or for one."""
+        """Set the command of a step from now on, for all models or for one."""
         name = f"{step}@{model.replace('/', '-')}" if model else step
         path = self.folder / "commands" / name
         if what is None:
@@ -134,7 +134,7 @@ class Arena:
         return [path.name for path in self.folder.glob("local/*/*")]
 
     def over(self, job: Job) -> Job:
-        """`job`, once nothing more happens to it."""
+        """`job`, once it is over."""
         self.wait(lambda: self.board.get(job.id).is_over, f"job {job.request.model} to be over")
         return self.board.get(job.id)
 
@@ -155,6 +155,6 @@ class Arena:
 
 
 def kill(runner: subprocess.Popen[bytes]) -> None:
-    """As the machine does that runs out of memory or power."""
+    """As a machine does that runs out of memory or power."""
     runner.send_signal(signal.SIGKILL)
     runner.wait()

@@ -1,13 +1,13 @@
-"""A runner as a process of its own, whose steps do what files tell them.
+"""A runner as a process of its own, whose steps obey commands in files.
 
     python -m tests.jobs.driver FOLDER RUNNER_ID
 
 In FOLDER:
     marks                   one line per event: `runner event job step`
-    commands/STEP           what the step does, for all models or for one: `STEP@model`;
+    commands/STEP           the step's command, for all models or for one: `STEP@model`;
                             see `FakeSteps.obey`
-    published/JOB           what the job published; written once
-    local/RUNNER/JOB        what the job takes on that machine
+    published/JOB           the job's repos; written once
+    local/RUNNER/JOB        the job's files on that machine
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ ERRORS: dict[str, Exception] = {
 
 
 class FakeSteps:
-    """Steps that take no time unless they are told to."""
+    """Steps that take no time unless a command says so."""
 
     def __init__(self, folder: Path, runner_id: str, memory_bytes: int) -> None:
         self._folder = folder
@@ -85,7 +85,7 @@ class FakeSteps:
         return [path.name for path in self.local.iterdir()]
 
     def publish(self, request: JobRequest, job_id: str) -> str:
-        """Idempotent, as publishing to the Hub is: the first commit stays, also of two at once."""
+        """Idempotent, as publishing to the Hub: the first commit stays, also of two at once."""
         path = self._folder / "published" / job_id
         result = results_to_text((PublishedRepo(repo_id=f"me/{job_id}", commit_sha="c0ffee"),))
         path.parent.mkdir(exist_ok=True)
@@ -112,7 +112,7 @@ class FakeSteps:
                 while time.monotonic() < until:
                     if is_cancelled():
                         self._mark("stopped", job_id, step)
-                        raise RuntimeError("What a stopped step raises makes no difference.")
+                        raise RuntimeError("The error of a stopped step is ignored.")
                     time.sleep(0.02)
             case "need":
                 needed_bytes = int(arguments[0]) * GB

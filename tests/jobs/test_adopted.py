@@ -1,4 +1,4 @@
-"""A job that a stranger asked for first, and that this machine asks for then, is this machine's."""
+"""A job of a visitor for which this machine asks too then belongs to this machine."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_who_asks_before_the_operator_does_cannot_cancel_it_afterwards(board, ou
     assert second.id == first.id
     request = board.get(first.id).request
     assert (request.requester, request.requester_id) == (ours, "")
-    assert request.priority is Priority.PERSON  # it waits no longer than before
+    assert request.priority is Priority.PERSON  # it keeps its place in the line
     assert [job.id for job in board.list(requester=ours)] == [first.id]
     assert ask(board, "eve").request.requester == ours
 

@@ -76,9 +76,9 @@ def test_five_hundred_jobs_over_three_runners(postgres_arena, record_property):
     secs = time.monotonic() - began
     lines = [line.split() for line in (arena.folder / "marks").read_text().splitlines()]
     order = [job_id for _, event, job_id, _ in lines if event == "published"]
-    assert Counter(order) == Counter(list(jobs))  # none lost, none twice
+    assert Counter(order) == Counter(list(jobs))  # no job is lost or done twice
     assert Counter(event for _, event, _, _ in lines)["begin"] == len(jobs) * len(STEPS)
-    # While everybody waits, each of the 20 has its turn: the hog has no more than others.
+    # While all requesters wait, each of the 20 has its turn, also the one with half of all jobs.
     first = Counter(jobs[job_id] for job_id in order[:200])
     index = sum(first.values()) ** 2 / (20 * sum(n * n for n in first.values()))
     record_property(

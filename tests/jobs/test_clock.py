@@ -1,4 +1,4 @@
-"""A clock that jumps, forward or back, costs nobody a job or a turn."""
+"""A clock that jumps, forward or back, loses no job and changes no turn."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ import pytest
 import sqlalchemy as sa
 
 from dynquant.errors import RetryLaterError
+from dynquant.jobs import journal
 from dynquant.jobs.database import Database
 from dynquant.jobs.job import JobState, Outcome
 from dynquant.jobs.registry import Registry, Watch
 from dynquant.jobs.store import JobStore
+from dynquant.jobs.waiting_line import typical_secs, waiting_line
 from tests.jobs.arena import make_request
 
 pytestmark = pytest.mark.harden("faults")
@@ -50,14 +52,14 @@ def test_jobs_keep_their_turns_and_end_whatever_the_clock_does(database, jump):
     first = submit(store, "org/First")
     database.at = NOON + jump
     second = submit(store, "org/Second")
-    assert [waiting.id for waiting in store.line()] == [first.id, second.id]
+    assert [waiting.id for waiting in waiting_line(database)] == [first.id, second.id]
     assert store.take(first.id, runner="mac", session="s")
     database.at = NOON
     assert store.begin_step(first.id, "measure", session="s")
     assert store.end(first.id, Outcome(state=JobState.PUBLISHED), session="s", busy_secs=60.0)
     assert store.get(first.id).state == JobState.PUBLISHED
-    assert store.typical_secs() == 60.0
-    log = [event.kind for event in store.log(first.id, after=0)]
+    assert typical_secs(database) == 60.0
+    log = [event.kind for event in journal.events(database, first.id, after=0)]
     assert log == ["submitted", "taken", "step", "published"]
 
 

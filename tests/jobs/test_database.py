@@ -1,4 +1,4 @@
-"""Databases that cannot be used, each named."""
+"""Databases that cannot be used, each with its error."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_a_file_that_is_no_database(tmp_path):
     path = tmp_path / "notes.txt"
     path.write_text("These are my notes. " * 100)
     message = refusal(f"sqlite:///{path}")
-    assert "is not a database that dynquant can use" in message
+    assert "cannot use the database in DYNQUANT_DATABASE_URL" in message
     assert str(tmp_path) not in message
     assert path.read_text().startswith("These are my notes.")
 

@@ -1,4 +1,4 @@
-"""What becomes of jobs on one runner, which lives through the whole file."""
+"""Jobs on one runner, which runs for the whole file."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_an_error_ends_the_job_as_its_kind_says(arena, error, state, reason, wor
     assert (over.state, over.reason_code) == (state, reason)
     assert words in over.sentence
     assert "/home" not in over.sentence
-    assert "secret.py" in arena.logs() or error != "bug"  # the log of the runner has it
+    assert "secret.py" in arena.logs() or error != "bug"  # the runner's log has the traceback
 
 
 def test_what_may_work_later_is_tried_until_it_does(arena):
@@ -150,7 +150,7 @@ def test_a_job_that_needs_more_memory_waits_for_a_runner_that_has_it_and_says_so
 
 
 def test_a_job_that_its_runner_does_not_know_of_is_queued_again(arena):
-    # As when the database goes away between the runner's taking it and hearing so.
+    # As when the database stops answering after the job was taken, before the runner hears so.
     database = Database(arena.url)
     try:
         job = arena.submit("org/Forgotten", needed_memory_bytes=96 * 10**9)
@@ -164,7 +164,7 @@ def test_a_job_that_its_runner_does_not_know_of_is_queued_again(arena):
     arena.board.cancel(job.id)
 
 
-def test_an_entry_that_cannot_be_read_is_set_aside_and_the_queue_goes_on(arena):
+def test_an_entry_that_cannot_be_read_is_quarantined_and_the_queue_goes_on(arena):
     database = Database(arena.url)
     try:
         with database.writing() as connection:
@@ -183,7 +183,7 @@ def test_an_entry_that_cannot_be_read_is_set_aside_and_the_queue_goes_on(arena):
     finally:
         database.close()
     assert arena.over(arena.submit("org/After-poison")).state is JobState.PUBLISHED
-    (aside,) = arena.board.set_aside()
-    assert aside.job_id == "poison"
-    assert "not a job of this version" in aside.sentence
+    (entry,) = arena.board.quarantined()
+    assert entry.job_id == "poison"
+    assert "not a job of this version" in entry.sentence
     assert "poison" not in [job.id for job in arena.board.list()]

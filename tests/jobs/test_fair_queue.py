@@ -81,7 +81,7 @@ def _own_order_is_kept(turns) -> bool:
 
 
 def _nobody_is_two_ahead(turns) -> bool:
-    """While a requester waits, no other is served twice more than it."""
+    """While a requester waits, no other requester is served two times more often."""
     left = Counter(job.requester for job in turns)
     served: Counter[str] = Counter()
     for job in turns:

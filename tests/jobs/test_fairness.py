@@ -1,4 +1,4 @@
-"""Who is served when, on a runner."""
+"""The order in which a runner serves requesters."""
 
 from __future__ import annotations
 
@@ -18,5 +18,5 @@ def test_one_requester_cannot_keep_the_others_waiting_and_persons_go_before_the_
     names = {job.id: job.request.requester for job in jobs}
     lines = (arena.folder / "marks").read_text().splitlines()
     published = [names[line.split()[2]] for line in lines if line.split()[1] == "published"]
-    # Ann and Bob asked for the same, so theirs is one job.
+    # Ann and Bob asked for the same model, which is one job.
     assert published == ["hog", "ann", *["hog"] * 11, "watcher"]

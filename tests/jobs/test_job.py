@@ -74,7 +74,7 @@ def identity(request: JobRequest, *, sha: str = "5ha", version: int = 1) -> str:
     return job_id(request, revision_sha=sha, recipe_version=version)
 
 
-# What a job is called.
+# Ids of jobs.
 
 
 def test_the_id_depends_on_what_is_made_and_on_nothing_else():
@@ -126,12 +126,22 @@ def test_the_same_wish_in_another_spelling_is_the_same_job(options):
     )
 
 
+@pytest.mark.parametrize("role", ["calibration_images", "evaluation_images"])
+def test_images_are_part_of_a_request_by_their_name(role):
+    request = make_request(options={role: "org/photos"})
+    assert request.options.images == {role: "org/photos"}
+    assert request_from_json(request_to_json(request)) == request
+    assert identity(request) != identity(make_request())
+    assert make_request(options={role: ""}) == make_request()
+    assert make_request().options.images == {}
+
+
 def test_all_formats_by_name_are_the_same_as_no_list_of_formats():
     menu = ",".join(fmt.name for fmt in DEFAULT_MENU)
     assert make_request(options={"menu": menu}) == make_request()
 
 
-# Which states a job goes through.
+# States of a job.
 
 TRANSITIONS = {
     "begun": lambda job: begun(job, runner="mac", at=NOON),
@@ -225,12 +235,12 @@ def test_the_third_death_fails_the_job_and_says_what_it_needs():
     job = make_running(deaths=2, needed_memory_bytes=70 * 10**9)
     failed = lost_its_runner(job, at=NOON, memory_bytes=16 * 10**9)
     assert (failed.state, failed.reason_code) == (JobState.FAILED, "killed_runners")
-    assert "killed 3 runners: it needs about 70 GB of memory" in failed.sentence
+    assert "3 runners died while converting this model: it needs about 70 GB" in failed.sentence
 
 
 def test_without_an_estimate_the_need_is_more_than_the_last_runner_had():
     failed = lost_its_runner(make_running(deaths=2), at=NOON, memory_bytes=16 * 10**9)
-    assert "more than the 16 GB of the last one" in failed.sentence
+    assert "more than the 16 GB of the last runner" in failed.sentence
 
 
 def test_a_job_cannot_end_as_something_that_is_no_end():
@@ -246,7 +256,7 @@ GOOD = request_to_json(make_request())
 def test_a_job_comes_back_from_its_text_as_it_was():
     first = ended(make_running(), Outcome(state=JobState.FAILED, sentence="No."), at=NOON)
     request = make_request(
-        options={"menu": "4g64,8g64", "seed": 1, "time_budget_mins": 0.5, "refine": True},
+        options={"menu": "4g64,8g64", "seed": 1, "time_budget_mins": 0.5, "distil": True},
         priority=Priority.WATCHER,
         private=True,
         destination="me",

@@ -1,4 +1,4 @@
-"""What was published and deleted since is made again for whoever asks, and for nobody else."""
+"""A published model that was deleted is made again on request, and never by the watcher."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_a_stranger_who_has_it_made_again_and_again_is_the_one_who_is_limited(
     with pytest.raises(RetryLaterError, match="You have asked for 3 models"):
         ask(board, requester="eve")
     assert board.get(job.id).state is JobState.PUBLISHED
-    assert ask(board).attempt == 5  # Ann has asked once
+    assert ask(board).attempt == 5  # one request of Ann counts
     harden("refused")
 
 

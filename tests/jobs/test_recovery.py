@@ -54,7 +54,7 @@ def test_a_thawed_runner_cannot_write_over_the_one_that_took_its_job(postgres_ar
     over = arena.over(job)
     assert (over.state, over.runner) == (JobState.PUBLISHED, "two")
     frozen.send_signal(signal.SIGCONT)
-    # It notices, frees what it has and takes part again.
+    # It notices, frees its jobs and takes jobs again.
     arena.wait(lambda: not arena.local_jobs(), "the disk to be freed")
     arena.wait(lambda: all(each.is_alive for each in arena.board.runners()), "both runners")
     assert arena.board.get(job.id) == over
@@ -73,7 +73,9 @@ def test_a_model_that_kills_three_runners_fails_and_does_not_kill_a_fourth(sqlit
     arena.start()
     over = arena.over(job)
     assert (over.state, over.reason_code) == (JobState.FAILED, "killed_runners")
-    assert "killed 3 runners: it needs probably more than the 16 GB" in over.sentence
+    assert (
+        "3 runners died while converting this model: it needs probably more than" in over.sentence
+    )
     assert arena.over(other).state is JobState.PUBLISHED
     assert arena.marks("begin", job).count("measure") == 3
 

@@ -1,4 +1,4 @@
-"""Who lives: decided by numbers that count up, never by clocks."""
+"""Whether a runner is alive is decided by counters, never by clocks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the role in DYNQUANT_DATABASE_URL needs of PostgreSQL, and what it is told it lacks."""
+"""Permissions of the role in DYNQUANT_DATABASE_URL, and errors that name missing permissions."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ DOCS = Path(__file__).parents[2] / "docs" / "runner.md"
 
 @dataclass
 class Roles:
-    """A database, and two roles without any power beyond it: `owner` of it, and `worker`."""
+    """A database, and two roles without permissions outside of it: `owner` of it, and `worker`."""
 
     url: sa.URL
     engine: sa.Engine
@@ -65,7 +65,7 @@ def arena_of(roles, tmp_path) -> Callable[[str], Arena]:
 
 
 def documented_grants(role: str) -> list[str]:
-    """The statements of docs/runner.md that let a role work that may create nothing."""
+    """The grants of docs/runner.md for a role that may not create tables."""
     block = DOCS.read_text(encoding="utf-8").partition("```sql\n")[2].partition("```")[0]
     return [line.replace("runner_role", role) for line in block.splitlines() if line]
 
@@ -117,7 +117,7 @@ def open_workflows(url: str) -> None:
 
 @pytest.mark.parametrize("grant", ["", "GRANT CREATE ON SCHEMA public TO {}"])
 def test_a_role_that_may_not_create_what_is_missing_is_told_what_to_grant(roles, grant):
-    """Without the grant not one table can be made; with it all but those of the engine."""
+    """Without the grant no table can be made; with it all tables but the engine's."""
     if grant:
         roles.do(grant.format(roles.name("worker")))
     with pytest.raises(InvalidOptionError, match=r"may not create .* OWNER TO .* docs/runner\.md"):
@@ -126,5 +126,5 @@ def test_a_role_that_may_not_create_what_is_missing_is_told_what_to_grant(roles,
 
 def test_a_role_that_may_not_use_the_tables_is_told_so(roles):
     open_tables(roles.url_of("owner"))
-    with pytest.raises(InvalidOptionError, match="or not use them"):
+    with pytest.raises(InvalidOptionError, match="may not create or use"):
         open_tables(roles.url_of("worker"))

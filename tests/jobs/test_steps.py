@@ -1,4 +1,4 @@
-"""One step: run again while that may help, stopped when asked, its errors as an outcome."""
+"""One step: retried while that may help, stopped on request, its errors as an outcome."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dynquant.errors import (
     UnsupportedModelError,
     VerificationError,
 )
-from dynquant.jobs.held import Held, Stop, StoppedError
+from dynquant.jobs.held_job import HeldJob, StoppedError
 from dynquant.jobs.job import Job, JobState, PublishedRepo, StepProgress
 from dynquant.jobs.steps import StepResult, do_step
 from dynquant.jobs.timing import Timing
@@ -27,12 +27,12 @@ IMPATIENT = Timing(first_delay_secs=0.001, longest_delay_secs=0.004, retry_for_s
 
 
 class ScriptedSteps:
-    """Does one after the other what it is told; the last for ever."""
+    """Follows a script of actions; the last action is repeated."""
 
-    def __init__(self, *script: Callable[[Held | None], str]) -> None:
+    def __init__(self, *script: Callable[[HeldJob | None], str]) -> None:
         self._script = list(script)
         self.num_runs = 0
-        self.held: Held | None = None
+        self.held: HeldJob | None = None
 
     def run(self, step, request, results, *, job_id, report, is_cancelled) -> str:
         self.num_runs += 1
@@ -45,23 +45,23 @@ class ScriptedSteps:
         return []
 
 
-def returning(text: str) -> Callable[[Held | None], str]:
+def returning(text: str) -> Callable[[HeldJob | None], str]:
     return lambda held: text
 
 
-def raising(error: Exception) -> Callable[[Held | None], str]:
-    def run(held: Held | None) -> str:
+def raising(error: Exception) -> Callable[[HeldJob | None], str]:
+    def run(held: HeldJob | None) -> str:
         raise error
 
     return run
 
 
-def make_held() -> Held:
+def make_held() -> HeldJob:
     job = Job(id="0123", request=make_request(), recipe_version=1, submitted_at=datetime.now(UTC))
-    return Held(job=job, nonce="s")
+    return HeldJob(job=job, nonce="s")
 
 
-def do(steps: ScriptedSteps, held: Held | None = None, *, step: str = "download") -> StepResult:
+def do(steps: ScriptedSteps, held: HeldJob | None = None, *, step: str = "download") -> StepResult:
     steps.held = held or make_held()
     return do_step(steps, step, steps.held, {}, timing=IMPATIENT)
 
@@ -139,12 +139,12 @@ def test_a_step_that_needs_more_memory_says_so_to_the_engine():
 
 
 def test_what_a_stopped_step_returns_or_raises_makes_no_difference():
-    def stop(held: Held | None) -> str:
+    def stop(held: HeldJob | None) -> str:
         assert held is not None
-        held.stop(Stop.LOST)
+        held.stop()
         return "too late"
 
-    def stop_and_raise(held: Held | None) -> str:
+    def stop_and_raise(held: HeldJob | None) -> str:
         stop(held)
         raise UnsupportedModelError("Too late.")
 
@@ -156,8 +156,8 @@ def test_what_a_stopped_step_returns_or_raises_makes_no_difference():
 def test_a_wait_for_the_network_ends_when_the_job_is_cancelled():
     held = make_held()
 
-    def fail_and_cancel(_: Held | None) -> str:
-        held.stop(Stop.LOST)
+    def fail_and_cancel(_: HeldJob | None) -> str:
+        held.stop()
         raise HubUnavailableError("The Hub did not answer.")
 
     slow = Timing(first_delay_secs=60.0)
@@ -165,12 +165,9 @@ def test_a_wait_for_the_network_ends_when_the_job_is_cancelled():
         do_step(ScriptedSteps(fail_and_cancel), "download", held, {}, timing=slow)
 
 
-def test_the_first_reason_to_stop_counts_and_only_the_latest_progress_is_kept():
+def test_only_the_latest_progress_is_kept():
     held = make_held()
     held.report(StepProgress(step="download", fraction=0.1))
     held.report(StepProgress(step="download", fraction=0.2))
     assert held.take_progress() == StepProgress(step="download", fraction=0.2)
     assert held.take_progress() is None
-    held.stop(Stop.LOST)
-    held.stop(Stop.LEAVING)
-    assert held.why is Stop.LOST

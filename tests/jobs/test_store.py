@@ -17,6 +17,7 @@ from dynquant.jobs.job import TERMINAL, JobState, Outcome, StepProgress
 from dynquant.jobs.registry import Registry
 from dynquant.jobs.request import Priority
 from dynquant.jobs.store import JobStore
+from dynquant.jobs.waiting_line import waiting_line
 from tests.jobs.arena import make_request
 
 PUBLISHED = Outcome(state=JobState.PUBLISHED)
@@ -51,7 +52,7 @@ def submit(board: DatabaseBoard, model: str = "org/Model", **overrides):
 
 
 def run(store: JobStore, identity: str, *, secs: float = 60.0) -> None:
-    """A job taken and published by some runner."""
+    """Have a runner take and publish a job."""
     assert store.take(identity, runner="mac", session="s")
     assert store.end(identity, PUBLISHED, session="s", busy_secs=secs)
 
@@ -100,7 +101,7 @@ def test_a_requester_over_the_daily_limit_is_told_when_to_come_back(database_url
             submit(limited, "org/C")
         submit(limited, "org/C", requester="bob")
         submit(limited, "org/D", requester="watcher", priority=Priority.WATCHER)
-        assert submit(limited, "org/A").id == job.id  # it is there already
+        assert submit(limited, "org/A").id == job.id  # the job exists already
         limited.cancel(job.id)
         with pytest.raises(RetryLaterError):
             limited.retry(job.id)
@@ -120,7 +121,7 @@ def test_only_one_of_many_takers_gets_a_job(board, store):
 def test_what_a_session_writes_that_has_lost_the_job_is_dropped(board, store):
     job = submit(board)
     store.take(job.id, runner="a", session="old")
-    assert store.inherit(job.id, session="old", heir="reaper")
+    assert store.reassign(job.id, session="old", to="reaper")
     store.requeue_or_fail(job.id, session="reaper", memory_bytes=1)
     store.take(job.id, runner="b", session="new")
     before = board.get(job.id)
@@ -146,10 +147,10 @@ def test_the_mark_of_what_is_over_changes_with_every_attempt_that_ends(board):
     assert len({*marks}) == 3
 
 
-def test_a_waiting_job_is_cancelled_at_once(board, store):
+def test_a_waiting_job_is_cancelled_at_once(board, store, database):
     job = submit(board)
     assert board.cancel(job.id).state is JobState.CANCELLED
-    assert store.line() == ()
+    assert waiting_line(database) == ()
     assert store.take(job.id, runner="a", session="a") is None
 
 
@@ -186,8 +187,8 @@ def test_jobs_are_listed_latest_first_and_by_state_and_requester(board):
     assert [job.id for job in board.list(states=[JobState.CANCELLED])] == [jobs[3].id]
 
 
-@pytest.mark.parametrize("read", ["get", "list", "line", "cancel", "submit"])
-def test_an_entry_that_cannot_be_read_is_set_aside_by_whoever_meets_it(
+@pytest.mark.parametrize("read", ["get", "list", "take", "cancel", "submit"])
+def test_an_entry_that_cannot_be_read_is_quarantined_by_its_first_reader(
     board, store, database, read
 ):
     job = submit(board)
@@ -195,15 +196,15 @@ def test_an_entry_that_cannot_be_read_is_set_aside_by_whoever_meets_it(
         connection.execute(sa.update(tables.jobs).values(document="{}"))
     if read == "list":
         assert board.list() == ()
-    elif read == "line":
-        assert store.take(store.line()[0].id, runner="a", session="a") is None
+    elif read == "take":
+        assert store.take(waiting_line(database)[0].id, runner="a", session="a") is None
     elif read == "submit":
         assert submit(board).state is JobState.WAITING
     else:
         with pytest.raises(RequestError, match="There is no job"):
             getattr(board, read)(job.id)
-    (aside,) = board.set_aside()
-    assert aside.job_id == job.id
+    (entry,) = board.quarantined()
+    assert entry.job_id == job.id
 
 
 def test_a_request_that_could_not_be_read_back_is_not_queued(board):
@@ -213,7 +214,7 @@ def test_a_request_that_could_not_be_read_back_is_not_queued(board):
 
 
 def test_a_log_is_read_on_from_where_it_was_left_and_forgets_its_beginning(
-    board, store, database, monkeypatch
+    board, database, monkeypatch
 ):
     job = submit(board)
     with database.writing() as connection:
@@ -225,5 +226,5 @@ def test_a_log_is_read_on_from_where_it_was_left_and_forgets_its_beginning(
         "line 4",
     ]
     monkeypatch.setattr(journal, "_MAX_EVENTS", 2)
-    store.trim_log()
+    journal.trim(database)
     assert [event.sentence for event in board.log(job.id)] == ["line 3", "line 4"]

@@ -14,6 +14,20 @@ def test_every_sentence_is_known_whatever_a_stranger_calls_his_tensors(names, co
     assert is_note(note("copies", listed(names)))
     assert is_note(note("unread", listed(names), listed(names)))
     assert is_note(note("stored_as", "bfloat16"))
+    assert is_note(note("halved"))
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        "MXFP4",
+        "float8 with a scale for each block of 128 × 128 weights",
+        "int4 with a scale for each group of 32 weights and float8 with a scale for each row",
+    ],
+)
+def test_the_form_of_a_source_is_known(form):
+    assert is_note(note("source_form", form))
+    assert not is_note(note("source_form", f"{form} and a page at evil.example"))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The allocator against brute force, the relaxation, and what its documentation promises."""
+"""The allocator against brute force, its relaxation and its documentation."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def names(plan: QuantPlan) -> list[str]:
 
 
 def brute_force(inventory: ModelInventory, target_bpw: float) -> tuple[float, int]:
-    """Least cost of a plan within the target, and the fewest bits at which it is had."""
+    """Least cost of a plan within the target, and the fewest bits of a plan of that cost."""
     options = [
         [
             (cost, layer.stored_bits(f))
@@ -299,7 +299,7 @@ def test_of_two_equal_layers_the_same_one_is_always_upgraded() -> None:
     assert sorted(*plans) == ["4g64", "4g64", "8g64", "8g64"]
 
 
-def test_what_would_stay_unused_goes_to_larger_formats_of_the_same_cost() -> None:
+def test_unused_bits_go_to_larger_formats_of_the_same_cost() -> None:
     layers = make_layers(*[{"2g64": 0.0, "4g64": 0.0, "8g64": 0.0}] * 3)
 
     plan = allocate(make_inventory(layers), target_bpw=6.5)
@@ -325,7 +325,7 @@ def test_equal_cost_upgrades_stop_once_the_gap_is_small() -> None:
     assert names(plan) == ["2g64", "2g64"]
 
 
-def test_what_is_never_quantized_counts_towards_the_target() -> None:
+def test_arrays_that_are_never_quantized_count_towards_the_target() -> None:
     layer = make_layer(FALLING)
     fixed_bits = 16 * layer.num_weights
     inventory = make_inventory([layer], num_parameters=2 * layer.num_weights, fixed_bits=fixed_bits)
@@ -336,7 +336,7 @@ def test_what_is_never_quantized_counts_towards_the_target() -> None:
     assert plan.stored_bpw == (16 + 4.5) / 2
 
 
-def test_what_costs_come_to_together_is_predicted_and_changes_no_plan() -> None:
+def test_the_calibration_of_kl_changes_predictions_and_no_plan() -> None:
     alone = make_inventory(make_layers({"3g64": 4.0, "8g64": 1.0}, {"3g64": 3.0, "8g64": 1.0}))
     whole = replace(alone, together=KlCalibration(((1.0, 0.5), (10.0, 8.0))))
     plain = allocate(alone, target_bpw=6.1)
@@ -561,7 +561,7 @@ def test_a_threshold_plan_without_costs_has_no_figures() -> None:
     assert math.isnan(plan.lower_bound_nats)
 
 
-def test_a_threshold_plan_with_costs_is_compared_with_what_could_be_had() -> None:
+def test_a_threshold_plan_with_costs_has_the_lower_bound_of_all_plans() -> None:
     layers = make_layers({"4g64": 1.0, "8g64": 0.5}, {"4g64": 2.0, "8g64": 0.5})
     inventory = make_inventory(layers)
 

@@ -40,7 +40,7 @@ def test_the_feasible_range_is_that_of_the_smallest_and_the_largest_formats():
     assert inventory.max_bpw == (4.5 + 16 + 1) / 2
 
 
-def test_within_a_menu_layers_take_what_fits_of_it_or_stay_as_they_are():
+def test_within_a_menu_layers_take_formats_that_fit_or_stay_as_they_are():
     layers = [make_layer(shape=(4, 128)), make_layer(path="b", shape=(4, 96))]
     inventory = make_inventory(layers).within([FOUR, EIGHT])
     assert [layer.formats for layer in inventory.layers] == [(FOUR, EIGHT), (UNQUANTIZED,)]
@@ -48,7 +48,7 @@ def test_within_a_menu_layers_take_what_fits_of_it_or_stay_as_they_are():
 
 
 def of_widths(*widths: int, formats: str) -> str:
-    """Why a model of layers of these widths keeps some of them as they are."""
+    """The sentence on layers of these widths that no format fits."""
     layers = [make_layer(path=f"{i}", shape=(4, width)) for i, width in enumerate(widths)]
     menu = [QuantFormat.from_name(name) for name in formats.split(",")]
     return make_inventory(layers).within(menu).why_unquantized

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dynquant.errors import NonFiniteError
-from dynquant.quant.quality import summarize
+from dynquant.quant.quality import IMAGE_FIGURES, summarize
 
 
 def scores(rows: int = 4, columns: int = 50, *, seed: int = 0):
@@ -56,7 +56,35 @@ def test_a_score_that_is_no_number_is_an_error_and_is_counted(which, bad):
     assert caught.value.layer == "logits"
 
 
-def test_a_perplexity_beyond_all_numbers_is_an_error():
+def test_the_mean_on_images_is_over_all_tokens_and_its_error_over_images():
+    kl = [np.array([1.0, 2.0]), np.array([3.0]), np.array([2.0, 2.0, 5.0])]
+    quality = summarize(*scores(), image_kl=kl)
+    assert quality.image_mean_kl_nats == pytest.approx(15 / 6)
+    # Sums less the mean times the counts: 3 − 5, 3 − 2.5 and 9 − 7.5.
+    expected = math.sqrt((2**2 + 0.5**2 + 1.5**2) * 3 / 2) / 6
+    assert quality.image_mean_kl_se_nats == pytest.approx(expected)
+    assert (quality.num_images, quality.num_image_positions) == (3, 6)
+
+
+def test_of_images_with_as_many_tokens_each_the_error_is_that_of_their_means():
+    kl = list(scores(6, 10)[1])
+    expected = np.mean(kl, axis=1).std(ddof=1) / math.sqrt(6)
+    assert summarize(*scores(), image_kl=kl).image_mean_kl_se_nats == pytest.approx(expected)
+
+
+def test_without_images_there_are_no_figures_on_them():
+    quality = summarize(*scores())
+    assert quality.image_mean_kl_nats is None
+    assert not set(quality.to_json()) & set(IMAGE_FIGURES)
+    assert set(IMAGE_FIGURES) <= set(summarize(*scores(), image_kl=list(scores()[1])).to_json())
+
+
+def test_a_score_on_an_image_that_is_no_number_is_an_error():
+    with pytest.raises(NonFiniteError, match="1 of 203 tokens"):
+        summarize(*scores(), image_kl=[np.array([1.0, math.inf]), np.array([1.0])])
+
+
+def test_a_perplexity_that_overflows_is_an_error():
     _, kl, agree = scores()
     with pytest.raises(NonFiniteError, match="200 of 200 tokens"):
         summarize(np.full_like(kl, 1e4), kl, agree)

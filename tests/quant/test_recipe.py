@@ -15,7 +15,7 @@ def command(recipe: Recipe, **overrides: Any) -> str:
     return command_of(recipe, **fields | overrides)
 
 
-def test_the_command_names_what_it_rests_on_and_nothing_that_is_as_by_default():
+def test_the_command_names_model_texts_and_options_that_differ_from_the_default():
     assert command(Recipe(targets_bpw=(3.5, 4.0))) == (
         "dynquant quantize org/M --bpw 3.5,4 --out quants --calibration a.txt --eval b.txt"
     )
@@ -27,22 +27,24 @@ def test_everything_that_changes_the_model_is_in_the_command():
         menu=parse_menu("4g64,8g32"),
         encoder="wls",
         effort="max",
-        refine=True,
+        distil=True,
         time_budget_mins=30,
         calibration_tokens=512,
         evaluation_tokens=1024,
         context_tokens=100,
         seed=7,
         dequantize=True,
+        dtype="float32",
     )
     assert command(recipe, revision_sha="c0ffee") == (
         "dynquant quantize org/M --bpw 4.25 --out quants --revision c0ffee --formats 4g64,8g32 "
         "--calibration a.txt --eval b.txt --encoder wls --effort max --time-budget 30 "
-        "--calibration-tokens 512 --eval-tokens 1024 --context 100 --seed 7 --refine --dequantize"
+        "--calibration-tokens 512 --eval-tokens 1024 --context 100 --seed 7 --dtype float32 "
+        "--distil --dequantize"
     )
 
 
-def test_the_seed_method_has_its_own_options():
+def test_the_alignment_method_has_its_own_options():
     alignment = Alignment(low=QuantFormat(4, 64), high=QuantFormat(8, 64), tolerance=0.1)
     said = command(Recipe(targets_bpw=(5.0,), alignment=alignment, menu=parse_menu("4g64,8g64")))
     assert "--method alignment --low 4g64 --high 8g64 --tolerance 0.1 --calibration" in said
@@ -59,16 +61,29 @@ def test_more_effort_is_more_of_every_work():
     assert normal.probes
     assert most.probes
     assert fast.num_sweeps < normal.num_sweeps < most.num_sweeps
-    assert normal.num_polish_rounds == normal.num_refine_steps == 0
+    assert normal.num_polish_rounds == normal.num_distil_steps == 0
     assert most.num_polish_rounds
-    assert most.num_refine_steps
+    assert most.num_distil_steps
 
 
-def test_refinement_can_be_asked_for_with_any_effort():
-    plain, refined = (Recipe(targets_bpw=(), effort="fast", refine=r).work for r in (False, True))
+@pytest.mark.parametrize(
+    ("options", "ratio"),
+    [
+        ({}, 4),
+        ({"encoder": "wls"}, 0),
+        ({"encoder": "wls", "distil": True}, 24),
+        ({"effort": "fast"}, 0),
+    ],
+)
+def test_more_text_is_cut_only_where_weights_are_fitted(options, ratio):
+    assert Recipe(targets_bpw=(), calibration_tokens=7, **options).fitting_tokens == 7 * ratio
+
+
+def test_distillation_can_be_asked_for_with_any_effort():
+    plain, distilled = (Recipe(targets_bpw=(), effort="fast", distil=r).work for r in (False, True))
     assert plain == EFFORTS["fast"]
-    assert refined.num_refine_steps == EFFORTS["max"].num_refine_steps
-    assert not refined.probes
+    assert distilled.num_distil_steps == EFFORTS["max"].num_distil_steps
+    assert not distilled.probes
 
 
 @pytest.mark.parametrize("effort", ["", "best", None, ("max",)])
@@ -86,7 +101,7 @@ def test_a_time_budget_that_is_no_number_of_minutes_is_refused(budget):
 @pytest.mark.parametrize(
     "targets", [(math.nan,), (math.inf,), (0.0,), (-4.0,), (32.1,), (True,), ("4",), (4.5, 0.0)]
 )
-def test_a_target_that_no_model_could_have_is_refused(targets):
+def test_a_target_out_of_range_for_every_model_is_refused(targets):
     with pytest.raises(InvalidOptionError, match="positive number of bits per weight, at most 32"):
         Recipe(targets_bpw=targets)
 
@@ -117,3 +132,14 @@ def test_a_seed_is_a_whole_number_of_32_bits(seed):
 def test_a_tolerance_is_a_share(tolerance):
     with pytest.raises(InvalidOptionError, match="tolerance must lie between 0 and 1"):
         Alignment(low=QuantFormat(4, 64), high=QuantFormat(8, 64), tolerance=tolerance)
+
+
+@pytest.mark.parametrize("tower", ["", "4", "Keep", "all"])
+def test_a_tower_is_stored_in_a_known_way(tower):
+    with pytest.raises(InvalidOptionError, match="Choose one of keep, 8, none"):
+        Recipe(targets_bpw=(4.0,), tower=tower)
+
+
+def test_the_command_names_a_tower_that_is_not_kept_as_it_is():
+    assert "--tower" not in command(Recipe(targets_bpw=(4.0,)))
+    assert command(Recipe(targets_bpw=(4.0,), tower="none")).endswith("--tower none")

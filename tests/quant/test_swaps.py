@@ -73,7 +73,7 @@ def test_layers_that_are_fixed_take_part_in_no_swap():
     assert len(found) < len(everything)
 
 
-def test_what_was_tried_is_not_proposed_again():
+def test_tried_swaps_are_not_proposed_again():
     inventory, plan = planned()
     first, *rest = swaps(inventory, plan, num_swaps=100)
     assert swaps(inventory, plan, num_swaps=100, tried=[first]) == rest

@@ -11,7 +11,7 @@ from tests.report.factories import make_inventory, make_layer
 
 
 def layer(path: str = "a", shape: tuple[int, ...] = (64, 128), floor: int = 0) -> LayerProfile:
-    """A layer with what the default menu leaves it, as `ModelFolder.inventory` would."""
+    """A layer with the formats of the default menu that `ModelFolder.inventory` would give it."""
     formats = tuple(
         fmt for fmt in DEFAULT_MENU if fmt.fits(shape) and (fmt == UNQUANTIZED or fmt.bits >= floor)
     )
@@ -26,7 +26,7 @@ def test_a_uniform_plan_has_one_format_and_its_exact_size():
     assert math.isnan(plan.predicted_kl_nats)
 
 
-def test_what_is_never_quantized_counts():
+def test_arrays_that_are_never_quantized_count():
     inventory = make_inventory([layer()], num_parameters=64 * 128 + 100, fixed_bits=1600)
     plan = uniform_plan(inventory, QuantFormat(4, 64))
     assert plan.stored_bpw == (4.5 * 64 * 128 + 1600) / (64 * 128 + 100)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from dynquant.quant.cache_bits import CacheLoss
 from dynquant.quant.formats import DEFAULT_MENU, UNQUANTIZED, QuantFormat
 from dynquant.quant.plan import LayerProfile, QuantPlan
 from dynquant.quant.quality import Quality
+from dynquant.quant.speed import MeasuredSpeed, TokenReads
 from dynquant.report.facts import ModelFacts, QuantizedRow, SizeVariant, TextFacts
 
 HIDDEN, WIDE, VOCABULARY = 1024, 3072, 151936
@@ -114,7 +116,7 @@ def make_text(name: str, digit: str) -> TextFacts:
     return TextFacts(name=name, sha256=digit * 64, num_tokens=32768, window_tokens=512)
 
 
-def make_rung(target_bpw: float, mean_kl_nats: float, **overrides: Any) -> SizeVariant:
+def make_variant(target_bpw: float, mean_kl_nats: float, **overrides: Any) -> SizeVariant:
     values: dict[str, Any] = {
         "name": f"Qwen3-0.6B-MLX-{target_bpw}bpw",
         "stored_bpw": target_bpw - 0.0027,
@@ -125,14 +127,23 @@ def make_rung(target_bpw: float, mean_kl_nats: float, **overrides: Any) -> SizeV
     return SizeVariant(target_bpw=target_bpw, mean_kl_nats=mean_kl_nats, **values | overrides)
 
 
-def make_ladder() -> tuple[SizeVariant, ...]:
+def make_variants() -> tuple[SizeVariant, ...]:
     """Four sizes; the second is the model that `make_facts` is about."""
     return (
-        make_rung(3.5, 0.0314),
-        make_rung(4.5, 0.00653, mean_kl_se_nats=0.00021, top1_agreement=0.9432),
-        make_rung(6.0, 0.00091),
-        make_rung(8.0, 0.00012),
+        make_variant(3.5, 0.0314),
+        make_variant(4.5, 0.00653, mean_kl_se_nats=0.00021, top1_agreement=0.9432),
+        make_variant(6.0, 0.00091),
+        make_variant(8.0, 0.00012),
     )
+
+
+def make_cache_loss(bits: int, mean_kl_nats: float, **overrides: Any) -> CacheLoss:
+    values: dict[str, Any] = {
+        "group_size": 64,
+        "mean_kl_se_nats": mean_kl_nats / 20,
+        "num_tokens": 1984,
+    }
+    return CacheLoss(bits=bits, mean_kl_nats=mean_kl_nats, **values | overrides)
 
 
 def make_facts(num_blocks: int = 28, **overrides: Any) -> ModelFacts:
@@ -158,6 +169,15 @@ def make_facts(num_blocks: int = 28, **overrides: Any) -> ModelFacts:
         "command": "dynquant quantize Qwen/Qwen3-0.6B --bpw 4.5 --revision c1899de",
         "versions": {"mlx": "0.32.4", "mlx-lm": "0.32.2", "dynquant": "0.1.0"},
         "notes": ("The embedding is tied to the head: its cost counts both roles.",),
+        "reads": TokenReads(weight_bytes=335_000_000, cache_bytes=470_000_000, num_blocks=28),
+        "speed": MeasuredSpeed(
+            machine="Apple M4 Pro, GPU",
+            prompt_tokens=512,
+            prompt_tokens_per_sec=5211.3,
+            generated_tokens=64,
+            generated_tokens_per_sec=331.7,
+        ),
+        "cache_losses": (make_cache_loss(8, 0.00012), make_cache_loss(4, 0.0081)),
     }
     return ModelFacts(**values | overrides)
 

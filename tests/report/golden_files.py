@@ -15,7 +15,7 @@ UPDATE_VARIABLE = "DYNQUANT_UPDATE_GOLDEN"
 def assert_golden(name: str, content: str) -> None:
     """Fail with a diff when `content` is not the golden file `name`.
 
-    `DYNQUANT_UPDATE_GOLDEN=1 pytest tests/core` writes the files anew; look at the diff in git.
+    `DYNQUANT_UPDATE_GOLDEN=1 pytest tests/report` writes the files anew; look at the diff in git.
     """
     path = GOLDEN_DIR / name
     if os.environ.get(UPDATE_VARIABLE) == "1":

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from typing import Any
 
@@ -12,21 +13,22 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from dynquant.quant.formats import QuantFormat
-from dynquant.report.card import MAX_OPEN_LAYERS, render_card
+from dynquant.report.card import render_card
 from dynquant.report.facts import TextFacts
 from dynquant.report.gating import gate
+from dynquant.texts.images import ImageFacts
 from dynquant.texts.markdown import clean
 from tests.report.card_factories import (
     NAN,
     make_facts,
-    make_ladder,
     make_layer,
     make_original,
     make_plan,
     make_row,
-    make_rung,
     make_text,
     make_uniform,
+    make_variant,
+    make_variants,
 )
 from tests.report.golden_files import assert_golden
 
@@ -63,16 +65,16 @@ class Outline(HTMLParser):
             self.tags.append(tag)
 
 
-LADDER = {
-    "ladder_light": "dynquant/ladder-light.svg",
-    "ladder_dark": "dynquant/ladder-dark.svg",
+SIZE_PLOTS = {
+    "sizes_light": "dynquant/ladder-light.svg",
+    "sizes_dark": "dynquant/ladder-dark.svg",
 }
 
 
 def test_the_card_is_the_golden_one():
-    facts = make_facts(6, ladder=make_ladder())
-    repo_of = {rung.name: f"someone/{rung.name}" for rung in facts.ladder[:-1]}
-    card = render(facts, repo_id=repo_of[facts.name], repo_of=repo_of, **LADDER)
+    facts = make_facts(6, variants=make_variants())
+    repo_of = {variant.name: f"someone/{variant.name}" for variant in facts.variants[:-1]}
+    card = render(facts, repo_id=repo_of[facts.name], repo_of=repo_of, **SIZE_PLOTS)
     assert_golden("card.md", card)
 
 
@@ -192,13 +194,21 @@ def test_a_plan_of_one_format_is_not_tagged_mixed():
     assert "mixed-precision" not in header_of(facts)["tags"]
 
 
-def test_the_table_of_layers_is_folded_when_long():
-    few = tuple(make_layer(f"layers.{i}.a") for i in range(MAX_OPEN_LAYERS))
-    assert "<details>" not in render(make_facts(layers=few, plan=make_plan(few)))
-    many = (*few, make_layer("layers.99.a"))
-    card = render(make_facts(layers=many, plan=make_plan(many)))
-    assert "<summary>All 41 layers</summary>" in card
-    assert Outline(card).tags.count("details") == 1
+def test_what_is_long_is_folded():
+    card = render(make_facts(3, variants=make_variants()), repo_id="me/x", **SIZE_PLOTS)
+    body, folded = halves(card)[1], re.findall(r"<details>.*?</details>", card, re.DOTALL)
+    assert [re.findall("<summary>(.*)</summary>", each) for each in folded] == [
+        ["More ways to run it"],
+        ["How this was measured"],
+        ["Estimates for Macs"],
+        ["Caches, flags and contexts that fit"],
+        ["All 22 layers"],
+        ["Source, method, texts and versions"],
+    ]
+    for each in folded:
+        body = body.replace(each, "")
+    assert max(map(len, body.split("\n## "))) < 1_500
+    assert len(body.splitlines()) < 100
 
 
 def test_what_is_unknown_or_absent_is_left_out():
@@ -214,28 +224,6 @@ def test_a_format_without_a_price_shows_a_dash():
     assert "| `layers.0.a` | `8g32` | 9.0 | 8.19 K | – |" in render(
         make_facts(layers=(layer,), plan=plan)
     )
-
-
-def test_examples_name_the_published_repo_where_there_is_one():
-    published = render(make_facts(1), repo_id="me/x")
-    assert "mlx_lm.generate --model me/x --prompt" in published
-    assert 'load("me/x")' in published
-    assert "mlx_lm.server --model me/x" in published
-    assert "is a folder here" not in published
-    local = render(make_facts(1))
-    assert "mlx_lm.chat --model Qwen3-0.6B-MLX-4.5bpw" in local
-    assert "is a folder here" in local
-
-
-def test_a_hostile_name_is_quoted_for_the_shell_and_for_python():
-    card = render(make_facts(1, name='a"; rm -rf ~; $(x)'))
-    assert """--model 'a"; rm -rf ~; $(x)' --prompt""" in card
-    assert 'load("a\\"; rm -rf ~; $(x)")' in card
-
-
-def test_the_python_example_is_python():
-    (example,) = re.findall(r"```python\n(.*?)```", render(make_facts(1)), re.DOTALL)
-    compile(example, "card", "exec")
 
 
 def test_chat_format_and_fallback_are_said():
@@ -288,8 +276,8 @@ def rows_of_other_sizes(card):
 
 
 def test_other_sizes_are_linked_where_they_are_published():
-    facts = make_facts(1, ladder=make_ladder())
-    names = [rung.name for rung in facts.ladder]
+    facts = make_facts(1, variants=make_variants())
+    names = [variant.name for variant in facts.variants]
     repo_of = {names[0]: "me/small", names[1]: "me/this", names[2]: "me/x y](http://evil)"}
     assert rows_of_other_sizes(render(facts, repo_of=repo_of))[2:] == [
         f"[{names[0]}](https://huggingface.co/me/small)",
@@ -299,23 +287,33 @@ def test_other_sizes_are_linked_where_they_are_published():
     ]
 
 
+def test_links_lead_to_the_hub_that_the_model_is_on():
+    hub_url = "http://127.0.0.1:8811"
+    facts = make_facts(6, variants=make_variants())
+    repo_of = {facts.variants[0].name: "me/small"}
+    card = Outline(render(facts, repo_id="me/x", repo_of=repo_of, hub_url=hub_url))
+    assert f"{hub_url}/{facts.source}" in card.hrefs
+    assert f"{hub_url}/me/small" in card.hrefs
+    assert not any("huggingface.co" in href for href in card.hrefs)
+
+
 def test_one_size_has_no_others():
-    for ladder in ((), make_ladder()[:1]):
-        assert "Other sizes" not in render(make_facts(1, ladder=ladder), **LADDER)
+    for variants in ((), make_variants()[:1]):
+        assert "Other sizes" not in render(make_facts(1, variants=variants), **SIZE_PLOTS)
 
 
 def test_the_plot_of_sizes_is_shown_where_there_is_one():
-    facts = make_facts(1, ladder=make_ladder())
+    facts = make_facts(1, variants=make_variants())
     assert Outline(render(facts)).tags.count("picture") == 1
-    card = render(facts, **LADDER)
+    card = render(facts, **SIZE_PLOTS)
     assert Outline(card).tags.count("picture") == 2
     assert 'srcset="dynquant/ladder-dark.svg"' in card
     assert 'src="dynquant/ladder-light.svg"' in card
 
 
 def test_a_rung_that_was_not_measured_shows_dashes():
-    ladder = (make_rung(3.0, NAN, mean_kl_se_nats=NAN), make_rung(4.5, 0.0065))
-    card = render(make_facts(1, ladder=ladder))
+    variants = (make_variant(3.0, NAN, mean_kl_se_nats=NAN), make_variant(4.5, 0.0065))
+    card = render(make_facts(1, variants=variants))
     assert "| Qwen3-0.6B-MLX-3.0bpw | 2.997 | 224\u00a0MB | – | – |" in card
 
 
@@ -402,10 +400,11 @@ def facts_around(text):
         rows=(make_original(), make_row(text()), make_row(text())),
         calibration=make_text(text(), "a"),
         evaluation=make_text(text(), "b"),
+        evaluation_images=ImageFacts(name=text(), sha256="c", num_images=4),
         command=text(),
         versions={text(): text()},
         notes=(text(), text()),
-        ladder=(make_rung(3.5, 0.01, name=name + text()), make_rung(4.5, 0.01, name=name)),
+        variants=(make_variant(3.5, 0.01, name=name + text()), make_variant(4.5, 0.01, name=name)),
         gated=text(),
         gated_fields={"extra_gated_prompt": text(), "extra_gated_fields": {text(): text()}},
     )
@@ -431,7 +430,7 @@ def test_no_text_from_outside_changes_the_structure(data):
     facts = facts_around(lambda: data.draw(TEXT))
     counter = iter(range(100))
     plain = facts_around(lambda: f"word{next(counter)}")
-    repo_of = {rung.name: data.draw(TEXT) for rung in facts.ladder}
+    repo_of = {variant.name: data.draw(TEXT) for variant in facts.variants}
     card = render(facts, repo_of=repo_of)
     card.encode()
     assert "<script" not in card.lower()
@@ -448,3 +447,51 @@ def test_no_text_from_outside_changes_the_structure(data):
     assert all(href.startswith("https://") or "http://" in href for href in hostile.hrefs)
     assert hostile.attributes <= benign.attributes | {"class", "href"}
     assert ModelCard(card).data.to_dict()["library_name"] == "mlx"
+
+
+SEEN: dict[str, Any] = {"num_images": 16, "num_image_positions": 1234}
+
+
+def seeing_facts(**overrides):
+    """A model with a tower, at the size of its parts."""
+    facts = make_facts()
+    tower = facts.num_parameters // 4
+    return replace(
+        facts,
+        runtimes=overrides.pop("runtimes", ("mlx-vlm", "mlx-lm")),
+        num_tower_parameters=tower,
+        tower_bytes=2 * tower,
+        cache_losses=(),  # tried in stock mlx-lm alone
+        **overrides,
+    )
+
+
+def test_the_card_of_a_model_that_sees_tells_the_tower_apart():
+    facts = seeing_facts()
+    header, body = halves(render(facts, repo_id="you/m"))
+    assert header["pipeline_tag"] == "image-text-to-text"
+    assert f"| Language model | {facts.language_bpw:.3f} bits per weight |" in body
+    assert "as in the original" in body
+    assert "in stock [mlx-vlm](https://github.com/Blaizzy/mlx-vlm), with images" in body
+    assert "with text alone, in stock [mlx-lm]" in body
+
+
+def test_figures_on_images_stand_beside_those_on_text():
+    rows = (
+        make_row("Original", image_mean_kl_nats=0.0, image_mean_kl_se_nats=0.0, **SEEN),
+        make_row("Uniform"),
+        make_row(image_mean_kl_nats=0.0123, image_mean_kl_se_nats=0.0014, **SEEN),
+    )
+    images = ImageFacts(name="photos", sha256="ab", num_images=16)
+    _, body = halves(render(seeing_facts(rows=rows, evaluation_images=images)))
+    assert "| Mean KL on images (nats) |" in body
+    last = {line.split(" | ")[0]: line.split(" | ")[-1] for line in body.splitlines()}
+    assert last["| Original"] == "0 |"
+    assert last["| Uniform"] == "– |"
+    assert last["| **This model**"].replace("\u00a0", " ") == "0.0123 ± 0.0014 |"
+    assert "the 1,234 positions behind the image in questions about 16 images" in body
+    assert "images" not in halves(render(make_facts()))[1].split("## Quality")[1].split("##")[0]
+
+
+def test_a_tower_of_8_bits_is_called_so():
+    assert "at 8 bits" in render(seeing_facts(tower="8"))

@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -150,8 +151,11 @@ def test_a_name_too_long_for_a_file_system_is_refused(tmp_path):
         OutputFolders(tmp_path / ("x" * 300)).check(NAMES)
 
 
-def test_a_place_that_may_not_be_written_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everywhere
+def test_a_place_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
+    def refused(*_: object, **__: object) -> None:  # root may write everywhere
+        raise PermissionError(errno.EACCES, "no")
+
+    monkeypatch.setattr(tempfile, "mkdtemp", refused)
     with pytest.raises(OutputFolderError, match="cannot be written"):
         OutputFolders(tmp_path / "out").check(NAMES)
 

@@ -13,13 +13,13 @@ from dynquant.report.quality_summary import (
 from tests.report.card_factories import (
     NAN,
     make_facts,
-    make_ladder,
     make_layers,
     make_original,
     make_plan,
     make_row,
-    make_rung,
     make_uniform,
+    make_variant,
+    make_variants,
 )
 
 
@@ -98,27 +98,32 @@ def test_a_lossless_model_is_infinitely_closer():
 
 
 def test_the_smallest_size_that_is_as_good_as_the_original_is_named():
-    assert choice(make_ladder()) == (
+    assert choice(make_variants()) == (
         "Qwen3-0.6B-MLX-6.0bpw is the smallest of these that is hardly distinguishable from the "
         "original."
     )
 
 
 def test_without_one_it_is_the_smallest_that_does_for_most_uses():
-    assert choice(make_ladder()[:2]) == (
+    assert choice(make_variants()[:2]) == (
         "Qwen3-0.6B-MLX-4.5bpw is the smallest of these that is close to the original for most "
         "uses."
     )
 
 
 def test_nothing_is_advised_that_the_figures_do_not_support():
-    bad = (make_rung(2.5, 0.9), make_rung(3.0, NAN), make_rung(4.0, 0.001, top1_agreement=NAN))
+    bad = (
+        make_variant(2.5, 0.9),
+        make_variant(3.0, NAN),
+        make_variant(4.0, 0.001, top1_agreement=NAN),
+    )
     assert choice(bad) == ""
 
 
 def test_prediction_stands_beside_measurement_with_the_gap_to_the_best_plan():
     assert prediction(make_facts(1)) == (
-        "Mean KL in nats: 0.00612 predicted from the costs of the layers, 0.00653 ± 0.00021 "
+        "Mean KL in nats: 0.00612 predicted from the costs of the layers, before blocks are "
+        "fitted; 0.00653 ± 0.00021 "
         "measured. No plan of this size is predicted to lose less than 0.00611 nats "
         "(0.16 % below this one)."
     )

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from dynquant.errors import InvalidModelError
 from dynquant.quant.formats import DEFAULT_MENU, FLOAT_FORMATS, UNQUANTIZED, QuantFormat
 from dynquant.quant.plan import LayerProfile, QuantPlan
-from dynquant.quant.quality import Quality
+from dynquant.quant.quality import IMAGE_FIGURES, Quality
 from dynquant.quant.recipe import RECIPE_VERSION, Alignment, Recipe
 from dynquant.report.artefacts import (
     facts_from_json,
@@ -27,26 +27,27 @@ from dynquant.report.bits_plot import layer_bits_svg
 from dynquant.report.card import render_card
 from dynquant.report.facts import ModelFacts, QuantizedRow, SizeVariant, TextFacts
 from dynquant.report.size_plot import size_plot_svg
+from dynquant.texts.images import ImageFacts
 from tests.report.card_factories import (
     NAN,
     make_facts,
-    make_ladder,
     make_layer,
     make_layers,
     make_plan,
     make_row,
+    make_variants,
 )
 
 
 def papers(facts):
     """Everything that people see of a model."""
-    repo_of = {rung.name: f"me/{i}" for i, rung in enumerate(facts.ladder)}
+    repo_of = {variant.name: f"me/{i}" for i, variant in enumerate(facts.variants)}
     card = render_card(
         facts,
         picture_light="bits.svg",
         picture_dark="bits-dark.svg",
-        ladder_light="ladder.svg",
-        ladder_dark="ladder-dark.svg",
+        sizes_light="ladder.svg",
+        sizes_dark="ladder-dark.svg",
         repo_id="me/model",
         repo_of=repo_of,
     )
@@ -60,7 +61,7 @@ def restored(facts, name="model"):
 
 def full_facts(**overrides):
     values = {
-        "ladder": make_ladder(),
+        "variants": make_variants(),
         "source_is_private": True,
         "gated": "manual",
         "gated_fields": {"extra_gated_prompt": "Agree\n---", "extra_gated_fields": {"a": "text"}},
@@ -79,11 +80,16 @@ FINITE = st.floats(0.001, 40)
 FIGURE = st.floats(allow_nan=True, allow_infinity=True) | st.floats(0, 1)
 COUNT = st.integers(0, 2**63)
 FORMATS = st.sampled_from([*DEFAULT_MENU, *FLOAT_FORMATS])
-QUALITY = st.builds(
-    Quality,
-    **dict.fromkeys(Quality.__slots__, FIGURE)
-    | dict.fromkeys(("num_tokens", "num_windows"), COUNT),
-)
+FIGURES = {
+    **dict.fromkeys(set(Quality.__slots__) - set(IMAGE_FIGURES), FIGURE),
+    **dict.fromkeys(("num_tokens", "num_windows"), COUNT),
+}
+SEEN = {
+    **dict.fromkeys(("image_mean_kl_nats", "image_mean_kl_se_nats"), FIGURE),
+    **dict.fromkeys(("num_images", "num_image_positions"), st.integers(1, 2**63)),
+}
+QUALITY = st.builds(Quality, **FIGURES) | st.builds(Quality, **FIGURES, **SEEN)
+IMAGES = st.none() | st.builds(ImageFacts, name=TEXT, sha256=TEXT, num_images=COUNT)
 ROWS = st.builds(QuantizedRow, label=TEXT, stored_bpw=FINITE, num_bytes=COUNT, quality=QUALITY)
 TEXTS = st.builds(
     TextFacts,
@@ -99,7 +105,7 @@ TEXTS = st.builds(
     source_sha256=TEXT,
     sketch=TEXT,
 )
-RUNGS = st.builds(
+VARIANTS = st.builds(
     SizeVariant,
     name=TEXT,
     target_bpw=FINITE,
@@ -160,11 +166,12 @@ def facts(draw):
         context_tokens=COUNT,
         calibration=TEXTS,
         evaluation=TEXTS,
+        evaluation_images=IMAGES,
         seed=COUNT,
         command=TEXT,
         versions=st.dictionaries(TEXT, TEXT, max_size=3),
         notes=st.lists(TEXT, max_size=3).map(tuple),
-        ladder=st.lists(RUNGS, max_size=4).map(tuple),
+        variants=st.lists(VARIANTS, max_size=4).map(tuple),
         gated=st.sampled_from(["", "auto", "manual"]),
         gated_fields=st.dictionaries(
             st.sampled_from(["extra_gated_prompt", "extra_gated_fields", "other"]),
@@ -184,7 +191,7 @@ def test_the_card_and_the_pictures_come_back_from_the_folder_alone():
     assert again.name == there.name
     assert set(again.menu) == set(there.menu)
     assert again.plan == there.plan
-    assert (again.rows, again.ladder, again.notes) == (there.rows, there.ladder, there.notes)
+    assert (again.rows, again.variants, again.notes) == (there.rows, there.variants, there.notes)
 
 
 @settings(max_examples=150)
@@ -356,6 +363,7 @@ CALLS: dict[str, Any] = {
     "recipe": Recipe(targets_bpw=(3.5, 4.5), evaluation_tokens=8_192),
     "calibration": {"name": "dynquant-calibration-v1"},
     "evaluation": {"name": "Salesforce/wikitext:wikitext-2-raw-v1:test:text"},
+    "evaluation_images": None,
 }
 
 
@@ -380,6 +388,7 @@ def test_a_model_answers_the_request_that_made_it():
         {"calibration": {"name": "other.txt"}},
         {"evaluation": {"name": "other.txt"}},
         {"calibration": {"source_sha256": "ab" * 32}},
+        {"evaluation_images": {"name": "photos"}},
         {"encoder": "wls"},
         {"seed": 1},
         {"menu": DEFAULT_MENU[1:]},
@@ -393,6 +402,18 @@ def test_another_request_is_another_model(change):
     if not change.keys() <= CALLS.keys():
         change = {"recipe": replace(CALLS["recipe"], **change)}
     assert not is_same(full_facts(), **change)
+
+
+def test_images_are_known_by_their_hash_under_any_name():
+    there = full_facts(evaluation_images=ImageFacts(name="photos", sha256="ab", num_images=9))
+    assert is_same(there, evaluation_images={"sha256": "ab"})
+    assert not is_same(there, evaluation_images={"sha256": "cd"})
+    assert not is_same(there)
+
+
+def test_a_report_without_images_is_as_it_was_before_there_were_any():
+    assert not any("image" in key for row in REPORT["rows"] for key in row)
+    assert "evaluation_images" not in {*REPORT, *PLAN["request"]}
 
 
 def test_a_file_is_the_same_text_under_any_name_and_another_under_its_own():
@@ -428,3 +449,33 @@ def test_a_new_version_of_the_recipe_is_another_model():
 )
 def test_what_is_no_plan_answers_no_request(text):
     assert not same_request(text, requested(**CALLS))
+
+
+def test_a_model_with_a_tower_comes_back_whole():
+    facts = replace(
+        make_facts(),
+        runtimes=("mlx-vlm", "mlx-lm"),
+        num_tower_parameters=1000,
+        tower_bytes=2000,
+        tower="8",
+        dtype="float32",
+    )
+    back = facts_from_json(plan_to_json(facts), report_to_json(facts), name=facts.name)
+    assert (back.runtimes, back.tower, back.dtype) == (facts.runtimes, "8", "float32")
+    assert (back.num_tower_parameters, back.tower_bytes) == (1000, 2000)
+
+
+def test_plans_of_earlier_versions_are_of_mlx_lm_without_a_tower():
+    facts = make_facts()
+    plan = json.loads(plan_to_json(facts))
+    del plan["runtimes"], plan["tower"], plan["request"]["tower"], plan["request"]["dtype"]
+    back = facts_from_json(json.dumps(plan), report_to_json(facts), name=facts.name)
+    assert (back.runtimes, back.tower_bytes, back.tower) == (("mlx-lm",), 0, "keep")
+
+
+@pytest.mark.parametrize("runtimes", [[], ["mlx-lm", "evil"], "mlx-lm", None])
+def test_runtimes_that_nobody_has_are_refused(runtimes):
+    facts = make_facts()
+    plan = json.dumps(json.loads(plan_to_json(facts)) | {"runtimes": runtimes})
+    with pytest.raises(InvalidModelError):
+        facts_from_json(plan, report_to_json(facts), name=facts.name)

@@ -103,7 +103,7 @@ def test_a_child_that_never_ends_its_line_is_killed_before_it_fills_our_memory(t
 
 @pytest.mark.harden("child and runner")
 def test_a_child_that_floods_its_output_waits_until_it_is_read(tmp_path, harden):
-    """Its lines filled the memory of its runner, which keeps none that it has not looked at."""
+    """The lines of a flooding child once filled the memory of its runner."""
     num_lines = 20_000
     read: list[int] = []
     code = (
@@ -116,7 +116,7 @@ def test_a_child_that_floods_its_output_waits_until_it_is_read(tmp_path, harden)
         return (tmp_path / "written").stat().st_size
 
     def on_line(_line: str) -> None:
-        if not read:  # until the child goes on no more
+        if not read:  # until the child is blocked
             before = -1
             while (now := num_written()) not in {before, num_lines}:
                 before = now
@@ -131,14 +131,14 @@ def test_a_child_that_floods_its_output_waits_until_it_is_read(tmp_path, harden)
             on_line=on_line,
             is_cancelled=lambda: len(read) > 50,
         )
-    assert max(read) < 1_000  # lines ahead: what pipes and one read hold, 4 MB at the very most
+    assert max(read) < 1_000  # lines ahead: the content of pipes and one read, at most 4 MB
     harden("refused")
 
 
 @pytest.mark.harden("child and runner")
 @pytest.mark.parametrize("ends", [True, False])
 def test_a_child_that_closes_its_output_is_still_watched(tmp_path, ends, harden):
-    """It was waited for without an end, and could not be cancelled."""
+    """The runner once waited for it without end, and it could not be cancelled."""
     code = (
         "import os, pathlib, sys, time\n"
         "os.close(1); os.close(2); pathlib.Path('closed').touch()\n"
@@ -155,7 +155,7 @@ def test_a_child_that_closes_its_output_is_still_watched(tmp_path, ends, harden)
 
 @pytest.mark.harden("child and runner")
 def test_who_keeps_the_output_of_a_child_that_has_ended_holds_nobody(tmp_path, harden):
-    """Where the system ends no process that ran away, as on a Mac, it kept the runner waiting."""
+    """On systems that do not kill detached processes, as macOS, the runner once waited for it."""
     away = (
         "import os, sys, time\n"
         "os.setsid(); open('pid', 'w').write(str(os.getpid())); os.rename('pid', 'ran')\n"
@@ -177,7 +177,7 @@ def test_who_keeps_the_output_of_a_child_that_has_ended_holds_nobody(tmp_path, h
 
 
 def dies_with_its_parent(tmp_path: Path, command: str, code: str) -> bool:
-    """Whether all processes that have `mark` on their line end when SIGKILL ends their runner."""
+    """Whether all processes with `mark` in their command line end when SIGKILL ends the runner."""
     mark = f"dies-{os.getpid()}-{time.monotonic_ns()}"
     start = (
         "import os, sys\n"
@@ -210,7 +210,7 @@ def dies_with_its_parent(tmp_path: Path, command: str, code: str) -> bool:
 
 
 def test_a_compute_child_dies_with_the_process_that_started_it(tmp_path):
-    """SIGKILL leaves no time to clean up: the child notices by itself."""
+    """SIGKILL leaves the runner no time to clean up: the child notices by itself."""
     code = (
         "import threading, time\n"
         "from dynquant.runner.worker import _die_with_parent\n"
@@ -226,7 +226,7 @@ def test_a_compute_child_dies_with_the_process_that_started_it(tmp_path):
 def test_a_confined_child_dies_with_its_parent_and_so_does_what_ran_away_from_its_session(
     tmp_path, confine
 ):
-    """It notices nothing by itself: it holds the interpreter's lock, and its children left."""
+    """It cannot notice: it holds the interpreter's lock, and its children are detached."""
     code = (
         "import subprocess, sys\n"
         "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(3600)', sys.argv[1]],"

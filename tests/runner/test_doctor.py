@@ -42,15 +42,16 @@ def test_a_machine_that_has_everything_is_good_and_nothing_is_changed(hub, tmp_p
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     found = findings(tmp_path)
     assert set(found) == {
-        "Python", "settings", "home", "characters", "MLX", "OpenBLAS", "sandbox", "memory", "disk",
-        "database", "connection", "Hub token",
+        "Python", "settings", "home", "characters", "MLX", "images", "OpenBLAS", "sandbox",
+        "memory", "disk", "database", "connection", "Hub token",
     }  # fmt: skip
-    # How large the disk is, and what else is installed, is up to the machine.
+    # The size of the disk and the installed programs depend on the machine.
     assert all(each.good for each in found.values() if each.what not in {"disk", "OpenBLAS"})
     assert "'mac'" in found["settings"].sentence
     assert "can be written" in found["home"].sentence
     assert "UTF-8" in found["characters"].sentence
     assert "MLX 0." in found["MLX"].sentence
+    assert "mlx-vlm" in found["images"].sentence
     blas = found["OpenBLAS"]
     assert blas.good or "apt-get install libopenblas0-pthread" in blas.sentence
     assert "without a proxy" in found["connection"].sentence
@@ -58,6 +59,14 @@ def test_a_machine_that_has_everything_is_good_and_nothing_is_changed(hub, tmp_p
     assert "you, team" in found["Hub token"].sentence
     assert "sqlite answers; 0 runners" in found["database"].sentence
     assert TOKEN not in str(found)
+
+
+def test_without_mlx_vlm_it_is_said_that_towers_are_left_out(hub, tmp_path, monkeypatch):
+    monkeypatch.setattr(doctor, "find_spec", lambda _name: None)
+    found = findings(tmp_path)["images"]
+    assert found.good
+    assert "become text models" in found.sentence
+    assert "dynquant[vlm]" in found.sentence
 
 
 def test_every_line_that_is_not_good_says_what_to_do(hub, tmp_path, monkeypatch):
@@ -151,9 +160,9 @@ def test_settings_that_make_no_sense_are_the_only_thing_to_mend(tmp_path):
 @pytest.mark.parametrize(
     ("role", "extra", "words"),
     [
-        ("write", (), "you, team; a fine-grained one for one namespace would be safer."),
+        ("write", (), "you, team; a fine-grained token for one namespace is safer."),
         ("fineGrained", (), "may publish to: you, team."),
-        ("fineGrained", ("inference.endpoints.write", "job.write"), "no runner needs: inference.e"),
+        ("fineGrained", ("inference.endpoints.write", "job.write"), "not need: inference.e"),
     ],
 )
 def test_a_token_that_may_do_more_than_it_needs_is_said_to(

@@ -1,4 +1,4 @@
-"""What a job's download holds, and that it lets go of it, on a Hub on this machine."""
+"""Downloads of jobs keep their model in the cache and release it, on a Hub on this machine."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def hub(monkeypatch, tmp_path):
         template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-        # As in the process of a runner, whatever the tests before this one left.
+        # As in the process of a runner, also if other tests ran before.
         monkeypatch.delenv("HF_HUB_DISABLE_XET", raising=False)
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
         monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 10 * 2**20)
@@ -75,7 +75,7 @@ class Download:
         )
 
     def is_held(self) -> bool:
-        """Whether the model counts as in use, so that nothing may make room where it is."""
+        """Whether the model counts as in use, so that it is not removed from the cache."""
         cache.trim(self.cache, max_bytes=0)
         return cache.repo_folder(self.cache, REPO).exists()
 

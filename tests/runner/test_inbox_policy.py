@@ -1,4 +1,4 @@
-"""What a request by mail may ask for: the writer of the inbox is taken to be an attacker."""
+"""Limits of a request from the inbox, whose writer may be an attacker."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import pytest
 from dynquant.errors import DynquantError, RequestError
 from dynquant.jobs.request import JobRequest, Priority
 from dynquant.model.naming import WATCHER, local_name
-from dynquant.runner.inbox_policy import MailPolicy
+from dynquant.runner.inbox_policy import InboxPolicy
 from dynquant.texts.defaults import CALIBRATIONS
 
-POLICY = MailPolicy(
+POLICY = InboxPolicy(
     default_destination=lambda: "quants",
     destinations=("team", "quants/{model}-{bpw}bpw"),
     private_sources=("me/Secret",),
@@ -31,9 +31,9 @@ def make_request(**overrides: Any) -> JobRequest:
         ({"destination": "victim-org"}, "does not publish to 'victim-org'"),
         ({"destination": "quants/anything"}, "does not publish to 'quants/anything'"),
         ({"public": True}, "cannot make a quant of a private model public"),
-        ({"requester": local_name("operator")}, "'local:operator' is no such name"),
-        ({"requester": WATCHER}, "'the watcher' is no such name"),
-        ({"requester_id": "../../x"}, "not one of the Hub's"),
+        ({"requester": local_name("operator")}, "'local:operator' is not such a name"),
+        ({"requester": WATCHER}, "'the watcher' is not such a name"),
+        ({"requester_id": "../../x"}, "not an id of the Hub"),
         ({"options": {"calibration_tokens": 10**8}}, "cannot set 'calibration_tokens'"),
         ({"options": {"dequantize": True}}, "cannot set 'dequantize'"),
         ({"options": {"evaluation": "me/private-texts"}}, "cannot set 'evaluation'"),

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from dynquant.errors import ModelNotFoundError, RequestError, RetryLaterError
+from dynquant.jobs.inbox import InboxEntry, entry_name
 from dynquant.jobs.job import (
     TERMINAL,
     Job,
@@ -21,7 +22,7 @@ from dynquant.jobs.job import (
 )
 from dynquant.jobs.request import JobRequest, Priority, job_id
 from dynquant.quant.recipe import RECIPE_VERSION
-from dynquant.runner.inbox_policy import MailPolicy
+from dynquant.runner.inbox_policy import InboxPolicy
 from dynquant.runner.inbox_worker import _MAX_OPEN, Announcer, FoundSource, InboxWorker
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
@@ -29,21 +30,17 @@ RESULT = PublishedRepo(repo_id="you/M-MLX-4.5bpw", commit_sha="c0ffee")
 
 
 @dataclass
-class Entry:
-    name: str
-    request: JobRequest | None = None
-    sentence: str = ""
-
-
-@dataclass
 class FakeInbox:
-    entries: dict[str, Entry] = field(default_factory=dict)
+    entries: dict[str, InboxEntry] = field(default_factory=dict)
     results: dict[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def put(self, request: JobRequest | None, *, at: datetime = NOW, sentence: str = "") -> str:
-        name = f"{at:%Y-%m-%d/%H%M%S%f}-{len(self.entries):016x}"
-        self.entries[name] = Entry(name, request, sentence)
+        name = entry_name(sent_at=at, nonce=f"{len(self.entries):016x}")
+        self.entries[name] = InboxEntry(name=name, request=request, sentence=sentence)
         return name
+
+    def send(self, request):
+        return self.put(request)
 
     def pending(self, *, skip=()):
         done = {*self.results, *skip}
@@ -60,7 +57,7 @@ class FakeInbox:
 
 
 class FakeBoard:
-    """Jobs in memory, which are refused for now while it `is_full`."""
+    """Jobs in memory; new jobs are refused while it `is_full`."""
 
     def __init__(self) -> None:
         self.jobs: dict[str, Job] = {}
@@ -124,19 +121,19 @@ def inbox() -> FakeInbox:
 
 @pytest.fixture
 def looked_up() -> list[str]:
-    """Models that the Hub was asked for."""
+    """Models that were looked up on the Hub."""
     return []
 
 
 @pytest.fixture
 def clock() -> list[float]:
-    """Seconds, to be put forward."""
+    """A clock that a test sets."""
     return [0.0]
 
 
 @pytest.fixture
-def make_room(board, inbox, tmp_path, looked_up, clock) -> Callable[[], InboxWorker]:
-    """A runner's mailroom, as it is after each start."""
+def make_worker(board, inbox, tmp_path, looked_up, clock) -> Callable[[], InboxWorker]:
+    """A new inbox worker, as after each start of a runner."""
 
     def look_up(model, revision, as_operator):
         looked_up.append(model)
@@ -144,7 +141,7 @@ def make_room(board, inbox, tmp_path, looked_up, clock) -> Callable[[], InboxWor
             raise ModelNotFoundError("There is no such model.")
         return FoundSource(model.replace("org/m", "org/M"), "5ha", is_private=model == "org/mine")
 
-    policy = MailPolicy(default_destination=lambda: "you", private_sources=("you/secret-for-all",))
+    policy = InboxPolicy(default_destination=lambda: "you", private_sources=("you/secret-for-all",))
     return lambda: InboxWorker(
         inbox,
         board,
@@ -156,14 +153,14 @@ def make_room(board, inbox, tmp_path, looked_up, clock) -> Callable[[], InboxWor
 
 
 @pytest.fixture
-def room(make_room) -> InboxWorker:
-    return make_room()
+def worker(make_worker) -> InboxWorker:
+    return make_worker()
 
 
-def test_a_request_becomes_one_job_however_often_it_is_looked_at(room, inbox, board):
+def test_a_request_becomes_one_job_however_often_it_is_looked_at(worker, inbox, board):
     inbox.put(make_request())
     for _ in range(3):
-        room.do_round()
+        worker.do_round()
     (job,) = board.jobs.values()
     assert (job.request.model, job.request.revision) == ("org/M", "5ha")
     assert job.request.requester == "ann"
@@ -174,30 +171,30 @@ def test_a_request_becomes_one_job_however_often_it_is_looked_at(room, inbox, bo
 @pytest.mark.parametrize(("model", "is_private"), [("org/mine", True), ("org/m", False)])
 @pytest.mark.parametrize("claim", [True, False])
 def test_whether_a_model_is_private_says_the_hub_and_not_the_mail(
-    room, inbox, board, model, is_private, claim
+    worker, inbox, board, model, is_private, claim
 ):
     inbox.put(make_request(model=model, source_is_private=claim))
-    room.do_round()
+    worker.do_round()
     (job,) = board.jobs.values()
     assert job.request.source_is_private == is_private
 
 
-def test_an_attempt_that_comes_by_mail_is_of_who_sent_it(room, inbox, board):
+def test_an_attempt_that_comes_by_mail_is_of_who_sent_it(worker, inbox, board):
     inbox.put(make_request())
-    room.do_round()
+    worker.do_round()
     (identity,) = board.jobs
     board.end(identity, JobState.FAILED)
     inbox.put(make_request(requester="bob"), at=NOW + timedelta(hours=1))
-    room.do_round()
+    worker.do_round()
     assert (board.jobs[identity].attempt, board.jobs[identity].request.requester) == (2, "bob")
 
 
-def test_the_result_of_a_job_goes_back_under_the_name_of_every_request_for_it(room, inbox, board):
+def test_the_result_of_a_job_goes_back_under_the_name_of_every_request_for_it(worker, inbox, board):
     names = [inbox.put(make_request()), inbox.put(make_request(requester="bob"))]
-    room.do_round()
+    worker.do_round()
     (identity,) = board.jobs
     board.end(identity, JobState.PUBLISHED)
-    room.do_round()
+    worker.do_round()
     assert list(inbox.results) == names
     for result in inbox.results.values():
         assert result["state"] == "published"
@@ -205,64 +202,64 @@ def test_the_result_of_a_job_goes_back_under_the_name_of_every_request_for_it(ro
         assert result["results"] == [{"repo_id": RESULT.repo_id, "commit_sha": RESULT.commit_sha}]
 
 
-def test_what_is_no_request_is_answered_with_its_reason_and_the_rest_goes_on(room, inbox, board):
+def test_what_is_no_request_is_answered_with_its_reason_and_the_rest_goes_on(worker, inbox, board):
     bad = inbox.put(None, sentence="It is no JSON.")
     unknown = inbox.put(make_request(model="org/none"))
     inbox.put(make_request())
-    room.do_round()
+    worker.do_round()
     assert inbox.results[bad]["sentence"] == "It is no JSON."
     assert inbox.results[unknown]["reason_code"] == "model_not_found"
     assert len(board.jobs) == 1
 
 
-def test_what_cannot_be_taken_now_is_taken_later(room, inbox, board, clock):
+def test_what_cannot_be_taken_now_is_taken_later(worker, inbox, board, clock):
     inbox.put(make_request())
     board.is_full = True
-    room.do_round()
+    worker.do_round()
     assert (board.jobs, inbox.results) == ({}, {})
     board.is_full = False
     clock[0] = 10.0
-    room.do_round()
+    worker.do_round()
     assert len(board.jobs) == 1
 
 
 def test_who_waits_for_a_day_costs_the_hub_little_and_the_log_a_line(
-    room, inbox, board, clock, looked_up, caplog
+    worker, inbox, board, clock, looked_up, caplog
 ):
     inbox.put(make_request())
     board.is_full = True
     for clock[0] in range(0, 86_400, 5):
-        room.do_round()
+        worker.do_round()
     assert len(looked_up) < 160  # every ten minutes, and some more at first
     assert caplog.text.count("waits: Over the limit.") == 1
     inbox.put(make_request(targets_bpw=(6.0,), requester="bob"))
     board.is_full = False
-    room.do_round()
+    worker.do_round()
     assert [job.request.requester for job in board.jobs.values()] == ["bob"]
 
 
 @pytest.mark.parametrize("is_restarted", [False, True])
 @pytest.mark.parametrize("has_begun", [False, True])
 def test_a_request_that_is_cancelled_cancels_the_job_that_came_of_it(
-    make_room, inbox, board, has_begun, is_restarted
+    make_worker, inbox, board, has_begun, is_restarted
 ):
-    room = make_room()
+    worker = make_worker()
     name = inbox.put(make_request())
-    room.do_round()
+    worker.do_round()
     (identity,) = board.jobs
     if has_begun:
         board.jobs[identity] = begun(board.jobs[identity], runner="mac", at=NOW)
     inbox.finish(name, {"state": "cancelled", "sentence": "Cancelled by ann."})
-    (make_room() if is_restarted else room).do_round()
+    (make_worker() if is_restarted else worker).do_round()
     assert board.jobs[identity].state is JobState.CANCELLED
     assert inbox.results[name]["sentence"] == "Cancelled by ann."
     inbox.put(make_request(), at=NOW + timedelta(minutes=1))
-    room.do_round()
+    worker.do_round()
     assert board.jobs[identity].state is JobState.WAITING
 
 
 @pytest.mark.harden("inbox")
-def test_what_a_visitor_may_not_ask_for_is_answered_and_never_queued(room, inbox, board):
+def test_what_a_visitor_may_not_ask_for_is_answered_and_never_queued(worker, inbox, board):
     forged = [
         inbox.put(make_request(**asked))
         for asked in (
@@ -274,7 +271,7 @@ def test_what_a_visitor_may_not_ask_for_is_answered_and_never_queued(room, inbox
         )
     ]
     inbox.put(make_request(model="you/secret-for-all", priority=Priority.WATCHER))
-    room.do_round()
+    worker.do_round()
     assert [inbox.results[name]["state"] for name in forged] == ["refused"] * len(forged)
     (job,) = board.jobs.values()
     assert (job.request.model, job.request.priority) == ("you/secret-for-all", Priority.PERSON)
@@ -282,78 +279,78 @@ def test_what_a_visitor_may_not_ask_for_is_answered_and_never_queued(room, inbox
 
 @pytest.mark.harden("inbox")
 @pytest.mark.parametrize("requester", ["local:operator", "the watcher"])
-def test_no_mail_cancels_or_retries_a_job_of_the_operator(room, inbox, board, requester):
+def test_no_mail_cancels_or_retries_a_job_of_the_operator(worker, inbox, board, requester):
     ours = make_request(model="org/M", requester=requester)
     identity = board.submit(
         ours, revision_sha="5ha", source_is_private=False, recipe_version=RECIPE_VERSION
     ).id
     name = inbox.put(make_request(model="org/M"))
-    room.do_round()
+    worker.do_round()
     assert [*board.jobs] == [identity]  # the same request is the same job
     inbox.finish(name, {"state": "cancelled"})
-    room.do_round()
+    worker.do_round()
     assert board.jobs[identity].state is JobState.WAITING
     board.end(identity, JobState.FAILED)
     inbox.put(make_request(model="org/M"), at=NOW + timedelta(minutes=5))
-    room.do_round()
+    worker.do_round()
     assert board.jobs[identity].state is JobState.FAILED
 
 
 @pytest.mark.harden("inbox")
-def test_a_flood_of_mail_stays_in_the_inbox(room, inbox, board):
+def test_a_flood_of_mail_stays_in_the_inbox(worker, inbox, board):
     for number in range(_MAX_OPEN + 50):
         inbox.put(make_request(model=f"org/x{number}", requester=f"made-up-{number}"))
     for _ in range(3):
-        room.do_round()
+        worker.do_round()
     assert len(board.jobs) == _MAX_OPEN
     board.end(next(iter(board.jobs)), JobState.PUBLISHED)
     for _ in range(2):
-        room.do_round()
+        worker.do_round()
     assert len(board.jobs) == _MAX_OPEN + 1
 
 
 @pytest.mark.parametrize("result", [{"state": "published"}, {}])
-def test_a_request_that_another_runner_answered_leaves_the_job_alone(room, inbox, board, result):
+def test_a_request_that_another_runner_answered_leaves_the_job_alone(worker, inbox, board, result):
     name = inbox.put(make_request())
-    room.do_round()
+    worker.do_round()
     inbox.finish(name, result)
-    room.do_round()
+    worker.do_round()
     assert [job.state for job in board.jobs.values()] == [JobState.WAITING]
     assert inbox.results == {name: result}
 
 
-def test_a_job_that_somebody_else_still_wants_is_not_cancelled(room, inbox, board):
+def test_a_job_that_somebody_else_still_wants_is_not_cancelled(worker, inbox, board):
     first = inbox.put(make_request())
     inbox.put(make_request(requester="bob"))
-    room.do_round()
+    worker.do_round()
     inbox.finish(first, {"state": "cancelled"})
-    room.do_round()
+    worker.do_round()
     assert [job.state for job in board.jobs.values()] == [JobState.WAITING]
 
 
-def test_a_job_that_was_set_aside_is_answered_and_keeps_nobody_waiting(room, inbox, board):
+def test_a_job_that_was_set_aside_is_answered_and_keeps_nobody_waiting(worker, inbox, board):
     lost = inbox.put(make_request())
     other = inbox.put(make_request(targets_bpw=(6.0,)))
-    room.do_round()
+    worker.do_round()
     identity, kept = board.jobs
     del board.jobs[identity]
     board.end(kept, JobState.PUBLISHED)
-    room.do_round()
+    worker.do_round()
     assert inbox.results[lost]["state"] == "failed"
     assert "Ask for the model again" in inbox.results[lost]["sentence"]
     assert inbox.results[other]["state"] == "published"
 
 
 @pytest.mark.parametrize("state", [JobState.FAILED, JobState.REFUSED])
-def test_asking_again_for_what_had_failed_is_another_attempt(room, inbox, board, state):
+def test_asking_again_for_what_had_failed_is_another_attempt(worker, inbox, board, state):
     first = inbox.put(make_request())
-    room.do_round()
+    worker.do_round()
     (identity,) = board.jobs
     board.end(identity, state, at=NOW + timedelta(minutes=5))
-    room.do_round()
+    worker.do_round()
     assert inbox.results[first]["state"] == state
     inbox.put(make_request(), at=NOW + timedelta(minutes=10))
-    room.do_round()
+    worker.do_round()
     assert board.jobs[identity].state == JobState.WAITING
     assert board.jobs[identity].attempt == 2
 

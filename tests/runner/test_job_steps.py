@@ -1,4 +1,4 @@
-"""The steps of a job for real: MLX in child processes, the real client, a Hub on this machine."""
+"""The real steps of a job: MLX in child processes, the real client, a Hub on this machine."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def run(runner: StepRunner, step: str, asked: JobRequest, results, reports=None,
 
 
 def resolved_ids(hub, home: Path, asked: JobRequest) -> list[str]:
-    """The repos that a job is to fill."""
+    """The repos of a job."""
     found = json.loads(run(steps(hub, home), "resolve", asked, {}))
     return [*found["repo_ids"].values()]
 
@@ -129,7 +129,7 @@ def test_a_strangers_other_recipe_or_old_commit_gets_a_name_of_its_own(hub, tmp_
     assert resolved_ids(hub, tmp_path, request(hub, options={}, **ask)) == default
     repo.commit({"README.md": b"# Another card\n"})
     asked = request(hub, revision=old, options={}, **ask)
-    assert resolved_ids(hub, tmp_path, asked) == default  # the same model, whatever its card says
+    assert resolved_ids(hub, tmp_path, asked) == default  # the same model with another card
     repo.commit({"config.json": (MODEL / "config.json").read_bytes() + b"\n"})
     poorer = [
         {"revision": old, "options": {}},
@@ -191,7 +191,7 @@ def test_the_texts_are_cut_into_tokens_once_for_all_steps_of_a_machine(hub, tmp_
         results[step] = run(machine, step, asked, results)
     folder = tmp_path / "jobs" / "job-1"
     for name in ("calibration.jsonl", "evaluation.jsonl"):
-        (folder / name).write_text("")  # a step that read it again would find it too short
+        (folder / name).write_text("")  # a step that reads it again finds it too short
     for step in STEPS[3:6]:
         results[step] = run(machine, step, asked, results)
     assert "original" in json.loads(results["evaluate"])
@@ -204,7 +204,7 @@ def test_every_step_may_be_done_on_another_machine_and_one_ladder_is_published(h
         machine = steps(hub, tmp_path / f"machine-{number % 2}")
         results[step] = run(machine, step, request(hub), results, reports)
         assert len(results[step]) < 1_000_000
-        if number % 3 == 2:  # what lies here is lost
+        if number % 3 == 2:  # the machine's files are lost
             machine.release("job-1")
             assert "job-1" not in machine.local_jobs()
     published = results_from_text(results["publish"])
@@ -229,7 +229,7 @@ def test_every_step_may_be_done_on_another_machine_and_one_ladder_is_published(h
     assert {"measure", "encode", "evaluate"} <= {report.step for report in reports}
     assert all(0 <= report.fraction <= 1 for report in reports)
 
-    # The same request again finds the repos and does nothing.
+    # An equal request finds the repos and does nothing.
     before = {repo: dict(hub.repos["model", repo].branches) for repo in REPOS}
     again = steps(hub, tmp_path / "machine-3")
     found: dict[str, str] = {}
@@ -303,7 +303,7 @@ def test_what_cannot_work_is_refused_before_the_download(hub, tmp_path, override
 
 
 def test_a_job_that_does_not_fit_is_refused_before_the_download(hub, tmp_path):
-    limit_bytes = 300 * 10**6  # enough to read the config with
+    limit_bytes = 300 * 10**6  # enough to read the config
     with pytest.raises(NotEnoughMemoryError, match=r"takes about .* may use 300 MB") as caught:
         run(steps(hub, tmp_path, max_memory_bytes=limit_bytes), "resolve", request(hub), {})
     assert caught.value.needed_bytes > limit_bytes

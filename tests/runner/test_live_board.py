@@ -91,15 +91,15 @@ def test_an_answer_of_a_space_that_is_too_long_is_not_read_to_its_end(caplog, is
                 cut_off.set()
 
         def log_message(self, *args) -> None:
-            """Says nothing."""
+            """Does not log requests."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Talkative)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     try:
         url = f"http://127.0.0.1:{server.server_port}"
-        with LiveBoard(url, SECRET, "mac", dict, on_errands=done.append):
-            wait_until(lambda: done or "What the Space asks for cannot be read" in caplog.text)
+        with LiveBoard(url, SECRET, "mac", dict, on_requests=done.append):
+            wait_until(lambda: done or "requests cannot be read" in caplog.text)
             assert not done
             if not is_packed:
                 wait_until(cut_off.is_set)
@@ -111,7 +111,7 @@ def test_an_answer_of_a_space_that_is_too_long_is_not_read_to_its_end(caplog, is
 
 @dataclass
 class Space:
-    """A Space that keeps the boards it is shown, unless it is `broken`."""
+    """A Space that keeps the posted boards, unless it is `broken`."""
 
     boards: list[dict[str, Any]] = field(default_factory=list)
     authorizations: list[str | None] = field(default_factory=list)
@@ -212,7 +212,7 @@ def test_an_outage_that_changes_its_mind_all_the_time_does_not_fill_the_log(spac
 
 
 class Pauses(threading.Event):
-    """Notes how long it was to be waited for, and does not wait so long."""
+    """Records the requested waiting times, and waits less."""
 
     def __init__(self) -> None:
         super().__init__()

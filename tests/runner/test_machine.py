@@ -16,7 +16,7 @@ from tests.waiting import wait_until
 
 GIB = 2**30
 
-# Stand-ins for the systems' own tools, as far as `awake` relies on them.
+# Replacements of the systems' own tools, with the behaviour that `awake` needs.
 CAFFEINATE = """\
 #!/bin/sh
 echo "$@" > {said}
@@ -50,7 +50,7 @@ exit 1
 
 @pytest.fixture
 def tools(tmp_path, monkeypatch) -> Path:
-    """A folder of programs before all others."""
+    """A folder of programs that comes first in PATH."""
     folder = tmp_path / "bin"
     folder.mkdir()
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
@@ -176,7 +176,7 @@ def test_a_job_runs_here_whatever_this_machine_grants(caplog):
 
 
 def printing(**printed: str):
-    """A machine whose `sysctl` prints these; what it does not know, it prints nothing for."""
+    """A machine whose `sysctl` prints these values, and nothing for other names."""
 
     def run(command: Sequence[str]) -> str:
         assert command[:2] == ["sysctl", "-n"]
@@ -192,7 +192,7 @@ def printing(**printed: str):
         (36, "0\n", 27 * GIB),
         (64, "0\n", 48 * GIB),
         (64, "57344\n", 56 * GIB),
-        (64, "", 48 * GIB),  # a system that does not know the setting
+        (64, "", 48 * GIB),  # a system without the setting
         (64, "99999999\n", 64 * GIB),
     ],
 )

@@ -54,7 +54,7 @@ def make_job(url: str | None = None, *, model: str = "org/Model", **overrides) -
 
 @dataclass
 class Hook:
-    """A server that keeps what it is sent and answers with the next of `statuses`."""
+    """A server that keeps the requests and answers with the next of `statuses`."""
 
     statuses: list[int] = field(default_factory=list)
     requests: list[tuple[str, dict[str, str], dict]] = field(default_factory=list)
@@ -84,7 +84,7 @@ def hook() -> Iterator[Hook]:
 
 
 def notified(job: Job, **options) -> list[float]:
-    """How long it waited between its tries."""
+    """The pauses between its tries."""
     waits: list[float] = []
     notify(job, **{"post": send_locally, "sleep": waits.append, **options})
     return waits
@@ -196,7 +196,7 @@ def test_after_three_tries_it_is_logged_without_the_address(hook, caplog):
     assert waits == [1.0, 4.0]
     assert len(hook.requests) == 3
     (record,) = caplog.records
-    assert record.getMessage() == "localhost could not be told how the job ended: status 500."
+    assert record.getMessage() == "localhost could not be notified: status 500."
     assert record.job_id == "c0ffee"
 
 
@@ -227,7 +227,7 @@ def test_what_nobody_foresaw_is_logged_and_raises_nothing(caplog):
         raise ZeroDivisionError(url)
 
     assert notified(make_job(SLACK), post=post) == []
-    assert "hooks.slack.com could not be told how the job ended: ZeroDivisionError" in caplog.text
+    assert "hooks.slack.com could not be notified: ZeroDivisionError" in caplog.text
     assert "xyz" not in caplog.text
 
 
@@ -353,6 +353,4 @@ def test_a_certificate_that_nobody_vouches_for_is_refused(secure_hook, caplog):
 def test_success_is_logged_once_with_the_job(hook, caplog):
     with caplog.at_level(logging.INFO, logger="dynquant.runner.notify"):
         notified(make_job(hook.url))
-    assert [record.getMessage() for record in caplog.records] == [
-        "Told localhost how the job ended."
-    ]
+    assert [record.getMessage() for record in caplog.records] == ["Notified localhost."]

@@ -17,11 +17,11 @@ def test_nothing_is_reached_from_inside(harden):
 
 
 def test_what_the_system_does_not_take_away_is_found_and_said(monkeypatch):
-    """As on a system without any of it: a process that believes to be confined is not again."""
+    """As on a system without a sandbox: a process that looks confined is not confined again."""
     monkeypatch.setenv("DYNQUANT_CONFINED", "1")
     found = reach()
     assert found == ["connect", "write", "read", "open_to_others", "signal"]
     sentence = statement(found)
     assert "can reach the network, write outside of its folder, read the files" in sentence
-    assert sentence.count(" and signal other processes: this system does not") == 1
+    assert sentence.count(" and signal other processes: this system has no means") == 1
     assert "docs/security.md" in sentence

@@ -1,4 +1,4 @@
-"""What stands around the engine, and how it ends."""
+"""The engine's companions, and how they end."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.waiting import PATIENCE_SECS
 
 
 class FakeWatch:
-    """A watcher with a long sweep, which ends when it is told to stop if it `listens`."""
+    """A watcher with a long sweep, which ends on a request to stop if it `listens`."""
 
     def __init__(self, *, listens: bool) -> None:
         self.listens = listens
@@ -30,7 +30,7 @@ class FakeWatch:
     def status(self) -> WatchStatus:
         raise NotImplementedError
 
-    def run_errands(self, errands: WatchRequests) -> None:
+    def carry_out(self, requests: WatchRequests) -> None:
         raise NotImplementedError
 
 
@@ -38,12 +38,12 @@ def serve_and_stop(watch: FakeWatch, folder: Path) -> None:
     settings = Settings(
         home=folder, database_url=f"sqlite:///{folder / 'jobs.sqlite'}", runner_id="mac"
     )
-    with service._surroundings(settings, threading.Event(), watch):
+    with service._companions(settings, threading.Event(), watch):
         assert watch.sweeping.wait(PATIENCE_SECS)
 
 
 def test_a_runner_that_stops_has_its_sweep_stop(tmp_path, monkeypatch):
-    monkeypatch.setattr(service, "_STOP_SECS", 1e6)  # it waits for the sweep, however long
+    monkeypatch.setattr(service, "_STOP_SECS", 1e6)  # it waits for the sweep to end
     watch = FakeWatch(listens=True)
     serve_and_stop(watch, tmp_path)
     assert watch.told.is_set()
@@ -53,6 +53,6 @@ def test_a_round_that_the_hub_holds_up_is_left_behind(tmp_path, monkeypatch):
     monkeypatch.setattr(service, "_STOP_SECS", 0.1)
     watch = FakeWatch(listens=False)
     try:
-        serve_and_stop(watch, tmp_path)  # and the sweep goes on for ever
+        serve_and_stop(watch, tmp_path)  # and the sweep does not end
     finally:
         watch.ended.set()

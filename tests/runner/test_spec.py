@@ -32,7 +32,9 @@ def test_a_saved_text_is_what_it_was(tmp_path_factory, documents):
         save_text(text_of(*documents), stream, max_chars=1 << 20)
     text = open_saved_text(path, name="org/name:messages")
     assert text.name == "org/name:messages"
-    assert repr(list(text.documents())) == repr(documents)  # NaN is itself here
+    assert repr(list(text.documents())) == repr(
+        documents
+    )  # here the same NaN object is equal to itself
     assert repr(list(text.documents())) == repr(documents)  # and a second time
 
 

@@ -1,4 +1,4 @@
-"""Looks for a secret in what was written, however it is spelled there."""
+"""Looks for secrets in files and outputs, in all usual encodings."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["files_in", "spellings", "teller"]
 
 
 def spellings(secret: str) -> set[bytes]:
-    """A secret as it may stand in a file: plain, quoted, in hex, UTF-16, base64 at any offset."""
+    """Encodings of a secret in a file: plain, quoted, in hex, UTF-16, base64 at any offset."""
     plain = secret.encode()
     found = {plain, quote(secret).encode(), secret.encode("utf-16-le"), plain.hex().encode()}
     for start in range(3):
@@ -21,7 +21,7 @@ def spellings(secret: str) -> set[bytes]:
 
 
 def teller(secrets: Iterable[str]) -> Callable[[bytes], list[str]]:
-    """What tells which of `secrets` a content holds."""
+    """A function that names those of `secrets` that a content has."""
     known = {secret: spellings(secret) for secret in secrets}
     return lambda content: [
         secret for secret, ways in known.items() if any(way in content for way in ways)
@@ -29,7 +29,7 @@ def teller(secrets: Iterable[str]) -> Callable[[bytes], list[str]]:
 
 
 def files_in(folder: Path) -> dict[str, bytes]:
-    """Path → content of all that was written there."""
+    """Path → content of all files below a folder."""
     return {
         f"file {path.relative_to(folder)}": path.read_bytes()
         for path in folder.rglob("*")

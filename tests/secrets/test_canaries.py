@@ -1,8 +1,8 @@
-"""Canary secrets through every path, then a search of all that was written, sent or answered.
+"""Canary secrets through every path, then a search of all files, requests and answers.
 
-The runner is a process as people start it, with secrets in its environment; the command line and a
-crash are asked for what they know. A secret may be at the Hub as the credential of a request, and
-nowhere else; the queue alone knows whom to tell.
+The runner is a process as an operator starts it, with secrets in its environment; the outputs of
+the command line and of a crash are searched too. A secret may be at the Hub as the credential of a
+request, and at no other place; only the queue has the addresses to notify.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ hits = teller(CANARIES)
 
 @dataclass
 class Space:
-    """What a Space would get."""
+    """A server that keeps the posts to a Space."""
 
     url: str
     posts: list[bytes] = field(default_factory=list)
@@ -62,7 +62,7 @@ def space() -> Iterator[Space]:
 
 
 def said(run: Field, *words: str, **variables: str) -> bytes:
-    """All that a command prints."""
+    """The output of a command."""
     done = subprocess.run(
         [sys.executable, "-m", "dynquant", *words],
         env=run.environment("one") | variables,
@@ -123,7 +123,7 @@ def test_no_secret_is_in_anything_that_a_runner_writes_sends_or_answers(
         HUGGING_FACE_HUB_TOKEN=TOKEN,
         PYTHONFAULTHANDLER="1",
     )
-    # Jobs that end in every way, and one whose address to notify is itself a secret.
+    # Jobs with every outcome, and a job whose address to notify is itself a secret.
     done = run.submit(notify_url=f"https://127.0.0.1:9/{NOTIFY}")
     run.submit(1.0)
     run.submit(4.5, destination="somebody-else")

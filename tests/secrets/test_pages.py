@@ -1,7 +1,7 @@
-"""Canary secrets through the pages of a Space, then a search of all that they answered and wrote.
+"""Canary secrets through the pages of a Space, then a search of all answers and files.
 
-The Space is a process as people start it, with secrets in its environment, and a visitor signed in
-with a token of theirs. Only that visitor's own cookie may hold it.
+The Space is a process as an operator starts it, with secrets in its environment, and a visitor is
+signed in with a token. Only that visitor's own cookie may contain it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def space(tmp_path) -> Iterator[Space]:
 
 
 def signed_in(client: httpx2.Client) -> None:
-    """Sign in as `ann`, with a cookie that is for HTTPS, as which browsers count this machine."""
+    """Sign in as `ann`, with a cookie for HTTPS, which browsers accept from this machine too."""
     asked = client.get("/login/huggingface")
     back = httpx2.get(f"{asked.headers['location']}&user=ann")
     client.headers["cookie"] = asked.headers["set-cookie"].partition(";")[0]
@@ -42,7 +42,7 @@ def signed_in(client: httpx2.Client) -> None:
 
 
 def answers(client: httpx2.Client, **proof: str) -> Iterator[tuple[str, bytes]]:
-    """What a visitor gets who looks everywhere, and asks for what is there and what is not."""
+    """Answers to a visitor who requests every route, with valid and invalid arguments."""
 
     def call(name: str, *data: object) -> httpx2.Response:
         return client.post(f"/gradio_api/run/{name}", json={"data": data, **proof})
@@ -89,7 +89,7 @@ def test_no_secret_is_in_anything_that_the_pages_answer_or_write(space, tmp_path
             each for place, each in places.items() if place.startswith(f"{who}: submit {SOURCE}")
         ]
         assert [b'"requester":"ann"' in each for each in asked] == [True]
-    # Both tokens were used, or nothing is shown by their absence.
+    # Both tokens were used, else their absence proves nothing.
     assert {VISITOR, OWNER} <= {each for each in tokens if each}
     space.exits.close()
     places |= files_in(tmp_path)
@@ -101,10 +101,10 @@ def test_no_secret_is_in_anything_that_the_pages_answer_or_write(space, tmp_path
             for name, blob in commit.files.items():
                 places[f"Hub {repo_id}/{name} {sha[:7]}"] = blob.read()
     found = {place: told for place, content in places.items() if (told := hits(content))}
-    # Whom to tell is for the runner, and goes there through the private mailbox.
-    mailbox = {place for place in found if place.startswith("Hub quants/inbox/")}
-    assert mailbox
-    assert all(found.pop(place) == [NOTIFY] for place in mailbox)
+    # The address to notify goes to the runner through the private inbox.
+    inbox = {place for place in found if place.startswith("Hub quants/inbox/")}
+    assert inbox
+    assert all(found.pop(place) == [NOTIFY] for place in inbox)
     harden("handled", len(places) - len(found))
     harden("lost", len(found))
     assert found == {}

@@ -1,4 +1,4 @@
-"""Runners as people start them: processes of the command line, real MLX, a Hub on this machine."""
+"""Runners started by the command line as by an operator, real MLX, a Hub on this machine."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class Field:
         return process
 
     def run(self, *arguments: str, runner: str = "one") -> Any:
-        """What a command of the command line prints as JSON."""
+        """The JSON output of a command."""
         done = subprocess.run(
             [sys.executable, "-m", "dynquant", *arguments],
             env=self.environment(runner),
@@ -120,7 +120,7 @@ class Field:
         return self.board.get(job.id)
 
     def commits(self, repo: str) -> list[str]:
-        """Titles of the commits of a repo, but for the one that the Hub makes itself."""
+        """Titles of the commits of a repo, without the Hub's own commit."""
         found = self.hub.repos["model", repo]
         head, titles = found.branches.get("main"), []
         while head:
@@ -139,7 +139,7 @@ class Field:
         return [path.name for path in folder.iterdir()] if folder.is_dir() else []
 
     def computing(self) -> list[psutil.Process]:
-        """Processes that compute for a job of this field."""
+        """Child processes that compute for the jobs here."""
         found = []
         for process in psutil.process_iter(["cmdline"]):
             words = process.info["cmdline"] or []

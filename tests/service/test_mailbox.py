@@ -1,4 +1,4 @@
-"""A runner behind NAT: requests come by the inbox on the Hub, the board goes out by HTTPS."""
+"""A runner behind NAT: requests arrive by the inbox on the Hub, the board leaves by HTTPS."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ INBOX = "you/inbox"
 
 @dataclass
 class Space:
-    """What a Space would get."""
+    """A server that keeps the posts to a Space."""
 
     url: str = ""
     boards: list[dict[str, Any]] = field(default_factory=list)
@@ -56,7 +56,7 @@ def states(space: Space, *, attempt: int = 1) -> list[str]:
 def test_a_request_in_the_inbox_is_done_shown_live_and_answered_there(sqlite_field, space):
     field = sqlite_field
     inbox = HubInbox(INBOX, endpoint=field.hub.url, token=TOKEN)
-    add_default_texts(field.hub)  # by mail nobody names texts of their own
+    add_default_texts(field.hub)  # a request from a Space cannot name other texts
     fields: dict[str, Any] = {"destination": "you", "requester": "ann"}
     name = inbox.send(JobRequest(model=SOURCE, targets_bpw=(4.5,), **fields))
     refused = inbox.send(JobRequest(model="org/none", targets_bpw=(4.5,), **fields))
@@ -92,7 +92,7 @@ def test_a_private_model_of_the_operator_cannot_be_asked_for_by_mail(sqlite_fiel
     found = field.wait(lambda: inbox.result(secret), "the refusal")
     assert (found["state"], found["reason_code"]) == ("refused", "model_not_found")
     assert all(job.request.model != "you/secret" for job in field.board.list())
-    # What the operator named is queued, and fails over what it is.
+    # A model that the operator allowed is queued, and fails because of its content.
     found = field.wait(lambda: inbox.result(shown), "the other answer")
     assert found["job_id"] == field.board.list()[0].id
 

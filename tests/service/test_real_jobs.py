@@ -36,7 +36,7 @@ def assert_published_once(field: Field, job, *repos: str) -> None:
 
 
 def kill_in_commit(field: Field, runner) -> threading.Event:
-    """Kill `runner` when it asks the Hub for the commit, before or after the Hub does it."""
+    """Kill `runner` when it requests the commit, before or after the Hub makes it."""
     killed = threading.Event()
 
     def kill(request) -> None:
@@ -82,7 +82,7 @@ def test_a_cancel_stops_the_work_and_frees_the_disk(sqlite_field):
     field.wait(lambda: not field.local_jobs(), "the disk to be freed")
     assert field.board.get(job.id).state == JobState.CANCELLED
     assert ("model", REPO) not in field.hub.repos
-    # Another attempt goes through, and what is asked for again is the same job.
+    # Another attempt succeeds, and an equal request is the same job.
     field.board.retry(job.id)
     field.over(job)
     assert_published_once(field, job, REPO)

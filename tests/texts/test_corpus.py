@@ -11,11 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dynquant.errors import HubUnavailableError, TextError
+from dynquant.errors import HubUnavailableError, ImagesError, TextError
 from dynquant.texts import corpus as corpus_module
 from dynquant.texts.corpus import Corpus
 from dynquant.texts.defaults import DEFAULT_CALIBRATION, DEFAULT_EVALUATION
 from dynquant.texts.documents import Chat
+from tests.pictures import make_pictures, picture
 
 MESSAGES = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
 CHAT = Chat(messages=tuple(MESSAGES))
@@ -376,3 +377,44 @@ def test_without_the_hub_a_person_hears_of_files_of_their_own(allow_files):
     with pytest.raises(HubUnavailableError) as raised:
         corpus.open("org/name")
     assert ("--calibration or --eval" in str(raised.value)) == allow_files
+
+
+def test_images_are_read_from_a_folder_or_from_a_dataset(tmp_path):
+    folder = make_pictures(tmp_path / "photos", 4)
+    rows = [{"image": {"bytes": picture(i), "path": ""}} for i in range(4)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    corpus = Corpus(open_dataset=FakeDatasets(tmp_path / "a.parquet").open)
+    assert corpus.open_images(str(folder)).name == "photos"
+    assert corpus.open_images("org/name").name == "org/name:default:train"
+
+
+def test_images_of_a_dataset_are_decoded_where_that_is_wanted(tmp_path):
+    rows = [{"image": {"bytes": b"none", "path": ""}} for i in range(4)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    corpus = Corpus(open_dataset=FakeDatasets(tmp_path / "a.parquet").open)
+    assert len(corpus.open_images("org/name", decode=False).prompts) == 4
+    with pytest.raises(ImagesError, match=r"'row 1 of org/name:default:train' is no PNG"):
+        corpus.open_images("org/name")
+
+
+def test_images_that_are_not_there_are_refused(corpus, tmp_path):
+    with pytest.raises(ImagesError, match="is a file"):
+        corpus.open_images(write(tmp_path / "a.png", "x"))
+    for source in ("", "./photos", "photos/", "a/b/c"):
+        with pytest.raises(ImagesError, match="There is no folder"):
+            corpus.open_images(source)
+
+
+def test_a_stranger_names_no_folder_of_this_machine(tmp_path):
+    folder = make_pictures(tmp_path / "photos", 4)
+    corpus = Corpus(open_dataset=FakeDatasets().open, allow_files=False)
+    with pytest.raises(ImagesError, match="There is no folder"):
+        corpus.open_images(str(folder))
+
+
+def test_a_dataset_that_is_not_there_is_an_error_on_images(tmp_path):
+    def refuse(source: str) -> FakeDataset:
+        raise TextError(f"There is no dataset '{source}'.")
+
+    with pytest.raises(ImagesError, match="no dataset 'org/name'"):
+        Corpus(open_dataset=refuse).open_images("org/name")

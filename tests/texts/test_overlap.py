@@ -34,7 +34,7 @@ def prose(num_words: int, *, seed: int) -> str:
 
 
 def stretches(text: str) -> set[str]:
-    """What is compared, taken literally."""
+    """The stretches by their definition, without hashes."""
     letters = "".join(filter(str.isalnum, text.casefold()))
     return {letters[i : i + STRETCH_LETTERS] for i in range(len(letters) - STRETCH_LETTERS + 1)}
 
@@ -116,12 +116,12 @@ def test_a_part_of_the_known_text_is_found_whole():
 
 @pytest.mark.parametrize("num_files", [1, 50])
 def test_boilerplate_counts_once_however_often_it_stands_there(num_files):
-    """Whole files of code begin with the same license, and are other files all the same."""
+    """Whole files of code begin with the same license and are different otherwise."""
     texts = [
         "".join(LICENSE + prose(400, seed=100 * i + j) for j in range(num_files)) for i in range(2)
     ]
     first, second = map(sketch_of, texts)
-    if num_files == 1:  # of so little text it is a part that matters
+    if num_files == 1:  # a relevant part of this short text
         assert share_of(first, known=second) > 0.05
     else:
         assert not is_too_much(first, known=second)

@@ -12,10 +12,11 @@ import pytest
 from dynquant.hub.new_models import HubNewModels
 from dynquant.jobs.board import DatabaseBoard
 from dynquant.jobs.job import Job
-from dynquant.watch import Watcher
+from dynquant.watch.config import WatchConfig
 from dynquant.watch.records import SweepReport
-from dynquant.watch.rules import Decision, WatchConfig
+from dynquant.watch.rules import Decision
 from dynquant.watch.state import DatabaseWatchState
+from dynquant.watch.watcher import Watcher
 from local_hub import LocalHub
 from tests.local_hub.conftest import client_home, talk_to
 from tests.watch.factories import make_config
@@ -53,7 +54,7 @@ class Scene:
         return Watcher(new_models, self.board, self.state, self.config, **self.options)
 
     def sweep(self, minutes: float, **options: Any) -> SweepReport:
-        """Sweep, and note what became of every model."""
+        """Sweep, and note the decision about every model."""
         self.decisions = {}
 
         def note(decision: Decision) -> None:
@@ -87,7 +88,7 @@ def scene(hub, tmp_path) -> Iterator[Scene]:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """What a sweep costs."""
+    """The requests and the memory of a sweep."""
     lines = [
         value
         for report in terminalreporter.getreports("passed")

@@ -1,10 +1,9 @@
-"""One sweep as a process of its own, which may be told to die.
+"""One sweep as a process of its own, which can be made to die.
 
     python -m tests.watch.driver HUB_URL DATABASE_URL NOW RULES [MOMENT:NUMBER]
 
 RULES is a file. At the NUMBERth MOMENT (`looked`, `ordered`, `queued` or `submitted`) the process
-kills itself, as a machine does that loses power. Otherwise it prints its report as JSON, with the
-most memory that it took.
+kills itself, as at a loss of power. Otherwise it prints its report as JSON, with its peak memory.
 """
 
 from __future__ import annotations
@@ -15,20 +14,20 @@ import signal
 import sys
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import psutil
 
 from dynquant.hub.new_models import HubNewModels
 from dynquant.jobs.board import DatabaseBoard
-from dynquant.watch import Watcher
 from dynquant.watch.config import parse_watch_config
 from dynquant.watch.records import report_to_json
 from dynquant.watch.rules import Decision
 from dynquant.watch.state import DatabaseWatchState
+from dynquant.watch.watcher import Watcher
 
 MOMENTS = {"looked": "look_up", "ordered": "order", "queued": "submit", "submitted": "submitted"}
-"""Moment → the call after which it is."""
+"""Moment → the method whose call precedes it."""
 
 
 class Mortal:
@@ -55,7 +54,7 @@ class Mortal:
 
 
 class Memory:
-    """The most that the process has taken, of a look at every hundredth model."""
+    """The peak memory of the process, sampled at every hundredth model."""
 
     def __init__(self) -> None:
         self.most = 0
@@ -71,16 +70,17 @@ class Memory:
 def main(hub_url: str, database_url: str, now: str, rules: str, death: str = "none:0") -> None:
     moment, _, number = death.partition(":")
     method = MOMENTS.get(moment, "")
-    hub, board, state = (
+    mortals: list[Any] = [
         Mortal(each, method, int(number))
         for each in (
             HubNewModels(endpoint=hub_url, token=False, sleep=lambda _: None),
             DatabaseBoard(database_url),
             DatabaseWatchState(database_url),
         )
-    )
+    ]
+    hub, board, state = mortals
     config = parse_watch_config(Path(rules).read_text(), name="watch.yaml")
-    watcher = Watcher(hub, board, state, config, supports=lambda kind: kind != "alien")
+    watcher = Watcher(hub, cast(Any, board), state, config, supports=lambda kind: kind != "alien")
     memory = Memory()
     report = watcher.sweep(datetime.fromisoformat(now), on_decision=memory.look)
     sys.stdout.write(json.dumps(report_to_json(report) | {"max_rss": memory.most}) + "\n")

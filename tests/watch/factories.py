@@ -1,4 +1,4 @@
-"""Models and rules that pass unless told otherwise."""
+"""Models and rules that match by default."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from dynquant.model.candidate import Candidate
-from dynquant.watch.rules import Rule, WatchConfig
+from dynquant.watch.config import Rule, WatchConfig
 
 __all__ = ["NOW", "make_candidate", "make_config", "make_rule"]
 
@@ -14,7 +14,7 @@ NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
 
 
 def make_candidate(repo_id: str = "org/Model-8B", **overrides: Any) -> Candidate:
-    """A model that was looked at with everything, and that nothing speaks against."""
+    """A model with full metadata that the default rule takes."""
     fields: dict[str, Any] = {
         "sha": "a" * 40,
         "author": repo_id.split("/", maxsplit=1)[0],

@@ -1,8 +1,8 @@
-"""A runner whose steps take no time, but for the last one: that publishes to the Hub, for real.
+"""A runner whose steps do nothing, except the last step, which publishes to the local Hub.
 
     python -m tests.watch.publishing FOLDER RUNNER_ID
 
-See `tests.jobs.driver` for what FOLDER holds. The models are small and say what they were made of.
+See `tests.jobs.driver` for the content of FOLDER. The models are small and name their sources.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tests.jobs.driver import FakeSteps, main
 
 
 class Silent:
-    """Progress that nobody watches."""
+    """Progress without output."""
 
     @contextmanager
     def track(self, steps: Mapping[str, int]) -> Iterator[OnStep]:
@@ -34,7 +34,7 @@ class Silent:
 
 
 class PublishingSteps(FakeSteps):
-    """Publishes each target as a folder with a plan and no weights to speak of."""
+    """Publishes each target as a folder with a plan and tiny weights."""
 
     def publish(self, request: JobRequest, job_id: str) -> str:
         names = {quantized_name(request.model, bpw): bpw for bpw in request.targets_bpw}

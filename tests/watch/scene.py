@@ -22,7 +22,7 @@ def stamp(at: datetime) -> str:
 
 
 def weights(num_parameters: int, seed: str) -> bytes:
-    """A file whose header tells of so many parameters."""
+    """A file whose header declares that number of parameters."""
     content = hashlib.sha256(seed.encode()).digest()
     return safetensors_bytes({"w": ("BF16", [num_parameters // _ROW, _ROW], content)})
 
@@ -73,7 +73,7 @@ def new_weights(hub: LocalHub, repo_id: str, at: datetime, *, seed: str) -> None
 def add_dynquant(
     hub: LocalHub, repo_id: str, source: str, *, sha: str, at: datetime | None = None
 ) -> None:
-    """What dynquant publishes of a model, as far as others look at it."""
+    """A repo of dynquant, with the parts that the watcher reads."""
     metadata = {
         "tags": ["mlx", "dynquant"],
         "base_model": source,

@@ -11,7 +11,7 @@ from huggingface_hub import constants
 from typer.testing import CliRunner
 
 from dynquant.cli.watching import watch_app
-from dynquant.errors import InvalidOptionError, RequestError
+from dynquant.errors import InvalidOptionError, ModelNotFoundError, RequestError
 from dynquant.settings import Settings
 from dynquant.watch.service import WatchService
 from dynquant.watch.status import WatchAct, WatchRequests
@@ -89,9 +89,12 @@ def test_a_model_is_explained_with_what_the_rules_look_at(rules):
     assert found["metadata"]["license"] == "apache-2.0"
     assert found["job_id"] == ""
     text = call("explain", "else/Model", "--config", rules)
-    assert "No rule speaks of it." in text
+    assert "No rule covers it." in text
     assert "parameters: 8.00 B" in text
-    assert "closed after" in call("explain", "org/none", "--config", rules)
+    with pytest.raises(ModelNotFoundError, match="There is no model 'org/none' on the Hub"):
+        call("explain", "org/none", "--config", rules)
+    address = "https://huggingface.co/org/Model/tree/main"
+    assert call_json("explain", address, "--config", rules)["model"] == "org/Model"
     call("--once", "--config", rules)
     assert "It was queued as job" in call("explain", "org/Model", "--config", rules)
 
@@ -131,15 +134,15 @@ def test_no_sweep_begins_by_hand_while_the_watcher_is_paused_or_another_one_runs
 def test_a_runner_sweeps_by_schedule_with_the_rules_as_they_are_then(scene, rules, tmp_path):
     environment = {"DYNQUANT_DATABASE_URL": scene.url, "DYNQUANT_HOME": str(tmp_path)}
     yearly = Settings.from_environment(environment | {"DYNQUANT_WATCH_CRON": "0 0 1 1 *"})
-    with WatchService(yearly, rules) as tower:
+    with WatchService(yearly, rules) as service:
         rules.write_text(RULES.replace("org", "else"))
-        report = tower.do_round()
+        report = service.do_round()
         assert report is not None
         assert report.queued == ("else/Model",)
-        assert tower.do_round() is None
+        assert service.do_round() is None
         rules.write_text("nonsense")
         with pytest.raises(InvalidOptionError, match=r"watch.yaml, line 1"):
-            tower.rules()
+            service.rules()
     never = Settings.from_environment(environment | {"DYNQUANT_WATCH_CRON": "never"})
     with pytest.raises(InvalidOptionError, match="five fields of cron"):
         WatchService(never, rules)
@@ -148,7 +151,7 @@ def test_a_runner_sweeps_by_schedule_with_the_rules_as_they_are_then(scene, rule
 def test_a_family_that_mlx_lm_does_not_run_is_skipped_before_it_is_queued(scene, rules):
     alien = model_files(config={"model_type": "no_such_family"})
     add_model(scene.hub, "org/Alien", datetime.now(UTC), alien)
-    helper = model_files(config={"model_type": "cache"})  # a module there, and no family
+    helper = model_files(config={"model_type": "cache"})  # a module of mlx-lm, but not a family
     add_model(scene.hub, "org/Helper", datetime.now(UTC), helper)
     found = call_json("--once", "--config", rules)["report"]
     assert found["queued"] == ["org/Model"]
@@ -177,9 +180,9 @@ def test_memory_sizes_are_served_by_the_shape_in_the_headers(scene, tmp_path):
     skips = {each["model"]: each["skip"] for each in found["decisions"]}
     targets = {each["model"]: each["targets_bpw"] for each in found["decisions"]}
     assert skips["org/Gone"] == "gone"  # between the look at it and at its headers
-    # A Mac with 8 GB leaves 5.45 GB: 2.42 of them go to this cache, and 0.5 where nobody knows.
+    # A Mac with 8 GB leaves 5.45 GB: this cache takes 2.42 of them, an unknown cache 0.5.
     assert (targets["org/Wide"], targets["org/Model"]) == ([3.0], [4.9])
-    # A page of each list; of each model itself, what is made of it, and its headers.
+    # A page of each list; for each model its metadata, its quants and its headers.
     assert found["report"]["calls"] <= 2 + 3 * 8
     requests = Counter(request.path.partition("?")[0] for request in scene.hub.requests)
     assert requests["/api/models/org/Wide"] <= 3
@@ -188,17 +191,17 @@ def test_memory_sizes_are_served_by_the_shape_in_the_headers(scene, tmp_path):
 
 def test_what_a_space_asks_for_is_done(scene, rules, tmp_path):
     environment = {"DYNQUANT_DATABASE_URL": scene.url, "DYNQUANT_HOME": str(tmp_path)}
-    with WatchService(Settings.from_environment(environment), rules) as tower:
-        tower.run_errands(WatchRequests(act=WatchAct.PAUSE))
-        assert tower.status().is_paused
+    with WatchService(Settings.from_environment(environment), rules) as service:
+        service.carry_out(WatchRequests(act=WatchAct.PAUSE))
+        assert service.status().is_paused
         with pytest.raises(RequestError, match="paused"):
-            tower.run_errands(WatchRequests(act=WatchAct.SWEEP))
-        tower.run_errands(WatchRequests(act=WatchAct.RESUME))
-        tower.run_errands(WatchRequests(look_at=("org/Model", "else/Model", "org/Model")))
-        wait_until(lambda: len(tower.status().reports) >= 2)
+            service.carry_out(WatchRequests(act=WatchAct.SWEEP))
+        service.carry_out(WatchRequests(act=WatchAct.RESUME))
+        service.carry_out(WatchRequests(look_at=("org/Model", "else/Model", "org/Model")))
+        wait_until(lambda: len(service.status().reports) >= 2)
         assert [job.request.model for job in scene.board.list()] == ["org/Model"]
-        assert scene.state.known("else/Model") is None
-        tower.run_errands(WatchRequests(act=WatchAct.SWEEP))
-        # A model that is asked for twice may be looked at twice.
-        wait_until(lambda: tower.status().reports[0].num_seen == 3)
-        wait_until(lambda: not tower.status().is_sweeping)
+        assert scene.state.seen("else/Model") is None
+        service.carry_out(WatchRequests(act=WatchAct.SWEEP))
+        # A model that is requested twice may be looked at twice.
+        wait_until(lambda: service.status().reports[0].num_seen == 3)
+        wait_until(lambda: not service.status().is_sweeping)

@@ -9,8 +9,7 @@ import pytest
 import yaml
 
 from dynquant.errors import InvalidOptionError
-from dynquant.watch.config import parse_watch_config, schema_text
-from dynquant.watch.rules import Rule, WatchConfig
+from dynquant.watch.config import Rule, WatchConfig, parse_watch_config, schema_text
 
 FOLDER = Path(__file__).parents[2] / "space_config"
 EXAMPLE = (FOLDER / "watch.yaml").read_text(encoding="utf-8")
@@ -63,7 +62,7 @@ def complaint(text: str) -> str:
 
 
 def rule(*lines: str, instead_of: str = "") -> str:
-    """A file with one rule that is right but for `lines`."""
+    """A file with one valid rule and `lines`."""
     kept = [line for line in ("name: a", "bpw: [4.5]", "destination: you") if line != instead_of]
     return "rules:\n  - " + "\n    ".join((*kept, *lines)) + "\n"
 

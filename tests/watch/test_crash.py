@@ -1,4 +1,4 @@
-"""Sweeps as processes that are killed, and the real engine that does what they queued."""
+"""Sweeps as processes that are killed, and the real engine that does their jobs."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_a_sweep_killed_at_any_moment_skips_nothing_and_queues_nothing_twice(sce
     for number in range(4):
         add_model(scene.hub, f"org/m{number}", scene.at(-30 + number))
     sweeps.killed(scene.at(0), moment)
-    # Between the two, somebody corrects the cards: the commits are others, the weights the same.
+    # Between the two the cards are corrected: new commits with the same weights.
     edit_card(scene.hub, "org/m0", scene.at(1))
     edit_card(scene.hub, "org/m1", scene.at(1))
     sweeps.whole(scene.at(2))
@@ -92,12 +92,12 @@ def test_thirty_models_over_several_sweeps_and_three_deaths_are_published_each_o
 ):
     hub, at = scene.hub, scene.at
     hub.add_user("you", token="hf_you")
-    # 12 that are right, on which three sweeps die and end.
+    # 12 that match, on which three sweeps die and end.
     for number in range(8):
         add_model(hub, f"org/small-{number}", at(-60 + number))
     for number in range(4):
         add_model(hub, f"org/large-{number}", at(-50 + number), model_files(30 * 10**9))
-    # 10 that must never be converted, each for a reason of its own.
+    # 10 that must never be converted, each for a different reason.
     add_model(hub, "org/gated", at(-40), gated="auto")
     add_model(hub, "org/quant-GGUF", at(-40))
     add_model(hub, "org/alien", at(-40), model_files(config={"model_type": "alien"}))
@@ -117,7 +117,7 @@ def test_thirty_models_over_several_sweeps_and_three_deaths_are_published_each_o
     sweeps.killed(at(0), "looked:9")
     sweeps.killed(at(5), "queued:3")
     first = sweeps.whole(at(10))
-    # 4 more come, one is there already, and two of the first change: words, weights.
+    # 4 new, one already published, and two of the first changed: words, weights.
     for name in ("late-0", "late-1", "late-2"):
         add_model(hub, f"org/{name}", at(12))
     add_model(hub, "org/there", at(12))
@@ -173,7 +173,7 @@ def test_thirty_models_over_several_sweeps_and_three_deaths_are_published_each_o
             for name, model in right.items()
             if model != "org/small-0"
         } | dict.fromkeys(_small(0), ("org/small-0", before["org/small-0"], 1))
-        # What was published is updated, in the same repos, once its weights are others.
+        # Published quants are updated in the same repos when the weights change.
         new_weights(hub, "org/small-2", at(22), seed="better still")
         assert sweeps.whole(at(25))["queued"] == ["org/small-2"]
         _all_over(arena)
@@ -198,7 +198,7 @@ _REMEMBERED = {
     "org/there": Skip.ALREADY_PUBLISHED,
     "org/small-0": Skip.SAME_WEIGHTS,
 }
-"""What is kept of a close look."""
+"""The stored skip of a close look."""
 
 _REFUSED = {
     "org/gated": Skip.GATED,
@@ -214,8 +214,8 @@ _REFUSED = {
 
 
 def _kept(scene, name: str) -> Skip | None:
-    known = scene.state.known(name)
-    return known.skip if known is not None else None
+    seen = scene.state.seen(name)
+    return seen.skip if seen is not None else None
 
 
 def _all_over(arena: Arena) -> dict[str, str]:
@@ -236,7 +236,7 @@ def _small(number: int) -> set[str]:
 
 
 def _made(hub) -> dict[str, tuple[str, str, int]]:
-    """What runners published: repo → model, its commit, and number of commits that hold files."""
+    """Published repos: repo → model, its commit, and number of commits with files."""
     found = {}
     for (_, name), repo in hub.repos.items():
         if not name.startswith("you/") or name in _NOT_MADE:

@@ -10,7 +10,7 @@ from dynquant.jobs.database import Database
 from dynquant.jobs.job import JobState, Outcome, PublishedRepo
 from dynquant.jobs.registry import Registry
 from dynquant.jobs.store import JobStore
-from dynquant.watch.mention_text import MENTION_TITLE
+from dynquant.watch.mentions import MENTION_TITLE
 from tests.watch.factories import make_config, make_rule
 from tests.watch.scene import add_model, new_weights
 

@@ -1,4 +1,4 @@
-"""What strangers may know: no private job, rule or model, by name, by number or by place."""
+"""Public views show no private job, rule or model, by name, by number or by position."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import pytest
 
 from dynquant.jobs.job import Job, JobState
 from dynquant.jobs.request import JobRequest
+from dynquant.watch.config import Rule, WatchConfig
 from dynquant.watch.public import num_running, public_jobs, public_status
 from dynquant.watch.records import SeenModel, SweepReport
-from dynquant.watch.rules import Rule, WatchConfig
 from dynquant.watch.skips import Skip
 from dynquant.watch.status import WatchStatus
 

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dynquant.model.candidate import Candidate
-from dynquant.watch.rules import WatchConfig, decide, may_cover
-from dynquant.watch.skips import EXPLANATIONS, Skip
+from dynquant.model.candidate import SOURCES, Candidate
+from dynquant.watch.config import WatchConfig
+from dynquant.watch.rules import decide, may_cover
+from dynquant.watch.skips import Skip
 from tests.watch.factories import NOW, make_candidate, make_config, make_rule
 
 TAGS = ("safetensors", "qwen3", "license:apache-2.0")
@@ -45,7 +46,10 @@ def test_a_plain_new_model_is_taken_by_the_first_rule_that_matches():
         ({"tags": (*TAGS, "exl2")}, Skip.QUANT),
         ({"tags": (*TAGS, "4-bit")}, Skip.QUANT),
         ({"library": "mlx"}, Skip.QUANT),
-        ({"is_quantized": True}, Skip.QUANT),
+        ({"form": "GPTQ"}, Skip.QUANT),
+        ({"form": "MLX"}, Skip.QUANT),
+        ({"tags": (*TAGS, "fp8")}, Skip.QUANT),
+        ({"tags": (*TAGS, "base_model:quantized:org/Base", "fp8"), "form": "float8"}, Skip.QUANT),
         ({"tags": (*TAGS, "lora")}, Skip.ADAPTER),
         ({"tags": (*TAGS, "base_model:adapter:org/Base")}, Skip.ADAPTER),
         ({"library": "peft"}, Skip.ADAPTER),
@@ -64,7 +68,7 @@ def test_a_plain_new_model_is_taken_by_the_first_rule_that_matches():
         ({"tags": (*TAGS, "license:cc-by-nd-4.0")}, Skip.NO_DERIVATIVES),
     ],
 )
-def test_manners_hold_whatever_the_rules_say(overrides, skip):
+def test_fixed_limits_hold_for_every_rule(overrides, skip):
     taking_everything = make_rule(gated=True, unknown_license=True, pipeline_tags=())
     assert skip_of(make_candidate(**overrides), make_config(taking_everything)) is skip
 
@@ -93,6 +97,20 @@ def test_ordinary_names_are_not_taken_for_those_of_quants(name):
     assert skip_of(make_candidate(f"org/{name}")) is None
 
 
+@pytest.mark.parametrize(
+    ("form", "tags"),
+    [
+        ("float8", ("fp8", "8-bit")),
+        ("MXFP4", ("mxfp4", "8-bit")),
+        ("compressed-tensors", ("compressed-tensors", "4-bit")),
+        ("NVIDIA ModelOpt", ("modelopt",)),
+    ],
+)
+def test_an_original_in_low_precision_is_taken_whatever_tags_the_hub_gives_it(form, tags):
+    assert skip_of(make_candidate(form=form, tags=(*TAGS, *tags))) is None
+    assert skip_of(as_listed(make_candidate(tags=(*TAGS, *tags)))) is None
+
+
 @pytest.mark.parametrize("entry", ["Org", "org/model-8b"])
 def test_the_opt_out_list_names_owners_and_repos_in_any_case(entry):
     config = make_config(opt_out=(entry,))
@@ -116,6 +134,10 @@ def test_the_opt_out_list_names_owners_and_repos_in_any_case(entry):
         ({"architectures": ("LlamaForCausalLM",)}, {}, Skip.NOT_COVERED),
         ({"architectures": ("Qwen3ForCausalLM",)}, {}, None),
         ({"architectures": ("qwen3",)}, {}, None),
+        ({"sources": ("low-precision",)}, {}, Skip.NOT_COVERED),
+        ({"sources": ("low-precision",)}, {"form": "float8"}, None),
+        ({"sources": ("full-precision",)}, {}, None),
+        ({"sources": ("full-precision",)}, {"form": "MXFP4"}, Skip.NOT_COVERED),
         ({}, {"gated": "auto"}, Skip.GATED),
         ({"gated": True}, {"gated": "manual"}, None),
         ({"min_parameters": 9 * 10**9}, {}, Skip.TOO_SMALL),
@@ -156,13 +178,14 @@ def test_the_reason_is_that_of_the_first_rule_which_speaks_of_such_models():
 
 
 def test_every_reason_is_explained_in_a_sentence():
-    assert set(EXPLANATIONS) == set(Skip)
-    for sentence in EXPLANATIONS.values():
+    for sentence in (skip.sentence for skip in Skip):
         assert sentence[0].isupper()
         assert sentence.endswith(".")
 
 
-words = st.sampled_from(["qwen3", "gguf", "lora", "chat", "safetensors", "dynquant", "no-quantize"])
+words = st.sampled_from(
+    ["qwen3", "gguf", "fp8", "lora", "chat", "safetensors", "dynquant", "no-quantize"]
+)
 licenses = st.sampled_from(["mit", "other", "cc-by-nd-4.0", "apache-2.0"])
 tags = st.tuples(
     st.lists(words, max_size=3), st.lists(licenses.map("license:".__add__), max_size=2)
@@ -178,7 +201,7 @@ candidates = st.builds(
     gated=st.sampled_from(["", "auto"]),
     private=st.booleans(),
     opted_out=st.booleans(),
-    is_quantized=st.booleans(),
+    form=st.sampled_from(["", "float8", "GPTQ"]),
     likes=st.integers(0, 3),
     weights=st.sampled_from([(), ("model.safetensors",), ("model-00001-of-00002.safetensors",)]),
     created_at=st.integers(0, 100).map(lambda hours: NOW - timedelta(hours=hours)),
@@ -194,6 +217,7 @@ rules = st.builds(
     unknown_license=st.booleans(),
     gated=st.booleans(),
     min_likes=st.integers(0, 2),
+    sources=st.sampled_from([SOURCES, SOURCES[:1], SOURCES[1:]]),
     max_age_hours=st.sampled_from([None, 48]),
     min_age_hours=st.sampled_from([0, 2]),
 )
@@ -203,12 +227,12 @@ configs = st.lists(rules, min_size=1, max_size=3, unique_by=lambda rule: rule.na
 
 
 def as_listed(candidate: Candidate) -> Candidate:
-    """What a list of the Hub says of it."""
+    """The same model as a list entry of the Hub."""
     unlisted: dict[str, Any] = {
         "model_type": "",
         "architectures": (),
         "opted_out": False,
-        "is_quantized": False,
+        "form": "",
         "files": None,
         "weights": (),
         "fingerprint": "",
@@ -246,5 +270,5 @@ def test_nothing_that_is_covered_only_by_name_is_ever_taken(candidate, config):
 
 def test_the_documentation_explains_every_reason():
     page = (Path(__file__).parents[2] / "docs" / "watcher.md").read_text(encoding="utf-8")
-    for skip, sentence in EXPLANATIONS.items():
-        assert f"| `{skip}` | {sentence} |" in page
+    for skip in Skip:
+        assert f"| `{skip}` | {skip.sentence} |" in page

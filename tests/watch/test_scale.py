@@ -1,4 +1,4 @@
-"""A Hub with many models: what a sweep costs depends on what is new, not on what there is."""
+"""A Hub with many models: the cost of a sweep depends on the new ones, not on the total."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_a_sweep_over_the_last_hour_costs_some_calls_whatever_else_the_hub_has(
         hub.add(f"user{number % 500}/m{number}", {}, created_at=date, last_modified=date)
     sweeps = Sweeps(scene, tmp_path, RULES)
     assert sweeps.whole(scene.at(-120))["queued"] == []
-    # What is uploaded in an hour: every tenth is a model that a rule takes.
+    # The uploads of an hour: a rule takes every tenth model.
     quant = model_files(tags=["gguf"])
     for number in range(NUM_NEW):
         files = None if number % 10 == 0 else quant
@@ -43,7 +43,7 @@ def test_a_sweep_over_the_last_hour_costs_some_calls_whatever_else_the_hub_has(
     record_property("watch", calls)
     assert len(report["queued"]) == NUM_NEW // 10
     assert report["skipped"][Skip.QUANT] == NUM_NEW - NUM_NEW // 10
-    # A page of each list, and for each model that a rule takes: itself, and what is made of it.
+    # A page of each list, and for each model that a rule takes its metadata and its quants.
     assert report["calls"] == len(hub.requests) == 2 + 2 * (NUM_NEW // 10)
     assert sum(request.num_bytes for request in hub.requests) < 2_000_000
 

@@ -7,9 +7,8 @@ from typing import Any
 import pytest
 
 from dynquant.errors import InvalidOptionError
-from dynquant.watch import ScheduledSweeps, parse_cron
 from dynquant.watch.records import SweepReport
-from dynquant.watch.schedule import is_due
+from dynquant.watch.schedule import ScheduledSweeps, is_due, parse_cron
 from dynquant.watch.state import DatabaseWatchState
 
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)

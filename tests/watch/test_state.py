@@ -38,7 +38,7 @@ def make_order(job_id: str = "j1", **overrides: Any) -> Order:
     return Order(job_id=job_id, **fields | overrides)
 
 
-def make_known(repo_id: str = "org/m", **overrides) -> SeenModel:
+def make_seen(repo_id: str = "org/m", **overrides) -> SeenModel:
     return SeenModel(repo_id=repo_id, **{"sha": "s", "fingerprint": "f"} | overrides)
 
 
@@ -50,13 +50,13 @@ def test_what_is_kept_is_there_for_another_process(state, database_url):
     assert state.cursor() is None
     cursor = Cursor(since=NOW - HOUR, created=NOW, modified=NOW + HOUR)
     state.save_cursor(cursor)
-    state.remember(make_known(skip=Skip.GATED))
+    state.remember(make_seen(skip=Skip.GATED))
     other = DatabaseWatchState(database_url)
     assert other.cursor() == cursor
-    assert other.known("org/m") == make_known(skip=Skip.GATED)
-    assert other.known("org/n") is None
-    other.remember(make_known(sha="t", job_id="j"))
-    assert state.known("org/m") == make_known(sha="t", job_id="j")
+    assert other.seen("org/m") == make_seen(skip=Skip.GATED)
+    assert other.seen("org/n") is None
+    other.remember(make_seen(sha="t", job_id="j"))
+    assert state.seen("org/m") == make_seen(sha="t", job_id="j")
     other.close()
 
 
@@ -65,18 +65,18 @@ def test_models_come_up_again_when_they_are_due_the_longest_first(state):
         state.postpone(PostponedModel(repo_id=name, due=NOW + number * HOUR, since=NOW))
     assert [each.repo_id for each in state.due(NOW + HOUR, limit=9)] == ["b", "a"]
     assert [each.repo_id for each in state.due(NOW + 9 * HOUR, limit=1)] == ["b"]
-    assert state.later("c") == PostponedModel(repo_id="c", due=NOW + 2 * HOUR, since=NOW)
+    assert state.postponed("c") == PostponedModel(repo_id="c", due=NOW + 2 * HOUR, since=NOW)
     state.forget("b")
-    state.remember(make_known("a"))
+    state.remember(make_seen("a"))
     assert [each.repo_id for each in state.due(NOW + 9 * HOUR, limit=9)] == ["c"]
 
 
 def test_an_order_is_there_until_the_queue_has_it_and_is_spent_once(state):
     state.postpone(PostponedModel(repo_id="org/m", due=NOW, since=NOW))
     for _ in range(2):
-        state.order(make_order(), make_known(job_id="j1"))
-    state.order(make_order("j2", num_bytes=5), make_known("org/n", job_id="j2"))
-    state.order(make_order("j3", rule="b"), make_known("org/o", job_id="j3"))
+        state.order(make_order(), make_seen(job_id="j1"))
+    state.order(make_order("j2", num_bytes=5), make_seen("org/n", job_id="j2"))
+    state.order(make_order("j3", rule="b"), make_seen("org/o", job_id="j3"))
     assert state.unsubmitted()[0] == make_order()
     assert state.due(NOW, limit=9) == ()
     for job_id in ("j1", "j2", "j3"):
@@ -148,14 +148,14 @@ def test_reports_come_back_the_latest_first(state):
 
 
 def test_only_the_newest_memories_are_kept(state, monkeypatch):
-    monkeypatch.setattr("dynquant.watch.state._MAX_KNOWN", 2)
-    monkeypatch.setattr("dynquant.watch.state._MAX_LATER", 2)
+    monkeypatch.setattr("dynquant.watch.state._MAX_SEEN", 2)
+    monkeypatch.setattr("dynquant.watch.state._MAX_POSTPONED", 2)
     monkeypatch.setattr("dynquant.watch.state._MAX_REPORTS", 2)
     for name in ("a", "b", "c", "d"):
-        state.remember(make_known(name))
+        state.remember(make_seen(name))
         state.postpone(PostponedModel(repo_id=f"later-{name}", due=NOW, since=NOW))
         state.add_report(SweepReport(started_at=NOW, secs=0))
-    assert [name for name in "abcd" if state.known(name)] == ["c", "d"]
+    assert [name for name in "abcd" if state.seen(name)] == ["c", "d"]
     assert len(state.due(NOW, limit=9)) == 2
     assert len(state.reports(limit=9)) == 2
 
@@ -163,24 +163,24 @@ def test_only_the_newest_memories_are_kept(state, monkeypatch):
 def test_tables_of_the_first_version_get_what_they_lack_and_keep_what_they_have(
     state, database_url
 ):
-    state.order(make_order(), make_known("org/m"))
+    state.order(make_order(), make_seen("org/m"))
     with state._database.writing() as connection:
         connection.execute(sa.text("DROP TABLE dynquant_watch_mentions"))
         connection.execute(sa.text("UPDATE dynquant_watch_schema SET version = 1"))
     for _ in range(2):
         other = DatabaseWatchState(database_url)
         assert other.unsubmitted()[0].job_id == "j1"
-        other.order(make_order("j2"), make_known("org/m"), mention=True)
+        other.order(make_order("j2"), make_seen("org/m"), mention=True)
         assert [each.job_id for each in other.mentions(limit=9)] == ["j2"]
         other.close()
 
 
 def test_an_author_who_was_told_is_not_told_of_another_job(state):
-    state.order(make_order("j1"), make_known("org/m"), mention=True)
-    state.order(make_order("j2"), make_known("org/m"), mention=True)
+    state.order(make_order("j1"), make_seen("org/m"), mention=True)
+    state.order(make_order("j2"), make_seen("org/m"), mention=True)
     assert [each.job_id for each in state.mentions(limit=9)] == ["j2"]
     state.mentioned("org/m")
-    state.order(make_order("j3"), make_known("org/m"), mention=True)
+    state.order(make_order("j3"), make_seen("org/m"), mention=True)
     assert state.mentions(limit=9) == ()
 
 

@@ -12,9 +12,9 @@ from dynquant.hub.new_models import HubNewModels
 from dynquant.jobs.job import JobState
 from dynquant.jobs.request import JobRequest, Priority
 from dynquant.quant.recipe import RECIPE_VERSION
-from dynquant.watch import Watcher
 from dynquant.watch.skips import Skip
 from dynquant.watch.targets import MemoryFootprint
+from dynquant.watch.watcher import Watcher
 from tests.watch.factories import NOW, make_candidate, make_config, make_rule
 from tests.watch.scene import add_dynquant, add_model, edit_card, model_files, new_weights
 from tests.watch.test_targets import make_footprint
@@ -26,7 +26,7 @@ LISTS = "GET /api/models$"
 
 
 class PickyBoard:
-    """The board, but it refuses some models, or takes nothing for now."""
+    """The board, but it refuses some models, or is unavailable."""
 
     def __init__(self, board: Any, *, refuses: str = "", is_full: bool = False) -> None:
         self._board = board
@@ -277,13 +277,13 @@ def test_a_model_that_grows_popular_is_found_and_ever_less_often_looked_at(scene
 
 
 def test_clocks_that_disagree_lose_nothing(scene):
-    # Ours is three hours ahead, more than the first sweep goes back.
+    # Our clock is three hours ahead, more than the first sweep goes back.
     scene.config = make_config(look_back_hours=2)
     add_model(scene.hub, "org/a", scene.at(-10))
     assert scene.sweep(180).queued == ("org/a",)
     add_model(scene.hub, "org/b", scene.at(20))
     assert scene.sweep(210).queued == ("org/b",)
-    # Ours is three hours behind.
+    # Our clock is three hours behind.
     add_model(scene.hub, "org/c", scene.at(50))
     assert scene.sweep(50 - 180).queued == ("org/c",)
     add_model(scene.hub, "org/d", scene.at(80))
@@ -310,7 +310,9 @@ def test_a_hub_that_fails_midway_costs_nothing_but_time(scene):
     scene.hub.fail("GET /api/models/org/m[0-3]", status=503)
     report = scene.sweep(0)
     assert report.queued == ("org/m4", "org/m5")
-    assert report.skipped == {Skip.NO_ANSWER: 2}  # and with the third one it is the Hub
+    assert report.skipped == {
+        Skip.NO_ANSWER: 2
+    }  # after the third failure the Hub counts as unavailable
     assert "status 503" in report.sentence
     assert scene.state.cursor() is None
     (kept,) = scene.state.reports(limit=9)
@@ -347,7 +349,7 @@ def test_what_was_queued_and_is_no_longer_popular_is_left_in_peace(scene):
 
 
 class EndlessHub:
-    """A Hub on which quants appear faster than anybody can look."""
+    """A Hub on which quants appear faster than the sweep reads."""
 
     num_calls = 0
 
@@ -539,14 +541,12 @@ def test_one_model_is_looked_at_alone_without_moving_the_cursor(scene):
     assert (report.num_seen, report.queued) == (1, ("org/M",))
     assert scene.state.cursor() is None
     assert scene.watcher.sweep_repo("org/M", scene.at(1)).skipped == {Skip.UNCHANGED: 1}
-    assert scene.watcher.covers("org/M")
     assert scene.sweep(2).queued == ("org/N",)
 
 
 def test_a_model_that_no_rule_speaks_of_costs_no_request(scene):
     scene.config = make_config(make_rule(authors=("org",)))
     report = scene.watcher.sweep_repo("else/M", scene.at(0))
-    assert not scene.watcher.covers("else/M")
     assert report.skipped == {Skip.NOT_COVERED: 1}
     assert (report.num_calls, scene.hub.requests) == (0, [])
 
@@ -557,8 +557,8 @@ def test_an_explanation_forgets_what_was_done_but_says_so(scene):
     look = scene.watcher.explain("org/M", scene.at(1))
     assert (look.decision.rule, look.decision.skip) == ("all", None)
     assert look.decision.targets_bpw == (4.5,)
-    assert look.known is not None
-    assert look.known.job_id == scene.jobs()["org/M"].id
+    assert look.seen is not None
+    assert look.seen.job_id == scene.jobs()["org/M"].id
     assert scene.watcher.explain("org/none", scene.at(1)).decision.skip is Skip.GONE
 
 
@@ -587,9 +587,9 @@ def test_more_than_a_sweep_may_look_at_closely_waits_for_the_next(scene):
 
 
 def test_a_pause_is_kept(scene):
-    scene.watcher.pause()
+    scene.state.set_paused(True)
     assert scene.state.is_paused
-    scene.watcher.resume()
+    scene.state.set_paused(False)
     assert not scene.state.is_paused
 
 

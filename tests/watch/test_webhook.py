@@ -5,9 +5,14 @@ from typing import Any
 
 import pytest
 
-from dynquant.watch import RecentEvents, WebhookEvent, WebhookRefusedError, verify_and_parse
 from dynquant.watch.rules import may_cover
-from dynquant.watch.webhook import MAX_BODY_BYTES
+from dynquant.watch.webhook import (
+    MAX_BODY_BYTES,
+    RecentEvents,
+    WebhookEvent,
+    WebhookRefusedError,
+    verify_and_parse,
+)
 from tests.watch.factories import make_config, make_rule
 
 pytestmark = pytest.mark.harden("web")

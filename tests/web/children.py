@@ -25,7 +25,7 @@ def running(
     """A process, in a group of its own so that nothing that it starts outlives it.
 
     Args:
-        log: Where what it says goes, behind what is there; None for where we say things.
+        log: File to append its output to; None for the output of this process.
     """
     with log.open("ab") if log else nullcontext() as said:
         process = subprocess.Popen(

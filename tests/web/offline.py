@@ -10,11 +10,13 @@ import os
 import signal
 import sqlite3
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
+from dynquant.jobs.served import announced
+from dynquant.settings import Settings
 from local_hub import LocalHub
 from local_hub.texts import add_default_texts
 from tests.web.children import ROOT, running
@@ -35,13 +37,14 @@ pipeline_tag: text-generation
 
 
 def main() -> int:
-    """Serve until Ctrl-C, or until somebody ends this process."""
+    """Serve until Ctrl-C, or until this process is ended."""
     for ending in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(ending, signal.default_int_handler)
     FOLDER.mkdir(parents=True, exist_ok=True)
     try:
         with (
             offline_hub(FOLDER / "hub") as hub,
+            announced(_queue(environment(hub, FOLDER)), home=_home_of_commands()),
             running([sys.executable, "app.py"], environment(hub, FOLDER)) as process,
         ):
             _say(f"On this machine alone: a Hub at {hub.url}, with the model {SOURCE} on it.")
@@ -51,6 +54,15 @@ def main() -> int:
     except sqlite3.OperationalError:
         _say("These pages run already: stop them first.")
         return 1
+
+
+def _queue(variables: Mapping[str, str]) -> str:
+    return Settings.from_environment(variables).database_url
+
+
+def _home_of_commands() -> Path:
+    """The home of commands that are typed in another terminal."""
+    return Settings.from_environment({}).home
 
 
 def _say(line: str) -> None:

@@ -16,10 +16,11 @@ import sqlalchemy as sa
 import uvicorn
 from fastapi import FastAPI
 
+from dynquant.hub.accounts import Account
 from dynquant.hub.hardware import Mac
 from dynquant.hub.models import opened_briefly
 from dynquant.hub.published import HubRepos
-from dynquant.hub.publishing import Account
+from dynquant.hub.publishing import HubPublisher
 from dynquant.hub.search import HubSearch
 from dynquant.hub.visitor import HubVisitor
 from dynquant.jobs import tables
@@ -30,13 +31,15 @@ from dynquant.jobs.job_text import job_to_text
 from dynquant.jobs.registry import Registry
 from dynquant.jobs.request import JobRequest
 from dynquant.jobs.store import JobStore
+from dynquant.model.access import Access
+from dynquant.model.origin import Origin
 from dynquant.quant.recipe import RECIPE_VERSION
 from dynquant.report.artefacts import facts_from_json
 from dynquant.report.facts import ModelFacts
 from dynquant.report.finished_files import PLAN, REPORT, file_contents
 from dynquant.settings import Settings
-from dynquant.watch import Webhook
 from dynquant.watch.service import WatchService
+from dynquant.watch.webhook import Webhook
 from dynquant.web.finished_models import FinishedModels
 from dynquant.web.model_lookup import ModelLookup
 from dynquant.web.ports import JobsPort
@@ -48,10 +51,10 @@ from dynquant.web.space_watch import SpaceWatch
 from local_hub import LocalHub
 from tests.report.card_factories import (
     make_facts,
-    make_ladder,
     make_original,
     make_row,
     make_uniform,
+    make_variants,
 )
 from tests.waiting import PATIENCE_SECS, wait_until
 from tests.watch.scene import add_model, model_files
@@ -122,13 +125,13 @@ def make_request(**overrides: Any) -> JobRequest:
 
 
 def make_family(source: str = "Qwen/Qwen3-0.6B") -> list[ModelFacts]:
-    """Models of all variants of one ladder."""
+    """Models of all sizes of one original."""
     name = source.rpartition("/")[2]
-    ladder = tuple(
-        replace(variant, name=f"{name}-MLX-{variant.target_bpw}bpw") for variant in make_ladder()
+    variants = tuple(
+        replace(variant, name=f"{name}-MLX-{variant.target_bpw}bpw") for variant in make_variants()
     )
     found = []
-    for variant in ladder:
+    for variant in variants:
         row = make_row(
             stored_bpw=variant.stored_bpw,
             num_bytes=variant.num_bytes,
@@ -139,7 +142,7 @@ def make_family(source: str = "Qwen/Qwen3-0.6B") -> list[ModelFacts]:
         facts = make_facts(
             name=variant.name,
             source=source,
-            ladder=ladder,
+            variants=variants,
             rows=(make_original(), make_uniform(), row),
         )
         plan = replace(facts.plan, target_bpw=variant.target_bpw, stored_bpw=variant.stored_bpw)
@@ -171,7 +174,7 @@ def opened(
     Args:
         space_watch: The watcher that runners post, on a Space.
     """
-    web = settings or WebSettings(publish_to=NAMESPACE)
+    web = settings or WebSettings()
     url = f"sqlite:///{folder / 'jobs.sqlite'}"
     with LocalHub() as hub:
         hub.add_user(NAMESPACE, token="hf_quants")
@@ -188,6 +191,11 @@ def opened(
 
         def macs(visitor_token: str) -> tuple[Mac, ...]:
             return HubVisitor(visitor_token, endpoint=hub.url).macs()
+
+        def check_destination(repo_id: str, origin: Origin, access: Access) -> None:
+            HubPublisher(endpoint=hub.url, token="hf_quants").check(
+                repo_id, origin=origin, access=access
+            )
 
         watch = None
         if rules is not None:
@@ -208,7 +216,8 @@ def opened(
             ),
             search=search,
             finished_models=FinishedModels(search, namespace=NAMESPACE),
-            namespace=lambda: web.publish_to,
+            namespace=lambda: NAMESPACE,
+            check_destination=None if web.is_space else check_destination,
             watch=watch or space_watch,
         )
         try:

@@ -1,6 +1,6 @@
 """Signing in with the Hub: the OAuth endpoints of the real one, for a local one.
 
-A page lists the users; who follows a link is signed in as that user, with the user's own token.
+A page lists the users; each link signs the visitor in as that user, with the user's own token.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ async def get_user(call: Here) -> Answer:
 
 
 def _profile(hub: LocalHub, user: str) -> dict[str, Any]:
-    """What the scope `profile` gives, but for what /oauth/userinfo alone says."""
+    """The fields of the scope `profile` that other endpoints than /oauth/userinfo have too."""
     return {
         "sub": user,
         "name": user.capitalize(),

@@ -74,7 +74,7 @@ def opened_space(home: Path, *, log: Path | None = None) -> Iterator[Space]:
 
     Args:
         home: Its folder.
-        log: Where what it says goes; None for where we say things.
+        log: File for its output; None for the output of this process.
     """
     sign_in.install()
     if duplicating.router.routes[0] not in app.router.routes:

@@ -18,7 +18,7 @@ from dynquant.web.allowed_routes import is_allowed
 from dynquant.web.settings import WebSettings
 from tests.waiting import PATIENCE_SECS
 from tests.web.browser import settled
-from tests.web.scene import NAMESPACE, SOURCE, Field, opened, populated
+from tests.web.scene import SOURCE, Field, opened, populated
 
 pytestmark = [pytest.mark.hub, pytest.mark.harden("web")]
 
@@ -50,7 +50,7 @@ def kept(tmp_path_factory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def space(kept, tmp_path_factory) -> Iterator[Field]:
-    settings = WebSettings(publish_to=NAMESPACE, is_space=True)
+    settings = WebSettings(is_space=True)
     with opened(tmp_path_factory.mktemp("space"), settings=settings, mcp_server=True) as space:
         yield space
     gc.collect()  # the loops that Gradio left, while their warnings are still ignored

@@ -43,14 +43,22 @@ def test_a_model_is_asked_for_watched_and_cancelled(field, page):
     assert sum(each.request.targets_bpw == (5.4,) for each in field.board.list()) == 1
 
     session = field.run(job.id, StepProgress(step="download", fraction=0.25))
-    expect(page.get_by_role("progressbar")).to_have_attribute("aria-valuenow", "25")
+    expect(page.get_by_role("progressbar", name="Download it")).to_have_attribute(
+        "aria-valuenow", "25"
+    )
     assert field.store.begin_step(job.id, "measure", session=session)
     field.store.report(job.id, StepProgress(step="measure", fraction=0.5), session=session)
     expect(page.locator(".dq-now")).to_contain_text("Measure every layer")
     page.reload()
     expect(page.locator(".dq-now")).to_contain_text("50 %")
+    whole = page.get_by_role("progressbar", name="The whole job")
+    expect(whole).to_have_attribute("aria-valuenow", "17")
+    expect(page.locator(".dq-whole")).to_contain_text("17 % of the job")
 
     page.get_by_role("button", name="Cancel this job").click()
+    page.locator("h1").click()  # a second thought
+    page.get_by_role("button", name="Cancel this job").click()
+    page.get_by_role("button", name="Really cancel it?").click()
     expect(page.locator("#dq-job .dq-tag")).to_have_text("Cancelled")
     assert field.board.get(job.id).state is JobState.CANCELLED
     page.get_by_role("button", name="Try again").click()
@@ -111,7 +119,7 @@ def test_the_gallery_shows_finished_models_by_their_original(field, page):
     expect(page).to_have_title("Gallery · dynquant")
     expect(family.locator("circle")).to_have_count(2)
     family.get_by_text("How to run them").click()
-    expect(family.locator("pre").first).to_contain_text("mlx_lm.generate --model quants/Other-MLX")
+    expect(family.locator("pre").first).to_contain_text("mlx_lm.chat --model quants/Other-MLX")
 
 
 def test_what_cannot_work_is_said_before_anything_is_queued(field, page):
@@ -182,7 +190,7 @@ def test_markup_in_a_model_and_its_card_is_text_and_runs_nowhere(field, page):
         name="Evil-MLX-4.5bpw",
         source=f"org/{evil}",
         notes=(f"{evil} <script>alert(2)</script> [press me](javascript:alert(3))",),
-        ladder=(),
+        variants=(),
     )
     results = field.publish([facts])
     field.end(job_id, Outcome(state=JobState.PUBLISHED, results=results), session=session)
@@ -203,7 +211,7 @@ def test_a_runner_that_has_gone_is_away_and_jobs_wait_for_it(field, page):
     )
     settled(page, f"{field.url}/board")
     row = page.get_by_role("row", name=re.compile("mac-mini"))
-    expect(row).to_contain_text("Running")
+    expect(row).to_contain_text("Ready")
     for words in ("Apple M4", "16.0 GB", "0 of 1", "just now"):
         expect(row).to_contain_text(words)
     field.registry.leave(session)
@@ -274,6 +282,7 @@ def test_two_visitors_see_the_same_job(field, browser, page):
         settled(visitor, f"{field.url}/job?job={job_id}")
         expect(visitor.locator("#dq-job .dq-tag")).to_have_text("Waiting")
     page.get_by_role("button", name="Cancel this job").click()
+    page.get_by_role("button", name="Really cancel it?").click()
     for visitor in (page, other):
         expect(visitor.locator("#dq-job .dq-tag")).to_have_text("Cancelled")
     other.close()

@@ -21,7 +21,7 @@ from dynquant.web.snapshots import Snapshots
 from local_hub import account_id
 from tests.hardening import long_form
 from tests.waiting import PATIENCE_SECS
-from tests.web.scene import NAMESPACE, SOURCE, Field, opened
+from tests.web.scene import SOURCE, Field, opened
 
 pytestmark = [
     pytest.mark.hub,
@@ -115,7 +115,7 @@ paths = st.sampled_from(
 
 @pytest.fixture(scope="module")
 def machine(tmp_path_factory) -> Iterator[Field]:
-    """The pages of one's own machine: nobody is refused for being a stranger, nor for haste."""
+    """The pages of a local machine, without sign-in and without limits."""
     folder = tmp_path_factory.mktemp("fuzz")
     with opened(folder, snapshots=Snapshots(), space_secret=SECRET) as space:
         yield space
@@ -123,11 +123,9 @@ def machine(tmp_path_factory) -> Iterator[Field]:
 
 @pytest.fixture(scope="module")
 def space(tmp_path_factory) -> Iterator[Field]:
-    """A Space, where the Hub says whose a token is; without limits, which would end the fuzz."""
+    """A Space with sign-in by tokens; without limits, which would end the fuzz."""
     folder = tmp_path_factory.mktemp("fuzz-space")
-    settings = WebSettings(
-        publish_to=NAMESPACE, is_space=True, operator_ids=frozenset({account_id("bob")})
-    )
+    settings = WebSettings(is_space=True, operator_ids=frozenset({account_id("bob")}))
     with opened(folder, settings=settings, snapshots=Snapshots(), space_secret=SECRET) as space:
         endless = dict.fromkeys(LIMITS, Limit(burst=10**9, secs=1e-6))
         with pytest.MonkeyPatch.context() as patch:

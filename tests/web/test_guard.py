@@ -1,4 +1,4 @@
-"""What strangers may send to the pages of a Space, and what browsers are told."""
+"""Requests that a Space accepts from strangers, and its headers for browsers."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from playwright.sync_api import expect
 from dynquant.errors import RetryLaterError
 from dynquant.web.guard import MAX_BODY_BYTES, MAX_DEPTH, _depth
 from dynquant.web.limits import LIMITS, Limit, Limits
+from dynquant.web.pages.choice import DEFAULT_OTHERS
 from dynquant.web.settings import WebSettings
 from local_hub import account_id
 from tests.waiting import PATIENCE_SECS
 from tests.web.browser import settled
-from tests.web.scene import NAMESPACE, SOURCE, Field, opened, populated
+from tests.web.scene import SOURCE, Field, opened, populated
 
 pytestmark = [pytest.mark.hub, pytest.mark.harden("web")]
 
@@ -27,10 +28,8 @@ STRANGERS = ["https://evil.example", "http://127.0.0.1:1", "null", "https://hugg
 
 @pytest.fixture(scope="module")
 def space(tmp_path_factory) -> Iterator[Field]:
-    """The pages as on a Space, where everybody is a stranger."""
-    settings = WebSettings(
-        publish_to=NAMESPACE, is_space=True, operator_ids=frozenset({account_id("bob")})
-    )
+    """The pages as on a Space, where every visitor is a stranger."""
+    settings = WebSettings(is_space=True, operator_ids=frozenset({account_id("bob")}))
     with opened(tmp_path_factory.mktemp("space"), settings=settings) as space:
         yield space
 
@@ -205,7 +204,7 @@ def test_a_forged_token_is_nobody(space, token):
 
 
 def test_a_token_that_is_none_of_these_is_somebody(space):
-    """What the test above would not notice if it sent its tokens where nobody looks."""
+    """The test above would pass if it sent its tokens to a place that is never read."""
     job = space.submit(requester="ann", requester_id=account_id("ann"), model="team/of-ann")
     answer = post(space, path="cancel", json={"data": [job], "oauth_token": "hf_ann"})
     assert answer.json()["data"][0]["state"] == "cancelled"
@@ -313,8 +312,9 @@ def test_the_page_foresees_only_what_counted_as_a_look(space, monkeypatch):
     fresh = {"X-Forwarded-For": "203.0.113.9"}  # somebody who has not looked at anything yet
 
     def forecast_of(model: str) -> str:
-        values = [model, "Bits per weight", 4.5, 16, 4096, "", ["4", "8"], ["64"], []]
-        call = {"fn_index": forecast, "data": values}
+        choice = [model, "Bits per weight", 4.5, 16, 4096, "", ["4", "8"], ["64"], []]
+        others = [DEFAULT_OTHERS.calibration, "", False, ""]
+        call = {"fn_index": forecast, "data": [*choice, *others]}
         answer = post(space, path="predict", json=call, headers=fresh)
         return answer.json()["data"][0]
 

@@ -1,4 +1,4 @@
-"""The Convert page knows the Macs of who has signed in, as far as they show them."""
+"""The Convert page knows the Macs of a signed-in visitor, if the profile shows them."""
 
 from __future__ import annotations
 

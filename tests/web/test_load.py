@@ -1,4 +1,4 @@
-"""What many open pages get. How quickly: benchmarks/responsiveness.py."""
+"""The answers to many open pages; benchmarks/responsiveness.py measures the times."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_two_hundred_open_pages_are_all_answered_and_told_nothing_twice(field):
     field.run(job_id, StepProgress(step="measure", fraction=0.5))
 
     async def looks(client: httpx.AsyncClient) -> tuple[str, bytes]:
-        """What a page that was just opened gets, and what it gets when it looks again."""
+        """The first two answers to a page that was just opened."""
         first = await client.get("/live/job", params={"job": job_id})
         mark = first.raise_for_status().json()["mark"]
         again = await client.get("/live/job", params={"job": job_id, "seen": mark})

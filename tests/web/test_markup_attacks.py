@@ -26,7 +26,7 @@ from tests.fakes import FakeRepos
 from tests.report.card_factories import make_facts, make_layer, make_layers, make_plan, make_text
 from tests.runner.test_live_board import make_job
 from tests.web.browser import PATIENCE_MSECS, settled
-from tests.web.scene import NAMESPACE, SAMPLE, Field, opened, publish
+from tests.web.scene import SAMPLE, Field, opened, publish
 from tests.web.test_boards import make_board, places, with_value
 from tests.web.test_remote_jobs import FakeInbox
 
@@ -71,7 +71,7 @@ def evil_board(board: dict[str, Any]) -> tuple[dict[str, Any], int]:
 
 
 def evil_facts() -> ModelFacts:
-    """What a published model says of itself."""
+    """The artefacts of a published model, with the attack in their texts."""
     layers = (*make_layers(2), make_layer(f"model.layers.0.{IMAGE}.q_proj", (1024, 1024)))
     return make_facts(
         name="Evil-MLX-4.5bpw",
@@ -88,7 +88,7 @@ def evil_facts() -> ModelFacts:
         command=EVIL,
         versions={EVIL: EVIL},
         notes=(EVIL,),
-        ladder=(),
+        variants=(),
     )
 
 
@@ -119,7 +119,7 @@ def attacked(tmp_path_factory) -> Iterator[Attacked]:
     snapshots = Snapshots()
     with opened(
         tmp_path_factory.mktemp("attacked"),
-        settings=WebSettings(publish_to=NAMESPACE, is_space=True),
+        settings=WebSettings(is_space=True),
         jobs=RemoteJobs(FakeInbox(), snapshots, FakeRepos()),
         space_watch=SpaceWatch(snapshots),
         snapshots=snapshots,

@@ -21,7 +21,7 @@ from dynquant.web.limits import Limit
 from dynquant.web.settings import WebSettings
 from local_hub import account_id
 from tests.waiting import PATIENCE_SECS
-from tests.web.scene import NAMESPACE, SOURCE, Field, opened
+from tests.web.scene import SOURCE, Field, opened
 
 pytestmark = [pytest.mark.hub, pytest.mark.harden("web")]
 
@@ -32,7 +32,6 @@ PLAN: dict[str, Any] = {"model": SOURCE, "bits_per_weight": [4.5]}
 def space(tmp_path_factory) -> Iterator[Field]:
     """A Space that offers tools and keeps what it is sent in a folder of its own."""
     settings = WebSettings(
-        publish_to=NAMESPACE,
         is_space=True,
         signs_in=False,
         operator_ids=frozenset({account_id("bob")}),
@@ -47,7 +46,7 @@ def space(tmp_path_factory) -> Iterator[Field]:
 def in_session(
     space: Field, act: Callable[[ClientSession], Awaitable[Any]], *, come_from: str = "198.51.100.1"
 ) -> Any:
-    """What `act` returns of a session that begins as every client begins one."""
+    """The result of `act` in a session that begins like that of every client."""
 
     async def run() -> Any:
         url, headers = f"{space.url}/gradio_api/mcp/", {"X-Forwarded-For": come_from}

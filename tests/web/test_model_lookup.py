@@ -1,4 +1,4 @@
-"""What is known of a model before anything of it is downloaded."""
+"""The preview of a model, before any download."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from huggingface_hub import constants
 
 from dynquant.errors import (
     ModelNotFoundError,
+    QuantizedSourceError,
     UnsupportedModelError,
 )
 from dynquant.hub.models import HubModels, opened_briefly
 from dynquant.hub.search import HubSearch
 from dynquant.report.forecast import target_forecast
 from dynquant.web.model_lookup import ModelLookup, model_id
-from tests.hub.conftest import tiny_files
+from tests.hub.conftest import safetensors_bytes, tiny_files
 from tests.web.scene import SAMPLE, SOURCE, make_family, publish
 
 pytestmark = pytest.mark.hub
@@ -142,7 +143,10 @@ def test_of_a_gated_model_the_parameters_are_known_and_no_more(hub, model_lookup
     [
         ({"model_type": "no_such_family"}, "family 'no_such_family', which mlx-lm does not run"),
         ({"model_file": "run.py"}, "never runs code from a model"),
-        ({"quantization_config": {"quant_method": "awq"}}, "is a quant of another model"),
+        (
+            {"quantization_config": {"quant_method": "awq"}},
+            r"is quantized already \(AWQ\).*the original\.$",
+        ),
         ({"model_type": None}, "names no family|does not run"),
     ],
 )
@@ -150,6 +154,28 @@ def test_what_the_config_shows_not_to_work_is_refused(hub, model_lookup, fields,
     hub.add("org/odd", with_config(**fields))
     with pytest.raises(UnsupportedModelError, match=words):
         model_lookup("org/odd")
+
+
+def in_float8(card: str = "") -> dict[str, bytes]:
+    weights = {
+        "a.weight": ("F8_E4M3", [2, 32], bytes(64)),
+        "a.weight_scale_inv": ("F32", [1, 1], bytes(4)),
+    }
+    files = {"model.safetensors": safetensors_bytes(weights), "README.md": card.encode()}
+    return tiny_files(**files)
+
+
+def test_an_original_in_low_precision_is_shown_as_it_is_dequantized(hub, model_lookup):
+    hub.add("lab/original", in_float8())
+    assert model_lookup("lab/original").inventory.num_parameters == 64
+
+
+def test_of_a_quant_the_base_model_is_named(hub, model_lookup):
+    card = "---\nbase_model: lab/original\nbase_model_relation: quantized\n---\n"
+    hub.add("me/smaller", in_float8(card))
+    with pytest.raises(QuantizedSourceError, match=r"of 'lab/original' \(https://") as caught:
+        model_lookup("me/smaller")
+    assert "--dequantize" not in str(caught.value)
 
 
 def test_headers_of_strangers_are_not_believed(hub, model_lookup):

@@ -1,4 +1,4 @@
-"""A Space without a database: requests leave by mail, boards come back by posts."""
+"""A Space without a database: requests leave by the inbox, boards come back by posts."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from dynquant.errors import HubUnavailableError, RequestError
-from dynquant.hub.inbox import InboxEntry
+from dynquant.jobs.inbox import InboxEntry
 from dynquant.jobs.job import Job, JobState, PublishedRepo, StepProgress
 from dynquant.jobs.request import JobRequest
-from dynquant.runner.inbox_policy import MailPolicy
+from dynquant.runner.inbox_policy import InboxPolicy
 from dynquant.runner.inbox_worker import FoundSource, InboxWorker
 from dynquant.runner.live_board import board_snapshot
 from dynquant.web.remote_jobs import RemoteJobs
@@ -29,7 +29,7 @@ RESULT = PublishedRepo(repo_id="quants/Model-MLX-4.5bpw", commit_sha="c0ffee")
 
 @dataclass
 class FakeInbox:
-    """A inbox in memory; implements `web.remote_jobs.Inbox`."""
+    """A `jobs.inbox.Inbox` in memory."""
 
     requests: dict[str, JobRequest] = field(default_factory=dict)
     results: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -244,20 +244,20 @@ def test_a_job_that_a_runner_has_is_cancelled_by_its_operator():
 def test_what_is_cancelled_before_a_runner_has_posted_is_stopped_by_it(tmp_path):
     before = Space()
     board: Any = FakeBoard()
-    mailroom = InboxWorker(
+    worker = InboxWorker(
         before.inbox,
         board,
-        policy=MailPolicy(default_destination=lambda: "quants"),
+        policy=InboxPolicy(default_destination=lambda: "quants"),
         memory=tmp_path / "mail.txt",
         look_up=lambda model, *_: FoundSource(model, "5ha", is_private=False),
     )
     asked = before.jobs.submit_anew(make_request())
-    mailroom.do_round()
+    worker.do_round()
     board.jobs[asked.id] = running(board.jobs[asked.id])
     after = Space(before.inbox)
     assert after.jobs.list(limit=1)
     assert after.jobs.cancel(asked.id).state is JobState.CANCELLED
-    mailroom.do_round()
+    worker.do_round()
     assert board.get(asked.id).state is JobState.CANCELLED
 
 

@@ -12,8 +12,8 @@ from dynquant.errors import (
     RequestError,
     RetryLaterError,
 )
+from dynquant.hub.accounts import Account
 from dynquant.hub.hardware import Mac
-from dynquant.hub.publishing import Account
 from dynquant.jobs.request import Priority
 from dynquant.model.naming import WATCHER, local_name
 from dynquant.settings import ACCOUNT
@@ -169,16 +169,15 @@ def test_settings_come_from_the_environment():
             "OAUTH_CLIENT_ID": "id",
             "SYSTEM": "spaces",
             "DYNQUANT_OPERATORS": "ann:65a1, bob:65b2,",
-            "DYNQUANT_PUBLISH_TO": "quants",
         }
     )
     assert web == WebSettings(
         operator_ids=frozenset({"65a1", "65b2"}),
-        publish_to="quants",
         is_space=True,
         signs_in=True,
         address="https://you-dynquant.hf.space",
         host="0.0.0.0",
+        repo_url="https://huggingface.co/spaces/you/dynquant/blob/main",
     )
     assert WebSettings.from_environment({"OAUTH_CLIENT_ID": "id"}) == WebSettings()
 
@@ -203,7 +202,6 @@ def test_only_this_machine_reaches_the_pages_unless_they_are_to_listen_elsewhere
     [
         {"DYNQUANT_OPERATORS": "ann:1; bob:2"},
         {"DYNQUANT_OPERATORS": "ann"},
-        {"DYNQUANT_PUBLISH_TO": "a,b"},
     ],
 )
 def test_settings_that_make_no_sense_name_their_variable(environment):

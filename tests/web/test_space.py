@@ -71,7 +71,9 @@ def test_a_signed_in_visitor_asks_watches_and_copies_what_came_of_it(space, brow
             progress=StepProgress(step="measure", fraction=0.3),
         )
         assert space.post(running) == 204
-        expect(page.get_by_role("progressbar")).to_have_attribute("aria-valuenow", "30")
+        expect(page.get_by_role("progressbar", name="Measure every layer")).to_have_attribute(
+            "aria-valuenow", "30"
+        )
 
         space.restart()
         assert space.post(running) == 204
@@ -107,6 +109,7 @@ def test_a_job_of_somebody_else_cannot_be_cancelled_by_page_or_by_api(space, bro
             ):
                 client.predict(job_id, api_name="/cancel")
         ann.get_by_role("button", name="Cancel this job").click()
+        ann.get_by_role("button", name="Really cancel it?").click()
         expect(ann.locator("#dq-job .dq-tag")).to_have_text("Cancelled")
 
 

@@ -1,4 +1,4 @@
-"""What a Space needs beside the code: the header of README.md, and its packages."""
+"""The files of a Space beside the code: the header of README.md, and its packages."""
 
 from __future__ import annotations
 
@@ -40,7 +40,8 @@ def test_the_image_holds_what_runs_and_no_secret_of_a_working_copy():
     rules = [line for line in lines if not line.startswith("#")]
     assert rules[0] == "*"
     kept = [rule[1:] for rule in rules if rule.startswith("!")]
-    assert kept == ["app.py", "dynquant", "requirements.txt", "space_config"]
+    locks = ["requirements.txt", "requirements/run.lock", "requirements/cuda.lock"]
+    assert kept == ["app.py", "dynquant", *locks, "space_config"]
     assert all((ROOT / name).exists() for name in kept)
 
 

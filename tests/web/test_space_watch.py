@@ -1,4 +1,4 @@
-"""The watcher as a Space has it: a runner's posts tell of it, the answers bring errands."""
+"""The watcher as a Space has it: a runner's posts tell of it, the answers bring requests."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from fastapi import FastAPI
 
 from dynquant.errors import RequestError, RetryLaterError
 from dynquant.runner.live_board import LiveBoard, board_snapshot
-from dynquant.watch import Webhook
 from dynquant.watch.records import SeenModel, SweepReport
 from dynquant.watch.skips import Skip
 from dynquant.watch.status import (
     WatchAct,
     WatchRequests,
     WatchStatus,
-    errands_from_json,
+    requests_from_json,
     status_from_json,
     status_to_json,
 )
+from dynquant.watch.webhook import Webhook
 from dynquant.web.site import add_runner_routes, add_webhook
 from dynquant.web.snapshots import Snapshots
 from dynquant.web.space_watch import SpaceWatch
@@ -74,11 +74,11 @@ def make_status(**overrides: Any) -> WatchStatus:
 
 @dataclass
 class Runner:
-    """A runner that posts its watcher, and writes down its errands."""
+    """A runner that posts its watcher, and keeps its requests."""
 
     url: str
     status: WatchStatus | None = field(default_factory=make_status)
-    errands: list[WatchRequests] = field(default_factory=list)
+    requests: list[WatchRequests] = field(default_factory=list)
     num_rounds: int = 0
 
     def board(self) -> LiveBoard:
@@ -87,7 +87,7 @@ class Runner:
             SECRET,
             "mac-studio",
             self._snapshot,
-            on_errands=self.errands.append,
+            on_requests=self.requests.append,
             interval_secs=0.02,
             repeat_secs=0.0,
         )
@@ -151,9 +151,9 @@ def test_before_a_runner_has_told_of_a_watcher_nobody_can_say_anything(space):
     assert space.post(body()) == 503
     plain = Runner(space.url, status=None)
     with plain.board():
-        space.watch.pause()
+        space.watch.control(WatchAct.PAUSE)
         plain.wait_for_rounds()
-    assert plain.errands == []  # who has no watcher gets no errands
+    assert plain.requests == []  # a runner without a watcher gets none
     assert space.watch.collect().act is WatchAct.PAUSE
 
 
@@ -164,25 +164,25 @@ def test_what_the_hub_posts_to_the_space_reaches_the_runner_once(space):
         assert space.post(body()) == 202
         assert space.post(body()) == 409
         assert space.post(body(repo={"name": "else/Model"})) == 403
-        wait_until(lambda: runner.errands)
+        wait_until(lambda: runner.requests)
         runner.wait_for_rounds()
-    assert runner.errands == [WatchRequests(look_at=("org/Model",))]
+    assert runner.requests == [WatchRequests(look_at=("org/Model",))]
 
 
 def test_an_operator_at_the_space_steers_the_watcher_of_the_runner(space):
     runner = Runner(space.url)
     with runner.board():
         wait_until(lambda: is_told(space))
-        for act, number in ((space.watch.sweep, 1), (space.watch.pause, 2)):
-            assert "within half a minute" in act()
-            wait_until(lambda: len(runner.errands) == number)  # noqa: B023
+        for act, number in ((WatchAct.SWEEP, 1), (WatchAct.PAUSE, 2)):
+            assert "within half a minute" in space.watch.control(act)
+            wait_until(lambda: len(runner.requests) == number)  # noqa: B023
         runner.status = make_status(is_paused=True)
         wait_until(lambda: space.watch.status().is_paused)
         with pytest.raises(RequestError, match="paused"):
-            space.watch.sweep()
-        space.watch.resume()
-        wait_until(lambda: len(runner.errands) == 3)
-    assert [each.act for each in runner.errands] == list(WatchAct)
+            space.watch.control(WatchAct.SWEEP)
+        space.watch.control(WatchAct.RESUME)
+        wait_until(lambda: len(runner.requests) == 3)
+    assert [each.act for each in runner.requests] == list(WatchAct)
 
 
 def test_a_runner_that_has_gone_away_is_not_spoken_of_as_if_it_were_there(space):
@@ -195,7 +195,7 @@ def test_a_runner_that_has_gone_away_is_not_spoken_of_as_if_it_were_there(space)
 
 
 @pytest.mark.slow
-def test_a_real_runner_tells_the_space_of_its_watcher_and_runs_its_errands(
+def test_a_real_runner_tells_the_space_of_its_watcher_and_carries_out_its_requests(
     space, tmp_path, talk_to
 ):
     (tmp_path / "watch.yaml").write_text(
@@ -232,6 +232,6 @@ def test_a_real_runner_tells_the_space_of_its_watcher_and_runs_its_errands(
 @pytest.mark.parametrize(
     "raw", [{}, {"look_at": None, "act": None}, {"look_at": [], "act": "format"}, []]
 )
-def test_errands_that_are_none_are_refused(raw):
+def test_requests_that_are_malformed_are_refused(raw):
     with pytest.raises((KeyError, TypeError, ValueError)):
-        errands_from_json(raw)
+        requests_from_json(raw)

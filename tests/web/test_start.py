@@ -15,14 +15,18 @@ import pytest
 
 import app
 from dynquant.errors import InvalidOptionError
+from dynquant.hub.inbox import HubInbox
+from dynquant.jobs.request import JobRequest
 from dynquant.settings import Settings
 from dynquant.web.settings import WebSettings
-from tests.waiting import PATIENCE_SECS
+from local_hub.for_commands import hub_for_commands
+from tests.command_line import MODEL, needs_shared
+from tests.waiting import PATIENCE_SECS, wait_until
 
 ROOT = Path(__file__).parents[2]
 
 HEAVY = {"dbos", "mlx", "mlx_lm", "tokenizers", "transformers"}
-"""What converting needs, and the pages do not; benchmarks/responsiveness.py times the start."""
+"""Modules for converting only; benchmarks/responsiveness.py measures the start."""
 
 _START = """
 import json, os, sys
@@ -88,6 +92,47 @@ def test_an_address_that_is_taken_is_told_before_anything_is_started(tmp_path, m
     assert ended.value.code == 2
     assert "another program may do so already. Set GRADIO_SERVER_PORT" in said.getvalue()
     assert not home.exists()
+
+
+@needs_shared
+@pytest.mark.hub
+def test_a_space_with_a_budget_has_jobs_of_the_hub_do_what_its_visitors_ask_for(tmp_path):
+    with hub_for_commands(tmp_path) as hub, socket.create_server(("127.0.0.1", 0)) as free:
+        hub.add_user("you", token="hf_you")
+        hub.add("org/sample-2m", MODEL)
+        hub.machines.room.clear()  # the Job need not run for this
+        asked = JobRequest(model="org/sample-2m", targets_bpw=(4.5,), requester="ann")
+        HubInbox("you/inbox", endpoint=hub.url, token="hf_you").send(asked)
+        port = str(free.getsockname()[1])
+        free.close()
+        space = subprocess.Popen(
+            [sys.executable, str(ROOT / "app.py")],
+            env=os.environ
+            | {
+                "HF_ENDPOINT": hub.url,
+                "HF_TOKEN": "hf_you",
+                "SPACE_ID": "you/dynquant",
+                "SPACE_HOST": "you-dynquant.hf.space",
+                "GRADIO_SERVER_NAME": "127.0.0.1",
+                "GRADIO_SERVER_PORT": port,
+                "DYNQUANT_HOME": str(tmp_path / "space"),
+                "DYNQUANT_INBOX_REPO": "you/inbox",
+                "DYNQUANT_SPACE_SECRET": "0123456789abcdef",
+                "DYNQUANT_HUB_JOBS_DOLLARS_PER_DAY": "5",
+                "DYNQUANT_HUB_JOBS_SOURCE": "0.1.0",
+            },
+            stderr=subprocess.PIPE,
+        )
+        try:
+            (job,) = wait_until(lambda: [*hub.machines.jobs.values()], "a Job")
+            assert job.spec["environment"] == {
+                "DYNQUANT_INBOX_REPO": "you/inbox",
+                "DYNQUANT_SPACE_URL": "https://you-dynquant.hf.space",
+            }
+            assert set(job.secrets) == {"HF_TOKEN", "DYNQUANT_SPACE_SECRET"}
+        finally:
+            space.terminate()
+            space.communicate(timeout=PATIENCE_SECS)
 
 
 def test_a_space_that_no_runner_could_show_its_board_to_does_not_start(tmp_path):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from typing import Any
 from xml.etree import ElementTree as ET
 
 import pytest
 
 from dynquant.hub.search import HubSearch
+from dynquant.jobs.job import JobState
 from dynquant.jobs.ports import JobEvent
 from dynquant.quant.formats import QuantFormat
 from dynquant.web import markup
@@ -78,10 +80,28 @@ def test_the_log_names_steps_as_the_page_does():
     assert "Step nonsense begins." in html
 
 
-def test_a_cell_of_a_table_knows_its_column_where_there_is_no_header_to_see():
+def test_a_job_that_waits_says_for_what():
+    def said(*, has_runner: bool = True, **fields: Any) -> str:
+        job = replace(make_job(), state=JobState.WAITING, progress=None, **fields)
+        return job_view(job, [], page_url="", has_runner=has_runner)
+
+    assert "It is number 3 in the queue. It waits for the 2 before it." in said(position=3)
+    assert "The next free runner takes it." in said(position=1)
+    assert "in the inbox. No runner has been seen; it waits" in said(
+        sentence="It is in the inbox.", has_runner=False
+    )
+    assert "No runner has been seen" not in said(
+        sentence="It waits for a runner: none is running.", has_runner=False
+    )
+
+
+def test_a_row_has_a_header_and_its_cells_know_their_columns_where_there_is_no_header_to_see():
     html = markup.table(("Model", "Size"), [("<b>a</b>", "1 MB")], align="lr", name="Models")
-    assert re.findall(r'data-name="(\w+)"', html) == ["Model", "Size"]
-    assert ET.fromstring(html).findtext(".//tbody/tr/td[2]") == "1 MB"
+    assert re.findall(r'data-name="(\w+)"', html) == ["Size"]
+    row = ET.fromstring(html).find(".//tbody/tr")
+    assert row is not None
+    assert row.findtext("th[@scope='row']/b") == "a"
+    assert row.findtext("td") == "1 MB"
 
 
 def test_nobody_waits_for_the_list_of_finished_models(hub, pauses):
@@ -95,6 +115,6 @@ def test_nobody_waits_for_the_list_of_finished_models(hub, pauses):
 
 
 def test_a_plot_that_has_no_figure_is_none():
-    variant = make_family()[0].ladder[0]
+    variant = make_family()[0].variants[0]
     assert sparkline([replace(variant, mean_kl_nats=float("nan"))]) == ""
     assert sparkline([]) == ""

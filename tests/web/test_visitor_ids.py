@@ -1,4 +1,4 @@
-"""By what a visitor of a Space is counted, whatever they say of themselves."""
+"""The address that counts a visitor of a Space, whatever headers the visitor sends."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from dynquant.web.settings import WebSettings
 from dynquant.web.visitor_ids import address_of
 from tests.secrets.test_pages import signed_in
 from tests.waiting import PATIENCE_SECS
-from tests.web.scene import NAMESPACE, SOURCE, Field, opened
+from tests.web.scene import SOURCE, Field, opened
 from tests.web.space import Space, opened_space
 
 pytestmark = [pytest.mark.hub, pytest.mark.harden("web")]
 
 PROXY = "10.16.3.80"
-"""What a Space sees as the other end of every connection."""
+"""The peer of every connection of a Space."""
 MINE, OTHER = "198.51.100.7", "203.0.113.8"
 
 
@@ -61,7 +61,7 @@ def test_many_addresses_keep_nobody_waiting_who_has_signed_in():
 
 @pytest.fixture(scope="module")
 def space(tmp_path_factory) -> Iterator[Field]:
-    settings = WebSettings(publish_to=NAMESPACE, is_space=True)
+    settings = WebSettings(is_space=True)
     with opened(tmp_path_factory.mktemp("space"), settings=settings) as space:
         yield space
     gc.collect()  # the loops that Gradio left, while their warnings are still ignored

@@ -12,6 +12,7 @@ from playwright.sync_api import expect
 from app import make_app
 from dynquant.errors import RequestError
 from dynquant.settings import Settings
+from dynquant.watch.status import WatchAct
 from dynquant.web.settings import WebSettings
 from dynquant.web.sign_in import Visitor
 from tests.waiting import PATIENCE_SECS, wait_until
@@ -57,7 +58,8 @@ def test_an_operator_begins_a_sweep_and_sees_what_it_queued_and_skipped(field, p
     settled(page, f"{field.url}/watcher")
     view = page.locator("#dq-watcher")
     expect(view).to_contain_text("No sweep yet")
-    expect(view).to_contain_text("by org · text-generation · up to 15.0 B parameters")
+    expect(view).to_contain_text("by org · text-generation, image-text-to-text, audio-text-to-text")
+    expect(view).to_contain_text("up to 15.0 B parameters")
     expect(view).to_contain_text("the largest quants for 16 GB and 32 GB")
     expect(view).to_contain_text("'<b>' in the name")
     page.get_by_role("button", name="Sweep now").click()
@@ -81,7 +83,7 @@ def test_an_operator_pauses_the_watcher_and_lets_it_go_on(field, page):
     expect(page.get_by_role("button", name="Sweep now")).to_have_count(0)
     assert field.service.watch.status().is_paused
     with pytest.raises(RequestError, match="paused"):
-        field.service.watch.sweep()
+        field.service.watch.control(WatchAct.SWEEP)
     page.get_by_role("button", name="Resume").click()
     expect(page.locator("#dq-watcher .dq-tag").first).to_have_text("Watching")
     assert not field.service.watch.status().is_paused
@@ -104,9 +106,9 @@ def test_a_mistake_in_the_rules_stands_on_the_page_and_is_gone_when_it_is_mended
 
 @pytest.mark.harden("web")
 def test_only_operators_steer_the_watcher(field):
-    for act in (field.service.sweep, field.service.pause_watcher, field.service.resume_watcher):
+    for act in WatchAct:
         with pytest.raises(RequestError, match="Only operators"):
-            act(Visitor(name="eve"))
+            field.service.control_watcher(Visitor(name="eve"), act)
 
 
 def test_the_hub_posts_and_the_repo_is_looked_at_at_once(field):
@@ -147,7 +149,7 @@ def test_what_is_forged_or_too_large_or_covered_by_no_rule_brings_nothing_about(
 
 def test_a_webhook_queues_nothing_while_the_watcher_is_paused(field):
     assert field.service.watch is not None
-    field.service.watch.pause()
+    field.service.watch.control(WatchAct.PAUSE)
     try:
         add_model(field.hub, "org/Paused", datetime.now(UTC))
         num_reports = len(field.service.watch.status().reports)
@@ -155,7 +157,7 @@ def test_a_webhook_queues_nothing_while_the_watcher_is_paused(field):
         wait_until(lambda: len(field.service.watch.status().reports) > num_reports)
         assert "org/Paused" not in models(field)
     finally:
-        field.service.watch.resume()
+        field.service.watch.control(WatchAct.RESUME)
 
 
 @pytest.mark.parametrize(
@@ -174,7 +176,7 @@ def test_who_has_a_watcher_and_a_secret_has_the_route(tmp_path, extra, is_space)
 
 
 def test_without_rules_the_page_says_how_to_set_some(tmp_path, browser):
-    with opened(tmp_path, settings=WebSettings(publish_to="quants")) as field:
+    with opened(tmp_path, settings=WebSettings()) as field:
         page = browser.new_page()
         settled(page, f"{field.url}/watcher")
         expect(page.locator("#dq-watcher")).to_contain_text("DYNQUANT_WATCH_CONFIG")

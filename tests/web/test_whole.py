@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 
 import psutil
 import pytest
@@ -37,7 +40,7 @@ def url(process) -> str:
     return process[0]
 
 
-def test_a_model_is_converted_and_published_from_a_browser(url, page):
+def test_a_model_is_converted_and_published_and_run_by_the_line_of_its_page(url, page, tmp_path):
     settled(page, url)
     page.get_by_label("Model", exact=True).click()
     page.get_by_role("option").filter(has_text=SOURCE).click()
@@ -54,6 +57,20 @@ def test_a_model_is_converted_and_published_from_a_browser(url, page):
     expect(tag).to_have_text("Published", timeout=PATIENCE_SECS * 1_000)
     expect(page.locator(".dq-card h2")).to_have_text("you/team__sample-2m-MLX-5.0bpw")
     expect(page.get_by_role("region", name="Quality beside")).to_contain_text("This model")
+
+    (line,) = [
+        each for each in page.locator(".dq-line code").all_text_contents() if "generate" in each
+    ]
+    tools = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    said = subprocess.run(
+        ["sh", "-c", f"{line} --max-tokens 4"],
+        env={**os.environ, "PATH": tools, "HF_HOME": str(tmp_path), "HF_HUB_DISABLE_XET": "1"},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_SECS,
+        check=True,
+    )
+    assert "Generation: 4 tokens" in said.stdout
 
     job_id = page.url.rpartition("=")[2]
     with closing(Client(url, verbose=False, httpx_kwargs={"timeout": PATIENCE_SECS})) as client:

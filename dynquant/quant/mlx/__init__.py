@@ -1,4 +1,4 @@
-"""Everything that touches MLX and mlx-lm; nothing outside this package imports them.
+"""All code that imports MLX or mlx-lm.
 
 The Linux wheel of MLX links the reference BLAS, whose matrix products run at
 5 GFLOP/s where OpenBLAS reaches 90 on the same two cores. Loading OpenBLAS
@@ -6,8 +6,8 @@ first puts its `cblas_*` symbols in front, so it must happen before the first
 `import mlx.core` of the process. `make setup` puts an OpenBLAS into the environment
 (scripts/openblas_for_mlx.py); without it the system's is taken.
 
-On some GPUs MLX multiplies float32 matrices in TF32, with ten bits of mantissa. What is
-factored must be more exact than that, so it is switched off, before MLX looks.
+On some GPUs MLX multiplies float32 matrices in TF32, with ten bits of mantissa. The Cholesky
+factors of GPTQ need more, so TF32 is switched off, before MLX reads the variable.
 """
 
 import ctypes
@@ -46,17 +46,17 @@ _OPENBLAS, FAST_BLAS = _preload_openblas()
 """The library that was loaded, and its name or path as LD_PRELOAD takes it."""
 
 os.environ.setdefault("MLX_ENABLE_TF32", "0")
-# As mlx-lm does: transformers says at its import that there is no PyTorch, which nothing here uses.
+# As mlx-lm does: transformers warns at its import that there is no PyTorch, which is not used here.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 HAS_FAST_BLAS = _OPENBLAS is not None or not sys.platform.startswith("linux")
 """Whether float32 matrix products on the CPU run at full speed."""
 
 
 def slow_blas_sentence() -> str | None:
-    """What to install where matrix products run on a CPU without a fast BLAS; None elsewhere."""
+    """Advice to install a BLAS where matrix products run on a CPU without one; None elsewhere."""
     if HAS_FAST_BLAS:
         return None
-    import mlx.core as mx  # noqa: PLC0415  after OpenBLAS had its chance
+    import mlx.core as mx  # noqa: PLC0415  after OpenBLAS
 
     if mx.default_device() != mx.cpu:
         return None
@@ -68,7 +68,7 @@ def slow_blas_sentence() -> str | None:
 
 @contextmanager
 def blas_shared_by(callers: int) -> Iterator[None]:
-    """OpenBLAS gives each of so many callers its part of the threads; else they wait in line."""
+    """Divide OpenBLAS's threads between so many callers; otherwise one waits for the other."""
     if _OPENBLAS is None:
         yield
         return

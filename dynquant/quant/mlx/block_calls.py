@@ -1,4 +1,4 @@
-"""What goes into a block and what comes out, kept so that it can be replayed and differentiated."""
+"""Recorded calls of blocks, which can be repeated and differentiated."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 
 import mlx.core as mx
 
-from dynquant.quant.mlx.loading import is_floating
+from dynquant.quant.mlx.arrays import is_floating
 
-__all__ = ["Call", "Kept", "Tape"]
+__all__ = ["Call", "Recorder", "Tape"]
 
 
 @dataclass
 class Call:
-    """One call of a block: what it got, what it gave, what it left in what it got.
+    """One call of a block: its arguments, its result, and its changes to the arguments.
 
     Blocks pass things on in three ways: by their result, in a cache or another object among
     their arguments, and in a list or dict that they share.
@@ -29,7 +29,7 @@ class Call:
     left: list[Any] = field(default_factory=list)
 
     def copied(self, keep: Callable[[Any], Any] = copy.copy) -> Call:
-        """The same call, not yet run, with arguments that nobody else changes.
+        """The same call, not yet run, with arguments of its own that no other code changes.
 
         Args:
             keep: Array → array that stays as it is.
@@ -37,7 +37,7 @@ class Call:
         return Call(self.path, *_map_arrays(keep, (self.args, self.kwargs)))
 
     def run(self, block: Callable[..., Any], keep: Callable[[Any], Any] = copy.copy) -> Any:
-        """Call `block`; its result and what it left in the arguments are noted."""
+        """Call `block`; record its result and the arguments as it left them."""
         result = block(self.path, self.args, self.kwargs)
         self.result, self.left = _map_arrays(keep, (result, self._shared()))
         return result
@@ -55,7 +55,7 @@ class Call:
         return Call(self.path, *_replace((self.args, self.kwargs), iter(arrays)))
 
     def leave(self, other: Call, arrays: Sequence[mx.array]) -> Any:
-        """Do to `other`'s arguments what this call did to its own, with `arrays` as `outputs()`.
+        """Change `other`'s arguments as this call changed its own, with `arrays` as `outputs()`.
 
         Returns:
             The result.
@@ -71,18 +71,18 @@ class Call:
         return result
 
     def _shared(self) -> list[Any]:
-        """The arguments that a block may change in place, the outermost of nested ones."""
+        """The arguments that a block may change in place; of nested arguments the outermost."""
         return _changeable((self.args, tuple(self.kwargs.values())))
 
 
 Tape = list[Call]
 
 
-class Kept:
-    """Recorded arrays, apart from those that the model goes on with: `h += y` changes `h`.
+class Recorder:
+    """Copies array objects for a recording, since the model's `h += y` changes the object `h`.
 
-    An array that was not changed since it was recorded is recorded as the same one again,
-    so that cotangents find the way by identity.
+    For an array that has not changed since its last recording, the same copy is returned again:
+    cotangents are kept by the identity of arrays.
     """
 
     def __init__(self) -> None:

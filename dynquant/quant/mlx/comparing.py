@@ -1,4 +1,4 @@
-"""Logits of a few token windows: computed block by block, and how far two sets of them differ."""
+"""Logits of a few token windows, computed block by block, and the KL divergence of two sets."""
 
 from __future__ import annotations
 
@@ -7,25 +7,29 @@ from collections.abc import Callable, Sequence
 import mlx.core as mx
 import numpy as np
 
-from dynquant.quant.mlx.loading import Weights
+from dynquant.quant.mlx.arrays import Weights
+from dynquant.quant.mlx.model_inputs import ModelInputs, last_positions
 from dynquant.quant.mlx.streaming import BlockModel, BlockWeights, Forward
 
 __all__ = ["are_finite", "mean_kl_nats", "streamed_logits"]
 
 
 def streamed_logits(
-    blocks: BlockModel, load: Callable[[], Weights], windows: Sequence[Sequence[int]]
+    blocks: BlockModel, load: Callable[[], Weights], windows: Sequence[Sequence[int] | ModelInputs]
 ) -> list[np.ndarray]:
     """Logits of each window, (seq, vocab), float32, with one block in memory at a time.
 
     Args:
         blocks: The model.
         load: Gives a fresh set of lazily loaded weights.
-        windows: Token ids of each, of any length.
+        windows: Token ids of each, or what else the model takes; of any length.
     """
-    batches = [mx.array([list(ids)], dtype=mx.int32) for ids in windows]
+    batches = [ModelInputs.of(window) for window in windows]
     forward = Forward(blocks, BlockWeights(blocks, load), batches)
-    return [np.asarray(logits[0].astype(mx.float32)) for logits in forward.run()]
+    return [
+        np.asarray(last_positions(inputs, logits[0]).astype(mx.float32))
+        for inputs, logits in zip(batches, forward.run(), strict=True)
+    ]
 
 
 def are_finite(logits: Sequence[np.ndarray]) -> bool:
@@ -38,8 +42,8 @@ def are_finite(logits: Sequence[np.ndarray]) -> bool:
 def mean_kl_nats(expected: Sequence[np.ndarray], found: Sequence[np.ndarray]) -> float:
     """Mean KL(expected ‖ found) in nats over all positions of all windows.
 
-    With log-softmax p and q: KL = Σ exp(p) (p − q). Tokens that `expected` masks count for
-    nothing.
+    With log-softmax p and q: KL = Σ exp(p) (p − q). Tokens that `expected` masks do not
+    count.
 
     Raises:
         ValueError: The shapes differ.

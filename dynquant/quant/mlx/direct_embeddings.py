@@ -1,8 +1,8 @@
-"""Embeddings that a model multiplies by itself, and that must therefore stay unpacked.
+"""Embeddings whose `weight` a model uses directly, and which must therefore stay unquantized.
 
-A quantized embedding can be looked up and, where it is the output head too, be multiplied by its
-`as_linear`. Some modules of mlx-lm take its `weight` instead, which is then a matrix of packed
-codes: stock mlx-lm ends with an error, or multiplies the codes.
+A quantized embedding has a lookup and, as an output head, `as_linear`. Some modules of mlx-lm use
+its `weight` instead, which in a quantized model is a matrix of packed codes: stock mlx-lm ends with
+an error, or multiplies by the codes.
 """
 
 from __future__ import annotations
@@ -12,14 +12,15 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from dynquant.quant.mlx.parameters import clear_parameters, set_parameter
-from dynquant.quant.mlx.stock import MODEL_CODE_ERRORS, Weights
+from dynquant.quant.mlx.arrays import Weights
+from dynquant.quant.mlx.parameters import filled, set_parameter
+from dynquant.quant.mlx.runtimes.ports import MODEL_CODE_ERRORS
 
 __all__ = ["used_directly"]
 
 
 class _Packed:
-    """An embedding that does what a quantized one does, and has no `weight` to multiply by."""
+    """An embedding with the methods of a quantized one, whose `weight` cannot be used."""
 
     def __init__(self, embedding: Any) -> None:
         self._embedding = embedding
@@ -32,7 +33,7 @@ class _Packed:
 
 
 def used_directly(model: nn.Module, weights: Weights) -> set[str]:
-    """Paths of the embeddings whose `weight` the model takes; nothing is evaluated.
+    """Paths of the embeddings whose `weight` the model uses; nothing is evaluated.
 
     Args:
         model: Its modules; they keep no parameters afterwards.
@@ -43,16 +44,12 @@ def used_directly(model: nn.Module, weights: Weights) -> set[str]:
         for path, module in model.named_modules()
         if isinstance(module, nn.Embedding) and hasattr(module, "to_quantized")
     }
-    for path, array in weights.items():
-        set_parameter(model, path, array)
-    try:
+    with filled(model, weights):
         return {
             path
             for path, module in embeddings.items()
             if _runs(model) and not _runs_with(model, path, module)
         }
-    finally:
-        clear_parameters(model)
 
 
 def _runs_with(model: nn.Module, path: str, embedding: nn.Module) -> bool:

@@ -10,7 +10,7 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from dynquant.errors import UnsupportedModelError
-from dynquant.quant.mlx.stock import Weights
+from dynquant.quant.mlx.arrays import Weights
 
 __all__ = ["dropped", "require_held"]
 
@@ -40,7 +40,11 @@ def dropped(read: Weights, kept: Weights) -> list[str]:
 
 
 def require_held(
-    names: Iterable[str], read: Mapping[str, mx.array], held: Mapping[str, mx.array]
+    names: Iterable[str],
+    read: Mapping[str, mx.array],
+    held: Mapping[str, mx.array],
+    *,
+    runtime: str = "mlx-lm",
 ) -> None:
     """Refuse to leave out a tensor whose values nothing else of the model holds.
 
@@ -48,6 +52,7 @@ def require_held(
         names: Of tensors that the loader drops.
         read: Name → array of the source.
         held: Path → parameter of the loaded model.
+        runtime: The library that loads it.
 
     Raises:
         UnsupportedModelError: There is such a tensor; names it.
@@ -58,15 +63,15 @@ def require_held(
         if not any(mx.array_equal(own, each).item() for each in alike):
             is_head = name.endswith("lm_head.weight")
             raise UnsupportedModelError(
-                f"mlx-lm would drop the tensor '{name[:100]}' of this model, which has values of "
-                "its own"
+                f"{runtime} would drop the tensor '{name[:100]}' of this model, which has values "
+                "of its own"
                 + (
                     ", because its config ties the output head to the embedding "
                     "('tie_word_embeddings'). If the head is meant to be used, set "
                     "'tie_word_embeddings' to false in config.json; else remove that tensor."
                     if is_head
                     else ", and the result would be another model. Look for a version of the model "
-                    "that mlx-lm supports, or ask its author what the tensor is for."
+                    f"that {runtime} supports, or ask its author what the tensor is for."
                 )
             )
 

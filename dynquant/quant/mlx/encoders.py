@@ -1,4 +1,10 @@
-"""The encoders by name, each applied to one layer with what is known about its inputs."""
+"""Encode layers by `gptq`, `wls` or `minmax`, from the second moments of their inputs.
+
+`minmax` is `mx.quantize`; `wls` fits each group's scale and bias by least squares, weighted by
+the diagonal of H and the Fisher information of the outputs (`encoding`); `gptq` adds GPTQ and
+coordinate descent with the whole H (`gptq`). Both leave weights as they are that lie on the grid of
+the format already (`grids`). An embedding that is the head too goes by `tied_embedding`.
+"""
 
 from __future__ import annotations
 
@@ -8,40 +14,21 @@ from dataclasses import dataclass, field
 
 import mlx.core as mx
 
-from dynquant.errors import InvalidOptionError
 from dynquant.quant.formats import UNQUANTIZED, QuantFormat
+from dynquant.quant.mlx.arrays import Weights, check_finite
 from dynquant.quant.mlx.encoding import Encoded, decode, encode, encode_min_max
-from dynquant.quant.mlx.gptq import encode_batch, encode_with_feedback
-from dynquant.quant.mlx.hessians import HessianObserver, InputHessian, takes_feedback
+from dynquant.quant.mlx.gptq import encode_batch, encode_gptq
+from dynquant.quant.mlx.grids import on_grid
+from dynquant.quant.mlx.hessians import HessianObserver, InputHessian, takes_gptq
 from dynquant.quant.mlx.importance import Importance, Term
 from dynquant.quant.mlx.inverse_hessian import InverseHessian
-from dynquant.quant.mlx.loading import Weights, check_finite
 from dynquant.quant.mlx.observing import Role
 from dynquant.quant.mlx.tied_embedding import encode_tied
 
-__all__ = ["ENCODERS", "LayerEncoder", "check_encoder", "formats_by_path", "stored_by"]
+__all__ = ["LayerEncoder", "formats_by_path", "stored_by"]
 
 _TIED_ROLES = {Role.LINEAR, Role.LOOKUP}
 _FACTORS_BYTES = 1 << 29  # of factorizations kept for the next layer with the same input
-
-ENCODERS = {
-    "gptq": "weighted least squares with GPTQ error feedback",
-    "wls": "scales and biases by weighted least squares",
-    "minmax": "scales and biases from minimum and maximum, as mx.quantize",
-}
-
-
-def check_encoder(name: str) -> str:
-    """`name`, if there is such an encoder.
-
-    Raises:
-        InvalidOptionError: There is none.
-    """
-    if name not in ENCODERS:
-        raise InvalidOptionError(
-            f"There is no encoder '{name}'. Choose one of {', '.join(ENCODERS)}."
-        )
-    return name
 
 
 @dataclass
@@ -49,14 +36,14 @@ class LayerEncoder:
     """Encodes layers from the second moments of their inputs.
 
     Attributes:
-        name: A key of `ENCODERS`.
-        moments: Second moments of the inputs; covariances for `gptq`.
-        importance: Path → importance of the layers where inputs alone do not tell it.
+        name: One of `recipe.ENCODERS`.
+        hessians: Second moments of the inputs; whole Gram matrices for `gptq`.
+        importance: Path → importance of the layers for which H alone does not give it.
         num_sweeps: How often `gptq` goes over a layer again.
     """
 
     name: str
-    moments: HessianObserver
+    hessians: HessianObserver
     importance: Mapping[str, Importance] = field(default_factory=dict)
     num_sweeps: int = 0
     _encoded: dict[tuple[str, QuantFormat], Encoded] = field(default_factory=dict)
@@ -65,13 +52,13 @@ class LayerEncoder:
     )
 
     def encode(self, path: str, weight: mx.array, fmt: QuantFormat) -> Encoded:
-        """Store the weight of the layer at `path` as `fmt`; once, until it is left.
+        """Store the weight of the layer at `path` as `fmt`; the result is kept until `leave`.
 
         Raises:
             NonFiniteError: The weight holds NaN or infinity.
         """
         if self.name == "minmax":
-            return self._encode(path, weight, fmt)  # as cheap as remembering
+            return self._encode(path, weight, fmt)  # as cheap as keeping the result
         if (path, fmt) not in self._encoded:
             self._encoded[path, fmt] = self._encode(path, weight, fmt)
             mx.eval(list(self._encoded[path, fmt].arrays.values()))
@@ -83,15 +70,15 @@ class LayerEncoder:
         wanted: Mapping[str, Collection[QuantFormat]],
         on_layer: Callable[[str, mx.array], None] = lambda _path, _weight: None,
     ) -> None:
-        """Encode together what shares inputs and a group size, for `encode` to find.
+        """Encode layers that share inputs and group size together; `encode` returns the results.
 
-        Covariances and weights go as soon as nothing here needs them, so the widest come last.
+        Gram matrices and weights are freed as soon as they are used; the widest layers come last.
 
         Args:
-            weights: Parameter path → weight as stored; others than layers' may be among them.
-                The layers that are encoded in all their formats are taken out.
+            weights: Parameter path → weight as stored, also of other parameters. The weights of
+                layers that are encoded in all their formats are removed.
             wanted: Path → all formats that `encode` will be asked for.
-            on_layer: Called with the path and the weight of each layer that is taken out.
+            on_layer: Called with the path and the weight of each layer that is removed.
 
         Raises:
             NonFiniteError: A weight holds NaN or infinity.
@@ -99,93 +86,119 @@ class LayerEncoder:
         if self.name != "gptq":
             return
         sharing = defaultdict[tuple[int, int, mx.Dtype], list[tuple[str, QuantFormat]]](list)
-        for path, formats in wanted.items():
+        left = self._keep_exact(weights, wanted, on_layer)
+        for path, formats in left.items():
             weight = weights.get(f"{path}.weight")
-            if weight is None or not takes_feedback(self.moments, path):
+            if weight is None or not takes_gptq(self.hessians, path):
                 continue
             for fmt in formats:
                 if fmt.mode == "affine":
-                    key = (id(self._moments(path)), fmt.group_size, weight.dtype)
+                    key = (id(self._hessian(path)), fmt.group_size, weight.dtype)
                     sharing[key].append((path, fmt))
-        left = {path: set(formats) for path, formats in wanted.items()}
         coming = sorted(sharing, key=lambda key: weights[f"{sharing[key][0][0]}.weight"].shape[-1])
         while coming:
             inputs, group_size, _ = key = coming.pop(0)
             members = sorted(sharing[key], key=lambda member: (member[1].bits, member[0]))
             parts = [(weights[f"{path}.weight"], fmt) for path, fmt in members]
             check_finite({f"{path}.weight": weights[f"{path}.weight"] for path, _ in members})
-            feedback = self._feedback(members[0][0], group_size)
+            inverse_hessian = self._inverse_hessian(members[0][0], group_size)
             if all(other != inputs for other, *_ in coming):
-                self.moments.drop_covariances({path for path, _ in members})
+                self.hessians.drop_grams({path for path, _ in members})
                 self._factored.clear()
-            encoded = encode_batch(parts, feedback, num_sweeps=self.num_sweeps)
+            encoded = encode_batch(parts, inverse_hessian, num_sweeps=self.num_sweeps)
             self._encoded.update(zip(members, encoded, strict=True))
             for path, fmt in members:
                 left[path].discard(fmt)
                 if not left[path]:
                     on_layer(path, weights.pop(f"{path}.weight"))
 
+    def _keep_exact(
+        self,
+        weights: Weights,
+        wanted: Mapping[str, Collection[QuantFormat]],
+        on_layer: Callable[[str, mx.array], None],
+    ) -> dict[str, set[QuantFormat]]:
+        """Encode what is on the grid of a format; path → the formats that are left.
+
+        Arguments as `encode_ahead`.
+        """
+        left = {path: set(formats) for path, formats in wanted.items()}
+        for path, formats in wanted.items():
+            name = f"{path}.weight"
+            if name in weights and takes_gptq(self.hessians, path):
+                found = {fmt: on_grid(weights[name], fmt) for fmt in formats}
+                exact = {fmt: each for fmt, each in found.items() if each is not None}
+                self._encoded |= {(path, fmt): each for fmt, each in exact.items()}
+                left[path] -= exact.keys()
+                if exact and not left[path]:
+                    on_layer(path, weights.pop(name))
+        return left
+
     def _encode(self, path: str, weight: mx.array, fmt: QuantFormat) -> Encoded:
         check_finite({f"{path}.weight": weight})
         if fmt == UNQUANTIZED:
             return Encoded({"weight": weight}, fmt)
+        if self.name != "minmax" and (exact := on_grid(weight, fmt)) is not None:
+            return exact
         if self.name == "minmax" or fmt.mode != "affine":
             return encode_min_max(weight, fmt)
-        if self.name == "gptq" and takes_feedback(self.moments, path):
-            feedback = self._feedback(path, fmt.group_size)
-            return encode_with_feedback(weight, feedback, fmt, num_sweeps=self.num_sweeps)
-        if self.name == "gptq" and (covariance := self._head_covariance(path)) is not None:
+        if self.name == "gptq" and takes_gptq(self.hessians, path):
+            inverse_hessian = self._inverse_hessian(path, fmt.group_size)
+            return encode_gptq(weight, inverse_hessian, fmt, num_sweeps=self.num_sweeps)
+        if self.name == "gptq" and (hessian := self._head_hessian(path)) is not None:
             head, table = self.importance[path].terms
-            return encode_tied(weight, head, table, covariance, fmt, num_sweeps=self.num_sweeps)
+            return encode_tied(weight, head, table, hessian, fmt, num_sweeps=self.num_sweeps)
         return encode(weight, self._importance(path, weight).of_rows, fmt)
 
-    def _head_covariance(self, path: str) -> mx.array | None:
-        """Mean products of the inputs of an output head that is the embedding too."""
-        head = self.moments.of(path, Role.LINEAR)
+    def _head_hessian(self, path: str) -> mx.array | None:
+        """Mean H of the inputs of an output head that is the embedding too."""
+        head = self.hessians.of(path, Role.LINEAR)
         known = path in self.importance and len(self.importance[path].terms) == len(_TIED_ROLES)
-        roles = {role for role in Role if self.moments.of(path, role)}
+        roles = {role for role in Role if self.hessians.of(path, role)}
         if not known or roles != _TIED_ROLES or head is None:
             return None
-        covariance = head.covariance
-        return None if covariance is None else covariance / mx.maximum(head.num_vectors, 1.0)
+        hessian = head.matrix
+        return None if hessian is None else hessian / mx.maximum(head.num_vectors, 1.0)
 
     def leave(self, paths: Collection[str]) -> None:
-        """Let go what only the layers at `paths` needed, once they are done."""
-        self.moments.drop_covariances(paths)
+        """Free Gram matrices, factors and results of the layers at `paths`."""
+        self.hessians.drop_grams(paths)
         self._factored.clear()
         for key in [key for key in self._encoded if key[0] in paths]:
             del self._encoded[key]
 
-    def _feedback(self, path: str, group_size: int) -> InverseHessian:
-        """The factored covariance of a layer's inputs, made once for all that share them."""
-        moments = self._moments(path)
-        key = (id(moments), group_size)
+    def _inverse_hessian(self, path: str, group_size: int) -> InverseHessian:
+        """Order and factor of a layer's H, made once for all layers that share it."""
+        hessian = self._hessian(path)
+        key = (id(hessian), group_size)
         if key not in self._factored:
-            feedback = InverseHessian.of(
-                self.moments.covariance(path, self._role(path)), group_size
+            inverse_hessian = InverseHessian.of(
+                self.hessians.matrix(path, self._role(path)), group_size
             )
-            feedback = feedback if self.num_sweeps else feedback.without_covariance()
+            inverse_hessian = (
+                inverse_hessian if self.num_sweeps else inverse_hessian.without_hessian()
+            )
             kept = sum(each.nbytes for _, each in self._factored.values())
-            while self._factored and kept + feedback.nbytes > _FACTORS_BYTES:
+            while self._factored and kept + inverse_hessian.nbytes > _FACTORS_BYTES:
                 kept -= self._factored.pop(next(iter(self._factored)))[1].nbytes
-            self._factored[key] = moments, feedback  # `moments` keeps the id taken
+            self._factored[key] = hessian, inverse_hessian  # `hessian` keeps the id taken
         return self._factored[key][1]
 
     def _role(self, path: str) -> Role:
-        """The one role of a layer that `takes_feedback`."""
-        return next(role for role in Role if self.moments.of(path, role))
+        """The one role of a layer that `takes_gptq`."""
+        return next(role for role in Role if self.hessians.of(path, role))
 
-    def _moments(self, path: str) -> InputHessian:
-        moments = self.moments.of(path, self._role(path))
-        assert moments is not None
-        return moments
+    def _hessian(self, path: str) -> InputHessian:
+        hessian = self.hessians.of(path, self._role(path))
+        assert hessian is not None
+        return hessian
 
     def _importance(self, path: str, weight: mx.array) -> Importance:
         if path in self.importance:
             return self.importance[path]
         for role in (Role.LINEAR, Role.SWITCH, Role.HEADS):
-            if moments := self.moments.of(path, role):
-                return Importance((Term(mx.ones(weight.shape[:-1]), moments.smoothed().inputs),))
+            if hessian := self.hessians.of(path, role):
+                return Importance((Term(mx.ones(weight.shape[:-1]), hessian.smoothed().inputs),))
         return Importance(())
 
 
@@ -203,21 +216,21 @@ def formats_by_path(
 def stored_by(
     encoder: LayerEncoder, formats: Mapping[str, QuantFormat], dtypes: Mapping[str, mx.Dtype]
 ) -> Callable[[Weights], Weights]:
-    """Replaces weights by what they are once stored in `formats`, for `BlockWeights(amend=…)`.
+    """A function for `BlockWeights` that replaces weights by their decoded form in `formats`.
 
     Args:
-        encoder: What stores them.
+        encoder: Encodes the weights.
         formats: Path → format.
         dtypes: Parameter path → dtype that it is stored in.
     """
 
-    def amend(weights: Weights) -> Weights:
-        amended = dict(weights)
+    def quantized(weights: Weights) -> Weights:
+        found = dict(weights)
         for path, fmt in formats.items():
             name = f"{path}.weight"
             if name in weights:
                 encoded = encoder.encode(path, weights[name].astype(dtypes[name]), fmt)
-                amended[name] = decode(encoded, weights[name].dtype)
-        return amended
+                found[name] = decode(encoded, weights[name].dtype)
+        return found
 
-    return amend
+    return quantized

@@ -14,8 +14,9 @@ import mlx.core as mx
 import numpy as np
 
 from dynquant.errors import NonFiniteError
+from dynquant.quant.mlx.arrays import scalar
 from dynquant.quant.mlx.calibration import CHUNK_LOGITS
-from dynquant.quant.mlx.loading import scalar
+from dynquant.quant.mlx.model_inputs import Batch, ModelInputs, tokens_of
 from dynquant.quant.mlx.streaming import BlockModel, BlockWeights, Forward
 from dynquant.quant.quality import Quality, summarize
 
@@ -29,7 +30,7 @@ def compare(
     blocks: BlockModel,
     reference: BlockWeights,
     candidates: Mapping[str, BlockWeights],
-    batches: Sequence[mx.array],
+    batches: Sequence[Batch],
     *,
     on_step: Callable[[], None] = lambda: None,
 ) -> tuple[Quality, dict[str, Quality]]:
@@ -40,7 +41,8 @@ def compare(
         reference: The original's weights.
         candidates: Name → weights.
         batches: Token windows, each (batch, seq), int32; the logits at every position
-            but the last of a window predict a token and are scored.
+            but the last of a window predict a token and are scored. Of a question about an image
+            those behind the image are.
         on_step: Called after each block.
 
     Raises:
@@ -69,17 +71,32 @@ def _scored(original: Forward, others: Mapping[str, Forward]) -> dict[str, _Scor
     scores = {name: _Scores(name) for name in (_ORIGINAL, *others)}
     own, streams = original.logits(), {name: each.logits() for name, each in others.items()}
     for batch in original.batches:
-        reference = _Reference.chunks(next(own), batch)
-        scores[_ORIGINAL].add([part.own_scores() for part in reference], len(batch))
+        first, targets = _scored_positions(batch)
+        reference = _Reference.chunks(next(own)[:, first:], targets)
+        scores[_ORIGINAL].add([part.own_scores() for part in reference], batch)
         for name, stream in streams.items():
-            logits, parts = next(stream), list[mx.array]()
+            logits, parts = next(stream)[:, first:], list[mx.array]()
             for part in reference:
                 parts.append(part.scores_of(logits))
                 mx.eval(parts[-1])
-            scores[name].add(parts, len(batch))
+            scores[name].add(parts, batch)
         reference.clear()  # or it would be there beside that of the next batch
         mx.clear_cache()
     return scores
+
+
+def _scored_positions(batch: Batch) -> tuple[int, mx.array]:
+    """The first position that is scored, and the tokens that come next, (batch, positions).
+
+    Of a text every position that predicts a token of it; all positions behind an image, the last
+    too, which predicts what the reply goes on with: a KL divergence needs no target, so that one
+    is made up. These are counted from the end, since some models put the image in later.
+    """
+    tokens = tokens_of(batch)
+    if not isinstance(batch, ModelInputs):
+        return 0, tokens[:, 1:]
+    first = -batch.num_text
+    return first, mx.concatenate([tokens[:, first:][:, 1:], mx.zeros_like(tokens[:, :1])], axis=1)
 
 
 class _Scores:
@@ -88,13 +105,14 @@ class _Scores:
     def __init__(self, name: str) -> None:
         self._name = name
         self._windows: list[np.ndarray] = []
+        self._images: list[np.ndarray] = []
 
-    def add(self, parts: Sequence[mx.array], num_windows: int) -> None:
+    def add(self, parts: Sequence[mx.array], batch: Batch) -> None:
         """Note the scores of one batch.
 
         Args:
             parts: Scores of its rows in order, each (3, rows).
-            num_windows: Windows in the batch.
+            batch: The batch.
 
         Raises:
             NonFiniteError: A score is NaN.
@@ -106,11 +124,14 @@ class _Scores:
                 "be worthless.",
                 layer="logits",
             )
-        self._windows.append(scores.reshape(3, num_windows, -1))
+        if isinstance(batch, ModelInputs):
+            self._images.append(scores)
+        else:
+            self._windows.append(scores.reshape(3, len(batch), -1))
 
     def summary(self) -> Quality:
         nll, kl, agree = np.concatenate(self._windows, axis=1)
-        return summarize(nll, kl, agree)
+        return summarize(nll, kl, agree, image_kl=[each[1] for each in self._images])
 
 
 @dataclass(frozen=True)
@@ -136,12 +157,17 @@ class _Reference:
     is_masked: bool
 
     @classmethod
-    def chunks(cls, logits: mx.array, batch: mx.array) -> list[_Reference]:
-        """A batch's logits (batch, seq, vocab) in parts that fit a processor's cache."""
-        num_windows, num_positions, vocab = logits.shape
+    def chunks(cls, logits: mx.array, targets: mx.array) -> list[_Reference]:
+        """A batch's logits in parts that fit a processor's cache.
+
+        Args:
+            logits: (batch, seq, vocab).
+            targets: The tokens that come next, (batch, scored); later positions are not scored.
+        """
+        (num_windows, num_scored), vocab = targets.shape, logits.shape[-1]
         found = []
-        for where in scored_parts(num_windows, num_positions, max(1, CHUNK_LOGITS // vocab)):
-            a, following = _rows(logits, where), batch[:, 1:][where].reshape(-1, 1)
+        for where in scored_parts(num_windows, num_scored, max(1, CHUNK_LOGITS // vocab)):
+            a, following = _rows(logits, where), targets[where].reshape(-1, 1)
             highest = a.max(-1, keepdims=True)
             exponentials = mx.exp(a - highest)
             total = exponentials.sum(-1, keepdims=True)
@@ -185,18 +211,12 @@ class _Reference:
         return mx.stack([nll, mx.maximum(gap.squeeze(-1), 0.0), agree.astype(mx.float32)])
 
 
-def scored_parts(
-    num_windows: int, num_positions: int, max_rows: int
-) -> Iterator[tuple[slice, slice]]:
-    """Windows and positions that are scored together: some windows, or a part of one.
-
-    Of each window all positions but the last, which predicts no token of it.
-    """
-    scored = num_positions - 1
-    together = max(1, max_rows // scored)
+def scored_parts(num_windows: int, num_scored: int, max_rows: int) -> Iterator[tuple[slice, slice]]:
+    """Windows and positions that are scored together: some windows, or a part of one."""
+    together = max(1, max_rows // num_scored)
     for first in range(0, num_windows, together):
-        for start in range(0, scored, max_rows):
-            yield slice(first, first + together), slice(start, min(start + max_rows, scored))
+        for start in range(0, num_scored, max_rows):
+            yield slice(first, first + together), slice(start, min(start + max_rows, num_scored))
 
 
 def _rows(logits: mx.array, where: tuple[slice, slice]) -> mx.array:

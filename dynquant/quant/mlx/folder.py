@@ -13,8 +13,6 @@ import stat
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from itertools import pairwise
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -32,29 +30,25 @@ from dynquant.model.files import (
 )
 from dynquant.model.limits import (
     MAX_CONFIG_VALUES,
-    MAX_DIMENSIONS,
     MAX_EXPERTS,
-    MAX_HEADER_BYTES,
     MAX_JSON_VALUES,
     MAX_LAYERS,
-    MAX_SIZE,
     MAX_SMALL_FILE_BYTES,
     MAX_SMALL_FILES,
-    MAX_TENSORS,
     file_too_large,
-    headers_too_large,
     require_few_values,
     too_many_files,
-    too_many_tensors,
 )
 from dynquant.model.quantized_sources import Tensor
 from dynquant.model.weight_files import WeightFiles, chosen_files, is_settled, weight_map_in
+from dynquant.quant.mlx.headers import Header, read_header, read_headers
 
 __all__ = [
     "as_loaded",
     "check_folder",
     "fingerprint",
-    "read_header",
+    "has_processor",
+    "read_config",
     "stamps",
     "taken_over",
     "tensors_of",
@@ -64,11 +58,6 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-_DTYPE_BITS = {
-    "BOOL": 8, "U8": 8, "I8": 8, "U16": 16, "I16": 16, "U32": 32, "I32": 32, "U64": 64, "I64": 64,
-    "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F4": 4, "F16": 16, "BF16": 16, "F32": 32, "F64": 64,
-    "C64": 64,
-}  # fmt: skip
 _NUM_LAYERS = re.compile(r"(num|n)_([a-z]+_)*layers?")
 _NUM_EXPERTS = re.compile(r"([a-z]+_)*(num|n)_([a-z]+_)*experts")
 _LAYER_LIST = re.compile(r"([a-z]+_)*(layer|layers|pattern)(_[a-z]+)*")
@@ -76,6 +65,7 @@ _LAYER_LIST = re.compile(r"([a-z]+_)*(layer|layers|pattern)(_[a-z]+)*")
 _OF_QUANTS = ("quantization", "quantization_config", "compression_config")
 """Parts of a config from which no layers are made; lists in them may name every tensor."""
 _MAX_DEPTH = 64
+_PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 _READ_WHOLE = (".json", ".jsonl", ".txt", ".jinja", ".model", ".tiktoken", ".md")
 _MAX_POINTER_BYTES = 1024  # Git LFS's own bound
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -87,7 +77,7 @@ def weights_of(folder: Path) -> WeightFiles:
     Raises:
         InvalidModelError: Weights are corrupt, missing, or there twice.
     """
-    return _chosen(folder, _headers(_candidates(folder)))
+    return _chosen(folder, read_headers(_candidates(folder)))
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -113,23 +103,36 @@ def tensors_of(folder: Path) -> dict[str, Tensor]:
 
 
 @contextmanager
-def as_loaded(folder: Path) -> Iterator[Path]:
-    """`folder` for mlx-lm, which reads every `model*.safetensors` in it: only those that count.
+def as_loaded(folder: Path, config: Mapping[str, Any] | None = None) -> Iterator[Path]:
+    """`folder` for a loader that reads every `model*.safetensors` in it: only those that count.
 
     What is loaded from there may be read after the context too: MLX keeps its files open.
+
+    Args:
+        folder: A model's folder.
+        config: In the place of its config, in a folder without Python files: for loaders that run
+            code that they find.
 
     Raises:
         InvalidModelError: As `weights_of`.
     """
     counts, candidates = weight_files(folder), _candidates(folder)
-    if counts == candidates:
+    if counts == candidates and config is None:
         yield folder
         return
     with tempfile.TemporaryDirectory(prefix="dynquant-weights-") as links:
         for path in folder.iterdir():
-            if path.is_file() and (path in counts or path not in candidates):
+            is_in_place = config is not None and (path.name == CONFIG or path.suffix == ".py")
+            if path.is_file() and (path in counts or path not in candidates) and not is_in_place:
                 (Path(links) / path.name).symlink_to(path.resolve())
+        if config is not None:
+            (Path(links) / CONFIG).write_text(json.dumps(config), encoding="utf-8")
         yield Path(links)
+
+
+def has_processor(folder: Path) -> bool:
+    """Whether a folder says how images or sounds become a model's input."""
+    return any((folder / name).is_file() for name in _PROCESSORS)
 
 
 def taken_over(folder: Path) -> list[str]:
@@ -168,7 +171,7 @@ def check_folder(folder: Path) -> dict[str, Any]:
             "or a Hub id such as 'Qwen/Qwen3-0.6B'."
         )
     _check_files(folder)
-    config = _read_config(folder)
+    config = read_config(folder)
     if config.get("model_file") is not None:
         raise UnsupportedModelError(
             "This model brings its own Python code ('model_file' in config.json), and dynquant "
@@ -189,42 +192,12 @@ def check_folder(folder: Path) -> dict[str, Any]:
             "Pass a folder that holds the weights too.",
             reason=Reason.NO_WEIGHTS,
         )
-    headers = _headers(files)
+    headers = read_headers(files)
     chosen = _chosen(folder, headers)
     for note in chosen.notes:
         logger.info(note)
     _check_layers(config, sum(len(headers[name]) for name in chosen.read))
     return config
-
-
-def read_header(
-    file: Path, *, max_bytes: int = MAX_HEADER_BYTES
-) -> Mapping[str, Mapping[str, Any]]:
-    """Tensor name → `dtype`, `shape`, `data_offsets` of a safetensors file, sizes checked.
-
-    Raises:
-        InvalidModelError: The file is truncated or its header lies.
-    """
-    num_bytes = file.stat().st_size
-    with file.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        if num_bytes < 8 or length > num_bytes - 8:
-            raise _corrupt(file, "it is too short for the header that it announces")
-        if length > max_bytes:
-            raise headers_too_large()
-        raw = stream.read(length)
-    require_few_values(raw, file.name)
-    try:
-        header = json.loads(raw, object_pairs_hook=_once_each)
-    except _TwiceError as error:
-        raise _corrupt(file, f"{error} stands twice in its header") from error
-    except (ValueError, RecursionError) as error:
-        raise _corrupt(file, "its header is not JSON") from error
-    if not isinstance(header, dict):
-        raise _corrupt(file, "its header is not a JSON object")
-    header.pop("__metadata__", None)
-    _check_tensors(file, header, num_bytes - 8 - length)
-    return header
 
 
 def fingerprint(folder: Path) -> str:
@@ -243,19 +216,6 @@ def fingerprint(folder: Path) -> str:
                 stream.seek(position)
                 digest.update(stream.read(4096))
     return digest.hexdigest()
-
-
-class _TwiceError(ValueError):
-    """A key that an object of JSON has twice; whoever reads it may take either."""
-
-
-def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in found:
-            raise _TwiceError(repr(name[:80]))
-        found[name] = value
-    return found
 
 
 def _candidates(folder: Path) -> list[Path]:
@@ -318,20 +278,6 @@ def _is_blob(target: Path) -> bool:
     return target.parent.name == "blobs" and target.parent.parent.name.startswith("models--")
 
 
-def _headers(files: list[Path]) -> dict[str, Mapping[str, Mapping[str, Any]]]:
-    """File name → its header, within one bound for all of them."""
-    headers: dict[str, Mapping[str, Mapping[str, Any]]] = {}
-    left, num_tensors = MAX_HEADER_BYTES, 0
-    for file in files:
-        headers[file.name] = read_header(file, max_bytes=left)
-        num_tensors += len(headers[file.name])
-        with file.open("rb") as stream:
-            left -= int.from_bytes(stream.read(8), "little")
-        if num_tensors > MAX_TENSORS:
-            raise too_many_tensors()
-    return headers
-
-
 def _check_layers(config: Mapping[str, Any], num_tensors: int) -> None:
     """Refuse more layers than there are tensors, or than any model has, and as many experts.
 
@@ -380,7 +326,12 @@ def _depth(value: Any) -> int:
     return depth
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> dict[str, Any]:
+    """`config.json` of a folder.
+
+    Raises:
+        InvalidModelError: It is missing, no JSON object, too large or too deep, or names no family.
+    """
     path = folder / CONFIG
     if not path.is_file():
         raise InvalidModelError(
@@ -405,32 +356,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _check_tensors(file: Path, header: dict[str, Any], num_data_bytes: int) -> None:
-    spans = []
-    for name, entry in header.items():
-        try:
-            shape, (start, end) = entry["shape"], entry["data_offsets"]
-            valid = len(shape) <= MAX_DIMENSIONS and all(map(_is_size, (*shape, start, end)))
-            bits = _DTYPE_BITS[entry["dtype"]] * prod(shape) if valid else 0
-            valid = valid and start <= end <= num_data_bytes and 8 * (end - start) == bits
-        except (KeyError, TypeError, ValueError) as error:
-            raise _corrupt(file, f"the entry of tensor {name[:80]!r} makes no sense") from error
-        if not valid:
-            raise _corrupt(file, f"tensor {name[:80]!r} does not fit in it")
-        spans.append((start, end))
-    spans.sort()
-    edges = [(0, 0), *spans, (num_data_bytes, num_data_bytes)]
-    if any(end > start for (_, end), (start, _) in pairwise(edges)):
-        raise _corrupt(file, "tensors overlap in it")
-    if any(end < start for (_, end), (start, _) in pairwise(edges)):
-        raise _corrupt(file, "some of its bytes belong to no tensor")
-
-
-def _is_size(size: object) -> bool:
-    return type(size) is int and 0 <= size <= MAX_SIZE
-
-
-def _chosen(folder: Path, headers: Mapping[str, Mapping[str, Any]]) -> WeightFiles:
+def _chosen(folder: Path, headers: Header) -> WeightFiles:
     return chosen_files(headers, _weight_map(folder))
 
 
@@ -438,10 +364,3 @@ def _weight_map(folder: Path) -> dict[str, str]:
     """Tensor → file of the index; empty without one."""
     path = folder / INDEX
     return weight_map_in(path.read_bytes()) if path.is_file() else {}
-
-
-def _corrupt(file: Path, reason: str) -> InvalidModelError:
-    return InvalidModelError(
-        f"'{file.name}' is truncated or corrupt: {reason}. Download that file again; if it is the "
-        "same there, ask the model's author."
-    )

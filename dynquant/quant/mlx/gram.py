@@ -1,4 +1,4 @@
-"""Sums of products of a layer's inputs: a symmetric matrix that grows by its lower half."""
+"""The Gram matrix XᵀX of a layer's inputs, summed up batch by batch in its lower half."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import mlx.core as mx
 
 __all__ = ["GramMatrix"]
 
-# Narrower matrices are made at once: there the copies that slices need take what they spare.
+# Narrower matrices are made at once: there the copies for the slices cost as much as they save.
 _WIDE = 4096
 _PANEL_ROWS = 1024
 
@@ -16,11 +16,11 @@ _PANEL_ROWS = 1024
 class GramMatrix:
     """A symmetric matrix (..., n, n), float32; a wide one as runs of its rows up to the diagonal.
 
-    Adding up runs takes one such matrix of memory in place of two, for each can go as the next is
-    made, and half the operations.
+    Adding up panels takes half the operations, and the memory of one such matrix instead of two,
+    since each panel is freed as the next is made.
 
     Args:
-        panels: Runs of rows from the first on, each (..., rows, columns up to the diagonal).
+        panels: Consecutive runs of rows, each (..., rows, columns up to the diagonal).
     """
 
     def __init__(self, panels: Sequence[mx.array]) -> None:
@@ -32,7 +32,7 @@ class GramMatrix:
         width, flipped = x.shape[-1], x.swapaxes(-1, -2)
         if width <= _WIDE:
             return cls([flipped @ x])
-        flipped = mx.contiguous(flipped)  # once, where each slice would be copied
+        flipped = mx.contiguous(flipped)  # one copy, instead of one for each slice
         ends = [min(start + _PANEL_ROWS, width) for start in range(0, width, _PANEL_ROWS)]
         return cls(
             [
@@ -48,7 +48,7 @@ class GramMatrix:
         return cls([mx.stack(list(same)) for same in panels])
 
     def mapped(self, change: Callable[[mx.array], mx.array]) -> GramMatrix:
-        """After a change that leaves the last two axes as they are."""
+        """With `change` applied to each panel; it must keep the last two axes."""
         return GramMatrix([change(panel) for panel in self._panels])
 
     def __add__(self, other: GramMatrix) -> GramMatrix:
@@ -57,7 +57,7 @@ class GramMatrix:
         return GramMatrix([mine + added for mine, added in pairs])
 
     def arrays(self) -> list[mx.array]:
-        """What it is held in, to be evaluated."""
+        """The panels, to be evaluated."""
         return self._panels
 
     @property
@@ -72,7 +72,7 @@ class GramMatrix:
         )
 
     def whole(self) -> mx.array:
-        """(..., n, n); from then on it is held so, and can no longer be added to."""
+        """(..., n, n); replaces the panels, so no further matrix can be added."""
         if len(self._panels) > 1:
             *lead, _, width = self._panels[-1].shape
             full = mx.zeros((*lead, width, width))

@@ -1,4 +1,8 @@
-"""Second moments of what goes into each layer, gathered while a model runs forward."""
+"""H = Σ x xᵀ of each layer's inputs x, or its diagonal, gathered while a model runs forward.
+
+It is the Hessian of ½ Σ |(q - w) x|² in a row of a weight, hence the name. Layers that are given
+the same array share one H: q, k and v do, and gate and up.
+"""
 
 from __future__ import annotations
 
@@ -17,57 +21,57 @@ from dynquant.quant.mlx.observing import Observation, Role, squares
 __all__ = [
     "HessianObserver",
     "InputHessian",
-    "covariance_bytes",
-    "takes_feedback",
+    "gram_bytes",
+    "takes_gptq",
     "towards_mean_expert",
 ]
 
-_PRIOR_TOKENS = 16.0  # how many tokens the mean expert stands for, beside an expert's own
+_PRIOR_TOKENS = 16.0  # weight of the mean expert, in tokens, beside an expert's own tokens
 _MIN_GROUP_SIZE = min(AFFINE_GROUP_SIZES)
-_MAX_COVARIANCE_BYTES = 4 << 30  # of one layer; a larger one keeps only its diagonal
+_MAX_GRAM_BYTES = 4 << 30  # of one layer; of a larger matrix only the diagonal is kept
 
 
 @dataclass
 class InputHessian:
-    """Sums over everything that one layer was given in one role.
+    """Sums over all inputs of one layer in one role.
 
     Attributes:
-        squares: Of the inputs, (*lead, in), float32; token counts for a lookup, (rows,). None
-            where the products tell them: sums of their own would keep each batch's products.
-        num_vectors: How many vectors went in, (); per expert for a switch layer, (experts, 1).
-        products: Of the inputs, (*lead, in, in), float32, where asked for.
+        squares: Σ x² of the inputs, (*lead, in), float32; token counts for a lookup, (rows,). None
+            where `gram` has them as its diagonal: separate sums would keep each batch's products.
+        num_vectors: Number of inputs, (); per expert for a switch layer, (experts, 1).
+        gram: XᵀX of the inputs, (*lead, in, in), float32, for layers that GPTQ may encode.
     """
 
     squares: mx.array | None
     num_vectors: mx.array
-    products: GramMatrix | None = None
+    gram: GramMatrix | None = None
 
     def arrays(self) -> list[mx.array]:
         """All sums, to be evaluated."""
         squares = [] if self.squares is None else [self.squares]
-        products = [] if self.products is None else self.products.arrays()
-        return [*squares, self.num_vectors, *products]
+        gram = [] if self.gram is None else self.gram.arrays()
+        return [*squares, self.num_vectors, *gram]
 
     @property
     def inputs(self) -> mx.array:
-        """Squares of the inputs, (*lead, in), float32; token counts for a lookup, (rows,)."""
+        """Σ x², (*lead, in), float32; token counts for a lookup, (rows,)."""
         if self.squares is not None:
             return self.squares
-        assert self.products is not None
-        return self.products.diagonal
+        assert self.gram is not None
+        return self.gram.diagonal
 
-    def drop_products(self) -> None:
-        """Let all but the squares go."""
-        self.squares, self.products = self.inputs, None
+    def drop_gram(self) -> None:
+        """Free the Gram matrix; its diagonal stays."""
+        self.squares, self.gram = self.inputs, None
         mx.eval(self.squares)
 
     @property
-    def covariance(self) -> mx.array | None:
-        """The products as one matrix, once all are added up."""
-        return None if self.products is None else self.products.whole()
+    def matrix(self) -> mx.array | None:
+        """H as one matrix, (*lead, in, in), once all inputs are added up."""
+        return None if self.gram is None else self.gram.whole()
 
     def smoothed(self) -> InputHessian:
-        """For experts: sums pulled towards the mean expert, so that none counts for nothing."""
+        """For experts: sums shrunk towards the mean expert, so that unused experts count too."""
         if self.num_vectors.ndim == 0:
             return self
         total = mx.maximum(self.num_vectors.sum(), 1.0)
@@ -75,14 +79,14 @@ class InputHessian:
         def pulled(sums: mx.array) -> mx.array:
             return sums + _PRIOR_TOKENS * sums.sum(0) / total
 
-        products = None if self.products is None else self.products.mapped(pulled)
-        return InputHessian(pulled(self.inputs), self.num_vectors, products)
+        gram = None if self.gram is None else self.gram.mapped(pulled)
+        return InputHessian(pulled(self.inputs), self.num_vectors, gram)
 
     def __add__(self, other: InputHessian) -> InputHessian:
         """Sums over both."""
         num_vectors = self.num_vectors + other.num_vectors
-        if self.products is not None and other.products is not None:
-            return InputHessian(None, num_vectors, self.products + other.products)
+        if self.gram is not None and other.gram is not None:
+            return InputHessian(None, num_vectors, self.gram + other.gram)
         return InputHessian(self.inputs + other.inputs, num_vectors)
 
 
@@ -91,19 +95,19 @@ class HessianObserver:
 
     Args:
         shapes: Path of each layer → shape of its weight, (*lead, out, in).
-        covariance: Whether to keep products of inputs too, not only squares.
-        squares_only: Paths of layers to keep squares of all the same.
+        gram: Whether to keep Gram matrices, not only squares.
+        squares_only: Paths of layers of which only squares are kept even so.
     """
 
     def __init__(
         self,
         shapes: Mapping[str, Sequence[int]],
         *,
-        covariance: bool,
+        gram: bool,
         squares_only: Collection[str] = (),
     ) -> None:
         self._shapes = shapes
-        self._with_products = set(shapes) - set(squares_only) if covariance else set()
+        self._with_gram = set(shapes) - set(squares_only) if gram else set()
         self._sums: dict[tuple[str, Role], InputHessian] = {}
         self._fresh: dict[Hashable, tuple[Observation, InputHessian]] = {}
         self._added: dict[tuple[int, int], tuple[InputHessian, InputHessian, InputHessian]] = {}
@@ -111,15 +115,15 @@ class HessianObserver:
         self._paused = False
 
     def __call__(self, seen: Observation) -> mx.array:
-        """Note the input; the output goes on as it is."""
+        """Add the input; returns the output unchanged."""
         if self._paused:
             return seen.y
         key = (seen.path, seen.role)
-        new = self._moments(seen)
+        new = self._of_call(seen)
         old = self._sums.get(key)
         if old is None:
             self._sums[key] = new
-        else:  # equal sums plus an equal input stay one object
+        else:  # shared sums plus a shared input stay one object
             found = self._added.get((id(old), id(new)))
             _, _, self._sums[key] = found or (old, new, old + new)
             self._added[id(old), id(new)] = (old, new, self._sums[key])
@@ -128,7 +132,7 @@ class HessianObserver:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """What runs in this context does not count."""
+        """Calls in this context are not added."""
         self._paused = True
         try:
             yield
@@ -141,81 +145,81 @@ class HessianObserver:
         self._added.clear()
         touched, self._touched = self._touched, set()
         sums = {id(self._sums[key]): self._sums[key] for key in touched}
-        return [array for moments in sums.values() for array in moments.arrays()]
+        return [array for hessian in sums.values() for array in hessian.arrays()]
 
     def roles(self) -> list[tuple[str, Role]]:
         """Every layer seen, with its role."""
         return list(self._sums)
 
     def of(self, path: str, role: Role) -> InputHessian | None:
-        """What `path` was given in `role`; None when it never ran so."""
+        """The sums of `path` in `role`; None if it never ran in that role."""
         return self._sums.get((path, role))
 
-    def covariance(self, path: str, role: Role) -> mx.array:
-        """Products of the inputs of a layer that `takes_feedback`."""
-        moments = self.of(path, role)
-        assert moments is not None
-        covariance = moments.smoothed().covariance
-        assert covariance is not None
-        return covariance
+    def matrix(self, path: str, role: Role) -> mx.array:
+        """H of a layer that `takes_gptq`."""
+        hessian = self.of(path, role)
+        assert hessian is not None
+        matrix = hessian.smoothed().matrix
+        assert matrix is not None
+        return matrix
 
-    def drop_covariances(self, paths: Collection[str] | None = None) -> None:
-        """Let products of inputs go: of the layers at `paths`, or all."""
-        for (path, _), moments in self._sums.items():
-            if moments.products is not None and (paths is None or path in paths):
-                moments.drop_products()
+    def drop_grams(self, paths: Collection[str] | None = None) -> None:
+        """Free Gram matrices: of the layers at `paths`, or all."""
+        for (path, _), hessian in self._sums.items():
+            if hessian.gram is not None and (paths is None or path in paths):
+                hessian.drop_gram()
 
     def forget(self, paths: Collection[str]) -> None:
-        """Let everything about `paths` go, so that another pass can gather it anew."""
+        """Free all sums of the layers at `paths`, so that another pass can gather them again."""
         for key in [key for key in self._sums if key[0] in paths]:
             del self._sums[key]
 
-    def _moments(self, seen: Observation) -> InputHessian:
-        """Moments of one call; the same object for every layer that shares the input."""
+    def _of_call(self, seen: Observation) -> InputHessian:
+        """Sums over one call; the same object for every layer that shares the input."""
         shape = self._shapes[seen.path]
         lead = tuple(shape[:-2])
         width = seen.x.shape[-1]
-        products = (
-            seen.path in self._with_products
+        gram = (
+            seen.path in self._with_gram
             and seen.role not in (Role.TRANSPOSED, Role.LOOKUP)
-            and covariance_bytes((*lead, width)) > 0
+            and gram_bytes((*lead, width)) > 0
         )
         num_rows = shape[0] if seen.role is Role.LOOKUP else 0
-        key = (id(seen.x), id(seen.experts), seen.role, lead, products, num_rows)
+        key = (id(seen.x), id(seen.experts), seen.role, lead, gram, num_rows)
         if key not in self._fresh:
             if seen.role is Role.LOOKUP:
                 ids = seen.x.reshape(-1)
                 counts = mx.zeros(num_rows).at[ids].add(mx.ones(ids.shape))
                 new = InputHessian(counts, mx.array(float(ids.size)))
             else:
-                found = _products(seen, lead) if products else None
+                found = _gram(seen, lead) if gram else None
                 alone = squares(seen.x, seen.role, seen.experts, lead) if found is None else None
                 new = InputHessian(alone, _num_vectors(seen, lead), found)
-            self._fresh[key] = seen, new  # `seen` keeps the ids taken
+            self._fresh[key] = seen, new  # holding `seen` keeps its ids from being reused
         return self._fresh[key][1]
 
 
-def covariance_bytes(inputs: Sequence[int]) -> int:
-    """What the products of inputs (*lead, in) take, float32; 0 where they are not kept.
+def gram_bytes(inputs: Sequence[int]) -> int:
+    """Size of the Gram matrix of inputs (*lead, in), float32; 0 where it is not kept.
 
-    Feedback goes by whole groups; a width without them has no format to feed back in.
+    GPTQ encodes whole groups; a width that no group size divides has no format for it.
     """
     *lead, width = inputs
     size = 4 * prod(lead) * width**2
-    return size if width % _MIN_GROUP_SIZE == 0 and size <= _MAX_COVARIANCE_BYTES else 0
+    return size if width % _MIN_GROUP_SIZE == 0 and size <= _MAX_GRAM_BYTES else 0
 
 
 def towards_mean_expert(means: mx.array, counts: mx.array) -> mx.array:
-    """Means per expert, (experts, n), of `counts` vectors each, pulled towards the mean of all."""
+    """Means per expert, (experts, n), of `counts` vectors each, shrunk towards the mean of all."""
     overall = (means * counts).sum(0) / mx.maximum(counts.sum(), 1.0)
     return (means * counts + _PRIOR_TOKENS * overall) / (counts + _PRIOR_TOKENS)
 
 
-def takes_feedback(watcher: HessianObserver, path: str) -> bool:
-    """Whether errors in `path` can be fed back: one role only, and its covariance is at hand."""
-    roles = [role for role in Role if watcher.of(path, role) is not None]
-    moments = watcher.of(path, roles[0]) if len(roles) == 1 else None
-    return moments is not None and moments.products is not None
+def takes_gptq(hessians: HessianObserver, path: str) -> bool:
+    """Whether GPTQ can encode `path`: it has one role only, and its Gram matrix is at hand."""
+    roles = [role for role in Role if hessians.of(path, role) is not None]
+    hessian = hessians.of(path, roles[0]) if len(roles) == 1 else None
+    return hessian is not None and hessian.gram is not None
 
 
 def _num_vectors(seen: Observation, lead: tuple[int, ...]) -> mx.array:
@@ -226,7 +230,7 @@ def _num_vectors(seen: Observation, lead: tuple[int, ...]) -> mx.array:
     return mx.array(float(prod(seen.x.shape[:-1]) // heads))
 
 
-def _products(seen: Observation, lead: tuple[int, ...]) -> GramMatrix:
+def _gram(seen: Observation, lead: tuple[int, ...]) -> GramMatrix:
     x = seen.x.astype(mx.float32)
     width = x.shape[-1]
     if seen.experts is not None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import mlx.core as mx
 import numpy as np
 
-from dynquant.quant.mlx.loading import scalar
+from dynquant.errors import SensitivitiesError
+from dynquant.quant.mlx.arrays import scalar
 
-__all__ = ["Importance", "StoredTerms", "Term"]
+__all__ = ["Importance", "StoredTerms", "Term", "importance_from_stored"]
 
 StoredTerms = tuple[tuple[str, str], ...]
 """Rows and columns of each term as base64 of little-endian float32, for a JSON artefact."""
@@ -18,7 +20,7 @@ StoredTerms = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True)
 class Term:
-    """One way in which the weight acts: `rows` (*lead, out) times `cols` (*lead, in), float32."""
+    """The outer product of `rows` (*lead, out) and `cols` (*lead, in), float32, for one role."""
 
     rows: mx.array
     cols: mx.array
@@ -26,7 +28,7 @@ class Term:
 
 @dataclass(frozen=True)
 class Importance:
-    """What an error of each weight costs: ΔKL per token ≈ ½ Σ importance · error².
+    """Importance of each weight w_oi: ΔKL per token ≈ ½ Σ_oi importance_oi · error_oi².
 
     Rows count over all leading axes of the weight (experts, heads) together. A layer
     that the text never reached has no terms; every weight then counts the same.
@@ -54,7 +56,7 @@ class Importance:
             rows: Indices, (n,).
 
         Returns:
-            (n, in), float32; (1, 1) ones where nothing is known.
+            (n, in), float32; (1, 1) ones without terms.
         """
         if not self.terms:
             return mx.ones((1, 1))
@@ -73,7 +75,7 @@ class Importance:
         """The terms from text; only for weights without leading axes.
 
         Raises:
-            ValueError: The text is no such thing.
+            ValueError: A text is not base64 of float32 numbers.
         """
         return cls(tuple(Term(_from_text(rows), _from_text(cols)) for rows, cols in terms))
 
@@ -84,3 +86,19 @@ def _to_text(array: mx.array) -> str:
 
 def _from_text(text: str) -> mx.array:
     return mx.array(np.frombuffer(base64.b64decode(text, validate=True), dtype="<f4"))
+
+
+def importance_from_stored(
+    stored: Mapping[str, StoredTerms],
+) -> dict[str, Importance]:
+    """Path → importance, from `CostTable.importance`.
+
+    Raises:
+        SensitivitiesError: An entry is damaged.
+    """
+    try:
+        return {path: Importance.from_stored(terms) for path, terms in stored.items()}
+    except (ValueError, TypeError) as error:
+        raise SensitivitiesError(
+            "The importance vectors in the cost table are damaged. Measure again."
+        ) from error

@@ -1,10 +1,11 @@
-"""What error feedback takes from the second moments of a layer's inputs: order and factor.
+"""The order of columns and the Cholesky factor of (H + λI)⁻¹ that GPTQ works with.
 
-With the columns in the order in which they are encoded, UᵀU = (C + D)⁻¹ for an upper U tells how an
-error of one column is mended by those after it. In reverse order C + D = L·Lᵀ, and U is the mirror
-image of L⁻¹. Both are made in runs of rows, by products of matrices for whatever device is there,
-beside small factors on the CPU; and beside C they need half a matrix, where LAPACK's routines as
-MLX calls them need three. (A layer of 14,336 inputs: 0.8 GB each.)
+H are the second moments of a layer's inputs; λ is the damping, a share of their mean. With the
+columns in the order in which they are encoded, the upper factor U of UᵀU = (H + λI)⁻¹ says by how
+much later columns compensate for the error of an earlier one. In reverse order H + λI = L·Lᵀ, and
+U is the mirror image of L⁻¹. Both are made in panels of rows, by products of matrices on the device
+and small factors on the CPU. Beside H they take half a matrix, where LAPACK's routines as MLX calls
+them take three (a layer of 14,336 inputs: 0.8 GB each).
 
 Sources: GPTQ (arXiv 2210.17323), section 3.3, for the use of the factor; Higham, Accuracy and
 Stability of Numerical Algorithms, chapters 10 and 14, for factors and inverses by blocks.
@@ -28,37 +29,37 @@ _PANEL_ROWS = 512  # a multiple of every group size
 
 @dataclass(frozen=True)
 class InverseHessian:
-    """What encoding takes from a covariance; layers that share their input share it.
+    """Order and factor of one H; layers that share their input share it.
 
     Attributes:
         order: Columns as they are encoded, (..., in).
-        covariance: Second moments of the inputs, (..., in, in), as they lie in the weight; not
-            kept where only the factor is wanted.
-        ridge: What is added to its diagonal, (..., in), in the order of encoding.
+        hessian: H, (..., in, in), with the columns as in the weight; None where only the factor
+            is needed.
+        ridge: λ, added to its diagonal, (..., in), in the order of encoding.
         panels: L⁻¹ in runs of rows up to the diagonal, each (..., rows, columns).
     """
 
     order: mx.array
-    covariance: mx.array | None
+    hessian: mx.array | None
     ridge: mx.array
     panels: tuple[mx.array, ...]
 
     @property
     def nbytes(self) -> int:
-        """Memory that it takes."""
-        arrays = (self.order, self.covariance, self.ridge, *self.panels)
+        """Memory of all arrays."""
+        arrays = (self.order, self.hessian, self.ridge, *self.panels)
         return sum(array.nbytes for array in arrays if array is not None)
 
     @classmethod
-    def of(cls, covariance: mx.array, group_size: int) -> InverseHessian:
+    def of(cls, hessian: mx.array, group_size: int) -> InverseHessian:
         """Factor the second moments of the inputs, (..., in, in), float32, for a group size."""
-        order = _column_order(covariance, group_size)
-        panels, ridge = _cholesky(covariance, order)
-        return cls(order, covariance, ridge, _inverted(panels))
+        order = _column_order(hessian, group_size)
+        panels, ridge = _cholesky(hessian, order)
+        return cls(order, hessian, ridge, _inverted(panels))
 
-    def without_covariance(self) -> InverseHessian:
-        """What suffices for a first pass over the columns."""
-        return replace(self, covariance=None)
+    def without_hessian(self) -> InverseHessian:
+        """Without H, which only coordinate descent needs."""
+        return replace(self, hessian=None)
 
     def factor(self, start: int, end: int) -> mx.array:
         """Rows of U from column `start` on, (..., end - start, in - start), of a whole group."""
@@ -69,45 +70,45 @@ class InverseHessian:
         return rows[..., ::-1, ::-1]
 
     def rows(self, start: int, end: int) -> mx.array:
-        """Rows of C + D in the order of encoding, (..., end - start, in)."""
-        assert self.covariance is not None
-        rows = _part(self.covariance, self.order[..., start:end], self.order)
+        """Rows of H + λI in the order of encoding, (..., end - start, in)."""
+        assert self.hessian is not None
+        rows = _part(self.hessian, self.order[..., start:end], self.order)
         index = mx.arange(end - start)
         return rows.at[..., index, index + start].add(self.ridge[..., start:end])
 
     def times(self, columns: mx.array) -> mx.array:
-        """(C + D) · `columns`, (..., in, n), both in the order of encoding."""
-        assert self.covariance is not None
+        """(H + λI) · `columns`, (..., in, n), both in the order of encoding."""
+        assert self.hessian is not None
         back = mx.argsort(self.order, axis=-1)
-        product = self.covariance @ _rows_taken(columns, back)
-        mx.eval(product)  # else all steps' copies of many rows are there at once
+        product = self.hessian @ _rows_taken(columns, back)
+        mx.eval(product)  # otherwise the copies of many rows are in memory at once
         return _rows_taken(product, self.order) + self.ridge[..., None] * columns
 
 
-def conditional_variances(covariance: mx.array, group_size: int) -> mx.array:
-    """What of each input's second moment the feedback cannot mend, (..., in), float32.
+def conditional_variances(hessian: mx.array, group_size: int) -> mx.array:
+    """1 / U_kk² for each column k, (..., in), float32: its variance given the columns after it.
 
-    It is the squared pivot of the factorization, and takes the place of the second moment
-    in the cost of a format: the loss of GPTQ is the sum over columns of pivot² · error².
+    In the cost of a format it takes the place of H_kk: the loss of GPTQ is Σ_k (error_k / U_kk)²,
+    as later columns compensate for the rest.
 
     Args:
-        covariance: Second moments of the inputs, (..., in, in), float32.
+        hessian: Second moments of the inputs, (..., in, in), float32.
         group_size: The group size whose column order is taken.
     """
-    order = _column_order(covariance, group_size)
-    panels, _ = _cholesky(covariance, order)
+    order = _column_order(hessian, group_size)
+    panels, _ = _cholesky(hessian, order)
     inverses = mx.concatenate([panel.inverse_pivots for panel in panels], axis=-1)[..., ::-1]
     return taken(1.0 / mx.square(inverses), mx.argsort(order, axis=-1))
 
 
 def taken(array: mx.array, columns: mx.array) -> mx.array:
-    """`array` (..., n) with its last axis as `columns` (..., m) say."""
+    """`array` (..., n) at the indices `columns` (..., m) of its last axis."""
     shape = (*array.shape[:-1], columns.shape[-1])
     return mx.take_along_axis(array, mx.broadcast_to(columns, shape), axis=-1)
 
 
 class _Panel(NamedTuple):
-    """Some rows of L: what is left of the block on the diagonal, and the inverse of that block."""
+    """Some rows of L: the part left of the block on the diagonal, and the inverse of that block."""
 
     before: mx.array
     inverse: mx.array
@@ -117,9 +118,9 @@ class _Panel(NamedTuple):
         return mx.diagonal(self.inverse, axis1=-2, axis2=-1)
 
 
-def _cholesky(covariance: mx.array, order: mx.array) -> tuple[list[_Panel], mx.array]:
-    """L, and the diagonal, in `order`, that was added for the matrix to have a factor."""
-    diagonal = taken(mx.diagonal(covariance, axis1=-2, axis2=-1), order)
+def _cholesky(hessian: mx.array, order: mx.array) -> tuple[list[_Panel], mx.array]:
+    """L, and λ in `order`; damping grows until the matrix has a factor."""
+    diagonal = taken(mx.diagonal(hessian, axis1=-2, axis2=-1), order)
     mean = diagonal.mean(-1, keepdims=True)
     mean = mx.where(mean > 0, mean, 1.0)
     damping = _DAMPING
@@ -127,7 +128,7 @@ def _cholesky(covariance: mx.array, order: mx.array) -> tuple[list[_Panel], mx.a
         ridge = mx.broadcast_to(damping * mean, diagonal.shape)
         panels = list[_Panel]()
         while len(panels) * _PANEL_ROWS < order.shape[-1]:
-            panel = _next_panel(covariance, order[..., ::-1], ridge[..., ::-1], panels)
+            panel = _next_panel(hessian, order[..., ::-1], ridge[..., ::-1], panels)
             pivots = panel.inverse_pivots
             if not mx.all(mx.isfinite(pivots) & (pivots > 0)).item():
                 break
@@ -135,20 +136,20 @@ def _cholesky(covariance: mx.array, order: mx.array) -> tuple[list[_Panel], mx.a
         else:
             return panels, ridge
         damping *= 10
-    raise ValueError("the covariance is not positive definite")
+    raise ValueError("H is not positive definite")
 
 
 def _next_panel(
-    covariance: mx.array, order: mx.array, ridge: mx.array, known: Sequence[_Panel]
+    hessian: mx.array, order: mx.array, ridge: mx.array, known: Sequence[_Panel]
 ) -> _Panel:
-    """The rows of L after those `known`, evaluated step by step: else all copies are there at once.
+    """The rows of L after those `known`, evaluated step by step to bound the memory of copies.
 
     With A for the matrix in `order`: L_ij = (A_ij - Σ_k L_ik·L_jkᵀ)·L_jj⁻ᵀ, k before j, from left
     to right, and L_ii·L_iiᵀ = A_ii - Σ_k L_ik·L_ikᵀ.
     """
     start = len(known) * _PANEL_ROWS
     end = min(start + _PANEL_ROWS, order.shape[-1])
-    rows = _part(covariance, order[..., start:end], order[..., :end])
+    rows = _part(hessian, order[..., start:end], order[..., :end])
     before = rows[..., :0]
     for panel in known:
         done = before.shape[-1]
@@ -197,9 +198,9 @@ def _rows_taken(matrix: mx.array, rows: mx.array) -> mx.array:
     return matrix.reshape(-1, width)[rows + firsts]
 
 
-def _column_order(covariance: mx.array, group_size: int) -> mx.array:
+def _column_order(hessian: mx.array, group_size: int) -> mx.array:
     """Columns, (..., in): whole groups by falling mass, within each by falling second moment."""
-    diagonal = mx.diagonal(covariance, axis1=-2, axis2=-1)
+    diagonal = mx.diagonal(hessian, axis1=-2, axis2=-1)
     masses = diagonal.reshape(*diagonal.shape[:-1], -1, group_size)
     groups = mx.argsort(-masses.sum(-1), axis=-1)[..., None]
     within = mx.take_along_axis(mx.argsort(-masses, axis=-1), groups, axis=-2)

@@ -8,141 +8,89 @@ from __future__ import annotations
 
 import logging
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_flatten, tree_reduce
+from mlx.utils import tree_flatten
 
-from dynquant.errors import InvalidModelError, NonFiniteError, Reason, UnsupportedModelError
+from dynquant.errors import InvalidModelError, Reason, UnsupportedModelError
+from dynquant.model.code_finder import coded_weights
+from dynquant.model.coded_weights import CodedWeight, described, uncoded
 from dynquant.model.config import (
-    as_mlx_lm_reads,
     changed_settings,
     dtype_names,
     tied_as_stored,
 )
-from dynquant.model.dropped_tensors import Part, parts_of
+from dynquant.model.dropped_tensors import Part, has_tower, parts_of
+from dynquant.model.originals import is_low_precision, require_original
+from dynquant.model.precision import is_float32
 from dynquant.model.quantized_sources import Tensor, quantized_form
 from dynquant.quant.formats import UNQUANTIZED, QuantFormat
+from dynquant.quant.mlx.arrays import Weights, compute_dtype, is_floating
+from dynquant.quant.mlx.coded_weights import decoded
+from dynquant.quant.mlx.copies import overwritten_heads, tie
 from dynquant.quant.mlx.dequantizing import (
     QUANTIZED_PARAMETERS,
     dequantized_in,
     require_dequantized,
 )
-from dynquant.quant.mlx.direct_embeddings import used_directly
 from dynquant.quant.mlx.dropped_tensors import dropped, require_held
-from dynquant.quant.mlx.folder import check_folder, stamps, tensors_of
-from dynquant.quant.mlx.parameters import clear_parameters, quantizable, takes_mode
+from dynquant.quant.mlx.folder import check_folder, read_config, stamps, tensors_of
+from dynquant.quant.mlx.load_errors import load_errors_in_our_words, one_line
+from dynquant.quant.mlx.parameters import clear_parameters, quantizable
 from dynquant.quant.mlx.ropes import require_ropes_read
-from dynquant.quant.mlx.scaled_codes import ScaledCodes
-from dynquant.quant.mlx.stock import (
-    MODEL_CODE_ERRORS,
-    Weights,
-    build,
-    load,
-    load_errors_in_our_words,
-    one_line,
-)
-from dynquant.quant.plan import LayerProfile, ModelInventory
+from dynquant.quant.mlx.runtimes import Runtime, choose_runtime
+from dynquant.quant.mlx.runtimes.ports import MODEL_CODE_ERRORS
 
 __all__ = [
     "ModelFolder",
-    "Weights",
-    "check_finite",
-    "compute_dtype",
-    "for_compute",
     "open_model",
 ]
 
 logger = logging.getLogger(__name__)
 
-_ADDED_UP = 1 << 26  # numbers of a weight at a time
+_MODEL_CODE = ("mlx_lm.models.", "mlx_vlm.models.")
+_TOWER_8 = QuantFormat(8, 64)
 _DTYPES = {"float16": mx.float16, "bfloat16": mx.bfloat16, "float32": mx.float32}
-
-
-def compute_dtype(stored: mx.Dtype) -> mx.Dtype:
-    """Dtype to compute in: the stored one, but float32 on a CPU and for float16 gradients.
-
-    On the CPU a bfloat16 product runs at 5 GFLOP/s, a float32 one at 190.
-    """
-    if mx.default_device() == mx.Device(mx.cpu) or stored == mx.float16:
-        return mx.float32
-    return stored
-
-
-def for_compute(weights: Weights) -> Weights:
-    """`weights`, floating ones lazily cast to the dtype that this machine computes in."""
-    return {
-        path: array.astype(compute_dtype(array.dtype)) if is_floating(array) else array
-        for path, array in weights.items()
-    }
-
-
-def scalar(array: mx.array) -> float:
-    """The number in a floating array of one element."""
-    value = array.item()
-    assert isinstance(value, float)
-    return value
-
-
-def is_floating(array: mx.array) -> bool:
-    """Whether `array` holds floating-point numbers."""
-    return bool(mx.issubdtype(array.dtype, mx.floating))
-
-
-def check_finite(weights: Weights) -> None:
-    """Refuse damaged weights before anything rests on them.
-
-    Raises:
-        NonFiniteError: A weight holds NaN or infinity; names its layer.
-    """
-    for path, array in weights.items():
-        if is_floating(array) and not _is_finite(array):
-            layer = path.rpartition(".")[0]
-            raise NonFiniteError(
-                f"The weight of layer '{layer}' holds NaN or infinity, so the model is damaged. "
-                "Download it again, or ask its author.",
-                layer=layer,
-            )
-
-
-def _is_finite(array: mx.array) -> bool:
-    """Whether all numbers are; some at a time, for they are added up as float32."""
-    numbers = array.reshape(-1)
-    parts = (numbers[start : start + _ADDED_UP] for start in range(0, array.size, _ADDED_UP))
-    return all(mx.isfinite(part.astype(mx.float32).sum()).item() for part in parts)
 
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """A local folder that holds one model in a layout that mlx-lm understands.
+    """A local folder that holds one model in a layout that its runtime understands.
 
     Attributes:
         folder: The folder.
+        runtime: What loads and runs it.
         config: Its `config.json` as mlx-lm reads it, without quantization settings.
         settings: What mlx-lm is told in place of what the file says.
         form: What the stored weights are quantized as, in words (they are then dequantized on
             load); None for plain ones.
-        tensors: Name → dtype and shape of what is stored.
-        codes: Those of them that are codes with scales, if any are.
+        stored: Name → dtype and shape of what is stored.
+        codes: Those of its weights that are stored as codes with scales.
         stamps: Of its weight files, when they were checked.
+        halves_float32: Whether a float32 model is stored in bfloat16.
         stored_as: Dtype to store what is not quantized and scales in, such as `bfloat16`, where
             that is not the model's own.
+        tower_format: How linear layers of parts that see or hear are stored.
     """
 
     folder: Path
+    runtime: Runtime
     config: dict[str, Any]
     settings: dict[str, Any]
     form: str | None
-    tensors: dict[str, Tensor]
-    codes: ScaledCodes | None
+    stored: dict[str, Tensor]
+    codes: dict[str, CodedWeight]
     stamps: tuple[tuple[int, ...], ...]
+    halves_float32: bool = False
     stored_as: str | None = None
+    tower_format: QuantFormat = UNQUANTIZED
 
     @property
     def quantized(self) -> bool:
@@ -150,25 +98,39 @@ class ModelFolder:
         return self.form is not None
 
     @cached_property
+    def is_halved(self) -> bool:
+        """Whether this is a float32 model that is stored in bfloat16.
+
+        Scales and biases of 32 bits would cost half a bit for each weight in groups of 64.
+        """
+        return self.halves_float32 and is_float32(self.config, self.tensors)
+
+    @cached_property
+    def tensors(self) -> dict[str, Tensor]:
+        """Name → dtype and shape of what the model's class gets."""
+        return uncoded(self.stored, self.codes)
+
+    @property
+    def stock_config(self) -> dict[str, Any] | None:
+        """What the stock runtime finds as `config.json` where it can be told in no other way."""
+        is_told = self.runtime.name == "mlx-lm"
+        return None if is_told else read_config(self.folder) | self.settings
+
+    @cached_property
     def skeleton(self) -> nn.Module:
         """The model's modules with empty parameters: an architecture without weights."""
-        model = self._built()
+        model = self.built()
+        tie(model, self.copies)
         model.eval()
         clear_parameters(model)
         return model
 
     @cached_property
-    def _buffer_bytes(self) -> int:
-        """Arrays that modules make for themselves, such as rope frequencies: mlx-lm counts them.
-
-        Counted on modules that never ran: some keep what their first call computed.
-        """
-        model = self._built()
-        parameters = {id(array) for _, array in tree_flatten(model.parameters())}
-        arrays: list[mx.array] = tree_reduce(
-            lambda found, leaf: [*found, leaf] if isinstance(leaf, mx.array) else found, model, []
-        )
-        return sum(array.nbytes for array in arrays if id(array) not in parameters)
+    def copies(self) -> dict[str, str]:
+        """Path of a head that loading overwrites → path of the embedding that it takes."""
+        model = self._load()
+        weights = dict(tree_flatten(model.parameters()))
+        return overwritten_heads(model, self.runtime, self.config, weights)
 
     @cached_property
     def num_tokens(self) -> int | None:
@@ -177,12 +139,24 @@ class ModelFolder:
         rows = [
             weights[f"{path}.weight"].shape[0]
             for path, module in self.skeleton.named_modules()
-            if isinstance(module, nn.Embedding) and f"{path}.weight" in weights
+            if isinstance(module, nn.Embedding)
+            and f"{path}.weight" in weights
+            and self.runtime.is_language(path)
         ]
         text_config = self.config.get("text_config") or self.config
         said = text_config.get("vocab_size")
         # The larger embedding is that of the tokens, unless somebody made it look so.
         return min([max(rows), *([said] if isinstance(said, int) else [])]) if rows else None
+
+    @cached_property
+    def has_tower(self) -> bool:
+        """Whether the model keeps a part that sees or hears."""
+        return has_tower(path for path, _ in tree_flatten(self.skeleton.parameters()))
+
+    @property
+    def config_has_tower(self) -> bool:
+        """Whether the config must describe a tower."""
+        return self.has_tower or self.runtime.name == "mlx-vlm"
 
     @contextmanager
     def in_our_words(self) -> Iterator[None]:
@@ -198,7 +172,7 @@ class ModelFolder:
             self._require_same_weights()
             frames = traceback.walk_tb(error.__traceback__)
             modules = [str(frame.f_globals.get("__name__")) for frame, _ in frames]
-            if not any(module.startswith("mlx_lm.models.") for module in modules):
+            if not any(module.startswith(_MODEL_CODE) for module in modules):
                 raise
             logger.warning("The model's code failed", exc_info=error)
             raise InvalidModelError(
@@ -207,6 +181,10 @@ class ModelFolder:
                 "its author."
             ) from error
 
+    def rewritten(self) -> ModelFolder:
+        """The same folder, after this process wrote other values over its weights."""
+        return replace(self, stamps=stamps(self.folder))
+
     def _require_same_weights(self) -> None:
         if stamps(self.folder) != self.stamps:
             raise InvalidModelError(
@@ -214,23 +192,20 @@ class ModelFolder:
                 "is done, then try again."
             )
 
-    def _built(self) -> nn.Module:
+    def built(self) -> nn.Module:
         """The model's modules with lazily made parameters."""
         stored: Weights = {}
         stock = self._load(on_sanitized=lambda read, _kept: stored.update(read))
-        if not self.quantized or self.codes is not None:
+        if not self.quantized or self.codes:
             return stock
         try:
-            model = build(self.config)
-            if hasattr(model, "sanitize"):  # it may take modules away, such as a tied head
-                model.sanitize(stored)
+            return self.runtime.unquantized(self.config, stored)
         except (ValueError, TypeError, KeyError) as error:
             raise UnsupportedModelError(
                 f"A '{self.config.get('model_type')}' model exists only quantized, in a form of "
                 f"its own, and cannot be dequantized: {one_line(str(error))}.",
                 reason=Reason.ALREADY_QUANTIZED,
             ) from error
-        return model
 
     @cached_property
     def left_out(self) -> dict[Part, list[str]]:
@@ -238,6 +213,14 @@ class ModelFolder:
         names: list[str] = []
         self._load(on_sanitized=lambda read, kept: names.extend(dropped(read, kept)))
         return parts_of((name for name in names if name in self.tensors), self.tensors, self.config)
+
+    @cached_property
+    def drafting(self) -> list[str]:
+        """Names of stored tensors of heads that draft tokens, which the loader drops."""
+        dropped = set(self.left_out.get(Part.DRAFT, ()))
+        stored = parts_of(self.tensors, self.tensors, self.config).get(Part.DRAFT, [])
+        used = [name for name in stored if name in self.tensors and name not in dropped]
+        return [] if used else stored
 
     def require_nothing_lost(self) -> None:
         """Refuse a model that the loader would make another one of; reads what it drops.
@@ -249,7 +232,8 @@ class ModelFolder:
         if unexplained:
             stored: Weights = {}
             model = self._load(on_sanitized=lambda read, _kept: stored.update(read))
-            require_held(unexplained, stored, dict(tree_flatten(model.parameters())))
+            held = dict(tree_flatten(model.parameters()))
+            require_held(unexplained, stored, held, runtime=self.runtime.name)
 
     def lazy_weights(self, *, exact: bool = False) -> Weights:
         """Parameter path → array in its stored dtype, not yet read from disk.
@@ -260,18 +244,20 @@ class ModelFolder:
         """
         model = self._load()
         weights = dict(tree_flatten(model.parameters()))
-        is_packed = self.quantized and self.codes is None
+        is_packed = self.quantized and not self.codes
         dequantized = dequantized_in(model, compute_dtype) if is_packed else {}
         for path in dequantized:
             for name in QUANTIZED_PARAMETERS:
                 weights.pop(f"{path}.{name}", None)
         weights |= {f"{path}.weight": array for path, (array, _) in dequantized.items()}
+        for head in self.copies:
+            del weights[f"{head}.weight"]
         stored = {f"{path}.weight": dtype for path, (_, dtype) in dequantized.items()}
         may_cast = getattr(model, "cast_predicate", lambda _: True)
         for path, array in weights.items():
             if is_floating(array):
                 dtype = stored.get(path, array.dtype)
-                if may_cast(path):
+                if may_cast(path) and self.runtime.is_language(path):
                     dtype = self._dtype_of(dtype)
                 is_exact = exact and path in stored
                 weights[path] = array.astype(compute_dtype(dtype) if is_exact else dtype)
@@ -279,45 +265,10 @@ class ModelFolder:
 
     def stored_weights(self) -> Weights:
         """Parameter path → array as it is stored, packed where quantized, not yet read."""
-        return dict(tree_flatten(self._load().parameters()))
-
-    def inventory(self, menu: Sequence[QuantFormat]) -> ModelInventory:
-        """What the model weighs and which formats of `menu` each layer may take.
-
-        A layer's own protections (`model.quant_predicate`, such as 8-bit routers)
-        stand as floors. A layer that no format of the menu fits stays unquantized, and so does an
-        embedding whose weight the model multiplies by itself.
-        """
-        model = self.skeleton
-        weights = self.lazy_weights()
-        kept = self._used_directly
-        layers = tuple(
-            LayerProfile(
-                path=path,
-                shape=tuple(weights[f"{path}.weight"].shape),
-                dtype_bits=weights[f"{path}.weight"].dtype.size * 8,
-                formats=(UNQUANTIZED,)
-                if path in kept
-                else _allowed(model, path, module, weights[f"{path}.weight"].shape, menu),
-            )
-            for path, module in quantizable(model).items()
-        )
-        quantized_paths = {f"{layer.path}.weight" for layer in layers}
-        parameter_bytes = sum(
-            array.nbytes for path, array in weights.items() if path not in quantized_paths
-        )
-        dtypes = [str(weights[path].dtype).rpartition(".")[2] for path in sorted(quantized_paths)]
-        return ModelInventory(
-            model_type=str(self.config["model_type"]),
-            layers=layers,
-            num_parameters=self._count_parameters(weights),
-            fixed_bits=8 * (parameter_bytes + self._buffer_bytes),
-            dtype=max(sorted(set(dtypes)), key=dtypes.count) if dtypes else "float32",
-        )
-
-    @cached_property
-    def _used_directly(self) -> set[str]:
-        return used_directly(self.skeleton, self.lazy_weights())
+        weights = dict(tree_flatten(self._load().parameters()))
+        return {
+            path: a for path, a in weights.items() if path.rpartition(".")[0] not in self.copies
+        }
 
     def _dtype_of(self, stored: mx.Dtype) -> mx.Dtype:
         """What `mlx_lm.convert` would cast to; it settles the size of scales and biases.
@@ -327,44 +278,47 @@ class ModelFolder:
         if self.stored_as is not None:
             return _DTYPES[self.stored_as]
         said = next((_DTYPES[name] for name in dtype_names(self.config) if name in _DTYPES), stored)
-        return stored if (stored, said) == (mx.bfloat16, mx.float16) else said
-
-    def _count_parameters(self, weights: Weights) -> int:
-        """`mlx_lm.utils.get_total_parameters`: parameters held by leaf modules."""
-        return sum(
-            weights[f"{path}.{name}" if path else name].size
-            for path, leaf in tree_flatten(
-                self.skeleton.leaf_modules(), is_leaf=nn.Module.is_module
-            )
-            for name, _ in tree_flatten(leaf.parameters())
-        )
+        dtype = stored if (stored, said) == (mx.bfloat16, mx.float16) else said
+        return mx.bfloat16 if dtype == mx.float32 and self.is_halved else dtype
 
     def _load(
         self, *, on_sanitized: Callable[[Weights, Weights], None] = lambda _read, _kept: None
     ) -> nn.Module:
-        """Stock mlx-lm's own lazy and strict load, its errors put in our words."""
+        """The runtime's own lazy and strict load, its errors put in our words."""
         self._require_same_weights()
         with load_errors_in_our_words(str(self.config.get("model_type")), self.form):
-            return load(
+            return self.runtime.load(
                 self.folder,
                 self.settings,
-                decode=self.codes.decoded if self.codes is not None else lambda weights: weights,
+                decode=partial(decoded, coded=self.codes, tensors=self.stored)
+                if self.codes
+                else lambda weights: weights,
                 on_sanitized=on_sanitized,
             )
 
 
-def open_model(folder: Path, *, dequantize: bool = False) -> ModelFolder:
+def open_model(
+    folder: Path,
+    *,
+    name: str = "",
+    dequantize: bool = False,
+    halves_float32: bool = False,
+    tower: str = "keep",
+) -> ModelFolder:
     """Check `folder` and open it.
 
     Args:
         folder: A model folder as on the Hub: `config.json`, safetensors, tokenizer.
-        dequantize: Take a model that is quantized already, by dequantizing it first.
+        name: Repo id or folder name.
+        dequantize: Take somebody's quant too, by dequantizing it first.
+        halves_float32: Store a float32 model in bfloat16.
+        tower: See `Recipe.tower`.
 
     Raises:
         ModelNotFoundError: There is no such folder.
         InvalidModelError: Files are missing, corrupt, or do not fit together.
         UnsupportedModelError: An unknown architecture, remote code, only pickled
-            weights, or a quantized model without `dequantize`.
+            weights, or a quant that is no original without `dequantize`.
     """
     before = stamps(folder)
     said, tensors = check_folder(folder), tensors_of(folder)
@@ -372,28 +326,30 @@ def open_model(folder: Path, *, dequantize: bool = False) -> ModelFolder:
     if form is None and (folder / "hf_quant_config.json").exists():
         form = "NVIDIA ModelOpt"
     if form is not None and not dequantize:
-        raise UnsupportedModelError(
-            f"This model is quantized already ({form}), and quantizing it again would add its "
-            "error to ours. Use the original, or pass --dequantize to start from these weights "
-            "all the same.",
-            reason=Reason.ALREADY_QUANTIZED,
-        )
-    codes = ScaledCodes.of(tensors, said) if form is not None else None
+        require_original(name, form=form)
+    codes = coded_weights(tensors, said) if form is not None else {}
+    if codes or is_low_precision(form):  # a config may name a form that no tensor is in
+        form = described(codes) or None
     blank = ModelFolder(
         folder=folder,
+        tower_format=_TOWER_8 if tower == "8" else UNQUANTIZED,
+        runtime=choose_runtime(said, uncoded(tensors, codes), text_only=tower == "none"),
         config={},
         settings={},
         form=form,
-        tensors=tensors,
-        codes=codes if codes and codes.scales else None,
+        stored=tensors,
+        codes=codes,
         stamps=before,
+        halves_float32=halves_float32,
     )
     opened, config = _with_config(blank, said)
     skeleton = opened.skeleton  # a model that does not build is refused here
     with load_errors_in_our_words(str(said.get("model_type")), form):
-        require_ropes_read(_without_quantization(config))
+        require_ropes_read(_without_quantization(config), opened.runtime)
     if opened.quantized:
-        require_dequantized(opened.lazy_weights(), quantizable(skeleton))
+        weights = opened.lazy_weights()
+        present = [path for path in quantizable(skeleton) if f"{path}.weight" in weights]
+        require_dequantized(weights, present)
     return opened
 
 
@@ -407,9 +363,12 @@ def _with_config(
     """
 
     def opened(config: Mapping[str, Any]) -> ModelFolder:
-        read = as_mlx_lm_reads(config)
+        read = folder.runtime.spelled(config)
         own = _without_quantization(read)
-        settings = changed_settings(said, read if folder.codes is None else own)
+        is_packed = folder.form is not None and not folder.codes  # and loaded so by mlx-lm
+        settings = changed_settings(said, read if is_packed else own)
+        if folder.codes:  # else mlx-lm would look for them in hf_quant_config.json
+            settings["quantization_config"] = None
         return replace(folder, config=own, settings=settings)
 
     as_said, as_stored = opened(said), tied_as_stored(said, folder.tensors)
@@ -428,26 +387,3 @@ def _without_quantization(config: Mapping[str, Any]) -> dict[str, Any]:
     own = {k: v for k, v in config.items() if k not in ("quantization", "quantization_config")}
     text = own.get("text_config")
     return own | {"text_config": _without_quantization(text)} if isinstance(text, dict) else own
-
-
-def _allowed(
-    model: nn.Module,
-    path: str,
-    module: nn.Module,
-    shape: Sequence[int],
-    menu: Sequence[QuantFormat],
-) -> tuple[QuantFormat, ...]:
-    predicate = getattr(model, "quant_predicate", None)
-    protection = predicate(path, module) if predicate is not None else True
-    if not protection:
-        return (UNQUANTIZED,)
-    floor = protection.get("bits", 0) if isinstance(protection, dict) else 0
-    any_mode = takes_mode(module)
-    formats = tuple(
-        fmt
-        for fmt in menu
-        if fmt.fits(shape)
-        and (fmt == UNQUANTIZED or fmt.bits >= floor)
-        and (any_mode or fmt.mode in ("affine", "unquantized"))
-    )
-    return formats or (UNQUANTIZED,)

@@ -1,4 +1,4 @@
-"""Watch the inputs and outputs of quantizable layers while a model runs.
+"""Observe the inputs and outputs of quantizable layers while a model runs.
 
 A layer's class is exchanged for one whose call reports `(path, role, x, y)` to an
 observer; the model's own code is untouched. Four roles say how a weight acts:
@@ -22,14 +22,14 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx_lm.models.mla import MultiLinear
-from mlx_lm.models.switch_layers import SwitchLinear
+
+from dynquant.quant.mlx.parameters import is_multi_head, is_switch
 
 __all__ = ["Observation", "Observer", "Role", "observed", "squares"]
 
 
 class Role(StrEnum):
-    """How a layer's weight acts on what it is given."""
+    """How a layer's weight acts on its input."""
 
     LINEAR = "linear"
     LOOKUP = "lookup"
@@ -44,7 +44,7 @@ class Observation:
 
     Attributes:
         path: Path of the layer.
-        role: How its weight acted.
+        role: How its weight acts in this call.
         x: Input, (..., in); token ids, (...), for a lookup.
         y: Output, (..., out).
         experts: For a switch layer, the expert of each input row, (...).
@@ -78,7 +78,7 @@ def squares(array: mx.array, role: Role, experts: mx.array | None, lead: Sequenc
     """Sum of squares of `array` (..., n) over everything but its last axis, in float32.
 
     Args:
-        array: What went in or out of a layer, (..., n).
+        array: Input or output of a layer, (..., n).
         role: How the layer acts.
         experts: For a switch layer, the expert of each row, (...).
         lead: Leading axes of the weight: () or (experts,) or (heads,).
@@ -109,14 +109,16 @@ def _observed_class(original: type, path: str, observer: Observer) -> type:
         ends = [sum(widths[: i + 1]) for i in range(len(widths) - 1)]
         return type(y)(mx.split(joined, ends, axis=-1))
 
+    switch, multi_head = is_switch(original), is_multi_head(original)
+
     def call(self: Any, x: mx.array, *args: Any, **kwargs: Any) -> Any:
         y = original.__call__(self, x, *args, **kwargs)
-        if issubclass(original, SwitchLinear):
+        if switch:
             experts = args[0] if args else kwargs["indices"]
-            if experts.shape != y.shape[:-2]:  # one choice for many rows
+            if experts.shape != y.shape[:-2]:  # one expert for many rows
                 experts = mx.broadcast_to(experts, y.shape[:-2])
             return observe(Role.SWITCH, x, y, experts)
-        if issubclass(original, MultiLinear):
+        if multi_head:
             transpose = args[0] if args else kwargs.get("transpose", True)
             return observe(Role.HEADS if transpose else Role.TRANSPOSED, x, y)
         return observe(Role.LOOKUP if issubclass(original, nn.Embedding) else Role.LINEAR, x, y)

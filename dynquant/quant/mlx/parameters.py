@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from inspect import signature
 from typing import Any
 
@@ -9,7 +11,15 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-__all__ = ["clear_parameters", "quantizable", "set_parameter", "takes_mode"]
+__all__ = [
+    "clear_parameters",
+    "filled",
+    "is_multi_head",
+    "is_switch",
+    "quantizable",
+    "set_parameter",
+    "takes_mode",
+]
 
 
 def quantizable(model: nn.Module) -> dict[str, nn.Module]:
@@ -23,10 +33,34 @@ def takes_mode(layer: nn.Module) -> bool:
     return "mode" in signature(layer.to_quantized).parameters
 
 
+def is_switch(layer: type) -> bool:
+    """Whether layers of this class are the experts of a mixture, each row going to some of them.
+
+    mlx-lm and mlx-vlm have a `SwitchLinear` of their own each, called alike.
+    """
+    return "indices" in signature(layer.__call__).parameters
+
+
+def is_multi_head(layer: type) -> bool:
+    """Whether layers of this class hold a matrix for each head, as `MultiLinear` does."""
+    return "transpose" in signature(layer.__call__).parameters
+
+
 def clear_parameters(module: nn.Module) -> None:
     """Replace every parameter of `module` by an empty array, so that its memory is let go."""
     for path, _ in tree_flatten(module.parameters()):
         set_parameter(module, path, mx.array([]))
+
+
+@contextmanager
+def filled(module: nn.Module, weights: Mapping[str, mx.array]) -> Iterator[None]:
+    """Put `weights` (path → array) into `module`, and empty arrays again when the block ends."""
+    try:
+        for path, array in weights.items():
+            set_parameter(module, path, array)
+        yield
+    finally:
+        clear_parameters(module)
 
 
 def set_parameter(module: nn.Module, path: str, value: Any) -> None:

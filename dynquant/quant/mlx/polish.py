@@ -1,16 +1,17 @@
-"""Improve plans by measuring: swaps of formats that the whole model finds better are kept.
+"""Improve plans by measuring: swaps of formats that lower the KL divergence of the whole model.
 
 The costs of layers are estimates, and many plans cost nearly the same. In each round the swaps
 that cost least by the table are tried on the whole model, on windows that neither measuring nor
-encoding sees; the best becomes the plan of the next round, in which all that helped are also
-tried together. Layers outside the blocks (embedding, head) keep their formats, and are left exact
-in the trials: every candidate would need a copy of its own of them in memory.
+encoding uses. The plan of least KL divergence goes into the next round, in which all swaps that
+helped are also tried as one. Layers outside the blocks (embedding, head) keep their formats, and
+are left exact in the trials: every candidate would need a copy of its own of them in memory.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import mlx.core as mx
 
@@ -39,64 +40,79 @@ def polished(
     keep_going: Callable[[], bool],
     on_step: Callable[[], None] = lambda: None,
 ) -> dict[float, QuantPlan]:
-    """Plans of the same size with less KL divergence on `windows`; none if there was no round.
+    """Plans of the same size with less KL divergence on `windows`; none without a round.
 
     Args:
         measurement: The model, and the calibration windows that the encoder learns from.
         windows: Other windows, each (batch, seq), int32.
         inventory: The model with its costs.
         plans: Target → plan.
-        encoder: It has seen nothing yet.
+        encoder: An encoder that holds no second moments yet.
         num_rounds: How many rounds at most.
-        keep_going: Asked before each round.
+        keep_going: Called before each round; False ends the rounds.
         on_step: Called after each block of each round.
 
     Returns:
         Target → the best plan of the rounds that were made. Without a round it is empty, so that
-        a cost table does not note as polished what another run has time for.
+        a cost table does not note plans as polished that another run has the time to polish.
     """
     outer = measurement.paths_in(None)
-    best, num_done = dict(plans), 0
-    tried: dict[float, list[Swap]] = {target: [] for target in plans}
-    together: dict[float, Swap] = {}
-    for _ in range(num_rounds):
-        if not keep_going():
-            break
-        asked: dict[str, QuantPlan] = {}
-        changes: dict[str, tuple[float, Swap]] = {}
-        for target, plan in best.items():
-            fresh = swaps(
-                inventory,
-                plan,
-                num_swaps=_SWAPS_PER_ROUND,
-                fixed=outer,
-                tried=tried[target],
-            )
-            tried[target] += fresh
-            for index, change in enumerate([{}, together.get(target, {}), *fresh]):
-                candidate = with_formats(inventory, plan, change)
-                if candidate.stored_bpw <= target:
-                    asked[f"{target}:{index}"] = candidate
-                    changes[f"{target}:{index}"] = target, change
+    searches = [_Search(target, plan) for target, plan in plans.items()]
+    num_done = 0
+    while num_done < num_rounds and keep_going():
+        candidates = [search.candidates(inventory, outer) for search in searches]
         formats = {
-            name: {path: fmt for path, fmt in plan.formats.items() if path not in outer}
-            for name, plan in asked.items()
+            f"{search.target}:{index}": {p: f for p, f in plan.formats.items() if p not in outer}
+            for search, tried in zip(searches, candidates, strict=True)
+            for index, (_, plan) in enumerate(tried)
         }
         found = kl_of_formats(measurement, windows, formats, encoder, on_step=on_step)
-        for target in plans:
-            mine = {n: found[n] for n, (t, _) in changes.items() if t == target}
-            start = mine[f"{target}:0"]
-            winner = min(mine, key=lambda name: (mine[name], name))
-            if mine[winner] > (1 - _MIN_GAIN) * start:
-                winner = f"{target}:0"
-            logger.info("polish %g: KL %.4g to %.4g", target, start, mine[winner])
-            best[target] = asked[winner]
-            chosen = changes[winner][1]
-            together[target] = {
-                path: fmt
-                for name in sorted(mine, key=lambda name: -mine[name])
-                if mine[name] < start and not changes[name][1].keys() & chosen.keys()
-                for path, fmt in changes[name][1].items()
-            }
+        for search, tried in zip(searches, candidates, strict=True):
+            search.choose(tried, [found[f"{search.target}:{i}"] for i in range(len(tried))])
         num_done += 1
-    return best if num_done else {}
+    return {search.target: search.plan for search in searches} if num_done else {}
+
+
+@dataclass
+class _Search:
+    """The search for the best plan of one target.
+
+    Attributes:
+        target: The target, in BPW.
+        plan: The best plan so far.
+        tried: Swaps that were candidates in an earlier round.
+        joined: The swaps that helped in the last round and change other layers than its best, as
+            one swap.
+    """
+
+    target: float
+    plan: QuantPlan
+    tried: list[Swap] = field(default_factory=list)
+    joined: Swap = field(default_factory=dict)
+
+    def candidates(
+        self, inventory: ModelInventory, fixed: Collection[str]
+    ) -> list[tuple[Swap, QuantPlan]]:
+        """Changes to try in this round, with the plan that each gives; first the empty change."""
+        fresh = swaps(
+            inventory, self.plan, num_swaps=_SWAPS_PER_ROUND, fixed=fixed, tried=self.tried
+        )
+        self.tried += fresh
+        changes = [{}, self.joined, *fresh] if self.joined else [{}, *fresh]
+        plans = ((change, with_formats(inventory, self.plan, change)) for change in changes)
+        return [(change, plan) for change, plan in plans if plan.stored_bpw <= self.target]
+
+    def choose(self, candidates: Sequence[tuple[Swap, QuantPlan]], kls: Sequence[float]) -> None:
+        """Take the candidate of least KL divergence, if it gains enough over the empty change."""
+        best = min(range(len(kls)), key=lambda i: kls[i])
+        if kls[best] > (1 - _MIN_GAIN) * kls[0]:
+            best = 0
+        logger.info("polish %g: KL %.4g to %.4g", self.target, kls[0], kls[best])
+        chosen, self.plan = candidates[best]
+        self.joined = {
+            path: fmt
+            # From worst to best: of two swaps that change the same layer, the better prevails.
+            for i in sorted(range(len(kls)), key=lambda i: -kls[i])
+            if kls[i] < kls[0] and not candidates[i][0].keys() & chosen.keys()
+            for path, fmt in candidates[i][0].items()
+        }

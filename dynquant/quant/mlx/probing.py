@@ -4,8 +4,8 @@ The second-order cost of a layer is off by a factor that depends on its role (ho
 input and gradient go together, how errors of its rows add up) far more than on its
 format: on `tiny-qwen3` 1.0 for the embedding, 1.4 for down_proj, 2.5 for v_proj, each
 nearly the same at 3 and at 5 bits. So each role is quantized alone, at two widths,
-and the KL divergence of the whole model is measured. Then whole plans, to know what such costs
-come to together (decision 0002).
+and the KL divergence of the whole model is measured. Whole plans are measured too, since the
+costs of many layers do not simply add up (decision 0002).
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 
-import mlx.core as mx
 import numpy as np
 
 from dynquant.quant.allocate import allocate
 from dynquant.quant.formats import QuantFormat
 from dynquant.quant.kl_calibration import KlCalibration
+from dynquant.quant.mlx.arrays import Weights
 from dynquant.quant.mlx.encoders import LayerEncoder, formats_by_path, stored_by
 from dynquant.quant.mlx.evaluation import kl_divergences
-from dynquant.quant.mlx.loading import Weights
+from dynquant.quant.mlx.model_inputs import Batch
 from dynquant.quant.mlx.observing import observed
 from dynquant.quant.mlx.sensitivity import Measurement
 from dynquant.quant.mlx.streaming import BlockWeights, Forward
@@ -36,11 +36,11 @@ __all__ = ["corrected", "kl_of_formats", "measure_scales", "role_of"]
 logger = logging.getLogger(__name__)
 
 _PROBED_BITS = (2, 4)
-_PROBED_BITS_OF_EXPERTS = (2, 4, 6)  # there the factor goes on changing; else by 6 % at most
+_PROBED_BITS_OF_EXPERTS = (2, 4, 6)  # their factor goes on changing; of other layers by 6 % at most
 _PROBED_GROUP_SIZE = 64
-# Plans of models with experts are probed at so many times the smallest size. Up to the first their
-# costs come to about one fraction; at the last hardly more is lost than by a few tokens that go to
-# other experts.
+# Plans of models with experts are probed at so many times the smallest size. Below the first the
+# ratio of measured KL to summed costs is about constant; at the last, KL comes mostly from a few
+# tokens that are routed to other experts.
 _PLANNED = (2.5, 3.0)
 
 
@@ -51,7 +51,7 @@ def role_of(profile: LayerProfile) -> str:
 
 def measure_scales(
     measurement: Measurement,
-    windows: Sequence[mx.array],
+    windows: Sequence[Batch],
     profiles: Sequence[LayerProfile],
     encoder: LayerEncoder,
     *,
@@ -61,8 +61,8 @@ def measure_scales(
     """Measured over predicted KL of each role at each probed width, and of whole plans.
 
     Models with experts take a second pass, for plans that the costs of the first chose, on the
-    calibration windows; elsewhere all layers at each probed width tell as much, and are probed with
-    the roles.
+    calibration windows; for other models plans of one width for all layers suffice, and are probed
+    in the same pass as the roles.
 
     Args:
         measurement: The model, and the calibration windows that the encoder learns from.
@@ -74,7 +74,7 @@ def measure_scales(
         on_step: Called after each block of each pass.
 
     Returns:
-        `role:bits` → scale, and what costs that are scaled so come to together.
+        `role:bits` → scale, and measured KL against the summed costs after scaling.
     """
     plans, has_experts = _plans(profiles), any(profile.is_experts for profile in profiles)
     whole = {} if has_experts else _uniform_plans(profiles)
@@ -87,7 +87,7 @@ def measure_scales(
     alone = [corrected(profile, scales) for profile in profiles]
     if has_experts:
         whole = _chosen_plans(alone)
-        # Such tokens are rare and count for much: a few windows do not tell how much.
+        # Tokens routed to other experts are rare and have much of the KL: it takes many windows.
         windows = measurement.batches
         measured = kl_of_formats(measurement, windows, whole, encoder, on_step=on_step)
     return scales, KlCalibration(tuple(_predicted_and_measured(whole, alone, measured).values()))
@@ -98,7 +98,7 @@ def _predicted_and_measured(
     profiles: Sequence[LayerProfile],
     measured: Mapping[str, float],
 ) -> dict[str, tuple[float, float]]:
-    """Summed cost and measured KL of each plan, where there is something of both."""
+    """Summed cost and measured KL of each plan, where both are above zero."""
     by_path = {profile.path: profile for profile in profiles}
     pairs = {
         name: (sum(by_path[path].cost_nats(fmt) for path, fmt in plan.items()), measured[name])
@@ -111,7 +111,7 @@ def _predicted_and_measured(
 
 def kl_of_formats(
     measurement: Measurement,
-    windows: Sequence[mx.array],
+    windows: Sequence[Batch],
     plans: Mapping[str, Mapping[str, QuantFormat]],
     encoder: LayerEncoder,
     *,
@@ -132,8 +132,8 @@ def kl_of_formats(
     inside = {p: m for p, m in measurement.layers.items() if blocks.block_of(p) is not None}
     quantized = {}
     for name, formats in plans.items():
-        amend = stored_by(encoder, formats, measurement.dtypes)
-        quantized[name] = Forward(blocks, BlockWeights(blocks, load, amend), windows)
+        stored = stored_by(encoder, formats, measurement.dtypes)
+        quantized[name] = Forward(blocks, BlockWeights(blocks, load, stored), windows)
     wanted = formats_by_path(plans.values())
     learning = Forward(blocks, BlockWeights(blocks, load), measurement.batches)
 
@@ -145,13 +145,13 @@ def kl_of_formats(
         original = Forward(blocks, BlockWeights(blocks, load), windows)
         others.append(original)
     while (block := learning.next_block) is not None:
-        with observed(inside, encoder.moments):
-            learning.step(encoder.moments.pending, learned)
+        with observed(inside, encoder.hessians):
+            learning.step(encoder.hessians.pending, learned)
         for forward in others:
             forward.step()
         encoder.leave(measurement.paths_in(block))
         on_step()
-    encoder.moments.forget(inside)
+    encoder.hessians.forget(inside)
     return kl_divergences(original, quantized)
 
 
@@ -197,7 +197,7 @@ def _uniform_plans(profiles: Sequence[LayerProfile]) -> dict[str, dict[str, Quan
 
 def _chosen_plans(profiles: Sequence[LayerProfile]) -> dict[str, dict[str, QuantFormat]]:
     """`plan:bpw` → plan that the costs choose, at some sizes."""
-    inventory = ModelInventory(  # as if the quantizable layers were all that there is
+    inventory = ModelInventory(  # of the quantizable layers alone
         model_type="",
         layers=tuple(profiles),
         num_parameters=sum(profile.num_weights for profile in profiles),

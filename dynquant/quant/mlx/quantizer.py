@@ -14,55 +14,65 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import mlx.core as mx
 
 from dynquant import __version__
-from dynquant.errors import SensitivitiesError
-from dynquant.model.config import dtype_names, with_dtype
+from dynquant.model.coded_weights import described
 from dynquant.model.dropped_tensors import notes_on
 from dynquant.model.notes import note
 from dynquant.progress import OnStep
-from dynquant.quant.formats import UNQUANTIZED, QuantFormat
+from dynquant.quant.formats import QuantFormat
 from dynquant.quant.mlx.alignment import measure_alignment
+from dynquant.quant.mlx.arrays import for_compute
 from dynquant.quant.mlx.calibration import (
     Windows,
+    context_limit,
     cut_windows,
     vocabulary_size,
     window_length,
 )
-from dynquant.quant.mlx.comparing import are_finite, streamed_logits
-from dynquant.quant.mlx.conversion import encode_plans
+from dynquant.quant.mlx.comparing import streamed_logits
+from dynquant.quant.mlx.conversion import write_models
 from dynquant.quant.mlx.encoders import LayerEncoder, stored_by
 from dynquant.quant.mlx.evaluation import compare
+from dynquant.quant.mlx.fitting import MAX_RECONSTRUCTION_TOKENS, Fitting
 from dynquant.quant.mlx.folder import fingerprint, weights_of
 from dynquant.quant.mlx.hessians import HessianObserver
-from dynquant.quant.mlx.importance import Importance
-from dynquant.quant.mlx.loading import check_finite, open_model
+from dynquant.quant.mlx.image_inputs import image_inputs, require_tower
+from dynquant.quant.mlx.importance import importance_from_stored
+from dynquant.quant.mlx.inventory import inventory_of
+from dynquant.quant.mlx.loading import open_model
 from dynquant.quant.mlx.measuring import measure_costs
 from dynquant.quant.mlx.memory import cache_bytes, conversion_bytes
-from dynquant.quant.mlx.parameters import quantizable, takes_mode
+from dynquant.quant.mlx.model_inputs import Batch, ModelInputs
+from dynquant.quant.mlx.next_token import require_logits
 from dynquant.quant.mlx.polish import polished
 from dynquant.quant.mlx.readahead import ReadAhead
-from dynquant.quant.mlx.reference import check_reference, leaves_float16, sample_windows
-from dynquant.quant.mlx.refining import refined
+from dynquant.quant.mlx.reads import read_shares
+from dynquant.quant.mlx.reference import check_source, sample_windows
 from dynquant.quant.mlx.sensitivity import Measurement
 from dynquant.quant.mlx.streaming import BlockModel, BlockWeights
 from dynquant.quant.mlx.tokenizing import open_tokenizer, require_same_tokenizer
 from dynquant.quant.mlx.verify import verify_folder
-from dynquant.quant.mlx.writing import (
-    PART_BYTES,
-    FolderWriter,
-    quantization_config,
-    replace_arrays,
-    translated_storage_errors,
-    write_companions,
-)
+from dynquant.quant.mlx.writing import translated_storage_errors, write_companions
+from dynquant.quant.mlx.written import WrittenFolder
 from dynquant.quant.plan import CostTable, ModelInventory, QuantPlan
 from dynquant.quant.quality import Quality
 from dynquant.quant.recipe import EFFORTS, Effort
+from dynquant.quant.verified import Verified
 from dynquant.texts.documents import Text
+from dynquant.texts.images import ImagePrompts
 
 __all__ = ["MlxQuantizer", "tool_versions"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+_NUM_LONG_TOKENS = {
+    mx.gpu: {"fast": 512, "normal": 2048, "max": 2048},
+    mx.cpu: {"fast": 0, "normal": 64, "max": 512},
+}
+"""Held-out tokens that a written model is timed on and, from 256 on, tries caches of fewer bits on.
+
+A CPU takes a tenth of a second for each token of even a tiny model in 16 bits.
+"""
 
 _PROBE_TOKENS = 2048
 _HALF, _WIDER = "float16", "bfloat16"
@@ -95,13 +105,28 @@ class MlxQuantizer:
         folder: The model's folder.
         name: Repo id or folder name, for artefacts.
         revision_sha: Commit of the repo; empty for a local folder.
-        dequantize: Take a model that is quantized already.
+        dequantize: Take somebody's quant of a model too.
+        dtype: See `Recipe.dtype`.
+        tower: See `Recipe.tower`.
     """
 
     def __init__(
-        self, folder: Path, *, name: str, revision_sha: str = "", dequantize: bool = False
+        self,
+        folder: Path,
+        *,
+        name: str,
+        revision_sha: str = "",
+        dequantize: bool = False,
+        dtype: str = "auto",
+        tower: str = "keep",
     ) -> None:
-        self._model = open_model(folder, dequantize=dequantize)
+        self._model = open_model(
+            folder,
+            name=name,
+            dequantize=dequantize,
+            halves_float32=dtype == "auto",
+            tower=tower,
+        )
         self._name = name
         self._revision_sha = revision_sha
 
@@ -125,6 +150,8 @@ class MlxQuantizer:
             *left_out,
             *weights_of(self._model.folder).notes,
             *((note("stored_as", stored_as),) if stored_as else ()),
+            *((note("source_form", described(codes)),) if (codes := self._model.codes) else ()),
+            *((note("halved"),) if self._model.is_halved else ()),
         )
 
     @property
@@ -134,40 +161,57 @@ class MlxQuantizer:
 
     def inventory(self, menu: Sequence[QuantFormat]) -> ModelInventory:
         """What the model weighs, and which formats of `menu` each layer may take."""
-        return self._model.inventory(menu)
+        return inventory_of(self._model, menu)
 
-    def cache_bytes(self, context_tokens: int) -> int:
+    def cache_bytes(self, context_tokens: int, *, kv_bits: int = 16) -> int:
         """Memory of the key-value cache and other state at `context_tokens`."""
-        return cache_bytes(self._model, context_tokens)
+        return cache_bytes(self._model, context_tokens, kv_bits=kv_bits)
 
-    def conversion_bytes(self, num_tokens: int) -> int:
+    @property
+    def context_limit(self) -> int | None:
+        """Tokens of the longest context that the config names."""
+        return context_limit(self._model.config)
+
+    def read_shares(self) -> dict[str, float]:
+        """Share of each layer's weights that generating a token reads."""
+        return read_shares(self._model)
+
+    def conversion_bytes(self, num_tokens: int, *, num_fitting_tokens: int = 0) -> int:
         """Memory that converting takes at its peak, estimated."""
-        return conversion_bytes(self._model, num_tokens)
+        fitted = min(num_fitting_tokens, MAX_RECONSTRUCTION_TOKENS)
+        return conversion_bytes(self._model, num_tokens, num_fitting_tokens=fitted)
 
-    def calibration_windows(self, text: Text, num_tokens: int) -> Windows:
-        """Windows to calibrate on, with some more behind them to probe on.
+    def require_tower(self) -> None:
+        """Refuse images for a model that sees none."""
+        require_tower(self._model)
 
-        Raises:
-            TextError: The text is too short.
-        """
+    def calibration_windows(
+        self,
+        text: Text,
+        num_tokens: int,
+        images: ImagePrompts | None = None,
+        *,
+        num_fitting_tokens: int = 0,
+    ) -> Windows:
+        """Windows to calibrate on, some behind them to probe on, and more to fit weights on."""
         length = window_length(self._model.config)
-        return cut_windows(
+        windows = cut_windows(
             text,
             self._tokenizer,
             window_tokens=length,
             num_windows=(num_tokens + _PROBE_TOKENS) // length,
             min_windows=_MIN_WINDOWS,
+            num_more=max(0, num_fitting_tokens - num_tokens) // length,
             num_tokens=self._model.num_tokens,
         )
+        return self._with_images(windows, images)
 
-    def evaluation_windows(self, text: Text, num_tokens: int) -> Windows:
-        """Windows to evaluate on.
-
-        Raises:
-            TextError: The text is too short.
-        """
+    def evaluation_windows(
+        self, text: Text, num_tokens: int, images: ImagePrompts | None = None
+    ) -> Windows:
+        """Windows to evaluate on."""
         length = window_length(self._model.config)
-        return cut_windows(
+        windows = cut_windows(
             text,
             self._tokenizer,
             window_tokens=length,
@@ -175,22 +219,19 @@ class MlxQuantizer:
             min_windows=2,
             num_tokens=self._model.num_tokens,
         )
+        return self._with_images(windows, images)
 
-    def windows_from_json(self, raw: Any) -> Windows:
+    def windows_from_json(self, raw: Any, images: ImagePrompts | None = None) -> Windows:
         """The windows that `Windows.to_json` wrote for the same model, see there."""
-        return Windows.from_json(
+        windows = Windows.from_json(
             raw,
             window_tokens=window_length(self._model.config),
             num_tokens=self._model.num_tokens,
         )
+        return dataclasses.replace(windows, images=images)
 
     def check_tokenizer(self) -> None:
-        """Refuse a model whose tokenizer would be another one beside the quantized weights.
-
-        Raises:
-            InvalidModelError, UnsupportedModelError: Its tokenizer does not open, or not so.
-            StorageFullError: The folder for temporary files cannot be written.
-        """
+        """Refuse a tokenizer that would be another one beside the quantized weights."""
         with (
             translated_storage_errors(),
             tempfile.TemporaryDirectory(prefix="dynquant-tokenizer-") as copy,
@@ -199,39 +240,17 @@ class MlxQuantizer:
                 Path(copy),
                 self._model.folder,
                 self._model.config,
-                keep_vision_config=self._keeps_vision,
+                keep_vision_config=self._model.config_has_tower,
             )
             require_same_tokenizer(self._tokenizer, Path(copy))
 
     @_in_our_words
     def check_source(self, windows: Windows) -> None:
-        """Refuse a source that would be another model in mlx-lm, and settle the stored dtype.
-
-        A float16 source whose activations leave float16's range is stored in bfloat16.
-
-        Args:
-            windows: The calibration windows.
-
-        Raises:
-            UnsupportedModelError: The loader drops a tensor whose values nothing else holds.
-            InvalidModelError: Stock mlx-lm does not run the source, or computes something else.
-            NonFiniteError: The source computes NaN or infinity.
-        """
-        model = self._model
-        model.require_nothing_lost()
-        sample = sample_windows(windows.tokens)
-        logits = streamed_logits(self._blocks, model.lazy_weights, sample)
-        if not are_finite(logits):
-            for path, array in model.lazy_weights().items():
-                check_finite({path: array})  # names the layer whose weight is damaged
-        is_sound = check_reference(model, logits, sample)
-        inventory = self.inventory(())
-        if self._is_half:
-            layers = {layer.path for layer in inventory.layers}
-            watched = {p: m for p, m in quantizable(model.skeleton).items() if p in layers}
-            batches = self._batches(windows, 0, _NUM_RANGE_WINDOWS)
-            if not is_sound or leaves_float16(self._blocks, model.lazy_weights, watched, batches):
-                self.store_as(_WIDER)
+        """Refuse a source that would be another model in its runtime; settle the stored dtype."""
+        batches = self._batches(windows, 0, _NUM_RANGE_WINDOWS)
+        layers = [layer.path for layer in self.inventory(()).layers] if self._is_half else []
+        if not check_source(self._model, self._blocks, windows.tokens, batches, half=layers):
+            self.store_as(_WIDER)
 
     def store_as(self, dtype: str) -> None:
         """Store the results of a float16 source in `dtype`; the source's own changes nothing."""
@@ -251,22 +270,17 @@ class MlxQuantizer:
         seed: int,
         on_step: OnStep,
     ) -> CostTable:
-        """What every format of every layer costs.
-
-        Raises:
-            NonFiniteError: NaN or infinity; names the layer.
-        """
+        """The cost of every format of every layer."""
         inventory = self.inventory(menu)
-        num_probes = _num_probe_windows(windows)
         measurement = self._measurement(
-            inventory, self._batches(windows, 0, -num_probes), feedback=encoder == "gptq", seed=seed
+            inventory, self._calibration(windows), gptq=encoder == "gptq", seed=seed
         )
         costs = measure_costs(
             measurement,
             inventory.layers,
             encoder=encoder,
             effort=effort,
-            probe_windows=self._batches(windows, -num_probes),
+            probe_windows=self._probes(windows),
             on_step=on_step,
         )
         return CostTable(
@@ -277,6 +291,7 @@ class MlxQuantizer:
             encoder=encoder,
             effort=effort.name,
             calibration=windows.facts,
+            calibration_images=None if windows.images is None else windows.images.facts,
             seed=seed,
             source=self._name,
             source_sha=self.revision_sha,
@@ -296,27 +311,17 @@ class MlxQuantizer:
         keep_going: Callable[[], bool],
         on_step: OnStep,
     ) -> dict[float, QuantPlan]:
-        """Plans of the same size with less KL divergence on the windows that probes use.
-
-        Args:
-            table: Costs of the model.
-            plans: Target → plan.
-            windows: The calibration windows.
-            effort: How many rounds.
-            keep_going: Asked before each round.
-            on_step: Called with `polish` after each block of each round.
-        """
-        num_probes = _num_probe_windows(windows)
+        """Plans of the same size with less KL divergence on the windows that probes use."""
         measurement = self._measurement(
             self.inventory(()),
-            self._batches(windows, 0, -num_probes),
-            feedback=table.encoder == "gptq",
+            self._calibration(windows),
+            gptq=table.encoder == "gptq",
             seed=table.seed,
         )
         encoder = LayerEncoder(table.encoder, measurement.observer(), num_sweeps=effort.num_sweeps)
         return polished(
             measurement,
-            self._batches(windows, -num_probes),
+            self._probes(windows),
             table.inventory,
             plans,
             encoder,
@@ -326,7 +331,18 @@ class MlxQuantizer:
         )
 
     @_in_our_words
-    def refine(
+    def reconstruct(
+        self, plans: Mapping[Path, QuantPlan], windows: Windows, *, effort: Effort, on_step: OnStep
+    ) -> None:
+        """Fit the blocks of written folders to the original's, where that helps."""
+        self._fitting(windows).reconstruct(
+            plans,
+            num_epochs=effort.num_reconstruction_epochs,
+            on_block=lambda: on_step("reconstruct"),
+        )
+
+    @_in_our_words
+    def distil(
         self,
         plans: Mapping[Path, QuantPlan],
         windows: Windows,
@@ -335,33 +351,13 @@ class MlxQuantizer:
         keep_going: Callable[[], bool],
         on_step: OnStep,
     ) -> None:
-        """Distil the original into the scales and biases of written folders, where that helps.
-
-        Args:
-            plans: Folder → what is written there.
-            windows: The calibration windows; the last of them decide.
-            effort: How many steps.
-            keep_going: Asked before each step.
-            on_step: Called with `refine` after each step.
-        """
-        num_probes = _num_probe_windows(windows)
-        for folder, plan in plans.items():
-            formats = {path: fmt for path, fmt in plan.formats.items() if fmt != UNQUANTIZED}
-            if all(fmt.mode != "affine" for fmt in formats.values()):
-                continue
-            better = refined(
-                self._blocks,
-                self._model.lazy_weights,
-                open_model(folder, dequantize=True).stored_weights,
-                formats,
-                batches=self._batches(windows, 0, -num_probes),
-                held_out=self._batches(windows, -num_probes),
-                num_steps=effort.num_refine_steps,
-                keep_going=keep_going,
-                on_step=lambda: on_step("refine"),
-            )
-            if better:
-                replace_arrays(folder, better)
+        """Distil the original into scales, biases and norms of written folders, where it helps."""
+        self._fitting(windows).distil(
+            plans,
+            num_steps=effort.num_distil_steps,
+            keep_going=keep_going,
+            on_step=lambda: on_step("distil"),
+        )
 
     @_in_our_words
     def align(
@@ -374,7 +370,7 @@ class MlxQuantizer:
     ) -> dict[str, float]:
         """The seed's sensitivities: gradient times quantization error, per million weights."""
         inventory = self.inventory((low, high))
-        measurement = self._measurement(inventory, self._batches(windows), feedback=False, seed=0)
+        measurement = self._measurement(inventory, self._all(windows), gptq=False, seed=0)
         return measure_alignment(
             measurement, inventory.layers, low=low, high=high, on_step=lambda: on_step("align")
         )
@@ -390,77 +386,35 @@ class MlxQuantizer:
         importance: Mapping[str, tuple[tuple[str, str], ...]],
         on_step: OnStep,
     ) -> dict[Path, int]:
-        """Write one folder per plan, all in one streamed pass.
-
-        Args:
-            plans: Empty folder → what to write there.
-            windows: The calibration windows.
-            encoder: Name of the encoder.
-            effort: How much work to put in.
-            importance: `CostTable.importance`.
-            on_step: Called with `encode` after each block.
-
-        Returns:
-            Folder → bytes of weights.
-
-        Raises:
-            StorageFullError: The disk is full.
-            NonFiniteError: A weight is NaN or infinite; names the layer.
-        """
+        """Write one folder per plan, all in one streamed pass; folder → bytes of weights."""
+        batches = self._calibration(windows) if encoder != "minmax" else []
         inventory = self.inventory(())
-        num_probes = _num_probe_windows(windows)
-        batches = self._batches(windows, 0, -num_probes) if encoder != "minmax" else []
-        measurement = self._measurement(inventory, batches, feedback=encoder == "gptq", seed=0)
-        part_bytes = PART_BYTES // max(1, len(plans))
-        writers = {
-            folder: FolderWriter(
-                folder, num_parameters=inventory.num_parameters, part_bytes=part_bytes
-            )
-            for folder in plans
-        }
-        encode_plans(
-            measurement,
+        return write_models(
+            self._model,
+            self._measurement(inventory, batches, gptq=encoder == "gptq", seed=0),
+            inventory,
             plans,
-            writers,
             encoder=encoder,
             num_sweeps=effort.num_sweeps,
-            importance=_stored_importance(importance),
+            importance=importance_from_stored(importance),
             on_step=lambda: on_step("encode"),
         )
-        layers = measurement.layers
-        affine_only = {path for path, layer in layers.items() if not takes_mode(layer)}
-        sizes = {}
-        for folder, writer in writers.items():
-            config = dict(self._model.config)
-            if dtype_names(config)[:1] != [inventory.dtype]:
-                config = with_dtype(config, inventory.dtype)
-            if entry := quantization_config(plans[folder], named=affine_only):
-                config["quantization"] = entry
-            sizes[folder] = writer.finish(
-                self._model.folder, config, keep_vision_config=self._keeps_vision
-            )
-        return sizes
 
     @_in_our_words
-    def verify(self, folder: Path, plan: QuantPlan, windows: Windows) -> str:
-        """Load `folder` with stock mlx-lm in a fresh process; returns what it generated.
-
-        Args:
-            folder: A written folder.
-            plan: What it stores.
-            windows: Held-out windows; a few tokens of them are compared.
-
-        Raises:
-            VerificationError: It does not load, stores or computes something else than planned,
-                computes NaN or infinity, or repeats one token.
-        """
-        written = partial(open_model(folder, dequantize=True).lazy_weights, exact=True)
+    def verify(
+        self, folder: Path, plan: QuantPlan, windows: Windows, *, effort: Effort
+    ) -> Verified:
+        """Run `folder` with its stock runtime in a fresh process."""
+        written = self._written(folder).weights
+        num_long_tokens = _NUM_LONG_TOKENS[mx.default_device().type][effort.name]
         return verify_folder(
             folder,
             stored_bpw=plan.stored_bpw,
             windows=sample_windows(windows.tokens),
             planned=partial(streamed_logits, self._blocks, written),
             original=partial(streamed_logits, self._blocks, self._model.lazy_weights),
+            text=windows.tokens.reshape(-1)[:num_long_tokens].tolist(),
+            runtime=self._model.runtime.name,
         )
 
     @_in_our_words
@@ -472,22 +426,13 @@ class MlxQuantizer:
         *,
         on_step: OnStep,
     ) -> tuple[Quality, dict[str, Quality]]:
-        """Figures of the original, of written folders and of uniform plans, in one pass.
-
-        Args:
-            folders: Name → a folder that dynquant or mlx-lm wrote of this model.
-            uniform: Name → plan, encoded with stock `mx.quantize` on the fly.
-            windows: Held-out windows.
-            on_step: Called with `evaluate` after each block.
-        """
+        """Figures of the original, of written folders and of uniform plans, in one pass."""
         blocks, load = self._blocks, self._model.lazy_weights
         candidates = {
-            name: BlockWeights(
-                blocks, partial(open_model(folder, dequantize=True).lazy_weights, exact=True)
-            )
+            name: BlockWeights(blocks, self._written(folder).weights)
             for name, folder in folders.items()
         }
-        stock = LayerEncoder("minmax", HessianObserver({}, covariance=False))
+        stock = LayerEncoder("minmax", HessianObserver({}, gram=False))
         for name, plan in uniform.items():
             amend = stored_by(stock, plan.formats, self._dtypes)
             candidates[name] = BlockWeights(blocks, load, amend)
@@ -495,15 +440,22 @@ class MlxQuantizer:
             blocks,
             BlockWeights(blocks, load),
             candidates,
-            self._batches(windows),
+            self._all(windows),
             on_step=lambda: on_step("evaluate"),
         )
 
     @cached_property
     def _blocks(self) -> BlockModel:
         blocks = BlockModel(self._model.skeleton, ReadAhead(self._model.folder))
-        by_blocks = blocks.survey(self._model.lazy_weights())
+        weights = self._model.lazy_weights()
+        by_blocks = blocks.survey(weights)
+        if not by_blocks and self._model.runtime.name == "mlx-vlm":
+            require_logits(self._model.skeleton, for_compute(weights), family=self._family)
         return blocks if by_blocks else blocks.treat_as_whole()
+
+    @property
+    def _family(self) -> str:
+        return str(self._model.config["model_type"])
 
     @property
     def _is_half(self) -> bool:
@@ -514,27 +466,53 @@ class MlxQuantizer:
         return {path: array.dtype for path, array in self._model.lazy_weights().items()}
 
     @cached_property
-    def _keeps_vision(self) -> bool:
-        """Whether the model has a vision tower that its config must describe."""
-        return "vision_tower" in getattr(self._model.skeleton, "model", {})
-
-    @cached_property
     def _tokenizer(self) -> object:
         return open_tokenizer(self._model.folder)
 
     def _batches(self, windows: Windows, start: int = 0, stop: int | None = None) -> list[mx.array]:
         return windows.batches(start, stop, vocab=vocabulary_size(self._model.config))
 
+    def _with_images(self, windows: Windows, images: ImagePrompts | None) -> Windows:
+        """`windows` beside `images`, which the processor has taken once: it runs before the work.
+
+        Its arrays are not kept, since they may take as much memory as a block.
+        """
+        windows = dataclasses.replace(windows, images=images)
+        self._questions(windows)
+        return windows
+
+    def _questions(self, windows: Windows) -> list[ModelInputs]:
+        """The questions about images, each a batch."""
+        return [] if windows.images is None else image_inputs(self._model, windows.images)
+
+    def _all(self, windows: Windows) -> list[Batch]:
+        return [*self._batches(windows), *self._questions(windows)]
+
+    def _calibration(self, windows: Windows) -> list[Batch]:
+        text = self._batches(windows, 0, -_num_probe_windows(windows))
+        return [*text, *self._questions(windows)]
+
+    def _probes(self, windows: Windows) -> list[mx.array]:
+        return self._batches(windows, -_num_probe_windows(windows))
+
+    def _written(self, folder: Path) -> WrittenFolder:
+        return WrittenFolder(folder, self._model.copies)
+
+    def _fitting(self, windows: Windows) -> Fitting:
+        num_held_out = _num_probe_windows(windows)
+        return Fitting(self._model, self._blocks, windows, num_held_out=num_held_out)
+
     def _measurement(
-        self, inventory: ModelInventory, batches: Sequence[mx.array], *, feedback: bool, seed: int
+        self, inventory: ModelInventory, batches: Sequence[Batch], *, gptq: bool, seed: int
     ) -> Measurement:
         return Measurement(
             blocks=self._blocks,
             load=self._model.lazy_weights,
             batches=batches,
             shapes={layer.path: layer.shape for layer in inventory.layers},
-            feedback=feedback,
+            gptq=gptq,
             seed=seed,
+            is_language=self._model.runtime.is_language,
         )
 
 
@@ -542,14 +520,3 @@ def _num_probe_windows(windows: Windows) -> int:
     """Of a short text's few windows, most are to calibrate on."""
     wanted = _PROBE_TOKENS // windows.facts.window_tokens
     return max(2, min(wanted, len(windows.tokens) // _MIN_WINDOWS * 2))
-
-
-def _stored_importance(
-    stored: Mapping[str, tuple[tuple[str, str], ...]],
-) -> dict[str, Importance]:
-    try:
-        return {path: Importance.from_stored(terms) for path, terms in stored.items()}
-    except (ValueError, TypeError) as error:
-        raise SensitivitiesError(
-            "The importance vectors in the cost table are damaged. Measure again."
-        ) from error

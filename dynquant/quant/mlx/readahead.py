@@ -1,8 +1,8 @@
-"""Have the system read the weights of the block that comes next while one is at work.
+"""Have the system read the weights of the next block while the current block computes.
 
-They go into the system's own cache of files, which it can always take back, so that a pass needs
-no more memory; MLX then finds them there. A block's tensors are told by their names, and where a
-model names them otherwise nothing is read ahead.
+The weights go into the system's page cache, which it can free at any time, so that a pass needs no
+more memory; MLX then reads from there. A block's tensors are found by their names; for models with
+other names nothing is read ahead.
 """
 
 from __future__ import annotations
@@ -18,16 +18,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dynquant.errors import DynquantError
-from dynquant.quant.mlx.folder import read_header, weight_files
+from dynquant.quant.mlx.folder import weight_files
+from dynquant.quant.mlx.headers import read_header
 
 __all__ = ["ReadAhead", "Span"]
 
-_F_RDADVISE = 44  # macOS, sys/fcntl.h; Python does not name it
-_MAX_ADVISED = 1 << 30  # there a count is an int
+_F_RDADVISE = 44  # macOS, sys/fcntl.h; Python has no name for it
+_MAX_ADVISED = 1 << 30  # on macOS a count is an int
 
 
 class Span(NamedTuple):
-    """Some bytes of a file."""
+    """A range of bytes of a file."""
 
     file: Path
     start: int
@@ -42,17 +43,17 @@ class ReadAhead:
         self._latest = ""
 
     def __call__(self, block: str) -> None:
-        """Ask for `block`, unless it was the latest; nothing waits for it."""
+        """Ask for `block`, unless the last call did; returns at once."""
         if block == self._latest:
             return
         self._latest = block
-        with suppress(OSError, DynquantError):  # who needs the weights says what is wrong
+        with suppress(OSError, DynquantError):  # the reader of the weights reports the error
             for span in self.spans_of(block):
                 with span.file.open("rb") as stream:
                     _advise(stream.fileno(), span.start, span.num_bytes)
 
     def spans_of(self, block: str) -> Iterator[Span]:
-        """Where the tensors of `block` lie."""
+        """The places of the tensors of `block`."""
         name = ".".join(["", *block.split(".")[-2:], ""])
         return (span for tensor, span in self._spans if name in f".{tensor}")
 

@@ -1,31 +1,36 @@
 """Check that the model which is quantized is the model that was uploaded, before any work.
 
-The source is loaded a second time in a fresh process, by stock mlx-lm, with its own code and in
-its own dtype. Logits that differ from those of the streamed engine by more than arithmetic
-explains end the job. Where dynquant reads a config otherwise than stock mlx-lm on purpose
-(`model.config`), stock mlx-lm is told so, and `ropes` checks that reading by itself.
+The source is loaded a second time in a fresh process, by its stock runtime, with that runtime's
+code and in the source's dtype. Logits that differ from those of the streamed engine by more than
+arithmetic explains end the job. Where dynquant reads a config otherwise than the runtime on purpose
+(`model.config`), the runtime is told so, and `ropes` checks that reading by itself.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 
 import mlx.core as mx
 import numpy as np
 import psutil
 
 from dynquant.errors import InvalidModelError, NonFiniteError
-from dynquant.quant.mlx.comparing import are_finite, mean_kl_nats
-from dynquant.quant.mlx.folder import as_loaded
-from dynquant.quant.mlx.loading import ModelFolder, scalar
+from dynquant.quant.mlx.arrays import check_finite, scalar
+from dynquant.quant.mlx.comparing import are_finite, mean_kl_nats, streamed_logits
+from dynquant.quant.mlx.folder import as_loaded, has_processor
+from dynquant.quant.mlx.loading import ModelFolder
+from dynquant.quant.mlx.model_inputs import ModelInputs
+from dynquant.quant.mlx.next_token import require_causal
 from dynquant.quant.mlx.observing import Observation, observed
+from dynquant.quant.mlx.parameters import quantizable
 from dynquant.quant.mlx.stock_run import StockFailedError, StockRequest, run_stock
 from dynquant.quant.mlx.streaming import BlockModel, BlockWeights, Forward
 from dynquant.quant.mlx.verify import same_kl_nats
 from dynquant.sandbox.memory_limits import memory_limits
 
-__all__ = ["check_reference", "leaves_float16", "sample_windows"]
+__all__ = ["check_reference", "check_source", "leaves_float16", "sample_windows"]
 
 logger = logging.getLogger(__name__)
 
@@ -43,21 +48,67 @@ def sample_windows(tokens: np.ndarray) -> list[list[int]]:
     return list(picked)
 
 
-def check_reference(
-    model: ModelFolder, logits: Sequence[np.ndarray], windows: Sequence[Sequence[int]]
+def check_source(
+    model: ModelFolder,
+    blocks: BlockModel,
+    tokens: np.ndarray,
+    batches: Sequence[mx.array],
+    *,
+    half: Collection[str],
 ) -> bool:
-    """Compare the engine's logits of the source with those of stock mlx-lm.
+    """Refuse a source that its runtime would make another model of.
+
+    Args:
+        model: The source.
+        blocks: Its modules.
+        tokens: Calibration windows, (windows, seq).
+        batches: Some of them, each (batch, seq), int32.
+        half: Paths of the layers of a float16 source; empty for another dtype.
+
+    Returns:
+        Whether results may be stored in the source's dtype: False for a float16 source that is not
+        finite in it, or whose activations leave its range.
+
+    Raises:
+        UnsupportedModelError: The loader drops a tensor whose values nothing else holds, or the
+            model predicts no next token.
+        InvalidModelError: The stock runtime does not run it, or computes something else.
+        NonFiniteError: The source computes NaN or infinity.
+    """
+    model.require_nothing_lost()
+    engine, sample = partial(streamed_logits, blocks, model.lazy_weights), sample_windows(tokens)
+    logits = engine(sample)
+    if not are_finite(logits):
+        for path, array in model.lazy_weights().items():
+            check_finite({path: array})  # names the layer whose weight is damaged
+    if model.runtime.name == "mlx-vlm":
+        require_causal(engine, tokens[0].tolist(), family=str(model.config["model_type"]))
+    is_sound = check_reference(model, logits, sample, engine)
+    if not half:
+        return True
+    watched = {p: m for p, m in quantizable(model.skeleton).items() if p in half}
+    return is_sound and not leaves_float16(blocks, model.lazy_weights, watched, batches)
+
+
+def check_reference(
+    model: ModelFolder,
+    logits: Sequence[np.ndarray],
+    windows: Sequence[Sequence[int]],
+    engine: Callable[[Sequence[ModelInputs]], list[np.ndarray]],
+) -> bool:
+    """Compare the engine's logits of the source with those of its stock runtime.
 
     Args:
         model: The source.
         logits: The engine's for `windows`.
         windows: Token ids.
+        engine: Logits of the source for other inputs.
 
     Returns:
         Whether the source is finite in its own dtype, as far as this machine can tell.
 
     Raises:
-        InvalidModelError: Stock mlx-lm does not run it, or computes something else.
+        InvalidModelError: The stock runtime does not run it, or computes something else.
         NonFiniteError: The source itself computes NaN or infinity.
     """
     if not are_finite(logits):
@@ -66,28 +117,36 @@ def check_reference(
             "it again, or ask its author.",
             layer="logits",
         )
-    if model.codes is not None:  # of which some classes of mlx-lm take the bytes for numbers
+    if model.codes:  # of which some classes of mlx-lm take the bytes for numbers
         return True
+    stock, sees = f"Stock {model.runtime.name}", has_processor(model.folder)
     request = StockRequest(
-        windows=windows, settings=model.settings, by_blocks=not _fits_in_memory(model)
+        runtime=model.runtime.name,
+        windows=windows,
+        image=model.has_tower and sees,
+        settings=model.settings,
+        by_blocks=not _fits_in_memory(model),
     )
     try:
-        with as_loaded(model.folder) as folder:
+        with as_loaded(model.folder, model.stock_config) as folder:
             run = run_stock(folder, request)
     except StockFailedError as error:
+        text_only = ", or convert its language model alone (--text-only)" if model.has_tower else ""
         raise InvalidModelError(
-            f"Stock mlx-lm cannot run the original: {error}. Ask its author, or look for the model "
-            "in another layout."
+            f"{stock} cannot run the original: {error}. Ask its author, or look for the model "
+            f"in another layout{text_only}."
         ) from error
+    if run.image is not None:
+        logits = [*logits, *engine([run.image])]
     apart = mean_kl_nats(logits, run.computed)
     if not apart <= same_kl_nats(run):
         raise InvalidModelError(
-            f"Stock mlx-lm computes something else from the original than dynquant does (mean KL "
+            f"{stock} computes something else from the original than dynquant does (mean KL "
             f"{apart:.2g} nats), so the result would be another model. Please report this model at "
             "dynquant's page."
         )
     if model.settings:
-        logger.info("mlx-lm is told: %s", ", ".join(sorted(model.settings)))
+        logger.info("%s is told: %s", stock, ", ".join(sorted(model.settings)))
     return run.own is None or are_finite(run.own)
 
 

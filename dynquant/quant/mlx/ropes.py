@@ -1,8 +1,8 @@
-"""Whether a model's module takes notice of the rotary embeddings that its config asks for.
+"""Whether a model's module uses the parameters of rotary embeddings that its config gives.
 
-mlx-lm's modules take a default in silence for what they do not read, and the model then computes
-something else from the first token on. So each number is changed and the modules are built again:
-a module that reads it holds other constants.
+For a parameter that mlx-lm's module does not read it silently uses a default, and the model
+computes other logits from the first token on. So each number is changed and the modules are built
+again: a module that reads the number then holds other constants.
 """
 
 from __future__ import annotations
@@ -16,19 +16,20 @@ import mlx.nn as nn
 import numpy as np
 
 from dynquant.errors import UnsupportedModelError
-from dynquant.model.config import as_mlx_lm_reads, rope_values
-from dynquant.quant.mlx.stock import MODEL_CODE_ERRORS, build
+from dynquant.model.config import rope_values
+from dynquant.quant.mlx.runtimes.ports import MODEL_CODE_ERRORS, Runtime
 
 __all__ = ["require_ropes_read"]
 
 _MAX_DEPTH = 3
 
 
-def require_ropes_read(config: Mapping[str, Any]) -> None:
-    """Refuse a config whose rotary embeddings the model's module would not build.
+def require_ropes_read(config: Mapping[str, Any], runtime: Runtime) -> None:
+    """Refuse a config whose rotary embeddings the model's module does not build.
 
     Args:
         config: As its author wrote it.
+        runtime: The library that builds the model.
 
     Raises:
         UnsupportedModelError: A number has no effect; names it.
@@ -36,28 +37,27 @@ def require_ropes_read(config: Mapping[str, Any]) -> None:
     values = rope_values(config)
     if not values:
         return
-    built = _constants(build(as_mlx_lm_reads(config)))
+    built = _constants(runtime.build(runtime.spelled(config)))
     bases = [built[key] for key in built if key.endswith(".base")]
     if not bases and not any(key.endswith("freqs") for key in built):
-        return  # a model without rotary embeddings, whose config has them all the same
+        return  # a model without rotary embeddings, whose config names some even so
     for value in values:
-        if value.value in bases:  # whether it was read or is the only one that the module knows
+        if value.value in bases:  # either it is read, or it is the only type that the module knows
             continue
         try:
-            other = _constants(build(as_mlx_lm_reads(value.changed(config))))
+            other = _constants(runtime.build(runtime.spelled(value.changed(config))))
         except MODEL_CODE_ERRORS:  # it is read, and refused
             continue
         if built.keys() == other.keys() and all(_equal(built[key], other[key]) for key in built):
             raise UnsupportedModelError(
-                f"config.json says '{value}': {value.value:g}, and mlx-lm's module for "
+                f"config.json says '{value}': {value.value:g}, and {runtime.name}'s module for "
                 f"'{str(config.get('model_type'))[:60]}' does not read it there, so it would run "
-                "another model. A newer mlx-lm may read it; else ask for it at "
-                "https://github.com/ml-explore/mlx-lm."
+                f"another model. A newer {runtime.name} may read it; else ask its authors for it."
             )
 
 
 def _constants(model: nn.Module) -> dict[str, Any]:
-    """Place → number or array of every module that is no parameter."""
+    """Place → each number or array of the modules that is not a parameter."""
     found: dict[str, Any] = {}
     for path, module in model.named_modules():
         named = [f"{path}.{type(module).__name__}.{key}" for key in vars(module)]
@@ -79,7 +79,7 @@ def _numbers(name: str, value: Any, depth: int) -> Iterator[tuple[str, Any]]:
         depth
         and hasattr(value, "__dict__")
         and not callable(value)
-        # The arguments hold what was asked for, whether or not something is made of it.
+        # The arguments hold the values of the config, whether or not a module uses them.
         and not dataclasses.is_dataclass(value)
         and not isinstance(value, nn.Module)
     ):

@@ -1,8 +1,7 @@
-"""Stock mlx-lm in a process of its own: load a folder, run token windows, generate.
+"""Stock mlx-lm or mlx-vlm in a process of its own: load a folder, run it, generate.
 
-Run as `python -m dynquant.quant.mlx.stock_run FOLDER`, the request as JSON on standard input,
-the answer in numpy's format on standard output. Nothing that this process holds in memory can help
-the folder to load, no token is inherited, and the process is confined as far as the system allows.
+Nothing that this process holds in memory can help the folder to load. The other process
+(`stock_process`) inherits no token and is confined as far as the system allows.
 """
 
 from __future__ import annotations
@@ -14,7 +13,8 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -22,19 +22,21 @@ from typing import IO, Any
 import numpy as np
 
 from dynquant.errors import disk_errors_translated
+from dynquant.quant.cache_bits import CacheLoss, cache_losses_in
+from dynquant.quant.mlx.model_inputs import ModelInputs
+from dynquant.quant.speed import MeasuredSpeed
 from dynquant.sandbox import clean_environment, confined, is_confined
 
-__all__ = ["StockFailedError", "StockRequest", "StockRun", "run_stock"]
+__all__ = ["StockFailedError", "StockRequest", "StockRun", "answer_of", "run_stock"]
 
 _TIMEOUT_SECS = 3600
 _MAX_ANSWER_BYTES = 4 << 30
+_IMAGE = "image:"
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_PROMPT = "The"
-_NUM_GENERATED = 24
 
 
 class StockFailedError(Exception):
-    """Stock mlx-lm does not load or run the folder; the message is its last line."""
+    """The stock library does not load or run the folder; the message is its last line."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,15 +44,21 @@ class StockRequest:
     """What to run.
 
     Attributes:
+        runtime: `mlx-lm` or `mlx-vlm`.
         windows: Token ids of each window, of any length.
+        image: Whether to run a question about a generated image behind them.
         settings: What counts in place of what `config.json` says.
         generate: Whether to go on from a short prompt, with the folder's own tokenizer.
+        text: Token ids of a long text, to time the model and to try caches on; empty to do neither.
         by_blocks: Whether to hold one block at a time; for what is larger than memory.
     """
 
+    runtime: str = "mlx-lm"
     windows: Sequence[Sequence[int]] = ()
+    image: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)
     generate: bool = False
+    text: Sequence[int] = ()
     by_blocks: bool = False
 
 
@@ -66,6 +74,9 @@ class StockRun:
         prompt: Token ids of the prompt.
         generated: Token ids that came after it.
         text: The prompt and what came after it.
+        image: What the processor made of the question about an image; its logits are the last.
+        speed: In the model's own dtype; None where that was not to be timed, or cannot be.
+        cache_losses: Of caches of fewer bits; empty where they were not tried, or cannot be.
     """
 
     stored_bpw: float
@@ -74,16 +85,36 @@ class StockRun:
     prompt: list[int]
     generated: list[int]
     text: str
+    image: ModelInputs | None = None
+    speed: MeasuredSpeed | None = None
+    cache_losses: tuple[CacheLoss, ...] = ()
 
 
 def run_stock(folder: Path, request: StockRequest) -> StockRun:
-    """Run stock mlx-lm on `folder`.
+    """Run the stock library on `folder`.
 
     Raises:
         StockFailedError: It does not load or run.
         StorageFullError: The folder for temporary files is full.
     """
-    command = [sys.executable, "-m", "dynquant.quant.mlx.stock_run", str(folder.absolute())]
+    with answer_of("dynquant.quant.mlx.stock_process", folder, asdict(request)) as answer:
+        return _read(answer)
+
+
+@contextmanager
+def answer_of(module: str, folder: Path, request: object) -> Iterator[IO[bytes]]:
+    """The answer of `module` on `folder`, run in a process of its own; a file of numpy's.
+
+    Args:
+        module: Name of the module to run.
+        folder: A model's folder, checked.
+        request: JSON types.
+
+    Raises:
+        StockFailedError: It fails, or its answer is too long.
+        StorageFullError: The folder for temporary files is full.
+    """
+    command = [sys.executable, "-m", module, str(folder.absolute())]
     # The answer comes through a file without a name, which nothing else can put in its place.
     with (
         disk_errors_translated(),
@@ -98,7 +129,7 @@ def run_stock(folder: Path, request: StockRequest) -> StockRun:
                 confined(command, writable=[Path(home)], readable=_places(folder)),
                 env=clean_environment(Path(home), {"HF_HUB_OFFLINE": "1", "TMPDIR": scratch}),
                 cwd=home,
-                input=json.dumps(asdict(request)).encode(),
+                input=json.dumps(request).encode(),
                 stdout=answer,
                 stderr=subprocess.PIPE,
                 timeout=_TIMEOUT_SECS,
@@ -112,7 +143,10 @@ def run_stock(folder: Path, request: StockRequest) -> StockRun:
             if any(os.strerror(code) in reason for code in _DISK_ERRORS):
                 raise OSError(errno.ENOSPC, reason)
             raise StockFailedError(reason.replace(str(folder), "the folder")[:300])
-        return _read(answer, len(request.windows))
+        if os.fstat(answer.fileno()).st_size > _MAX_ANSWER_BYTES:
+            raise StockFailedError("its answer is too long")
+        answer.seek(0)
+        yield answer
 
 
 def _places(folder: Path) -> list[Path]:
@@ -120,17 +154,19 @@ def _places(folder: Path) -> list[Path]:
     return [folder, *{path.resolve().parent for path in folder.iterdir() if path.is_symlink()}]
 
 
-def _read(answer: IO[bytes], num_windows: int) -> StockRun:
-    if os.fstat(answer.fileno()).st_size > _MAX_ANSWER_BYTES:
-        raise StockFailedError("its answer is too long")
-    answer.seek(0)
+def _read(answer: IO[bytes]) -> StockRun:
     try:
         with np.load(answer, allow_pickle=False) as arrays:
             facts = json.loads(bytes(arrays["facts"]))
             runs = {
-                name: [arrays[f"{name}-{index}"] for index in range(num_windows)]
+                name: [arrays[f"{name}-{index}"] for index in range(int(facts["num_windows"]))]
                 for name in ("computed", "own")
                 if facts[f"has_{name}"]
+            }
+            image = {
+                name.removeprefix(_IMAGE): arrays[name]
+                for name in arrays.files
+                if name.startswith(_IMAGE)
             }
         return StockRun(
             stored_bpw=float(facts["stored_bpw"]),
@@ -139,102 +175,9 @@ def _read(answer: IO[bytes], num_windows: int) -> StockRun:
             prompt=[int(token) for token in facts["prompt"]],
             generated=[int(token) for token in facts["generated"]],
             text=str(facts["text"]),
+            image=ModelInputs.from_arrays(image) if image else None,
+            speed=MeasuredSpeed.from_json(facts["speed"]) if facts.get("speed") else None,
+            cache_losses=cache_losses_in(facts.get("cache_losses", ())),
         )
     except (ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         raise StockFailedError("its answer cannot be read") from error
-
-
-def _main(folder: Path) -> None:
-    output = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what libraries print does not belong into the answer
-    request = StockRequest(**json.load(sys.stdin))
-
-    from mlx_lm.utils import compute_bits_per_weight, load_model, load_tokenizer  # noqa: PLC0415
-
-    import dynquant.quant.mlx  # noqa: F401, PLC0415  OpenBLAS before MLX
-
-    def load() -> Any:
-        return load_model(folder, lazy=True, strict=True, model_config=dict(request.settings))
-
-    model, config = load()
-    facts: dict[str, Any] = {"stored_bpw": compute_bits_per_weight(model)}
-    facts |= {"prompt": [], "generated": [], "text": ""}
-    arrays: dict[str, np.ndarray] = {}
-    runs_own = not request.by_blocks and _can_compute_in_own_dtype(model)
-    if not runs_own and not request.by_blocks:
-        _compute_wider(model)
-    if request.generate:
-        tokenizer = load_tokenizer(folder, eos_token_ids=config.get("eos_token_id"))
-        facts |= _generated(model, tokenizer)
-    if runs_own:
-        arrays |= _logits("own", model, request.windows)
-        _compute_wider(model)
-    if request.by_blocks:
-        arrays |= _logits_by_blocks("computed", lambda: load()[0], request.windows)
-    else:
-        arrays |= _logits("computed", model, request.windows)
-    facts |= {"has_own": runs_own, "has_computed": True}
-    arrays["facts"] = np.frombuffer(json.dumps(facts).encode(), dtype=np.uint8)
-    np.savez(output, **arrays)  # type: ignore[arg-type]  # its stub takes `allow_pickle` for one
-    output.flush()
-
-
-def _can_compute_in_own_dtype(model: Any) -> bool:
-    """Whether this machine can: on a CPU MLX multiplies unquantized experts in float32 only."""
-    import mlx.core as mx  # noqa: PLC0415
-    from mlx_lm.models.switch_layers import SwitchLinear  # noqa: PLC0415
-
-    on_cpu = mx.default_device() == mx.Device(mx.cpu)
-    return not on_cpu or not any(isinstance(m, SwitchLinear) for _, m in model.named_modules())
-
-
-def _compute_wider(model: Any) -> None:
-    """Have `model` compute in float32."""
-    import mlx.core as mx  # noqa: PLC0415
-
-    model.set_dtype(mx.float32)
-
-
-def _generated(model: Any, tokenizer: Any) -> dict[str, Any]:
-    from mlx_lm import stream_generate  # noqa: PLC0415
-
-    prompt = list(map(int, tokenizer.encode(_PROMPT)))
-    steps = list(stream_generate(model, tokenizer, prompt, max_tokens=_NUM_GENERATED))
-    return {
-        "prompt": prompt,
-        "generated": [int(step.token) for step in steps],
-        "text": _PROMPT + "".join(step.text for step in steps),
-    }
-
-
-def _logits(name: str, model: Any, windows: Sequence[Sequence[int]]) -> dict[str, np.ndarray]:
-    import mlx.core as mx  # noqa: PLC0415
-
-    return {
-        f"{name}-{index}": np.asarray(model(mx.array([list(ids)]))[0].astype(mx.float32))
-        for index, ids in enumerate(windows)
-    }
-
-
-def _logits_by_blocks(
-    name: str, load: Callable[[], Any], windows: Sequence[Sequence[int]]
-) -> dict[str, np.ndarray]:
-    from mlx.utils import tree_flatten  # noqa: PLC0415
-
-    from dynquant.quant.mlx.comparing import streamed_logits  # noqa: PLC0415
-    from dynquant.quant.mlx.parameters import clear_parameters  # noqa: PLC0415
-    from dynquant.quant.mlx.streaming import BlockModel  # noqa: PLC0415
-
-    model = load()
-    weights = dict(tree_flatten(model.parameters()))
-    clear_parameters(model)
-    blocks = BlockModel(model)
-    if not blocks.survey(weights):
-        blocks = blocks.treat_as_whole()
-    # Loaded anew for each pass: an array that was read stays in memory.
-    found = streamed_logits(blocks, lambda: dict(tree_flatten(load().parameters())), windows)
-    return {f"{name}-{index}": each for index, each in enumerate(found)}
-
-
-if __name__ == "__main__":
-    _main(Path(sys.argv[1]))

@@ -3,13 +3,11 @@
 The model's own `__call__` runs, unchanged, once per batch, each in a greenlet that is
 suspended whenever it calls a block of `model.layers`. When every batch stands before
 the same block, that block's weights are read, all batches go through it, and the weights
-are let go; so are an embedding and a head, once read for what needs them. What happens between
-blocks (masks, residual streams, shared keys and values) stays in the suspended frames, so no
-architecture needs code of its own.
+are freed; an embedding and a head are freed too, once they are used. The state between blocks
+(masks, residual streams, shared keys and values) stays in the suspended frames, so no architecture
+needs code of its own.
 
-The reverse pass takes the recorded calls backwards, one VJP per block. An array that a
-block received from between the blocks is differentiated by running the model's `__call__`
-again with the blocks replaced by their recorded results.
+The backward pass over the recorded calls is in `backward`.
 """
 
 from __future__ import annotations
@@ -18,70 +16,36 @@ import copy
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any
 
 import greenlet
 import mlx.core as mx
 import mlx.nn as nn
 
-from dynquant.quant.mlx import blas_shared_by
-from dynquant.quant.mlx.block_calls import Call, Kept, Tape
-from dynquant.quant.mlx.loading import Weights, for_compute
+from dynquant.quant.mlx.arrays import Weights, for_compute
+from dynquant.quant.mlx.block_calls import Call, Recorder, Tape
+from dynquant.quant.mlx.lanes import LARGE, evaluate_in_turn, side_by_side
+from dynquant.quant.mlx.model_inputs import Batch, run_model
 from dynquant.quant.mlx.parameters import clear_parameters, set_parameter
 
-__all__ = ["BlockModel", "BlockWeights", "Forward", "side_by_side"]
-
-_LARGE = 1 << 22  # weights
-
-T = TypeVar("T")
-Lane = mx.DeviceType | mx.ThreadLocalStream
-
-
-def side_by_side(
-    items: Sequence[T],
-    build: Callable[[T], list[mx.array]],
-    evaluate: Callable[[list[mx.array]], None] = mx.eval,
-    then: Callable[[], None] = lambda: None,
-) -> None:
-    """Evaluate what `build` makes of each item, as many at once as the device has use for.
-
-    `then` is called after them, when all threads are free again.
-
-    On a CPU MLX runs the operations of a stream in one thread, so two items go side by side
-    there; a GPU is kept busy by one.
-    """
-    lanes = _cpu_lanes() if mx.default_device() == mx.cpu else (mx.gpu,)
-    for start in range(0, len(items), len(lanes)):
-        together = items[start : start + len(lanes)]
-        with blas_shared_by(len(together)):
-            made = list[mx.array]()
-            for item, lane in zip(together, lanes, strict=False):
-                with mx.stream(lane):
-                    made += build(item)
-            evaluate(made)
-        then()
-
-
-@cache
-def _cpu_lanes() -> tuple[Lane, ...]:
-    return mx.cpu, mx.new_thread_local_stream(mx.cpu)
+__all__ = ["BlockModel", "BlockWeights", "Forward"]
 
 
 class BlockModel:
     """A skeleton whose blocks can be intercepted.
 
     The blocks are the modules of `model.layers`. A model without them is one block:
-    it then runs as a whole, in the memory that this takes.
+    it then runs as a whole, with all weights in memory.
 
     Args:
         model: The skeleton.
-        read_ahead: Told the path of a block that will be needed soon.
+        read_ahead: Called with the path of a block that will be needed soon.
 
     Attributes:
         model: The skeleton.
         blocks: Path → block.
-        num_calls: Path → how often one pass calls the block; `survey` counts.
+        num_calls: Path → calls of the block in one pass, as `survey` counted them.
         read_ahead: As given.
     """
 
@@ -112,8 +76,9 @@ class BlockModel:
             weights: Lazily loaded.
 
         Returns:
-            Whether the weights of a block are needed in its calls only; some models drive
-            the parts of their blocks themselves.
+            Whether the model gives logits for each token, and the weights of a block are needed in
+            its calls only; some models call the
+            parts of their blocks themselves.
         """
         outer, inner = self.split(for_compute(weights))
         self.num_calls = dict.fromkeys(self.blocks, 0)
@@ -128,12 +93,13 @@ class BlockModel:
         self.install(outer)
         try:
             with self.intercepted(call):
-                self.model(mx.zeros((1, 2), mx.int32))
+                logits = self.model(mx.zeros((1, 2), mx.int32))
         except (ValueError, TypeError, IndexError, RuntimeError):
             return False
         finally:
             clear_parameters(self.model)
-        return any(self.num_calls.values())
+        is_next_token = isinstance(logits, mx.array) and logits.shape[:2] == (1, 2)
+        return is_next_token and any(self.num_calls.values())
 
     def treat_as_whole(self) -> BlockModel:
         """The same model as one block, for models whose blocks are not called one by one."""
@@ -186,36 +152,36 @@ class BlockWeights:
     Args:
         blocks: The model.
         load: Gives a fresh set of lazily loaded weights, path → array.
-        amend: Changes some of the weights of a block, once they are in memory.
+        transform: Replaces some of the weights of a block before they are put in place.
     """
 
     def __init__(
         self,
         blocks: BlockModel,
         load: Callable[[], Weights],
-        amend: Callable[[Weights], Weights] = lambda weights: weights,
+        transform: Callable[[Weights], Weights] = lambda weights: weights,
     ) -> None:
         self._blocks = blocks
         self._load = load
-        self._amend = amend
+        self._transform = transform
         weights = load()
         self.stored_dtypes = {path: array.dtype for path, array in weights.items()}
         outer, self._inner = blocks.split(for_compute(weights))
-        self.outer = amend(outer)
+        self.outer = transform(outer)
 
     @contextmanager
     def holding(self, path: str) -> Iterator[Weights]:
-        """The block at `path` with its weights in place and read, for as long as the context."""
+        """The block at `path` with its weights read and in place, within the context."""
         if path not in self._inner:  # looped models call a block again
             self._inner = self._blocks.split(for_compute(self._load()))[1]
         unread = list(self._inner)
-        # The block behind it; none is left there on the way back, which goes to the one before.
+        # The next block; in the backward pass, where no later block is unread, the block before.
         upcoming = unread[unread.index(path) + 1 :] or unread[-2:-1]
         weights = self._inner.pop(path)
         try:
-            weights = self._amend(weights)
+            weights = self._transform(weights)
             self._blocks.install(weights)
-            _large_in_turn(weights.values())
+            evaluate_in_turn(weights.values())
             if upcoming:
                 self._blocks.read_ahead(upcoming[0])
             yield weights
@@ -227,7 +193,7 @@ class BlockWeights:
     def as_stored(self, weights: Weights) -> Weights:
         """`weights` in the dtype that they are stored in; the way back is exact.
 
-        Each is let go once it is cast, so the model cannot run with them any more.
+        Each is freed once it is cast, so the model cannot run with them any more.
         """
         stored: Weights = {}
         for path in list(weights):
@@ -237,14 +203,14 @@ class BlockWeights:
         return stored
 
     def release_outer(self) -> None:
-        """Let go what was read of the weights outside all blocks; it is read again when needed."""
+        """Free the weights outside all blocks; they are read again when needed."""
         if self.outer:
             outer, _ = self._blocks.split(for_compute(self._load()))
-            self.outer = self._amend(outer)
+            self.outer = self._transform(outer)
 
     @contextmanager
     def holding_outer(self) -> Iterator[None]:
-        """The weights outside all blocks in place; they are read when something needs them."""
+        """The weights outside all blocks in place; each is read at its first use."""
         self._blocks.install(self.outer)
         try:
             yield
@@ -259,8 +225,8 @@ class Forward:
     Args:
         blocks: The model; several `Forward`s may share it, each with its own weights.
         weights: One set of weights, used up by the pass.
-        batches: Token batches, each (batch, seq), int32.
-        record: Indices of the batches whose calls are kept for the reverse pass, in `tapes`.
+        batches: Token batches, each (batch, seq), int32, or what else the model takes.
+        record: Indices of the batches whose calls are kept for the backward pass, in `tapes`.
 
     Source: the lockstep is this project's own; see docs/method.md.
     """
@@ -269,7 +235,7 @@ class Forward:
         self,
         blocks: BlockModel,
         weights: BlockWeights,
-        batches: Sequence[mx.array],
+        batches: Sequence[Batch],
         *,
         record: Collection[int] = (),
     ) -> None:
@@ -277,18 +243,18 @@ class Forward:
         self.weights = weights
         self.batches = batches
         self.tapes: dict[int, Tape] = {index: [] for index in record}
-        # Not a method of this object: a suspended frame that held it would keep it alive for ever.
-        self._greenlets = [greenlet.greenlet(blocks.model) for _ in batches]
+        # Not a method of this object: suspended frames would then keep the object alive for ever.
+        self._greenlets = [greenlet.greenlet(partial(run_model, blocks.model)) for _ in batches]
         self._waiting: list[Call | None] = [None] * len(batches)
         self._results: list[Any] = [None] * len(batches)
-        self._kept = [Kept() for _ in batches]
+        self._recorders = [Recorder() for _ in batches]
         self._logits = deque[mx.array]()
         self._calls_left = dict(blocks.num_calls)
         self._started = False
 
     @property
     def next_block(self) -> str | None:
-        """Path of the block that all batches stand before; None once all are through."""
+        """Path of the block that comes next for all batches; None behind the last block."""
         if not self._started:
             self._started = True
             with self._glue():
@@ -309,8 +275,8 @@ class Forward:
         """Take every batch through the next block.
 
         Args:
-            observe: Called when the block was run on some batches, and behind the last block
-                when a batch has come to its logits; returns more arrays to evaluate.
+            observe: Called after the block was run on some batches, and behind the last block
+                after each batch has its logits; returns more arrays to evaluate.
             while_held: Called with the block's path and weights once all batches are
                 through its last call, before the weights are let go.
         """
@@ -321,13 +287,13 @@ class Forward:
 
         def evaluate(outputs: list[mx.array]) -> None:
             arrays = observe()
-            if any(array.size >= _LARGE for array in arrays):
+            if any(array.size >= LARGE for array in arrays):
                 waiting.extend(arrays)
                 arrays = []
             mx.eval(outputs, arrays)
 
         def evaluate_waiting() -> None:
-            _large_in_turn(waiting)
+            evaluate_in_turn(waiting)
             waiting.clear()
 
         with self.weights.holding(path) as held:
@@ -340,9 +306,11 @@ class Forward:
             result, self._results[index] = self._results[index], None
             with self._glue():
                 self._resume(index, result)
-            if through:  # the head is read for each batch of logits, and let go with them
+            if through:  # the head is read for each batch of logits, and freed with them
                 self.weights.release_outer()
-                _large_in_turn(observe())  # its inputs; logits wait until somebody wants them
+                evaluate_in_turn(
+                    observe()
+                )  # its inputs; logits are evaluated when `logits` yields them
 
     @property
     def last_calls(self) -> list[Call]:
@@ -352,7 +320,7 @@ class Forward:
     def logits(self) -> Iterator[mx.array]:
         """Logits of each batch, (batch, seq, vocab), computed one batch at a time.
 
-        None are kept here: where many models are compared each would keep a batch of them.
+        They are not kept here: in a comparison of many models each would keep a batch of them.
         """
         assert self.next_block is None
         while self._logits:
@@ -365,17 +333,17 @@ class Forward:
         yield from self.logits()
 
     def _through_block(self, index: int) -> list[mx.array]:
-        """Take one batch through the block that it waits for; what it gave, not yet evaluated."""
+        """Take one batch through the block that it waits for; its outputs, not yet evaluated."""
         call = self._waiting[index]
         assert call is not None
-        keep = self._kept[index] if index in self.tapes else Kept()
-        kept = call.copied(keep)
-        self._results[index] = call.run(self.blocks.call_block, keep)
-        kept.result, kept.left = call.result, call.left
-        self._waiting[index] = kept
+        recorder = self._recorders[index] if index in self.tapes else Recorder()
+        recorded = call.copied(recorder)
+        self._results[index] = call.run(self.blocks.call_block, recorder)
+        recorded.result, recorded.left = call.result, call.left
+        self._waiting[index] = recorded
         if index in self.tapes:
-            self.tapes[index].append(kept)
-        return kept.outputs()
+            self.tapes[index].append(recorded)
+        return recorded.outputs()
 
     @contextmanager
     def _glue(self) -> Iterator[None]:
@@ -389,14 +357,6 @@ class Forward:
         else:
             self._waiting[index] = None
             self._logits.append(waiting)
-
-
-def _large_in_turn(arrays: Collection[mx.array]) -> None:
-    """Evaluate `arrays`, the large ones one by one: what they are made from takes memory too."""
-    for array in arrays:
-        if array.size >= _LARGE:
-            mx.eval(array)
-    mx.eval(list(arrays))  # last, since some are small parts of large ones
 
 
 def _suspend(path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

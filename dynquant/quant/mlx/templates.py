@@ -1,9 +1,9 @@
-"""Chats as a model's own chat template writes them, the same on every day and every machine.
+"""Chats as a model's own chat template renders them, the same on every day and every machine.
 
-Templates are programs of strangers. transformers runs them in Jinja's sandbox; what they raise
-there is theirs, and so is how much they write. Two things that they may ask for differ between
-runs: today's date (`strftime_now`, in those of Llama 3 and Granite) and chance (`random`,
-`lipsum`). Here the date is always the same, and chance begins anew with every chat.
+Templates are untrusted programs. transformers runs them in Jinja's sandbox, where they may raise
+any error and write any amount of text. Two of their inputs differ between runs: today's date
+(`strftime_now`, in the templates of Llama 3 and Granite) and random numbers (`random`, `lipsum`).
+Here the date is always the same, and random numbers are seeded anew for every chat.
 """
 
 from __future__ import annotations
@@ -25,34 +25,34 @@ from dynquant.texts.markdown import clean
 __all__ = ["MAX_RENDERED_CHARACTERS", "ChatTemplate"]
 
 MAX_RENDERED_CHARACTERS = 1 << 20
-"""Of one chat; what a template writes beyond is cut off."""
+"""Longest rendered chat; the rest is cut off."""
 
 _NOON = datetime(2024, 7, 26, 12)  # noqa: DTZ001  the clock of a machine has no zone either
-"""What templates are told that it is. Those of Llama 3 take this day where there is no clock."""
+"""The date for templates; templates of Llama 3 use this day themselves where they get no date."""
 
 _RENDERING: Any = chat_template_utils
-_CLOCK = _RENDERING.datetime  # looked up here, so that a rename there is no silence
+_CLOCK = _RENDERING.datetime  # an import error here shows a rename there
 _MAX_REFUSAL_CHARACTERS = 200
 _PROBE = "dynquant"
-# Arguments that a row may not give: they are not the template's but those of its caller.
+# Arguments that a row may not give: they belong to `apply_chat_template`, not to the template.
 _RESERVED = {*inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters, "messages"}
 
 
 class ChatTemplate:
-    """A tokenizer's chat template, and an account of what it made of the chats that it was given.
+    """A tokenizer's chat template, with counts of the chats that it rendered and refused.
 
     Args:
         tokenizer: The model's own, as mlx-lm wraps it.
 
     Attributes:
         num_chats: Chats that `render` was called with.
-        num_formatted: Those that the template wrote.
-        refusal: Why it did not write the first of the others, on one line; empty if it wrote all
-            or there is no template.
-        public_refusal: The same for a card. A template decides what its errors say, and could put
-            a private text there; where the words are not in the template itself, this is the name
-            of the error.
-        date: The date that the template asked for, as in 2024-07-26; empty if it did not.
+        num_formatted: Chats that the template rendered.
+        refusal: The error for the first chat that it refused, on one line; empty if it rendered all
+            chats or there is no template.
+        public_refusal: The same for a card. A template chooses the text of its errors and could put
+            private text there; where the words are not in the template itself, this is the name of
+            the error.
+        date: The date that the template got, as in 2024-07-26; empty if it asked for no date.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -63,7 +63,7 @@ class ChatTemplate:
         self.refusal = self.public_refusal = self.date = ""
 
     def render(self, chat: Chat) -> str | None:
-        """The chat as the template writes it; None where it does not, or there is none."""
+        """The chat as the template renders it; None where it refuses or there is no template."""
         self.num_chats += 1
         if not self._exists:
             return None
@@ -71,7 +71,7 @@ class ChatTemplate:
             rendered = well_formed(self._written(chat))
             if not rendered.strip() and any(map(str.strip, chat.contents())):
                 raise _WritesNothingError("It writes nothing.")  # noqa: TRY301
-        except Exception as error:  # noqa: BLE001  whatever a template raises
+        except Exception as error:  # noqa: BLE001  a template may raise any error
             if not self.refusal:
                 self._note_refusal(error)
             return None
@@ -91,16 +91,16 @@ class ChatTemplate:
             return str(self._tokenizer.apply_chat_template(messages, tokenize=False, **options))
 
     def _finds_text_in_parts_only(self) -> bool:
-        """Whether the template passes over a content that is a text, as some of vision models do.
+        """Whether the template ignores a content that is a string, as some of vision models do.
 
-        They loop over the parts of a content, and those of a text are its characters.
+        They loop over the parts of a content, and the parts of a string are its characters.
         """
 
         def finds(content: object) -> bool:
             message = {"role": "user", "content": content}
             try:
                 return _PROBE in self._tokenizer.apply_chat_template([message], tokenize=False)
-            except Exception:  # noqa: BLE001  it may want more than one message
+            except Exception:  # noqa: BLE001  it may need several messages
                 return False
 
         return not finds(_PROBE) and finds([{"type": "text", "text": _PROBE}])
@@ -117,15 +117,15 @@ class ChatTemplate:
 
 
 class _WritesNothingError(Exception):
-    """A template passed over a chat without a word."""
+    """A template rendered a chat as an empty text."""
 
 
 @contextmanager
 def _same_day(asked: Callable[[], None]) -> Iterator[None]:
-    """Templates are told `_NOON`; `asked` is called when one wants to know.
+    """Templates get `_NOON` for the time; `asked` is called whenever a template asks for it.
 
-    `strftime_now` reads the clock through this name of its module. An argument of that name would
-    not do: transformers passes no function on to a template.
+    `strftime_now` reads the clock through this name of its module. An argument of that name has no
+    effect: transformers passes no functions to a template.
     """
 
     class Noon(datetime):
@@ -143,7 +143,7 @@ def _same_day(asked: Callable[[], None]) -> Iterator[None]:
 
 @contextmanager
 def _same_chance() -> Iterator[None]:
-    """Jinja draws from Python's own generator, which goes on afterwards as if it had not."""
+    """Seed Python's generator, from which Jinja draws; restore its state afterwards."""
     state = random.getstate()
     random.seed(0)
     try:

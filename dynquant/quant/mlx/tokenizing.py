@@ -17,11 +17,11 @@ from dynquant.quant.mlx.folder import taken_over
 
 __all__ = ["open_tokenizer", "require_same_tokenizer"]
 
-# In the words of transformers.
+# The words of transformers' errors.
 _NEEDS_PACKAGE = re.compile(r"pip install `?([\w.-]*\w)")
 _OWN_CODE = "custom code"
 _NO_VOCABULARY = "Couldn't instantiate the backend tokenizer"
-_FALLBACK = "tiktoken"  # named for every file that is no SentencePiece model
+_FALLBACK = "tiktoken"  # the error names it for every file that is no SentencePiece model
 _MAX_NAMED = 6
 _MAX_REASON_CHARS = 200
 _MAX_RENDERED_CHARS = 1 << 20
@@ -35,7 +35,7 @@ _TEXTS = {
     "CJK": "你好，世界。日本語のテキストと漢字。繁體中文「引號」ｶﾀｶﾅ１２３",  # noqa: RUF001
     "emoji": "🙂🙂 👩‍👩‍👧‍👦 🏳️‍🌈 👍🏽 🇩🇪 ☃️ 𝒳 \U0001faf6",  # noqa: RUF001
 }
-# Primes, so that every low byte occurs; planes 4 to 13 hold nothing.
+# Primes, so that every low byte occurs; planes 4 to 13 are empty.
 _STEPS = {0: 17, 1: 61, 2: 61, 3: 251}
 _STEP_OF_EMPTY_PLANES = 1021
 _SURROGATES = range(0xD800, 0xE000)
@@ -77,22 +77,24 @@ def open_tokenizer(folder: Path) -> Any:
     """The model's tokenizer as stock mlx-lm opens it, without running code from the model.
 
     Raises:
-        InvalidModelError: There is none, or it cannot be opened.
-        UnsupportedModelError: It is code, or needs a package that is not installed.
+        InvalidModelError: The model has no tokenizer, or it cannot be opened.
+        UnsupportedModelError: It is Python code, or needs a package that is not installed.
     """
     logging.getLogger("transformers.tokenization_utils_base").setLevel(logging.ERROR)
     try:
         eos_token_ids = load_config(folder).get("eos_token_id")
-        # Else transformers asks at the terminal whether to run the model's code.
+        # Without it transformers asks at the terminal whether to run the model's code.
         tokenizer = load_tokenizer(
             folder, {"trust_remote_code": False}, eos_token_ids=eos_token_ids
         )
         knows_text = bool(tokenizer.encode("a", add_special_tokens=False))
-    except BaseException as error:  # transformers and what it calls raise anything: Rust panics too
+    except (
+        BaseException
+    ) as error:  # transformers and its libraries raise any error, panics of Rust too
         if isinstance(error, KeyboardInterrupt | SystemExit):
             raise
         raise _refusal(folder, error) from error
-    # Without any file of a tokenizer transformers may make one that knows no text.
+    # Without files of a tokenizer, transformers may make a tokenizer without a vocabulary.
     if not knows_text:
         raise _no_tokenizer(taken_over(folder))
     return tokenizer
@@ -103,7 +105,7 @@ def require_same_tokenizer(source: Any, copy: Path) -> None:
 
     Args:
         source: The tokenizer of the original.
-        copy: Folder with the files that a quantized model has beside its weights.
+        copy: Folder with the files of a quantized model beside its weights.
 
     Raises:
         UnsupportedModelError: Names what differs.
@@ -117,7 +119,7 @@ def require_same_tokenizer(source: Any, copy: Path) -> None:
         ) from error
     for (what, of_source), (_, of_copy) in zip(_probes(source), _probes(copied), strict=False):
         expected = _outcome(of_source)
-        # A template may tell the time, and then says something else whenever it is asked.
+        # A template may print the time, and then differs from call to call.
         if _outcome(of_copy) != expected and _outcome(of_source) == expected:
             raise UnsupportedModelError(
                 f"A copy of this model's tokenizer differs from it in its {what}, so the quantized "
@@ -126,7 +128,7 @@ def require_same_tokenizer(source: Any, copy: Path) -> None:
 
 
 def _probes(tokenizer: Any) -> Iterator[_Probe]:
-    """What to compare, in an order in which all before being equal makes the next comparable."""
+    """Name → value to compare; each is comparable where all before it are equal."""
     yield "vocabulary", tokenizer.get_vocab
     yield "special tokens", partial(_special_tokens, tokenizer)
     yield "tool calls or thinking", partial(_markers, tokenizer)
@@ -145,10 +147,10 @@ def _probes(tokenizer: Any) -> Iterator[_Probe]:
 
 
 def _outcome(probe: Callable[[], object]) -> object:
-    """What a probe gives, or the kind of error in which it ends."""
+    """The result of a probe, or the class of its error."""
     try:
         return probe()
-    except BaseException as error:  # what Rust raises when it panics is no Exception
+    except BaseException as error:  # a panic in Rust is no Exception
         if isinstance(error, KeyboardInterrupt | SystemExit):
             raise
         return type(error).__name__
@@ -169,7 +171,7 @@ def _markers(tokenizer: Any) -> object:
 
 
 def _encoded(tokenizer: Any, text: str) -> object:
-    """Token ids with and without what goes around a text, and the text that they stand for."""
+    """Token ids with and without special tokens, and the text decoded from them."""
     whole = tokenizer.encode(text)
     return whole, tokenizer.encode(text, add_special_tokens=False), tokenizer.decode(whole)
 
@@ -193,7 +195,7 @@ def _planes() -> dict[str, str]:
 
 
 def _refusal(folder: Path, error: BaseException) -> InvalidModelError | UnsupportedModelError:
-    """Why a tokenizer does not open, and what helps."""
+    """The reason why a tokenizer does not open, and the remedy."""
     files = [name for name in taken_over(folder) if "/" not in name]
     reason = " ".join(str(error).replace(str(folder), "the model").split())
     if _OWN_CODE in reason or ("tokenizer.json" not in files and _names_code(folder)):
@@ -236,7 +238,7 @@ def _no_tokenizer(files: Sequence[str]) -> InvalidModelError:
 
 
 def _names_code(folder: Path) -> bool:
-    """Whether the tokenizer's config names Python code of the model's own."""
+    """Whether the tokenizer's config names Python code in the model's folder."""
     try:
         config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
         return "AutoTokenizer" in config["auto_map"]

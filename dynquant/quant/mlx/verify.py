@@ -1,11 +1,13 @@
-"""Check a written folder by what stock mlx-lm makes of it in a fresh process.
+"""Check a written folder by what stock runtimes make of it, each in a fresh process.
 
 Loading proves little: a model may load and answer NaN, or answer as another model. So the logits
-of stock mlx-lm are compared with those of the plan, and looked at in the dtype that a user runs.
+of the stock runtime are compared with those of the plan, and looked at in the dtype that a user
+runs.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -14,9 +16,14 @@ import numpy as np
 
 from dynquant.errors import VerificationError
 from dynquant.quant.mlx.comparing import are_finite, mean_kl_nats
+from dynquant.quant.mlx.folder import has_processor
+from dynquant.quant.mlx.model_inputs import ModelInputs
 from dynquant.quant.mlx.stock_run import StockFailedError, StockRequest, StockRun, run_stock
+from dynquant.quant.verified import Verified
 
 __all__ = ["same_kl_nats", "verify_folder"]
+
+logger = logging.getLogger(__name__)
 
 _SAME_KL_NATS = {mx.cpu: 1e-3, mx.gpu: 1e-2}
 """Programs that compute the same model differ by less: in float32 on a CPU, in 16 bits on a GPU."""
@@ -32,7 +39,7 @@ _MIN_AGREEMENT = 0.5
 _ALIKE_NATS = 1.0
 """Two tokens that are e times as likely as each other, or less, are about as likely."""
 
-Logits = Callable[[Sequence[Sequence[int]]], list[np.ndarray]]
+Logits = Callable[[Sequence[Sequence[int] | ModelInputs]], list[np.ndarray]]
 
 
 def verify_folder(
@@ -42,8 +49,12 @@ def verify_folder(
     windows: Sequence[Sequence[int]] = (),
     planned: Logits | None = None,
     original: Logits | None = None,
-) -> str:
-    """Check that `folder` loads in stock mlx-lm, stores what was planned and computes it.
+    text: Sequence[int] = (),
+    runtime: str = "mlx-lm",
+) -> Verified:
+    """Check that `folder` loads in its stock runtime, stores what was planned and computes it.
+
+    Of mlx-vlm a question about a generated image is asked too, and stock mlx-lm is tried with text.
 
     Args:
         folder: A written folder.
@@ -51,29 +62,64 @@ def verify_folder(
         windows: Token ids to run, several lengths.
         planned: Windows → logits of the weights that the plan stores; None to compare nothing.
         original: Windows → logits of the source; None where it is not at hand.
-
-    Returns:
-        What the model generated.
+        text: Token ids of a long text, to time it and to try caches on; empty to do neither.
+        runtime: `mlx-lm` or `mlx-vlm`.
 
     Raises:
         VerificationError: It does not load, its stored bits per weight differ, or it computes
             something else than planned, NaN or infinity, or repeats one token.
     """
+    stock, sees = f"stock {runtime}", runtime == "mlx-vlm" and has_processor(folder)
     try:
-        run = run_stock(folder, StockRequest(windows=windows, generate=True))
+        run = run_stock(
+            folder,
+            StockRequest(
+                runtime=runtime,
+                windows=windows,
+                image=sees,
+                generate=True,
+                text=text,
+            ),
+        )
     except StockFailedError as error:
         raise VerificationError(
-            f"Stock mlx-lm cannot load or run the written model: {error}"
+            f"The written model does not load or run in {stock}: {error}"
         ) from error
     if abs(run.stored_bpw - stored_bpw) > 1e-6:
         raise VerificationError(
-            f"mlx-lm counts {run.stored_bpw:.6f} stored bits per weight, and "
+            f"In {stock} the written model has {run.stored_bpw:.6f} stored bits per weight, and "
             f"{stored_bpw:.6f} were planned."
         )
-    _check_logits(run, planned(windows) if planned is not None else None)
+    inputs: list[Sequence[int] | ModelInputs] = [*windows]
+    if run.image is not None:
+        inputs.append(run.image)
+    expected = planned(inputs) if planned is not None else None
+    _check_logits(run, expected, stock)
     if original is not None:
-        _check_variety(run, original)
-    return run.text
+        _check_variety(run, original, stock)
+    runtimes = [runtime]
+    if runtime != "mlx-lm" and _runs_in_mlx_lm(folder, windows, expected):
+        runtimes.append("mlx-lm")
+    return Verified(
+        run.text,
+        tuple(runtimes),
+        saw_image=run.image is not None,
+        speed=run.speed,
+        cache_losses=run.cache_losses,
+    )
+
+
+def _runs_in_mlx_lm(
+    folder: Path, windows: Sequence[Sequence[int]], expected: Sequence[np.ndarray] | None
+) -> bool:
+    """Whether stock mlx-lm, too, computes from text what was planned."""
+    try:
+        run = run_stock(folder, StockRequest(windows=windows, generate=True))
+        _check_logits(run, None if expected is None else expected[: len(windows)], "stock mlx-lm")
+    except (StockFailedError, VerificationError) as error:
+        logger.info("The model runs in mlx-vlm only, not in mlx-lm: %s", error)
+        return False
+    return True
 
 
 def same_kl_nats(run: StockRun) -> float:
@@ -85,19 +131,19 @@ def same_kl_nats(run: StockRun) -> float:
     return allowed
 
 
-def _check_logits(run: StockRun, planned: list[np.ndarray] | None) -> None:
+def _check_logits(run: StockRun, planned: Sequence[np.ndarray] | None, stock: str) -> None:
     for logits in (run.computed, run.own or ()):
         if not are_finite(logits):
             raise VerificationError(
-                "The written model computes NaN or infinity in stock mlx-lm, so it would answer "
+                f"The written model computes NaN or infinity in {stock}, so it would answer "
                 "nonsense. Nothing was kept; report this model to dynquant."
             )
     if planned is not None:
         apart = mean_kl_nats(planned, run.computed)
         if not apart <= same_kl_nats(run):
             raise VerificationError(
-                f"Stock mlx-lm computes something else from the written model than was planned "
-                f"(mean KL {apart:.2g} nats). Nothing was kept; report this model to dynquant."
+                f"In {stock} the written model computes something else than was planned (mean KL "
+                f"{apart:.2g} nats). Nothing was kept; report this model to dynquant."
             )
     if run.own is not None and run.computed:
         lost = mean_kl_nats(run.computed, run.own)
@@ -108,7 +154,7 @@ def _check_logits(run: StockRun, planned: list[np.ndarray] | None) -> None:
             )
 
 
-def _check_variety(run: StockRun, original: Logits) -> None:
+def _check_variety(run: StockRun, original: Logits, stock: str) -> None:
     """A model that repeats one token is dead, unless its original does the same."""
     tokens = run.generated
     if len(tokens) < 2 or len(set(tokens)) > 1:
@@ -121,6 +167,6 @@ def _check_variety(run: StockRun, original: Logits) -> None:
     agreement = float((lag_nats <= _ALIKE_NATS).mean())
     if agreement < _MIN_AGREEMENT:
         raise VerificationError(
-            "The written model repeats one token for ever in stock mlx-lm, and its original does "
-            "not. Nothing was kept; ask for more bits per weight."
+            f"The written model repeats one token for ever in {stock}, and its original does not. "
+            "Nothing was kept; ask for more bits per weight."
         )

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import mlx.core as mx
@@ -25,7 +26,7 @@ __all__ = [
     "PART_BYTES",
     "FolderWriter",
     "quantization_config",
-    "replace_arrays",
+    "translated_storage_errors",
     "write_companions",
 ]
 
@@ -41,6 +42,7 @@ class FolderWriter:
     Args:
         folder: An empty folder.
         num_parameters: For the index's metadata.
+        copies: Path of a layer → path of the layer whose arrays are written under it too.
         shard_bytes: Largest size of a shard, unless one array alone is larger.
         part_bytes: What to hold in memory at most, unless one array alone is larger.
     """
@@ -50,11 +52,13 @@ class FolderWriter:
         folder: Path,
         *,
         num_parameters: int,
+        copies: Mapping[str, str] = MappingProxyType({}),
         shard_bytes: int = _SHARD_BYTES,
         part_bytes: int = PART_BYTES,
     ) -> None:
         self._folder = folder
         self._num_parameters = num_parameters
+        self._copies = copies
         self._shard_bytes = shard_bytes
         self._part_bytes = part_bytes
         self._pending: dict[str, mx.array] = {}
@@ -78,8 +82,9 @@ class FolderWriter:
 
     def add_layer(self, path: str, encoded: Encoded) -> None:
         """Write the arrays of the layer at `path`."""
-        for name, array in encoded.arrays.items():
-            self.add(f"{path}.{name}", array)
+        for under in (path, *(copy for copy, of in self._copies.items() if of == path)):
+            for name, array in encoded.arrays.items():
+                self.add(f"{under}.{name}", array)
 
     def finish(self, source: Path, config: Mapping[str, Any], *, keep_vision_config: bool) -> int:
         """Write the last shard, the index, the config and the source's tokenizer and license.
@@ -145,25 +150,19 @@ def write_companions(
         shutil.copyfile(source / name, folder / name)
 
 
-def replace_arrays(folder: Path, arrays: Mapping[str, mx.array]) -> None:
-    """Put `arrays` in the place of those of the same name, shape and dtype in a written folder."""
-    for file in sorted(folder.glob("model*.safetensors")):
-        there = mx.load(str(file))
-        assert isinstance(there, dict)
-        staged = file.with_suffix(".staged.safetensors")
-        with translated_storage_errors():
-            changed = {name: arrays.get(name, array) for name, array in there.items()}
-            mx.save_safetensors(str(staged), changed, metadata={"format": "mlx"})
-            staged.rename(file)
-
-
-def quantization_config(plan: QuantPlan, *, named: Collection[str] = ()) -> dict[str, Any]:
+def quantization_config(
+    plan: QuantPlan,
+    *,
+    copies: Mapping[str, str] = MappingProxyType({}),
+    named: Collection[str] = (),
+) -> dict[str, Any]:
     """The `quantization` entry of config.json; empty when nothing is quantized.
 
     The most common format stands at the top level, every other layer by its path.
 
     Args:
         plan: The plan.
+        copies: Path of a layer → path of the layer whose arrays it has too.
         named: Paths of layers that stand by their path in any case. What mlx-lm infers for
             the others names a `mode`, which some layers do not take.
     """
@@ -171,7 +170,8 @@ def quantization_config(plan: QuantPlan, *, named: Collection[str] = ()) -> dict
         return {}
     common = plan.most_common
     entry: dict[str, Any] = _settings(common) | {"mode": common.mode}
-    for path, fmt in plan.formats.items():
+    stored = {copy: plan.formats[path] for copy, path in copies.items()}
+    for path, fmt in (*plan.formats.items(), *stored.items()):
         if fmt.mode == "unquantized":
             entry[path] = False
         elif fmt != common or path in named:

@@ -1,4 +1,4 @@
-"""`cost_table.json`: what every format of every layer costs, for every target of the same model."""
+"""`cost_table.json`: the cost of every format of every layer, for all targets of a model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,18 @@ from dynquant.quant.formats import UNQUANTIZED, QuantFormat
 from dynquant.quant.kl_calibration import KlCalibration
 from dynquant.quant.plan import CostTable, LayerProfile, ModelInventory
 from dynquant.quant.recipe import RECIPE_VERSION, Recipe
-from dynquant.report.artefacts.fields import real, string, strings, text_facts, text_to_json, whole
+from dynquant.report.artefacts.fields import (
+    copies_to_json,
+    image_facts,
+    images_to_json,
+    num_copies_in,
+    real,
+    string,
+    strings,
+    text_facts,
+    text_to_json,
+    whole,
+)
 from dynquant.report.artefacts.json_text import MALFORMED, dumped, parsed
 
 __all__ = [
@@ -29,8 +40,8 @@ _VERSION = 3
 
 
 def cost_table_to_json(table: CostTable) -> str:
-    """`cost_table.json`: everything that another target of the same model needs."""
-    inventory = table.inventory
+    """The content of `cost_table.json`, which suffices to quantize the model to another target."""
+    inventory, images = table.inventory, images_to_json(table.calibration_images)
     return dumped(
         {
             "kind": _KIND,
@@ -40,6 +51,8 @@ def cost_table_to_json(table: CostTable) -> str:
             "model_type": inventory.model_type,
             "num_parameters": inventory.num_parameters,
             "fixed_bits": inventory.fixed_bits,
+            "num_tower_parameters": inventory.num_tower_parameters,
+            "tower_bits": inventory.tower_bits,
             "dtype": inventory.dtype,
             "method": table.method,
             "encoder": table.encoder,
@@ -47,6 +60,7 @@ def cost_table_to_json(table: CostTable) -> str:
             "recipe_version": RECIPE_VERSION,
             "seed": table.seed,
             "calibration": text_to_json(table.calibration),
+            **({} if images is None else {"calibration_images": images}),
             "scales": dict(table.scales),
             "together": list(map(list, inventory.together.probes)),
             "layers": [
@@ -54,6 +68,7 @@ def cost_table_to_json(table: CostTable) -> str:
                     "path": layer.path,
                     "shape": list(layer.shape),
                     "dtype_bits": layer.dtype_bits,
+                    **copies_to_json(layer),
                     "costs_nats": {
                         fmt.name: cost
                         for fmt, cost in zip(layer.formats, layer.costs_nats, strict=True)
@@ -79,7 +94,7 @@ def cost_table_from_json(text: str, *, name: str) -> CostTable:
         name: Name of the file for error messages.
 
     Raises:
-        SensitivitiesError: It is no cost table, or not one of this version.
+        SensitivitiesError: It is not a cost table of this version.
     """
     try:
         raw = parsed(text, kind=_KIND, version=_VERSION)
@@ -92,6 +107,8 @@ def cost_table_from_json(text: str, *, name: str) -> CostTable:
                 layers=layers,
                 num_parameters=whole(raw["num_parameters"]),
                 fixed_bits=whole(raw["fixed_bits"]),
+                num_tower_parameters=whole(raw.get("num_tower_parameters", 0)),
+                tower_bits=whole(raw.get("tower_bits", 0)),
                 dtype=string(raw["dtype"]),
                 together=KlCalibration(tuple(map(_probe, raw["together"]))),
             ),
@@ -99,6 +116,7 @@ def cost_table_from_json(text: str, *, name: str) -> CostTable:
             encoder=string(raw["encoder"]),
             effort=string(raw["effort"]),
             calibration=text_facts(raw["calibration"]),
+            calibration_images=image_facts(raw.get("calibration_images")),
             seed=whole(raw["seed"]),
             source=string(raw["source"]),
             source_sha=string(raw["source_sha"]),
@@ -121,7 +139,7 @@ def cost_table_from_json(text: str, *, name: str) -> CostTable:
 
 
 def is_cost_table(text: str) -> bool:
-    """Whether `text` is a cost table, of whichever version."""
+    """Whether `text` is a cost table of any version."""
     try:
         return bool(json.loads(text)["kind"] == _KIND)
     except MALFORMED:
@@ -129,7 +147,7 @@ def is_cost_table(text: str) -> bool:
 
 
 def matched_table(table: CostTable, inventory: ModelInventory, source_sha: str) -> CostTable:
-    """`table` with the formats of `inventory` alone.
+    """`table` with only the formats of `inventory`.
 
     Raises:
         SensitivitiesError: It is of another model, or was measured without these formats.
@@ -155,14 +173,14 @@ def matched_table(table: CostTable, inventory: ModelInventory, source_sha: str) 
 
 
 def check_measured_for(table: CostTable, recipe: Recipe) -> None:
-    """Refuse a table that was measured in another way than `recipe` asks for.
+    """Refuse a table that was measured with other options than those of `recipe`.
 
     Args:
         table: Of the same model.
         recipe: How to quantize.
 
     Raises:
-        SensitivitiesError: Says with what it was measured.
+        SensitivitiesError: The options differ; names the option of the table.
     """
     for option in ("encoder", "effort", "seed"):
         measured = getattr(table, option)
@@ -174,7 +192,7 @@ def check_measured_for(table: CostTable, recipe: Recipe) -> None:
 
 
 def measured_on_other_text(table: CostTable) -> SensitivitiesError:
-    """Why a table is not used again."""
+    """The error for a table of another calibration text."""
     return SensitivitiesError(
         f"The cost table was measured on another calibration text ('{table.calibration.name}', "
         f"{table.calibration.num_tokens:,} tokens). Pass the same text and number of tokens, or "
@@ -206,6 +224,7 @@ def _layer(raw: Mapping[str, Any]) -> LayerProfile:
         dtype_bits=whole(raw["dtype_bits"]),
         formats=tuple(costs),
         costs_nats=tuple(costs.values()),
+        num_copies=num_copies_in(raw),
     )
 
 

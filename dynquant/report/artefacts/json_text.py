@@ -1,4 +1,4 @@
-"""JSON as artefacts have it: strict, and laid out so that a person can read it."""
+"""JSON of artefacts: strict, and laid out for people to read."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def dumped(content: Mapping[str, Any]) -> str:
 
 
 def parsed(text: str, *, kind: str, version: int) -> dict[str, Any]:
-    """The artefact in `text`; one of `MALFORMED` if it is none of this kind and version."""
+    """The artefact in `text`; raises one of `MALFORMED` for another kind or version."""
     found = json.loads(text, parse_constant=_refuse)
     if not isinstance(found, dict) or (found["kind"], found["version"]) != (kind, version):
         raise ValueError(kind)
@@ -29,7 +29,7 @@ def parsed(text: str, *, kind: str, version: int) -> dict[str, Any]:
 
 
 def number_or_null(value: float) -> float | None:
-    """JSON knows no NaN."""
+    """`value`, or None for NaN and infinity, which JSON does not have."""
     return value if math.isfinite(value) else None
 
 

@@ -1,4 +1,4 @@
-"""`plan.json`: what a model was made from, how, and what became of every layer."""
+"""`plan.json`: source and recipe of a model, and the format of every layer."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from dynquant.model.origin import Origin
 from dynquant.quant.plan import QuantPlan
-from dynquant.report.artefacts.fields import string, text_to_json
+from dynquant.report.artefacts.fields import copies_to_json, string, text_to_json
 from dynquant.report.artefacts.json_text import MALFORMED, dumped, number_or_null, parsed
 from dynquant.report.artefacts.request import request_of
 from dynquant.report.facts import ModelFacts
@@ -24,6 +24,12 @@ __all__ = [
 
 PLAN_KIND = "dynquant-plan"
 PLAN_VERSION = 1
+_ABSENT = {
+    "dtype": "auto",
+    "tower": "keep",
+    "calibration_images": None,
+    "evaluation_images": None,
+}
 
 
 def origin_in(text: str) -> Origin | None:
@@ -36,7 +42,7 @@ def origin_in(text: str) -> Origin | None:
 
 
 def plan_to_json(facts: ModelFacts) -> str:
-    """`plan.json`: the format of every layer and where it came from."""
+    """The content of `plan.json`."""
     plan = facts.plan
     return dumped(
         {
@@ -49,6 +55,8 @@ def plan_to_json(facts: ModelFacts) -> str:
             "revision_sha": facts.revision_sha,
             "model_type": facts.model_type,
             "num_parameters": facts.num_parameters,
+            "runtimes": list(facts.runtimes),
+            "tower": {"parameters": facts.num_tower_parameters, "bytes": facts.tower_bytes},
             "license_fields": dict(facts.license_fields),
             "gated": facts.gated,
             "gated_fields": gate(facts.gated_fields),
@@ -69,6 +77,7 @@ def plan_to_json(facts: ModelFacts) -> str:
                 layer.path: {
                     "shape": list(layer.shape),
                     "dtype_bits": layer.dtype_bits,
+                    **copies_to_json(layer),
                     "cost_nats": number_or_null(facts.cost_nats(layer)),
                 }
                 for layer in facts.layers
@@ -83,15 +92,17 @@ def formats_to_json(plan: QuantPlan) -> dict[str, str]:
 
 
 def same_request(plan_json: str, request: Mapping[str, object]) -> bool:
-    """Whether a finished model is what `request` asks for.
+    """Whether a finished model meets `request`.
 
     Args:
-        plan_json: Contents of its `plan.json`, from wherever.
-        request: From `requested`; what it leaves out may be anything.
+        plan_json: Its `plan.json`, untrusted.
+        request: From `requested`; keys that it lacks are not compared.
     """
     try:
         made = parsed(plan_json, kind=PLAN_KIND, version=PLAN_VERSION)
-        return _answers(made["request"], request)
+        # Earlier versions had none of these options.
+        options = {**_ABSENT, **made["request"]}
+        return _answers(options, request)
     except MALFORMED:
         return False
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from collections.abc import Callable, Mapping, Sequence
 
 from dynquant.jobs.job import Job, JobState
 from dynquant.jobs.ports import RunnerStatus
+from dynquant.jobs.whole_progress import WholeProgress
 from dynquant.report.numbers import size
 from dynquant.web import labels, markup
 from dynquant.web.finished_models import FinishedModel
@@ -26,7 +26,14 @@ _SHOWN = 50
 _MINUTE_SECS = 60
 
 
-def board_view(board: Board, known: Sequence[FinishedModel], *, state: str, wanted: str) -> str:
+def board_view(
+    board: Board,
+    known: Sequence[FinishedModel],
+    *,
+    state: str,
+    wanted: str,
+    progress: Callable[[Job], WholeProgress | None] = lambda _job: None,
+) -> str:
     """The board.
 
     Args:
@@ -34,9 +41,10 @@ def board_view(board: Board, known: Sequence[FinishedModel], *, state: str, want
         known: The finished models that are known now.
         state: A key of `FILTERS`; any other text shows all.
         wanted: Part of the name of a model or a requester.
+        progress: Progress of a running job over all of its steps.
     """
     shown = [job for job in board.jobs if _is_wanted(job, state, wanted)]
-    return _totals(board, known) + _jobs(shown, board) + _runners(board.runners)
+    return _totals(board, known) + _jobs(shown, board, progress) + _runners(board.runners)
 
 
 def _is_wanted(job: Job, state: str, wanted: str) -> bool:
@@ -61,32 +69,34 @@ def _totals(board: Board, known: Sequence[FinishedModel]) -> str:
     return f'<dl class="dq-tiles dq-totals">{boxes}</dl>'
 
 
-def _jobs(shown: Sequence[Job], board: Board) -> str:
+def _jobs(
+    shown: Sequence[Job], board: Board, progress: Callable[[Job], WholeProgress | None]
+) -> str:
     if not board.jobs:
         return markup.empty("No jobs yet", "Ask for the first model on the page Convert.")
     if not shown:
         return markup.empty("Nothing matches", "Choose another filter or name.")
-    items = "".join(map(_job, shown[:_SHOWN]))
+    items = "".join(_job(each, progress(each)) for each in shown[:_SHOWN])
     more = len(shown) - _SHOWN
     rest = f'<p class="dq-wait">{more} older jobs are not shown.</p>' if more > 0 else ""
     return f'<ul class="dq-jobs">{items}</ul>{rest}'
 
 
-def _job(job: Job) -> str:
+def _job(job: Job, progress: WholeProgress | None) -> str:
     targets = labels.bpw_list(job.request.targets_bpw)
-    about = f"{targets} bits per weight · {job.request.requester} · {_when(job.submitted_at)}"
+    about = f"{targets} bits per weight · {markup.text(job.request.requester)} · "
     return (
         f"<li><div><strong>{markup.job_link(job.id, job.request.model)}</strong>"
-        f"<small>{markup.text(about)}</small></div>"
-        f'<div class="dq-how">{markup.state_tag(job)}{_how(job)}</div></li>'
+        f"<small>{about}{markup.moment(job.submitted_at)}</small></div>"
+        f'<div class="dq-how">{markup.state_tag(job)}{_how(job, progress)}</div></li>'
     )
 
 
-def _how(job: Job) -> str:
+def _how(job: Job, progress: WholeProgress | None) -> str:
     """Its progress, place in the queue, or reason of failure."""
-    if job.state is JobState.RUNNING and job.progress is not None:
-        label = labels.STEPS[job.progress.step]
-        return markup.bar(job.progress.fraction, label) + f"<small>{markup.text(label)}</small>"
+    if job.state is JobState.RUNNING and job.progress is not None and progress is not None:
+        said = f"{100 * progress.fraction:.0f} % · {labels.STEPS[job.progress.step]}"
+        return markup.bar(progress.fraction, "The whole job") + f"<small>{said}</small>"
     if job.state is JobState.WAITING:
         place = f"Number {job.position} in the queue. " if job.position else ""
         return f"<small>{markup.text(place + job.sentence)}</small>"
@@ -110,11 +120,10 @@ def _runners(runners: Sequence[RunnerStatus]) -> str:
 
 
 def _runner(runner: RunnerStatus) -> tuple[str, ...]:
-    state = (
-        '<span class="dq-tag dq-good">Running</span>'
-        if runner.is_alive
-        else '<span class="dq-tag dq-plain">Away</span>'
-    )
+    kind, word = ("busy", "Working") if runner.num_running else ("good", "Ready")
+    if not runner.is_alive:
+        kind, word = "plain", "Away"
+    state = f'<span class="dq-tag dq-{kind}">{word}</span>'
     minutes = _minutes(runner)
     heard = "just now" if minutes == 0 else f"{labels.duration(minutes * _MINUTE_SECS)} ago"
     return (
@@ -130,7 +139,3 @@ def _runner(runner: RunnerStatus) -> tuple[str, ...]:
 def _minutes(runner: RunnerStatus) -> int:
     """Whole minutes since the runner was seen: seconds would change the page at every look."""
     return int(runner.silent_secs // _MINUTE_SECS)
-
-
-def _when(at: datetime) -> str:
-    return f"{at.astimezone(UTC):%-d %b %H:%M} UTC"

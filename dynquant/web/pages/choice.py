@@ -5,16 +5,42 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from dynquant.errors import InvalidOptionError
-from dynquant.quant.formats import DEFAULT_MENU, UNQUANTIZED
+from dynquant.model.naming import TARGET_DECIMALS
+from dynquant.quant.formats import (
+    AFFINE_BITS,
+    AFFINE_GROUP_SIZES,
+    DEFAULT_MENU,
+    FLOAT_FORMATS,
+    UNQUANTIZED,
+)
 from dynquant.report.forecast import fitting_tenths
+from dynquant.texts.defaults import CALIBRATIONS
 from dynquant.web.model_lookup import ModelPreview
+from dynquant.web.service import DEFAULT_CONTEXT_TOKENS
 
-__all__ = ["AS_IT_IS", "BY_BPW", "BY_MEMORY", "MAX_BPW", "Choice", "OtherFields", "targets_of"]
+__all__ = [
+    "BITS",
+    "BY_BPW",
+    "BY_MEMORY",
+    "CONTEXTS",
+    "DEFAULT_CHOICE",
+    "DEFAULT_OTHERS",
+    "FLOATS",
+    "GROUP_SIZES",
+    "MAX_BPW",
+    "Choice",
+    "OtherFields",
+    "targets_of",
+]
 
 MAX_BPW = 8.5
 """Eight bits, with a scale and a bias for every 64 weights: more makes no measurable difference."""
 BY_BPW, BY_MEMORY = "Bits per weight", "Memory of my Mac"
-AS_IT_IS = "as it is"
+CONTEXTS = (4_096, 8_192, 16_384, 32_768, 65_536, 131_072)
+_AS_IT_IS = "as it is"
+BITS = (*map(str, AFFINE_BITS), _AS_IT_IS)
+GROUP_SIZES = tuple(map(str, AFFINE_GROUP_SIZES))
+FLOATS = tuple(fmt.name for fmt in FLOAT_FORMATS)
 
 
 class Choice(NamedTuple):
@@ -22,7 +48,7 @@ class Choice(NamedTuple):
 
     model: str | None
     way: str
-    bpw: float
+    bpw: float | None
     memory_gib: int
     context_tokens: int
     several: str
@@ -38,9 +64,9 @@ class Choice(NamedTuple):
             InvalidOptionError: No format is left.
         """
         names = [
-            f"{bits}g{group}" for bits in self.bits for group in self.groups if bits != AS_IT_IS
+            f"{bits}g{group}" for bits in self.bits for group in self.groups if bits != _AS_IT_IS
         ]
-        names += [UNQUANTIZED.name] * (AS_IT_IS in self.bits) + self.floats
+        names += [UNQUANTIZED.name] * (_AS_IT_IS in self.bits) + self.floats
         if not names:
             raise InvalidOptionError("Leave at least one choice of bits, and one group size.")
         is_default = set(names) == {fmt.name for fmt in DEFAULT_MENU}
@@ -56,11 +82,28 @@ class OtherFields(NamedTuple):
     notify_url: str
 
 
+DEFAULT_CHOICE = Choice(
+    model=None,
+    way=BY_BPW,
+    bpw=4.5,
+    memory_gib=16,
+    context_tokens=DEFAULT_CONTEXT_TOKENS,
+    several="",
+    bits=list(BITS),
+    groups=list(GROUP_SIZES),
+    floats=[],
+)
+DEFAULT_OTHERS = OtherFields(
+    calibration=next(iter(CALIBRATIONS)), destination="", private=False, notify_url=""
+)
+
+
 def targets_of(preview: ModelPreview, choice: Choice) -> tuple[float, ...]:
     """The bits per weight that the fields name.
 
     Raises:
-        InvalidOptionError: The list of sizes holds something else than numbers.
+        InvalidOptionError: The list of sizes holds something else than numbers, or no size is
+            named.
         InfeasibleTargetError: The model does not fit the memory.
     """
     several = [part for part in choice.several.split(",") if part.strip()]
@@ -80,4 +123,6 @@ def targets_of(preview: ModelPreview, choice: Choice) -> tuple[float, ...]:
             max_bpw=MAX_BPW,
         )
         return (target_bpw,)
-    return (round(choice.bpw, 2),)
+    if choice.bpw is None:
+        raise InvalidOptionError("Write the bits per weight as a number, such as 4.5.")
+    return (round(choice.bpw, TARGET_DECIMALS),)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import gradio as gr
@@ -10,7 +10,17 @@ import gradio as gr
 from dynquant.errors import DynquantError, RequestError
 from dynquant.hub.search import FoundModel
 from dynquant.web import markup
-from dynquant.web.pages.choice import BY_BPW, Choice, OtherFields, targets_of
+from dynquant.web.orders import Order
+from dynquant.web.pages.address import form_of, query_of
+from dynquant.web.pages.choice import (
+    BY_BPW,
+    BY_MEMORY,
+    DEFAULT_CHOICE,
+    DEFAULT_OTHERS,
+    Choice,
+    OtherFields,
+    targets_of,
+)
 from dynquant.web.pages.convert_fields import (
     TargetFields,
     add_format_fields,
@@ -20,24 +30,26 @@ from dynquant.web.pages.convert_fields import (
     add_target_fields,
 )
 from dynquant.web.pages.convert_view import (
-    INTRODUCTION,
-    NOTHING_CHOSEN,
     forecasts_view,
-    hub_note,
+    introduction,
     macs_note,
     memory_choices,
     model_label,
+    nothing_chosen,
+    outcome_view,
     preview_view,
     queue_note,
 )
 from dynquant.web.pages.frame import QUIET, head, html
-from dynquant.web.service import Order, Service
+from dynquant.web.service import Service
 
 __all__ = ["add_convert_page"]
 
 _HARDWARE_SETTINGS = "settings/hardware"
 _UNLESS_CHOSEN = "(known, memory, isChosen) => (known && !isChosen ? known : memory)"
 _GO_TO_JOB = "(id) => { if (id) window.location.assign('job?job=' + encodeURIComponent(id)); }"
+_READ_ADDRESS = "() => [window.location.search]"
+_WRITE_ADDRESS = "(query) => window.dqWriteAddress(query)"
 
 
 def add_convert_page(blocks: gr.Blocks, service: Service) -> None:
@@ -46,23 +58,30 @@ def add_convert_page(blocks: gr.Blocks, service: Service) -> None:
     page = _ConvertPage(service)
     head("", signs_in=settings.signs_in)
     with gr.Column(elem_classes="dq-page dq-convert"):
-        html(INTRODUCTION + hub_note(service.search.page_url("")))
+        html(introduction(service.search.page_url("")))
         model = add_model_field()
         targets = add_target_fields()
         with gr.Column(elem_classes="dq-known"):
-            summary = html(NOTHING_CHOSEN)
+            summary = html(nothing_chosen(()))
             answers = html(elem_id="dq-answers", elem_classes="dq-maybe")
         with gr.Accordion("Advanced", open=False, elem_classes="dq-advanced"):
             several = add_several_field()
             formats = add_format_fields()
             others = add_other_fields(is_space=settings.is_space)
         convert = gr.Button("Convert", variant="primary", size="lg", elem_id="dq-convert")
-        outcome = html(elem_classes="dq-maybe")
+        said = html(elem_classes="dq-maybe")
         job_id = gr.Textbox(visible=False)
         known_gib = gr.Number(visible=False, precision=0)
         is_chosen = gr.Checkbox(visible=False)
+        query = gr.Textbox(visible=False)
 
+    fields: list[Any] = [
+        model, targets.way, targets.bpw, targets.memory, targets.context, several, *formats, *others
+    ]  # fmt: skip
     blocks.load(page.suggest, None, model, **QUIET)
+    blocks.load(page.restore, query, [is_chosen, *fields], js=_READ_ADDRESS, **QUIET).then(
+        page.choose, model, summary, **QUIET
+    )
     # `always_last` would send the first key again and again.
     model.key_up(page.search, None, model, trigger_mode="multiple", **QUIET)
     gr.on(
@@ -73,26 +92,26 @@ def add_convert_page(blocks: gr.Blocks, service: Service) -> None:
         trigger_mode="always_last",
         **QUIET,
     ).then(page.choose, model, summary, **QUIET)
-    shown = [targets.bpw, targets.memory, targets.mac_note]
+    shown = [targets.bpw, targets.slider, targets.memory, targets.mac_note]
     targets.way.change(page.show_way, targets.way, shown, **QUIET)
     if settings.signs_in:
         _offer_macs(blocks, page, targets, known_gib, is_chosen)
-    choices: list[Any] = [
-        model, targets.way, targets.bpw, targets.memory, targets.context, several, *formats
-    ]  # fmt: skip
+    # A message about an earlier form does not hold for this one.
+    by_hand = [each.input for each in (*fields, targets.slider)]
+    gr.on([*by_hand, model.select], None, None, said, js="() => ''", api_visibility="private")
     # One listener for all: with two, an older answer could replace a newer.
     gr.on(
-        [summary.change, *(each.change for each in choices[1:])],
+        [summary.change, *(each.change for each in fields[1:])],
         page.forecast,
-        choices,
-        answers,
+        fields,
+        [answers, query],
         trigger_mode="always_last",
         **QUIET,
-    )
+    ).then(None, query, None, js=_WRITE_ADDRESS, api_visibility="private")
     convert.click(
         page.convert,
-        [*choices, *others],
-        [outcome, job_id],
+        fields,
+        [said, job_id],
         trigger_mode="once",
         **{**QUIET, "show_progress": "minimal"},
     ).then(None, job_id, None, js=_GO_TO_JOB, api_visibility="private")
@@ -125,25 +144,37 @@ class _ConvertPage:
 
     def suggest(self) -> Any:
         """Popular models, before the visitor types."""
-        return self._offered(self._service.popular)
+        return self._offered(self._popular())
 
     def search(self, typed: gr.KeyUpData) -> Any:
         """Models whose names hold the typed text."""
-        return self._offered(lambda: self._service.find(typed.input_value or ""))
-
-    def _offered(self, ask: Callable[[], Sequence[FoundModel]]) -> Any:
         try:
-            found = ask()
+            return self._offered(self._service.find(typed.input_value or ""))
+        except DynquantError:  # as above
+            return gr.skip()
+
+    def _popular(self) -> Sequence[FoundModel]:
+        try:
+            return self._service.popular()
         except DynquantError:  # the preview shows the error when a model is chosen
-            found = ()
+            return ()
+
+    def _offered(self, found: Sequence[FoundModel]) -> Any:
         if not found:
             return gr.skip()
         return gr.Dropdown(choices=[(model_label(each), each.repo_id) for each in found])
 
+    def restore(self, query: str) -> Any:
+        """Whether the address of the page names a memory, and the form that it names."""
+        choice, others = form_of(query)
+        if (choice, others) == (DEFAULT_CHOICE, DEFAULT_OTHERS):
+            return gr.skip()  # the visitor may have begun to fill in the fields
+        return [choice.way == BY_MEMORY, *choice, *others]
+
     def waiting(self, model: str | None) -> tuple[str, str]:
         """Placeholders while a model is looked up."""
         if not model:
-            return NOTHING_CHOSEN, ""
+            return nothing_chosen(self._popular()), ""
         return markup.loading("Looking at the model…"), ""
 
     def choose(self, model: str | None) -> str:
@@ -151,16 +182,18 @@ class _ConvertPage:
         if not model:
             return self.waiting(None)[0]
         try:
-            return preview_view(self._service.look_at(model), self._service)
+            preview = self._service.look_at(model)
+            return preview_view(preview, page_url=self._service.search.page_url)
         except DynquantError as error:
             is_request = isinstance(error, RequestError)
             title = "This model cannot be converted" if is_request else "The Hub does not answer"
             return markup.notice(title, str(error), kind="bad")
 
-    def show_way(self, way: str) -> tuple[Any, Any, Any]:
-        """Show the slider, or the memory of the Mac."""
+    def show_way(self, way: str) -> tuple[Any, Any, Any, Any]:
+        """Show the bits per weight, or the memory of the Mac."""
         by_bpw = way == BY_BPW
         return (
+            gr.Number(visible=by_bpw),
             gr.Slider(visible=by_bpw),
             gr.Dropdown(visible=not by_bpw),
             gr.HTML(visible=not by_bpw),
@@ -174,9 +207,13 @@ class _ConvertPage:
         note = macs_note(macs, settings_url=self._service.search.page_url(_HARDWARE_SETTINGS))
         return gr.Dropdown(choices=memory_choices(macs)), note, macs[0].memory_gib if macs else None
 
-    def forecast(self, *values: Any) -> str:
+    def forecast(self, token: gr.OAuthToken | None, *values: Any) -> tuple[str, str]:
+        """The forecast of the choice, and the form as the query of an address."""
+        choice, others = _form(values)
+        return self._forecast(choice, others, token), query_of(choice, others)
+
+    def _forecast(self, choice: Choice, others: OtherFields, token: gr.OAuthToken | None) -> str:
         """The forecast of the choice; empty for a model that cannot be converted."""
-        choice = Choice(*values)
         if not choice.model:
             return ""
         try:
@@ -184,26 +221,31 @@ class _ConvertPage:
         except DynquantError:  # the preview shows the error
             return ""
         try:
+            order = self._order(choice, others)
             forecasts = self._service.forecasts(
                 preview,
-                targets_of(preview, choice),
+                order.targets_bpw,
                 context_tokens=choice.context_tokens,
-                formats=choice.formats,
+                formats=order.formats,
             )
+            visitor = self._service.sign_in.visitor(token.token if token else None)
+            outcome = self._service.outcome(visitor, order, preview)
             queue = self._service.board().queue
         except DynquantError as error:
             return markup.notice("That does not work", str(error), kind="bad")
-        return forecasts_view(forecasts, preview) + queue_note(queue)
+        return (
+            forecasts_view(forecasts, preview) + outcome_view(outcome, preview) + queue_note(queue)
+        )
 
     def convert(self, token: gr.OAuthToken | None, *values: Any) -> tuple[str, str]:
         """Queue the order: a notice, and the id of the job if it was queued."""
-        choice = Choice(*values[: len(Choice._fields)])
-        others = OtherFields(*values[len(Choice._fields) :])
+        choice, others = _form(values)
         try:
             visitor = self._service.sign_in.require(token.token if token else None)
             job = self._service.submit(visitor, self._order(choice, others))
         except DynquantError as error:
-            return markup.notice("Not queued", str(error), kind="bad"), ""
+            page = self._service.settings.after_sign_in(f"/?{query_of(choice, others)}")
+            return markup.refusal("Not queued", error, page=page), ""
         return markup.loading(f"Job {job.id} is queued; opening its page…"), job.id
 
     def _order(self, choice: Choice, others: OtherFields) -> Order:
@@ -218,3 +260,8 @@ class _ConvertPage:
             destination=others.destination,
             notify_url=others.notify_url,
         )
+
+
+def _form(values: Sequence[Any]) -> tuple[Choice, OtherFields]:
+    num_choices = len(Choice._fields)
+    return Choice(*values[:num_choices]), OtherFields(*values[num_choices:])

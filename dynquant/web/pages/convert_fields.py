@@ -6,12 +6,20 @@ from typing import Any, NamedTuple
 
 import gradio as gr
 
-from dynquant.quant.formats import AFFINE_BITS, AFFINE_GROUP_SIZES, FLOAT_FORMATS
 from dynquant.texts.defaults import CALIBRATIONS
-from dynquant.web.pages.choice import AS_IT_IS, BY_BPW, BY_MEMORY, MAX_BPW
+from dynquant.web.pages.choice import (
+    BITS,
+    BY_BPW,
+    BY_MEMORY,
+    CONTEXTS,
+    DEFAULT_CHOICE,
+    DEFAULT_OTHERS,
+    FLOATS,
+    GROUP_SIZES,
+    MAX_BPW,
+)
 from dynquant.web.pages.convert_view import memory_choices
 from dynquant.web.pages.frame import html
-from dynquant.web.service import DEFAULT_CONTEXT_TOKENS
 
 __all__ = [
     "TargetFields",
@@ -22,20 +30,18 @@ __all__ = [
     "add_target_fields",
 ]
 
-_SMALLEST_BPW = 2.0
-_DEFAULT_BPW = 4.5
-_DEFAULT_MEMORY_GIB = 16
-_CONTEXTS = (4_096, 8_192, 16_384, 32_768, 65_536, 131_072)
-_BITS = [*map(str, AFFINE_BITS), AS_IT_IS]
-_GROUP_SIZES = [*map(str, AFFINE_GROUP_SIZES)]
-_FLOATS = [fmt.name for fmt in FLOAT_FORMATS]
+_MIN_BPW = 2.3
+"""The smallest format, 2 bits in groups of 128, stores 2.25."""
+
+_IF_IN_RANGE = f"(bpw, slider) => bpw >= {_MIN_BPW} && bpw <= {MAX_BPW} ? bpw : slider"
 
 
 class TargetFields(NamedTuple):
     """The fields of one target."""
 
     way: gr.Radio
-    bpw: gr.Slider
+    bpw: gr.Number
+    slider: gr.Slider
     memory: gr.Dropdown
     mac_note: gr.HTML
     context: gr.Dropdown
@@ -47,7 +53,7 @@ def add_model_field() -> gr.Dropdown:
         choices=[],
         value=None,
         label="Model",
-        info="Type a name, or paste a link from huggingface.co.",
+        info="Type a name, or paste the address of its page.",
         allow_custom_value=True,
         elem_id="dq-model",
     )
@@ -57,18 +63,26 @@ def add_target_fields() -> TargetFields:
     """Add the fields of one target."""
     with gr.Row(elem_classes="dq-targets"):
         way = gr.Radio([BY_BPW, BY_MEMORY], value=BY_BPW, label="How small")
-        bpw = gr.Slider(
-            _SMALLEST_BPW,
-            MAX_BPW,
-            value=_DEFAULT_BPW,
-            step=0.1,
-            label="Bits per weight",
-            elem_id="dq-bpw",
-            buttons=[],
-        )
+        with gr.Column(elem_classes="dq-bpw"):
+            bpw = gr.Number(
+                DEFAULT_CHOICE.bpw,
+                step=0.1,
+                label="Bits per weight",
+                elem_id="dq-bpw",
+            )
+            slider = gr.Slider(
+                _MIN_BPW,
+                MAX_BPW,
+                value=DEFAULT_CHOICE.bpw,
+                step=0.1,
+                label="bits per weight",
+                show_label=False,
+                elem_id="dq-slider",
+                buttons=[],
+            )
         memory = gr.Dropdown(
             memory_choices(()),
-            value=_DEFAULT_MEMORY_GIB,
+            value=DEFAULT_CHOICE.memory_gib,
             label="Memory of my Mac",
             visible=False,
             filterable=False,
@@ -76,12 +90,15 @@ def add_target_fields() -> TargetFields:
         )
         mac_note = html(visible=False, elem_id="dq-mine", elem_classes="dq-maybe")
         context = gr.Dropdown(
-            [(f"{tokens:,} tokens", tokens) for tokens in _CONTEXTS],
-            value=DEFAULT_CONTEXT_TOKENS,
+            [(f"{tokens:,} tokens", tokens) for tokens in CONTEXTS],
+            value=DEFAULT_CHOICE.context_tokens,
             label="Context to leave room for",
             filterable=False,
         )
-    return TargetFields(way, bpw, memory, mac_note, context)
+    # The number may lie outside of the slider: the forecast then says what is possible.
+    slider.input(None, slider, bpw, js="(bpw) => bpw", api_visibility="private")
+    bpw.change(None, [bpw, slider], slider, js=_IF_IN_RANGE, api_visibility="private")
+    return TargetFields(way, bpw, slider, memory, mac_note, context)
 
 
 def add_several_field() -> gr.Textbox:
@@ -97,20 +114,20 @@ def add_several_field() -> gr.Textbox:
 def add_format_fields() -> tuple[gr.CheckboxGroup, gr.CheckboxGroup, gr.CheckboxGroup]:
     """Add the fields of formats: bits, group sizes, floating-point formats."""
     bits = gr.CheckboxGroup(
-        _BITS,
-        value=_BITS,
+        list(BITS),
+        value=DEFAULT_CHOICE.bits,
         label="Bits of a weight",
         info="Formats that a layer may get. As it is: 16 bits, unquantized.",
     )
     groups = gr.CheckboxGroup(
-        _GROUP_SIZES,
-        value=_GROUP_SIZES,
+        list(GROUP_SIZES),
+        value=DEFAULT_CHOICE.groups,
         label="Group sizes",
         info="Weights per scale and bias: smaller groups are finer, and take more space.",
     )
     floats = gr.CheckboxGroup(
-        _FLOATS,
-        value=[],
+        list(FLOATS),
+        value=DEFAULT_CHOICE.floats,
         label="Floating-point formats",
         info="Added to the choice; newer Macs run them faster.",
     )
@@ -121,7 +138,7 @@ def add_other_fields(*, is_space: bool) -> list[Any]:
     """Add the fields that the forecast does not depend on, in the order of `OtherFields`."""
     calibration = gr.Dropdown(
         list(CALIBRATIONS),
-        value=next(iter(CALIBRATIONS)),
+        value=DEFAULT_OTHERS.calibration,
         label="Calibrate on",
         filterable=False,
     )

@@ -2,50 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from urllib.parse import urlsplit
+from collections.abc import Callable, Sequence
+from urllib.parse import quote, urlsplit
 
 from dynquant.hub.hardware import Mac
 from dynquant.hub.search import FoundModel
 from dynquant.report.forecast import TargetForecast
-from dynquant.report.numbers import count, size
+from dynquant.report.hub_address import is_hugging_face
+from dynquant.report.numbers import count, counted, size
 from dynquant.report.quality_summary import MAC_MEMORY_GIB
 from dynquant.web import markup
 from dynquant.web.labels import duration
 from dynquant.web.model_lookup import ModelPreview
+from dynquant.web.orders import Outcome
 from dynquant.web.queue_summary import QueueSummary
-from dynquant.web.service import Service
 
 __all__ = [
-    "INTRODUCTION",
-    "NOTHING_CHOSEN",
+    "about_model",
     "forecasts_view",
-    "hub_note",
+    "introduction",
     "macs_note",
     "memory_choices",
     "model_label",
+    "nothing_chosen",
+    "outcome_view",
     "preview_view",
     "queue_note",
 ]
 
-INTRODUCTION = """
-<h1>Quantize a model for your Mac</h1>
-<p class="dq-lead">Choose a model from the Hugging Face Hub and its new size. Every layer gets the
-precision that it needs; the result has exactly the size you asked for, and runs in stock
-mlx-lm.</p>
-"""
-NOTHING_CHOSEN = markup.empty(
-    "No model chosen", "Choose a model to see its size, memory and expected quality."
-)
+
+_NUM_OFFERED = 6
 
 
-def hub_note(url: str) -> str:
-    """A note if the Hub is not huggingface.co."""
-    if urlsplit(url).hostname in {"huggingface.co", "hf.co"}:
-        return ""
+def introduction(hub_url: str) -> str:
+    """The head of the page, which names the Hub where it is not huggingface.co."""
+    hub, there = "the Hugging Face Hub", ""
+    if not is_hugging_face(hub_url):
+        hub = f"the Hub at {markup.link(urlsplit(hub_url).netloc, hub_url)}"
+        there = " It is published on that Hub."
     return (
-        f'<p class="dq-hub">The Hub here is {markup.link(url.rstrip("/"), url)}: models come from '
-        "there and are published there.</p>"
+        "<h1>Quantize a model for your Mac</h1>"
+        f'<p class="dq-lead">Choose a model from {hub} and its new size. Every layer gets the '
+        "precision that it needs; the result has exactly the size you asked for, and runs in "
+        f"stock mlx-lm.{there}</p>"
+    )
+
+
+def nothing_chosen(offered: Sequence[FoundModel]) -> str:
+    """A placeholder for the preview, with models to choose by a click."""
+    sentence = "Choose a model to see its size, memory and expected quality."
+    if not offered:
+        return markup.empty("No model chosen", sentence)
+    links = "".join(
+        f'<li><a href="./?model={quote(each.repo_id)}">{markup.text(each.repo_id)}</a> '
+        f"<small>{markup.text(about_model(each))}</small></li>"
+        for each in offered[:_NUM_OFFERED]
+    )
+    return (
+        f'<div class="dq-empty"><strong>No model chosen</strong><p>{sentence}</p>'
+        f'<ul class="dq-offered" aria-label="Models to choose">{links}</ul></div>'
     )
 
 
@@ -71,41 +86,84 @@ def macs_note(macs: Sequence[Mac], *, settings_url: str) -> str:
 
 def model_label(found: FoundModel) -> str:
     """A model in the list of suggestions."""
-    parts = [found.repo_id]
+    return f"{found.repo_id} · {about_model(found)}"
+
+
+def about_model(found: FoundModel) -> str:
+    """Parameters and downloads of a model."""
+    parts = [counted(found.downloads, "download")]
     if found.num_parameters:
-        parts.append(f"{count(found.num_parameters)} parameters")
-    parts.append(f"{count(found.downloads)} downloads")
+        parts.insert(0, counted(found.num_parameters, "parameter"))
     return " · ".join(parts)
 
 
-def preview_view(preview: ModelPreview, service: Service) -> str:
-    """The preview of a model."""
+def preview_view(preview: ModelPreview, *, page_url: Callable[[str], str]) -> str:
+    """The preview of a model; `page_url` is the address of a model's page on the Hub."""
     about = "about " if preview.is_rough else ""
-    gated = (
-        "gated: users must accept its terms; the quants will require the same"
-        if preview.gated
-        else "open"
-    )
     rows = [
         ("Parameters", about + count(preview.inventory.num_parameters)),
+        *_tower_row(preview),
         ("Family", markup.text(preview.model_type or "unknown: the config is gated")),
         ("License", markup.text(preview.license or "not named")),
-        ("Access", gated),
+        ("Access", _access_in_words(preview)),
         ("Downloads", count(preview.downloads)),
     ]
-    name = markup.link(preview.repo_id, service.search.page_url(preview.repo_id))
+    name = markup.link(preview.repo_id, page_url(preview.repo_id))
     return (
         f'<section class="dq-card"><h2>{name}</h2>{markup.facts(rows)}'
-        f"{_existing(preview.quants, service)}</section>"
+        f"{_notes(preview.notes)}{_existing(preview.quants, page_url)}</section>"
     )
 
 
-def _existing(quants: Sequence[FoundModel], service: Service) -> str:
+def _access_in_words(preview: ModelPreview) -> str:
+    gated = "users must accept its terms" if preview.gated == "auto" else "its owner admits users"
+    if preview.is_private:
+        return "private: only accounts that its owner admits may read it"
+    return f"gated: {gated}" if preview.gated else "public: everyone may read it"
+
+
+def outcome_view(outcome: Outcome, preview: ModelPreview) -> str:
+    """The repos that a click on "Convert" makes, who may read them, and their license."""
+    names = ", ".join(f"<code>{markup.text(each)}</code>" for each in outcome.repo_ids)
+    license_ = (
+        f"{markup.text(preview.license)}, as the original"
+        if preview.license
+        else "the original names none: ask its authors before you rely on it"
+    )
+    rows = [("Published as", names), ("Readers", _readers(outcome)), ("License", license_)]
+    return f'<section class="dq-outcome">{markup.facts(rows)}</section>'
+
+
+def _readers(outcome: Outcome) -> str:
+    """The accounts that may read the repos of an order."""
+    owner = markup.text(outcome.repo_ids[0].partition("/")[0])
+    if outcome.access.is_private:
+        return f"only {owner} and accounts that {owner} admits (private)"
+    if outcome.access.gated == "auto":
+        return "accounts that accept the terms of the original (gated)"
+    return f"accounts that {owner} admits (gated)" if outcome.access.gated else "everyone (public)"
+
+
+def _tower_row(preview: ModelPreview) -> list[tuple[str, str]]:
+    """The parts for images or sound, which a quant keeps as they are."""
+    inventory = preview.inventory
+    if not inventory.tower_bits:
+        return []
+    tower = f"{count(inventory.num_tower_parameters)}, {size(inventory.tower_bits // 8)}"
+    return [("For images or sound", f"{tower}, kept as they are")]
+
+
+def _notes(notes: Sequence[str]) -> str:
+    """Sentences on parts of the model that a quant lacks."""
+    return "".join(f'<p class="dq-note">{markup.text(note)}</p>' for note in notes)
+
+
+def _existing(quants: Sequence[FoundModel], page_url: Callable[[str], str]) -> str:
     if not quants:
         return ""
     links = "".join(
-        f"<li>{markup.link(each.repo_id, service.search.page_url(each.repo_id))} "
-        f"<small>{count(each.downloads)} downloads</small></li>"
+        f"<li>{markup.link(each.repo_id, page_url(each.repo_id))} "
+        f"<small>{counted(each.downloads, 'download')}</small></li>"
         for each in quants
     )
     return f'<div class="dq-existing"><p>Already made, ready to download:</p><ul>{links}</ul></div>'

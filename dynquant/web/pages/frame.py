@@ -13,7 +13,13 @@ from dynquant.web import markup
 
 __all__ = ["LOOK_NOW", "PAGES", "QUIET", "head", "html", "live"]
 
-PAGES = (("", "Convert"), ("board", "Board"), ("gallery", "Gallery"), ("watcher", "Watcher"))
+PAGES = (
+    ("", "Convert"),
+    ("board", "Board"),
+    ("gallery", "Gallery"),
+    ("watcher", "Watcher"),
+    ("help", "Help"),
+)
 """Path → name, in the order of the navigation."""
 
 LOOK_NOW = "() => window.dispatchEvent(new Event('dq-look'))"

@@ -13,7 +13,7 @@ from dynquant.report.quality_summary import fitting_macs
 from dynquant.web import markup
 from dynquant.web.finished_models import FinishedModel
 from dynquant.web.pages.frame import QUIET, head, html
-from dynquant.web.pages.result import command
+from dynquant.web.pages.run_view import run_view
 from dynquant.web.service import Service
 from dynquant.web.sparkline import sparkline
 
@@ -30,9 +30,6 @@ _ORDERS: dict[str, Callable[[_Family], float]] = {
     "Smallest": lambda models: min(each.variant.num_bytes for each in models),
     "Closest to the original": lambda models: min(each.variant.mean_kl_nats for each in models),
 }
-
-
-_TITLE = "(...values) => { document.title = 'Gallery · dynquant'; return values; }"
 
 
 def add_gallery_page(blocks: gr.Blocks, service: Service) -> None:
@@ -53,7 +50,7 @@ def add_gallery_page(blocks: gr.Blocks, service: Service) -> None:
         trigger_mode="always_last",
         **QUIET,
     )
-    blocks.load(page.look, [order, wanted], models, js=_TITLE, **QUIET)
+    blocks.load(page.look, [order, wanted], models, **QUIET)
 
 
 class _GalleryPage:
@@ -98,14 +95,18 @@ def _family(models: _Family, service: Service) -> str:
     )
     header = ("Model", "Bits per weight", "Size", "Mean KL, nats", "Top-1", "Downloads")
     rows = [_row(each, service) for each in models]
-    commands = "".join(command(each.repo_id) for each in models)
+    hub_url = service.search.page_url("")
+    runs = "".join(
+        f"<h3>{markup.text(each.repo_id)}</h3>{run_view(each.facts, each.repo_id, hub_url=hub_url)}"
+        for each in models
+    )
     plot = sparkline([each.variant for each in models])
     caption = "<figcaption>Mean KL against bits per weight</figcaption>" if plot else ""
     table = markup.table(header, rows, align="lrrrrr", name=f"Sizes of {source}")
     return (
         f'<section class="dq-card dq-family"><div class="dq-family-head"><h2>{title}</h2>'
         f"<figure>{plot}{caption}</figure></div>{table}"
-        f"<details><summary>How to run them</summary>{commands}</details></section>"
+        f"<details><summary>How to run them</summary>{runs}</details></section>"
     )
 
 

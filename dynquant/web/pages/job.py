@@ -29,7 +29,7 @@ def add_job_page(service: Service) -> None:
     with gr.Column(elem_classes="dq-page"):
         status = live("live/job", elem_id="dq-job")
         with gr.Row(elem_classes="dq-actions"):
-            cancel = gr.Button("Cancel this job", visible=False, size="sm")
+            cancel = gr.Button("Cancel this job", visible=False, size="sm", elem_id="dq-cancel")
             retry = gr.Button("Try again", visible=False, size="sm")
         said = html(elem_classes="dq-maybe")
         result = html(elem_classes="dq-maybe")
@@ -78,7 +78,7 @@ class _JobPage:
         return _components(
             result=result,
             can_copy=self._service.settings.signs_in,
-            card=card_of(facts[0], job) if facts else "",
+            card=card_of(facts[0], job, hub_url=self._service.search.page_url("")) if facts else "",
         )
 
     def cancel(self, job_id: str, token: gr.OAuthToken | None) -> str:
@@ -100,8 +100,11 @@ class _JobPage:
         try:
             action(self._service.sign_in.require(token.token if token else None), job_id)
         except DynquantError as error:
-            return markup.notice(failed, str(error), kind="bad")
+            return markup.refusal(failed, error, page=self._back_to(job_id))
         return ""
+
+    def _back_to(self, job_id: str) -> str:
+        return self._service.settings.after_sign_in(f"/job?job={job_id}")
 
     def copy(
         self,
@@ -113,7 +116,7 @@ class _JobPage:
         try:
             copies = self._service.copy(token.token if token else None, job_id, private=private)
         except DynquantError as error:
-            return markup.notice("Not copied", str(error), kind="bad")
+            return markup.refusal("Not copied", error, page=self._back_to(job_id))
         links = ", ".join(markup.link(each, self._service.search.page_url(each)) for each in copies)
         return (
             f'<div class="dq-notice dq-good" role="status"><strong>Copied</strong><p>{links}. The '

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
@@ -16,12 +15,14 @@ from dynquant.report.numbers import percent, significant, size, with_error
 from dynquant.report.size_plot import size_plot_svg
 from dynquant.web import markup
 from dynquant.web.bits_chart import bits_chart
+from dynquant.web.pages.run_view import run_view
 from dynquant.web.service import Service
 from dynquant.web.sparkline import sparkline
 
-__all__ = ["card_of", "command", "quality_table", "result_of"]
+__all__ = ["card_of", "quality_table", "result_of"]
 
 _FRONT_MATTER = re.compile(r"\A---\n.*?\n---\n", re.DOTALL)
+_LM_STUDIO = re.compile(r"^\*\*\[[^]]*\]\(lmstudio:.*\n\n", re.MULTILINE)
 _PICTURE = re.compile(
     r'<picture>.*?srcset="(?P<dark>[^"]+)".*?alt="(?P<alt>[^"]+)" src="(?P<light>[^"]+)".*?'
     r"</picture>",
@@ -41,16 +42,16 @@ def result_of(job: Job, service: Service) -> tuple[str, tuple[ModelFacts, ...]]:
             about = markup.notice("Its figures cannot be shown", str(error))
         else:
             found.append(facts)
-            about = _about(each, facts, is_only=is_only)
+            about = _about(each, facts, service.search.page_url(""), is_only=is_only)
         parts.append(f'<section class="dq-card"><h2>{link}</h2>{about}</section>')
     if len(found) > 1:
         parts.insert(0, _all_sizes(found))
     return "".join(parts), tuple(found)
 
 
-def _about(repo: PublishedRepo, facts: ModelFacts, *, is_only: bool) -> str:
+def _about(repo: PublishedRepo, facts: ModelFacts, hub_url: str, *, is_only: bool) -> str:
     about = f'<p class="dq-lead">{markup.text(quality_summary.recommendation(facts))}</p>'
-    about += command(repo.repo_id)
+    about += run_view(facts, repo.repo_id, hub_url=hub_url)
     chart = bits_chart(facts)
     if is_only:
         return about + quality_table(facts.rows) + chart
@@ -61,7 +62,7 @@ def _all_sizes(found: Sequence[ModelFacts]) -> str:
     """All sizes of a model side by side."""
     light, dark = (size_plot_svg(found[0], dark=dark, is_about_one=False) for dark in (False, True))
     name = "Mean KL against stored size, for all sizes"
-    small = sparkline(found[0].ladder)
+    small = sparkline(found[0].variants)
     return (
         f'<section class="dq-ladder">{markup.picture(light, dark, name=name)}'
         f'<figure class="dq-small">{small}<figcaption>{name}</figcaption></figure></section>'
@@ -80,22 +81,17 @@ def _quality_of_all(found: Sequence[ModelFacts]) -> str:
     return _table([found[0].rows[0], *others], ours={row.label for row in ours})
 
 
-def card_of(facts: ModelFacts, job: Job) -> str:
+def card_of(facts: ModelFacts, job: Job, *, hub_url: str) -> str:
     """The card as Markdown with embedded pictures, since the page has no files to link to."""
     repo_of = {each.repo_id.rpartition("/")[2]: each.repo_id for each in job.results}
-    text = card(facts, repo_id=job.results[0].repo_id, repo_of=repo_of)
+    text = card(facts, repo_id=job.results[0].repo_id, repo_of=repo_of, hub_url=hub_url)
     files = file_contents(facts, None)
 
     def drawn(found: re.Match[str]) -> str:
         return markup.picture(files[found["light"]], files[found["dark"]], name=found["alt"])
 
-    return _PICTURE.sub(drawn, _FRONT_MATTER.sub("", text))
-
-
-def command(repo_id: str) -> str:
-    """The command that runs a model."""
-    line = f'mlx_lm.generate --model {shlex.quote(repo_id)} --prompt "Hello"'
-    return f'<pre class="dq-command" tabindex="0"><code>{markup.text(line)}</code></pre>'
+    # Gradio removes the address of LM Studio; its button stands above the card.
+    return _PICTURE.sub(drawn, _LM_STUDIO.sub("", _FRONT_MATTER.sub("", text)))
 
 
 def quality_table(rows: Sequence[QuantizedRow]) -> str:

@@ -8,11 +8,11 @@ from typing import Any
 import gradio as gr
 
 from dynquant.errors import DynquantError
+from dynquant.watch.status import WatchAct
 from dynquant.web import markup
 from dynquant.web.pages.frame import LOOK_NOW, QUIET, head, html, live
 from dynquant.web.pages.watcher_view import no_rules_view
 from dynquant.web.service import Service
-from dynquant.web.sign_in import Visitor
 
 __all__ = ["add_watcher_page"]
 
@@ -33,10 +33,14 @@ def add_watcher_page(service: Service) -> None:
         said = html(elem_classes="dq-maybe")
         place = live("live/watcher", elem_id="dq-watcher")
     place.click(page.update, None, [sweep, pause, resume], **QUIET)
-    for button, act in ((sweep, page.sweep), (pause, page.pause), (resume, page.resume)):
-        button.click(act, None, said, trigger_mode="once", **QUIET).then(
-            None, None, None, js=LOOK_NOW, api_visibility="private"
-        )
+    for button, act, failed in (
+        (sweep, WatchAct.SWEEP, "No sweep begun"),
+        (pause, WatchAct.PAUSE, "Not paused"),
+        (resume, WatchAct.RESUME, "Not resumed"),
+    ):
+        button.click(
+            page.handler(act, failed=failed), None, said, trigger_mode="once", **QUIET
+        ).then(None, None, None, js=LOOK_NOW, api_visibility="private")
 
 
 class _WatcherPage:
@@ -60,26 +64,19 @@ class _WatcherPage:
             can_resume=status.is_paused,
         )
 
-    def sweep(self, token: gr.OAuthToken | None) -> str:
-        """Begin a sweep."""
-        return self._done(self._service.sweep, token, failed="No sweep begun")
+    def handler(self, act: WatchAct, *, failed: str) -> Callable[[gr.OAuthToken | None], str]:
+        """The handler of a button: a notice on the result of a command."""
 
-    def pause(self, token: gr.OAuthToken | None) -> str:
-        """Pause the watcher."""
-        return self._done(self._service.pause_watcher, token, failed="Not paused")
+        def handle(token: gr.OAuthToken | None) -> str:
+            try:
+                visitor = self._service.sign_in.require(token.token if token else None)
+                sentence = self._service.control_watcher(visitor, act)
+            except DynquantError as error:
+                page = self._service.settings.after_sign_in("/watcher")
+                return markup.refusal(failed, error, page=page)
+            return markup.notice("Done", sentence) if sentence else ""
 
-    def resume(self, token: gr.OAuthToken | None) -> str:
-        """Resume the watcher."""
-        return self._done(self._service.resume_watcher, token, failed="Not resumed")
-
-    def _done(
-        self, action: Callable[[Visitor], str], token: gr.OAuthToken | None, *, failed: str
-    ) -> str:
-        try:
-            sentence = action(self._service.sign_in.require(token.token if token else None))
-        except DynquantError as error:
-            return markup.notice(failed, str(error), kind="bad")
-        return markup.notice("Done", sentence) if sentence else ""
+        return handle
 
 
 def _buttons(

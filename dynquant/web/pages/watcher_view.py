@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import UTC, datetime
 
 from dynquant.jobs.job import Job
 from dynquant.report.numbers import count
+from dynquant.watch.config import Rule
 from dynquant.watch.records import SeenModel, SweepReport
-from dynquant.watch.rules import Rule
-from dynquant.watch.skips import EXPLANATIONS, Skip
+from dynquant.watch.skips import Skip
 from dynquant.watch.status import WatchStatus
 from dynquant.web import labels, markup
 
@@ -29,8 +28,8 @@ def watcher_view(
         jobs: Id → job, for the jobs that are known here.
         page_url: Address of a model's page on the Hub.
     """
-    queued = [known for known in status.latest if known.job_id]
-    skipped = [known for known in status.latest if known.skip is not None and not known.job_id]
+    queued = [seen for seen in status.latest if seen.job_id]
+    skipped = [seen for seen in status.latest if seen.skip is not None and not seen.job_id]
     return "".join(
         (
             _state(status),
@@ -92,7 +91,7 @@ def _last(reports: Sequence[SweepReport]) -> str:
     tiles = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in figures)
     trouble = markup.notice("The sweep did not finish", report.sentence) if report.sentence else ""
     rows = [
-        (f"<code>{reason}</code>", str(number), markup.text(EXPLANATIONS[reason]))
+        (f"<code>{reason}</code>", str(number), markup.text(reason.sentence))
         for reason, number in sorted(report.skipped.items(), key=lambda each: -each[1])
     ]
     reasons = (
@@ -101,7 +100,7 @@ def _last(reports: Sequence[SweepReport]) -> str:
         else ""
     )
     return (
-        f"<h2>The last sweep <small>{_when(report.started_at)}</small></h2>"
+        f"<h2>The last sweep <small>{markup.moment(report.started_at)}</small></h2>"
         f'<dl class="dq-tiles dq-totals">{tiles}</dl>{trouble}'
         f'<div class="dq-reasons">{reasons}</div>'
     )
@@ -114,14 +113,14 @@ def _queued(queued: Sequence[SeenModel], jobs: Mapping[str, Job]) -> str:
     return f'{title}<ul class="dq-jobs">{"".join(_order(each, jobs) for each in queued)}</ul>'
 
 
-def _order(known: SeenModel, jobs: Mapping[str, Job]) -> str:
-    job = jobs.get(known.job_id)
-    about, how = f"commit {known.sha[:8]}", ""
+def _order(seen: SeenModel, jobs: Mapping[str, Job]) -> str:
+    job = jobs.get(seen.job_id)
+    about, how = f"commit {seen.sha[:8]}", ""
     if job is not None:
         about = f"{labels.bpw_list(job.request.targets_bpw)} bits per weight · {about}"
         how = markup.state_tag(job)
     return (
-        f"<li><div><strong>{markup.job_link(known.job_id, known.repo_id)}</strong>"
+        f"<li><div><strong>{markup.job_link(seen.job_id, seen.repo_id)}</strong>"
         f'<small>{markup.text(about)}</small></div><div class="dq-how">{how}</div></li>'
     )
 
@@ -133,7 +132,7 @@ def _skipped(skipped: Sequence[SeenModel], page_url: Callable[[str], str]) -> st
     items = "".join(
         f"<li><div><strong>{markup.link(each.repo_id, page_url(each.repo_id))}</strong></div>"
         f'<div class="dq-how"><small><code>{each.skip}</code> '
-        f"{markup.text(EXPLANATIONS[each.skip])}</small></div></li>"
+        f"{markup.text(each.skip.sentence)}</small></div></li>"
         for each in skipped
         if each.skip is not None
     )
@@ -145,7 +144,7 @@ def _sweeps(reports: Sequence[SweepReport]) -> str:
         return ""
     rows = [
         (
-            _when(each.started_at),
+            markup.moment(each.started_at),
             count(each.num_seen),
             str(each.num_matched),
             str(len(each.queued)),
@@ -239,7 +238,3 @@ def _listed(names: Sequence[str] | Iterator[str], last: str = "and") -> str:
 
 def _hours(hours: float) -> str:
     return labels.duration(3600 * hours)
-
-
-def _when(at: datetime) -> str:
-    return f"{at.astimezone(UTC):%-d %b %H:%M} UTC"

@@ -1,4 +1,4 @@
-"""What the tests of the MLX side share; imported first, so that OpenBLAS stands before MLX."""
+"""Fixtures of the tests of quant/mlx; imported first, so that OpenBLAS is loaded before MLX."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import dynquant.quant.mlx
 from tests.quant.mlx.factories import SHARED, TinyModel, make_model, open_tiny, save_model
 
-assert dynquant.quant.mlx.__all__  # the import above is for its effect
+assert dynquant.quant.mlx.__all__  # imported for its side effect
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Tiny models built in code, and the plain counterparts of what runs block by block."""
+"""Tiny models built in code, whole for reference and as weights for streaming."""
 
 from __future__ import annotations
 
@@ -17,18 +17,21 @@ from mlx_lm.utils import _get_classes, save_config
 from mlx_lm.utils import save_model as save_weights
 
 from dynquant.quant.formats import QuantFormat
+from dynquant.quant.mlx.arrays import Weights, for_compute
 from dynquant.quant.mlx.calibration import Windows
-from dynquant.quant.mlx.loading import Weights, for_compute, open_model
+from dynquant.quant.mlx.loading import open_model
 from dynquant.quant.mlx.parameters import clear_parameters, quantizable
+from dynquant.quant.mlx.quantizer import MlxQuantizer
 from dynquant.quant.mlx.sensitivity import Measurement
 from dynquant.quant.mlx.streaming import BlockModel, BlockWeights
-from dynquant.quant.plan import LayerProfile, TextFacts
+from dynquant.quant.plan import LayerProfile, QuantPlan, TextFacts
+from dynquant.quant.recipe import EFFORTS
 from dynquant.texts.overlap import Sketch
 from tests.families import cast, config_of, save_tokenizer
 
-SHARED = Path(__file__).parents[2].parent / "shared"
+SHARED = Path(__file__).parents[4] / "shared"
 VOCAB = 128
-WIDTH = 128  # of inputs made up by themselves
+WIDTH = 128  # of inputs made without a model
 
 _CONFIGS: Mapping[str, Mapping[str, Any]] = {
     "qwen3": {
@@ -148,7 +151,7 @@ def make_measurement(
         "shapes": {
             path: tuple(tiny.weights[f"{path}.weight"].shape) for path in quantizable(tiny.plain)
         },
-        "feedback": False,
+        "gptq": False,
         "seed": 0,
     }
     return Measurement(**fields | overrides)
@@ -180,15 +183,30 @@ def make_windows(tokens: np.ndarray, **facts: Any) -> Windows:
     }
     return Windows(
         tokens=tokens.astype(np.int32),
+        more=np.zeros((0, tokens.shape[1]), np.int32),
         sketch=Sketch(np.zeros(0, dtype=np.uint64)),
         facts=TextFacts(**fields | facts),
     )
 
 
+def write_min_max(quantizer: MlxQuantizer, plan: QuantPlan, windows: Windows, folder: Path) -> Path:
+    """`folder` with the model as `mx.quantize` stores it, in the formats of `plan`."""
+    folder.mkdir()
+    quantizer.encode(
+        {folder: plan},
+        windows,
+        encoder="minmax",
+        effort=EFFORTS["fast"],
+        importance={},
+        on_step=lambda _step, _amount=1: None,
+    )
+    return folder
+
+
 def write_safetensors(
     file: Path, tensors: Mapping[str, Mapping[str, Any]], data: bytes = b""
 ) -> Path:
-    """A safetensors file with just this header, true or not."""
+    """A safetensors file with this header, which may be wrong."""
     header = json.dumps(tensors).encode()
     file.write_bytes(len(header).to_bytes(8, "little") + header + data)
     return file

@@ -47,7 +47,7 @@ def seeds_own(tiny: TinyModel, data: mx.array, *, batch_size: int = 4) -> dict[s
 
 
 @pytest.mark.parametrize("make", [lambda: make_model(tie_word_embeddings=True), make_model])
-def test_sensitivities_equal_those_of_the_seed(make, capsys):
+def test_sensitivities_equal_those_of_mlx_lm(make, capsys):
     tiny, data = make(), make_batches(1, shape=(8, 24))[0]
     expected = seeds_own(tiny, data)
     found = aligned(tiny, [data[:4], data[4:]])
@@ -57,7 +57,7 @@ def test_sensitivities_equal_those_of_the_seed(make, capsys):
         assert found[path] == pytest.approx(value, rel=2e-3, abs=1e-4 * largest), path
 
 
-def test_experts_equal_those_of_the_seed(experts, capsys):
+def test_sensitivities_of_experts_equal_those_of_mlx_lm(experts, capsys):
     data = make_batches(1, shape=(4, 24))[0]
     expected, found = seeds_own(experts, data), aligned(experts, [data])
     largest = max(map(abs, expected.values()))
@@ -66,7 +66,7 @@ def test_experts_equal_those_of_the_seed(experts, capsys):
         assert found[path] == pytest.approx(value, rel=5e-3, abs=2e-4 * largest), path
 
 
-def test_a_trained_model_equals_that_of_the_seed(tiny_qwen3, capsys):
+def test_sensitivities_of_a_trained_model_equal_those_of_mlx_lm(tiny_qwen3, capsys):
     data = make_batches(1, shape=(4, 32), vocab=8192)[0]
     expected, found = seeds_own(tiny_qwen3, data), aligned(tiny_qwen3, [data])
     pairs = np.array([(value, found[path]) for path, value in expected.items()])
@@ -84,7 +84,7 @@ def test_the_step_may_go_up_to_the_weight_as_it_is(tied):
     assert len(found) == len(make_measurement(tied).shapes)
 
 
-def test_progress_is_told_after_each_block_both_ways(tied):
+def test_progress_is_reported_after_each_block_in_both_passes(tied):
     steps: list[int] = []
     aligned(tied, make_batches(), steps=steps)
     assert len(steps) == 3 + 4

@@ -81,7 +81,7 @@ def test_windows_are_spread_evenly_over_the_text():
     assert (np.diff(windows.tokens) == 1).all()  # each is running text
 
 
-def test_every_window_begins_with_what_the_tokenizer_puts_before_a_text():
+def test_every_window_begins_with_the_tokens_that_the_tokenizer_puts_before_a_text():
     windows = cut(text_of(words(63 * 31)), FakeTokenizer(first=[9000], last=[9001]))
     assert windows.tokens.shape == (4, 64)
     assert windows.tokens[:, 0].tolist() == [9000] * 4
@@ -96,7 +96,7 @@ def test_a_chat_whose_template_begins_as_the_tokenizer_does_begins_so_once():
     assert windows.tokens[0, :3].tolist() == [0, 1, 2]
 
 
-def test_what_comes_before_a_text_hides_no_overlap():
+def test_tokens_before_a_text_hide_no_overlap():
     tokenizer = FakeTokenizer(first=[9000])
     calibration = cut(text_of(words(63 * 31)), tokenizer)
     held_out = cut(text_of(words(700, start=100)), tokenizer)
@@ -111,7 +111,7 @@ def test_a_short_text_gives_fewer_windows_and_none_twice():
     assert windows.facts.num_tokens == 192
 
 
-def test_no_more_of_a_long_text_is_read_than_is_used():
+def test_reading_of_a_long_text_stops_early():
     seen: list[int] = []
 
     def endless() -> Iterator[str]:
@@ -138,7 +138,7 @@ def test_documents_are_joined_by_an_empty_line():
 
 
 @pytest.mark.parametrize("count", [0, 1, 127])
-def test_a_text_too_short_is_refused_with_what_is_needed(count):
+def test_a_text_too_short_is_refused_with_the_number_of_tokens_needed(count):
     with pytest.raises(TextError, match=rf"'text.txt' has {count} tokens, .* 128 ") as raised:
         cut(text_of(words(count)))
     assert raised.value.num_tokens_needed == 128
@@ -150,7 +150,7 @@ def test_a_text_without_documents_is_too_short():
     assert raised.value.num_tokens_needed == 128
 
 
-def test_facts_say_what_was_used():
+def test_facts_describe_the_windows():
     facts = cut(text_of(words(64 * 31), name="novel.txt")).facts
     assert (facts.name, facts.num_tokens, facts.window_tokens) == ("novel.txt", 256, 64)
     assert not facts.chat_formatted
@@ -168,7 +168,7 @@ def test_chats_go_through_the_chat_template():
     assert windows.facts.chat_refusal == ""
 
 
-def test_one_chat_that_the_template_takes_does_not_stand_for_all(caplog):
+def test_with_one_refused_chat_a_text_is_not_chat_formatted(caplog):
     chats = [chat_of("too hard" if i else "hi there", words(40, start=40 * i)) for i in range(40)]
     tokenizer = ChatTokenizer()
     facts = cut(text_of(*chats), tokenizer).facts
@@ -195,7 +195,7 @@ def test_chats_are_plain_text_to_a_model_without_a_template():
     assert windows.facts.chat_refusal == ""
 
 
-def test_of_a_message_without_content_nothing_is_plain_text():
+def test_a_message_without_content_gives_no_plain_text():
     call = {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}
     tokenizer = FakeTokenizer()
     cut(text_of(*[Chat(messages=(MESSAGES[0], call, MESSAGES[1]))] * 40), tokenizer)
@@ -271,7 +271,7 @@ def test_texts_that_share_indentation_and_unknown_characters_pass():
 
 
 @pytest.mark.parametrize("tokenizer", [FakeTokenizer(), ChatTokenizer()])
-def test_chats_overlap_by_what_is_said_and_not_by_how_it_is_introduced(tokenizer):
+def test_chats_overlap_by_their_messages_and_not_by_system_prompts(tokenizer):
     system = "You are a helpful assistant. " + words(30, start=90_000)
     chats = [
         [chat_of(words(20, start=start + 20 * i), "yes", system=system) for i in range(100)]
@@ -284,7 +284,7 @@ def test_chats_overlap_by_what_is_said_and_not_by_how_it_is_introduced(tokenizer
         cut(said, tokenizer, num_windows=8).check_disjoint(calibration)
 
 
-def test_windows_shorter_than_what_is_compared_rest_on_the_hash():
+def test_texts_too_short_for_a_sketch_are_compared_by_hash():
     tokenizer = FakeTokenizer()
     texts = [text_of(words(500)), text_of(words(500, start=500))]
     first, second = (cut(t, tokenizer, window_tokens=16) for t in texts)
@@ -360,14 +360,14 @@ def test_windows_come_back_from_json_as_they_were():
         {"facts": None},
     ],
 )
-def test_what_is_no_json_of_windows_is_refused(change):
+def test_damaged_json_of_windows_is_refused(change):
     windows = cut(text_of(words(2000)))
     with pytest.raises(InvalidModelError, match="cannot be read"):
         restored(windows.to_json() | change, window_tokens=windows.tokens.shape[1])
 
 
 @pytest.mark.parametrize("raw", [None, [], 7, {}])
-def test_what_is_no_object_of_windows_is_refused(raw):
+def test_json_that_is_no_object_of_windows_is_refused(raw):
     with pytest.raises(InvalidModelError, match="cannot be read"):
         restored(raw)
 

@@ -29,7 +29,7 @@ def test_windows_count_by_their_positions():
     assert both == pytest.approx(plain_kl(a[:1], b[:1]) / 4)
 
 
-def test_masked_tokens_count_for_nothing_and_are_finite():
+def test_masked_tokens_do_not_count_and_are_finite():
     a = np.array([[0.0, 1.0, -np.inf]], dtype=np.float32)
     assert mean_kl_nats([a], [a]) == 0
     assert are_finite([a])

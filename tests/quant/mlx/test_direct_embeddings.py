@@ -10,8 +10,9 @@ from dynquant.errors import InfeasibleTargetError
 from dynquant.quant.allocate import check_target
 from dynquant.quant.formats import UNQUANTIZED, QuantFormat
 from dynquant.quant.mlx.direct_embeddings import used_directly
+from dynquant.quant.mlx.inventory import inventory_of
 from dynquant.quant.mlx.loading import open_model
-from dynquant.quant.mlx.stock import classes_of
+from dynquant.quant.mlx.runtimes.mlx_lm import classes_of
 from tests.families import FAMILIES, config_of
 from tests.quant.mlx.factories import build_model, save_model
 
@@ -41,7 +42,7 @@ def test_no_other_family_keeps_its_tied_embedding_unpacked(family):
     assert found == ({EMBEDDING} if family in DIRECT else set())
 
 
-def test_nothing_is_read_to_find_out_and_no_parameter_stays():
+def test_the_check_reads_no_weight_and_leaves_no_parameter():
     model, _ = build_model("seed_oss", tie_word_embeddings=True)
     endless = {
         path: mx.broadcast_to(mx.array(0.0), array.shape)
@@ -55,7 +56,7 @@ def test_nothing_is_read_to_find_out_and_no_parameter_stays():
 
 def test_such_an_embedding_has_one_format_and_the_range_says_so(tmp_path):
     opened = open_model(save_model(tmp_path / "model", "seed_oss", tie_word_embeddings=True))
-    inventory = opened.inventory(MENU)
+    inventory = inventory_of(opened, MENU)
     formats = {layer.path: layer.formats for layer in inventory.layers}
     assert formats[EMBEDDING] == (UNQUANTIZED,)
     assert set(map(len, formats.values())) == {1, len(MENU)}

@@ -13,8 +13,8 @@ from dynquant.quant.formats import (
     UNQUANTIZED,
     QuantFormat,
 )
-from dynquant.quant.mlx.encoding import Encoded, decode, encode, encode_min_max, pack, unpack
-from dynquant.quant.mlx.loading import scalar
+from dynquant.quant.mlx.arrays import scalar
+from dynquant.quant.mlx.encoding import Encoded, decode, encode, encode_min_max, pack
 
 DTYPES = (mx.bfloat16, mx.float16, mx.float32)
 FORMATS = [QuantFormat(bits, group) for bits in AFFINE_BITS for group in AFFINE_GROUP_SIZES]
@@ -46,6 +46,13 @@ def random_importance(shape: tuple[int, ...], seed: int = 1) -> mx.array:
 def weighted_error(encoded: Encoded, weight: mx.array, importance: mx.array) -> float:
     error = np.asarray(decode(encoded), np.float64) - np.asarray(weight.astype(mx.float32))
     return float((np.asarray(importance, np.float64) * error**2).sum())
+
+
+def unpack(packed: np.ndarray, bits: int) -> np.ndarray:
+    """Codes of packed words, (..., words) uint32 → (..., n): the plain reference for `pack`."""
+    as_bits = np.unpackbits(packed.view(np.uint8), axis=-1, bitorder="little")
+    codes = as_bits.reshape(*packed.shape[:-1], -1, bits)
+    return (codes.astype(np.uint32) << np.arange(bits, dtype=np.uint32)).sum(-1)
 
 
 @pytest.mark.parametrize("fmt", FORMATS, ids=lambda fmt: fmt.name)
@@ -134,7 +141,7 @@ def test_zero_groups_beside_others_stay_zero(bits, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("sign", [1.0, -1.0])
-def test_a_single_outlier_that_matters_survives(sign, dtype):
+def test_a_single_important_outlier_survives(sign, dtype):
     weight = np.array(random_weight((1, 64)))
     weight[0, 17] = sign * 4.0
     weight_stored = mx.array(weight).astype(dtype)
@@ -144,7 +151,7 @@ def test_a_single_outlier_that_matters_survives(sign, dtype):
 
 
 @pytest.mark.parametrize("bits", AFFINE_BITS)
-def test_importance_of_zero_everywhere_encodes_as_if_all_mattered_the_same(bits):
+def test_importance_of_zero_everywhere_encodes_as_equal_importance(bits):
     weight, fmt = random_weight((4, 128)), QuantFormat(bits, 64)
     zero = weighted_error(encode(weight, lambda _: mx.zeros((1, 1)), fmt), weight, mx.ones((1, 1)))
     one = weighted_error(encode(weight, lambda _: mx.ones((1, 1)), fmt), weight, mx.ones((1, 1)))

@@ -1,7 +1,7 @@
 """Every family that mlx-lm has goes through the whole path, from a folder to a folder.
 
-What is excluded, refused or takes a side path stands in `tests.families`, each with its
-reason, and is listed at the end of the session.
+Families that are excluded, refused or take a side path are in `tests.families`, each with its
+reason, and are listed at the end of the session.
 """
 
 from __future__ import annotations
@@ -24,16 +24,17 @@ from mlx_lm.utils import compute_bits_per_weight, load_model
 from dynquant.errors import UnsupportedModelError
 from dynquant.quant.allocate import allocate
 from dynquant.quant.formats import UNQUANTIZED, QuantFormat
+from dynquant.quant.mlx.arrays import scalar
 from dynquant.quant.mlx.calibration import Windows
 from dynquant.quant.mlx.encoding import Encoded, decode
 from dynquant.quant.mlx.hessians import HessianObserver
 from dynquant.quant.mlx.importance import Importance
-from dynquant.quant.mlx.loading import scalar
+from dynquant.quant.mlx.model_inputs import Batch, run_model
 from dynquant.quant.mlx.observing import Observation, observed, squares
 from dynquant.quant.mlx.parameters import clear_parameters, quantizable, set_parameter
 from dynquant.quant.mlx.quantizer import MlxQuantizer
 from dynquant.quant.mlx.sensitivity import (
-    FisherGauge,
+    FisherDiagonal,
     Measurement,
     _importance,
     _key,
@@ -83,7 +84,8 @@ def random_windows(family: str) -> Windows:
     facts = TextFacts(
         name="random", sha256="0" * 64, num_tokens=tokens.size, window_tokens=tokens.shape[1]
     )
-    return Windows(tokens=tokens, sketch=Sketch(np.zeros(0, dtype=np.uint64)), facts=facts)
+    sketch = Sketch(np.zeros(0, dtype=np.uint64))
+    return Windows(tokens=tokens, more=tokens[:0], sketch=sketch, facts=facts)
 
 
 @dataclass
@@ -124,6 +126,13 @@ class Run:
             importance=self.table.importance,
             on_step=lambda _step, _amount=1: None,
         )
+        if effort_for(self.family).num_reconstruction_epochs:
+            self.quantizer.reconstruct(
+                {self.out: self.plan},
+                self.windows,
+                effort=effort_for(self.family),
+                on_step=lambda _step, _amount=1: None,
+            )
 
     def load(self) -> nn.Module:
         """The written folder as stock mlx-lm loads it, with its tokenizer where it can."""
@@ -146,10 +155,10 @@ class Run:
         return model
 
 
-# transformers says so of every config.json with a `rope_scaling` whose model it does not know
+# transformers warns so about every config.json with a `rope_scaling` whose model it does not know
 @pytest.mark.filterwarnings("ignore:`rope_scaling` is deprecated:FutureWarning")
 @pytest.mark.parametrize("family", QUANTIZED)
-def test_a_family_is_quantized_to_what_was_planned_and_stock_mlx_lm_runs_it(
+def test_a_family_is_quantized_to_its_plan_and_stock_mlx_lm_runs_it(
     family, tmp_path, record_property
 ):
     run = Run(family, tmp_path / "source", tmp_path / "out")
@@ -171,7 +180,7 @@ def test_a_family_is_quantized_to_what_was_planned_and_stock_mlx_lm_runs_it(
     assert any(fmt != UNQUANTIZED for fmt in run.plan.formats.values())
     check_logits(family, loaded, run.dequantized(), mx.array(run.windows.tokens[-1:]))
     if family in IN_A_FRESH_PROCESS:
-        assert run.quantizer.verify(run.out, run.plan, run.windows)
+        assert run.quantizer.verify(run.out, run.plan, run.windows, effort=EFFORTS["fast"]).sample
 
 
 def check_costs(table: CostTable) -> None:
@@ -195,7 +204,7 @@ def check_logits(family: str, loaded: nn.Module, expected: nn.Module, ids: mx.ar
 
 
 @pytest.mark.parametrize("family", DIFFERENTIABLE)
-def test_the_streamed_reverse_pass_finds_what_plain_autograd_finds(family):
+def test_the_streamed_backward_pass_equals_plain_autograd(family):
     plain, streamed = build(family)[0], build(family)[0]
     weights = dict(tree_flatten(plain.parameters()))
     clear_parameters(streamed)
@@ -208,7 +217,7 @@ def test_the_streamed_reverse_pass_finds_what_plain_autograd_finds(family):
         load=lambda: dict(weights),
         batches=[mx.array(tokens[:2]), mx.array(tokens[2:])],
         shapes={path: weights[f"{path}.weight"].shape for path in quantizable(plain)},
-        feedback=False,
+        gptq=False,
         seed=0,
     )
     found: dict[str, Importance] = {}
@@ -224,42 +233,52 @@ def test_the_streamed_reverse_pass_finds_what_plain_autograd_finds(family):
 
 def plain_importance(model: nn.Module, measurement: Measurement) -> Mapping[str, Importance]:
     """The same from `mx.grad` of the whole model, for a zero added to each layer's output."""
-    moments = HessianObserver(measurement.shapes, covariance=False)
-    gauge = FisherGauge(measurement.blocks, measurement.layers, measurement.shapes, [])
+    moments = HessianObserver(measurement.shapes, gram=False)
+    targets = FisherDiagonal(measurement.blocks, measurement.layers, measurement.shapes, [])
+    layers = {p: each for p, each in quantizable(model).items() if p in measurement.shapes}
     model.train()
     for index, batch in enumerate(measurement.batches):
-        calls = observed_calls(model, batch)
+        calls = observed_calls(model, layers, batch)
         for call in calls:
             moments(call)
         mx.eval(moments.pending())
-        gradients = output_gradients(model, calls, batch, seed=measurement.seed + index)
+        gradients = output_gradients(model, layers, calls, batch, seed=measurement.seed + index)
         for call, gradient in zip(calls, gradients, strict=True):
             lead = measurement.shapes[call.path][:-2]
             ones = mx.ones((*gradient.shape[:-1], 1))
             sums = [squares(each, call.role, call.experts, lead) for each in (gradient, ones)]
-            gauge.take({_key(call.path, call.role): mx.concatenate(sums, axis=-1)})
-    return {path: _importance(measurement, path, moments, gauge, {}) for path in measurement.shapes}
+            targets.take({_key(call.path, call.role): mx.concatenate(sums, axis=-1)})
+    return {
+        path: _importance(measurement, path, moments, targets, {}) for path in measurement.shapes
+    }
 
 
-def observed_calls(model: nn.Module, batch: mx.array) -> list[Observation]:
+def observed_calls(
+    model: nn.Module, layers: Mapping[str, nn.Module], batch: Batch
+) -> list[Observation]:
     calls: list[Observation] = []
 
     def note(call: Observation) -> mx.array:
         calls.append(call)
         return call.y
 
-    with observed(quantizable(model), note):
-        mx.eval(model(batch))
+    with observed(layers, note):
+        mx.eval(run_model(model, batch))
     return calls
 
 
 def output_gradients(
-    model: nn.Module, calls: Sequence[Observation], batch: mx.array, *, seed: int
+    model: nn.Module,
+    layers: Mapping[str, nn.Module],
+    calls: Sequence[Observation],
+    batch: Batch,
+    *,
+    seed: int,
 ) -> Sequence[mx.array]:
     def loss(*zeros: mx.array) -> mx.array:
         following = iter(zeros)
-        with observed(quantizable(model), lambda call: call.y + next(following)):
-            return _sampled_log_likelihood(model(batch), seed)
+        with observed(layers, lambda call: call.y + next(following)):
+            return _sampled_log_likelihood(run_model(model, batch), seed)
 
     zeros = [mx.zeros_like(call.y) for call in calls]
     gradients: Sequence[mx.array] = mx.grad(loss, argnums=list(range(len(zeros))))(*zeros)
@@ -270,9 +289,7 @@ def relative_error(found: mx.array, expected: mx.array) -> float:
     return scalar(mx.abs(found - expected).max() / (mx.abs(expected).max() + 1e-30))
 
 
-def test_a_block_that_the_model_never_calls_is_judged_and_written_all_the_same(
-    tmp_path, monkeypatch
-):
+def test_a_block_that_the_model_never_calls_is_measured_and_written_too(tmp_path, monkeypatch):
     """Such as a layer for multi-token prediction, which only some programs use."""
 
     def without_last(self: nn.Module, inputs: mx.array, *_others: object) -> mx.array:

@@ -20,11 +20,11 @@ from dynquant.quant.mlx.folder import (
     as_loaded,
     check_folder,
     fingerprint,
-    read_header,
     taken_over,
     weight_files,
     weights_of,
 )
+from dynquant.quant.mlx.headers import read_header
 from tests.json_values import json_values
 from tests.quant.mlx.factories import write_safetensors
 

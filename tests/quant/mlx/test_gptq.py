@@ -5,15 +5,15 @@ import numpy as np
 import pytest
 
 from dynquant.quant.formats import QuantFormat
+from dynquant.quant.mlx.arrays import scalar
 from dynquant.quant.mlx.encoding import Encoded, decode, encode
 from dynquant.quant.mlx.gptq import (
-    _in_turn_by_mlx,
-    _in_turn_by_numpy,
+    _round_by_mlx,
+    _round_by_numpy,
     encode_batch,
-    encode_with_feedback,
+    encode_gptq,
 )
 from dynquant.quant.mlx.inverse_hessian import InverseHessian, conditional_variances
-from dynquant.quant.mlx.loading import scalar
 from tests.quant.mlx.factories import WIDTH, correlated_inputs, covariance_of
 
 
@@ -25,8 +25,8 @@ def random_weight(*shape: int, dtype: mx.Dtype = mx.float32, seed: int = 0) -> m
 def fed_back(
     weight: mx.array, covariance: mx.array, fmt: QuantFormat, *, num_sweeps: int = 0
 ) -> Encoded:
-    feedback = InverseHessian.of(covariance, fmt.group_size)
-    return encode_with_feedback(weight, feedback, fmt, num_sweeps=num_sweeps)
+    inverse_hessian = InverseHessian.of(covariance, fmt.group_size)
+    return encode_gptq(weight, inverse_hessian, fmt, num_sweeps=num_sweeps)
 
 
 def output_error(encoded: Encoded, weight: mx.array, inputs: np.ndarray) -> float:
@@ -35,19 +35,19 @@ def output_error(encoded: Encoded, weight: mx.array, inputs: np.ndarray) -> floa
 
 
 def least_squares(weight: mx.array, covariance: mx.array, fmt: QuantFormat) -> Encoded:
-    matter = mx.diagonal(covariance, axis1=-2, axis2=-1)[None]
-    return encode(weight, lambda _: matter, fmt)
+    importances = mx.diagonal(covariance, axis1=-2, axis2=-1)[None]
+    return encode(weight, lambda _: importances, fmt)
 
 
 @pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16], ids=str)
 @pytest.mark.parametrize("fmt", [QuantFormat(2, 32), QuantFormat(3, 64), QuantFormat(4, 128)])
-def test_feedback_lowers_the_output_error_on_correlated_inputs(fmt, dtype):
+def test_gptq_lowers_the_output_error_on_correlated_inputs(fmt, dtype):
     weight, inputs = random_weight(48, WIDTH, dtype=dtype), correlated_inputs()
     covariance = covariance_of(inputs)
-    feedback = fed_back(weight, covariance, fmt)
-    assert feedback.fmt == fmt
-    assert feedback.arrays["scales"].dtype == dtype
-    ours = output_error(feedback, weight, inputs)
+    inverse_hessian = fed_back(weight, covariance, fmt)
+    assert inverse_hessian.fmt == fmt
+    assert inverse_hessian.arrays["scales"].dtype == dtype
+    ours = output_error(inverse_hessian, weight, inputs)
     assert ours < 0.5 * output_error(least_squares(weight, covariance, fmt), weight, inputs)
 
 
@@ -73,16 +73,16 @@ def test_sweeps_leave_rows_alone_that_are_exact_already():
 
 
 @pytest.mark.parametrize("fmt", [QuantFormat(3, 32), QuantFormat(4, 64)])
-def test_without_correlation_feedback_does_about_as_well_as_least_squares(fmt):
+def test_without_correlation_gptq_is_about_as_good_as_least_squares(fmt):
     weight, covariance = random_weight(32, WIDTH), 1000 * mx.eye(WIDTH)
     inputs = np.eye(WIDTH)
-    feedback = output_error(fed_back(weight, covariance, fmt), weight, inputs)
+    inverse_hessian = output_error(fed_back(weight, covariance, fmt), weight, inputs)
     plain = output_error(least_squares(weight, covariance, fmt), weight, inputs)
-    assert feedback == pytest.approx(plain, rel=0.02)
+    assert inverse_hessian == pytest.approx(plain, rel=0.02)
 
 
 @pytest.mark.parametrize("group_size", [32, 64])
-def test_every_column_comes_back_where_it_was_however_the_order_runs(group_size):
+def test_every_column_returns_to_its_place(group_size):
     """Eight bits: a column out of place would be off by far more than a step."""
     weight = random_weight(16, WIDTH) + mx.arange(WIDTH)  # each column near its own index
     sizes = np.random.default_rng(3).permutation(WIDTH).astype(np.float32) + 1
@@ -91,7 +91,7 @@ def test_every_column_comes_back_where_it_was_however_the_order_runs(group_size)
     assert scalar(mx.abs(decode(stored) - weight).max()) < steps
 
 
-def test_the_columns_that_carry_the_most_are_encoded_the_best():
+def test_the_columns_of_largest_second_moment_are_encoded_best():
     weight = random_weight(64, WIDTH)
     sizes = np.where(np.arange(WIDTH) % 4 == 0, 100.0, 1.0).astype(np.float32)
     stored = fed_back(weight, mx.diag(mx.array(sizes)), QuantFormat(3, 64))
@@ -100,7 +100,7 @@ def test_the_columns_that_carry_the_most_are_encoded_the_best():
 
 
 @pytest.mark.parametrize("rank", [1, 5])
-def test_a_singular_covariance_is_damped_and_stays_finite(rank):
+def test_a_singular_hessian_is_damped_and_stays_finite(rank):
     rng = np.random.default_rng(0)
     inputs = rng.normal(size=(rank, WIDTH)) * 100
     weight, fmt = random_weight(8, WIDTH), QuantFormat(4, 64)
@@ -118,13 +118,13 @@ def test_inputs_that_are_always_zero_get_plain_rounding():
     assert scalar(mx.abs(decode(stored) - weight)[:, 10:40].max()) < 0.01
 
 
-def test_a_layer_that_saw_nothing_is_encoded_all_the_same():
+def test_a_layer_without_inputs_is_encoded_too():
     weight = random_weight(8, WIDTH)
     stored = fed_back(weight, mx.zeros((WIDTH, WIDTH)), QuantFormat(8, 64))
     assert scalar(mx.abs(decode(stored) - weight).max()) < 0.01
 
 
-def test_experts_are_encoded_each_with_its_own_covariance():
+def test_each_expert_is_encoded_with_its_own_hessian():
     weight, fmt = random_weight(3, 16, WIDTH), QuantFormat(4, 32)
     inputs = [correlated_inputs(seed=seed) for seed in range(3)]
     together = fed_back(weight, mx.stack(list(map(covariance_of, inputs))), fmt)
@@ -141,17 +141,17 @@ def test_experts_are_encoded_each_with_its_own_covariance():
 
 @pytest.mark.parametrize("lead", [(), (3,)], ids=["layer", "experts"])
 def test_weights_encoded_together_are_as_good_as_alone(lead):
-    """Their rows do not touch, but products of other shapes round differently, and codes follow."""
+    """Rows are independent, but products of other shapes round differently, and so do codes."""
     inputs = [correlated_inputs(seed=seed) for seed in range(3 if lead else 1)]
     covariance = mx.stack([covariance_of(x) for x in inputs]).reshape(*lead, WIDTH, WIDTH)
     parts = [
         (random_weight(*lead, rows, WIDTH, dtype=mx.bfloat16, seed=rows), QuantFormat(bits, 32))
         for rows, bits in ((16, 2), (8, 2), (24, 4), (16, 3))
     ]
-    feedback = InverseHessian.of(covariance, 32)
-    together = encode_batch(parts, feedback, num_sweeps=1)
+    inverse_hessian = InverseHessian.of(covariance, 32)
+    together = encode_batch(parts, inverse_hessian, num_sweeps=1)
     for (weight, fmt), found in zip(parts, together, strict=True):
-        alone = encode_with_feedback(weight, feedback, fmt, num_sweeps=1)
+        alone = encode_gptq(weight, inverse_hessian, fmt, num_sweeps=1)
         assert found.fmt == fmt
         assert {k: a.shape for k, a in found.arrays.items()} == {
             k: a.shape for k, a in alone.arrays.items()
@@ -169,8 +169,8 @@ def test_the_cpu_and_the_other_devices_round_in_the_same_turn(lead, moved_from):
     coupling = mx.array(rng.normal(0, 0.1, (*lead, size, size)).astype(np.float32))
     top = mx.array(rng.choice([3.0, 7.0], rows).astype(np.float32))
     old = mx.clip(mx.round(targets + 0.7), 0, top) if moved_from == "codes" else None
-    codes, moves = _in_turn_by_numpy(targets, coupling, top, old)
-    same_codes, same_moves = _in_turn_by_mlx(targets, coupling, top, old)
+    codes, moves = _round_by_numpy(targets, coupling, top, old)
+    same_codes, same_moves = _round_by_mlx(targets, coupling, top, old)
     assert mx.array_equal(codes, same_codes).item()
     np.testing.assert_allclose(moves, same_moves, atol=1e-4)
     assert mx.all((codes >= 0) & (codes <= top)).item()
@@ -183,7 +183,7 @@ def test_encoding_twice_gives_the_same_bits():
         assert mx.array_equal(array, second.arrays[name]).item()
 
 
-def test_they_predict_the_loss_of_feedback_better_than_second_moments_do():
+def test_conditional_variances_predict_the_loss_of_gptq_better_than_second_moments():
     weight, inputs = random_weight(64, WIDTH), correlated_inputs()
     covariance, fmt = covariance_of(inputs), QuantFormat(4, 32)
     stored = fed_back(weight, covariance, fmt)

@@ -24,7 +24,7 @@ def test_products_add_up_to_the_whole_matrix(width):
     np.testing.assert_allclose(found.diagonal, mx.square(both).sum(0), rtol=1e-5)
 
 
-def test_a_wide_matrix_takes_half_of_it_until_it_is_asked_for():
+def test_a_wide_matrix_takes_half_the_memory_until_it_is_whole():
     found = GramMatrix.of(vectors(4, WIDE))
     assert sum(panel.size for panel in found.arrays()) < 0.65 * WIDE**2
     assert found.whole().shape == (WIDE, WIDE)

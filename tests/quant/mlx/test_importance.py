@@ -21,7 +21,7 @@ def random(*shape: int, seed: int = 0) -> mx.array:
 
 
 @pytest.mark.parametrize("lead", [(), (3,), (2, 3)])
-def test_each_weight_weighs_the_sum_over_terms_of_its_row_times_its_column(lead):
+def test_importance_is_the_sum_over_terms_of_row_times_column(lead):
     terms = tuple(Term(random(*lead, 4, seed=s), random(*lead, 6, seed=9 + s)) for s in range(2))
     importance = Importance(terms)
     full = sum(np.asarray(t.rows)[..., :, None] * np.asarray(t.cols)[..., None, :] for t in terms)
@@ -32,7 +32,7 @@ def test_each_weight_weighs_the_sum_over_terms_of_its_row_times_its_column(lead)
     assert importance.mass == pytest.approx(full.sum(), rel=1e-6)
 
 
-def test_where_nothing_is_known_every_weight_counts_the_same():
+def test_without_terms_every_weight_counts_the_same():
     assert Importance(()).of_rows(mx.arange(3)).tolist() == [[1.0]]
 
 

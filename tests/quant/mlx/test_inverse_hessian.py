@@ -18,23 +18,25 @@ def random_covariance(width: int, *lead: int, seed: int = 0) -> mx.array:
     return mx.array((inputs.swapaxes(-1, -2) @ inputs).astype(np.float32))
 
 
-def damped_in_order(feedback: InverseHessian) -> np.ndarray:
+def damped_in_order(inverse_hessian: InverseHessian) -> np.ndarray:
     """C + D in the order of encoding, in float64; of one layer."""
-    order = np.asarray(feedback.order)
-    covariance = np.asarray(feedback.covariance, np.float64)[np.ix_(order, order)]
-    return covariance + np.diag(np.asarray(feedback.ridge, np.float64))
+    order = np.asarray(inverse_hessian.order)
+    covariance = np.asarray(inverse_hessian.hessian, np.float64)[np.ix_(order, order)]
+    return covariance + np.diag(np.asarray(inverse_hessian.ridge, np.float64))
 
 
-def expert(feedback: InverseHessian, e: int) -> InverseHessian:
-    panels = tuple(panel[e] for panel in feedback.panels)
-    assert feedback.covariance is not None
-    return InverseHessian(feedback.order[e], feedback.covariance[e], feedback.ridge[e], panels)
+def expert(inverse_hessian: InverseHessian, e: int) -> InverseHessian:
+    panels = tuple(panel[e] for panel in inverse_hessian.panels)
+    assert inverse_hessian.hessian is not None
+    return InverseHessian(
+        inverse_hessian.order[e], inverse_hessian.hessian[e], inverse_hessian.ridge[e], panels
+    )
 
 
-def whole_factor(feedback: InverseHessian, group_size: int) -> np.ndarray:
-    width = feedback.order.shape[-1]
+def whole_factor(inverse_hessian: InverseHessian, group_size: int) -> np.ndarray:
+    width = inverse_hessian.order.shape[-1]
     rows = [
-        np.pad(np.asarray(feedback.factor(start, start + group_size)), ((0, 0), (start, 0)))
+        np.pad(np.asarray(inverse_hessian.factor(start, start + group_size)), ((0, 0), (start, 0)))
         for start in range(0, width, group_size)
     ]
     return np.concatenate(rows).astype(np.float64)
@@ -46,12 +48,14 @@ def test_the_factor_is_upper_and_that_of_the_inverse_however_many_panels_it_take
     groups, group_size, seed
 ):
     """One panel is 512 rows."""
-    feedback = InverseHessian.of(random_covariance(groups * group_size, seed=seed), group_size)
-    factor = whole_factor(feedback, group_size)
+    inverse_hessian = InverseHessian.of(
+        random_covariance(groups * group_size, seed=seed), group_size
+    )
+    factor = whole_factor(inverse_hessian, group_size)
     assert np.array_equal(factor, np.triu(factor))
     assert (np.diag(factor) > 0).all()
-    identity = factor @ damped_in_order(feedback) @ factor.T
-    # In float32, of covariances that are badly conditioned: how near, depends on the BLAS.
+    identity = factor @ damped_in_order(inverse_hessian) @ factor.T
+    # float32 and badly conditioned matrices: the error depends on the BLAS.
     np.testing.assert_allclose(identity, np.eye(len(factor)), atol=0.1)
 
 
@@ -67,30 +71,33 @@ def test_every_expert_has_a_factor_of_its_own():
 
 
 @pytest.mark.parametrize("lead", [(), (2,)], ids=["layer", "experts"])
-def test_rows_and_products_are_those_of_the_damped_covariance_in_order(lead):
+def test_rows_and_products_are_those_of_the_damped_hessian_in_order(lead):
     width, group_size = 640, 64
-    feedback = InverseHessian.of(random_covariance(width, *lead), group_size)
-    each = [expert(feedback, e) for e in range(2)] if lead else [feedback]
+    inverse_hessian = InverseHessian.of(random_covariance(width, *lead), group_size)
+    each = [expert(inverse_hessian, e) for e in range(2)] if lead else [inverse_hessian]
     expected = np.stack([damped_in_order(one) for one in each]).reshape(*lead, width, width)
     scale = np.abs(expected).max()
-    rows = feedback.rows(128, 192)
+    rows = inverse_hessian.rows(128, 192)
     np.testing.assert_allclose(rows, expected[..., 128:192, :], atol=1e-6 * scale)
     columns = np.random.default_rng(0).normal(size=(*lead, width, 5)).astype(np.float32)
-    product = feedback.times(mx.array(columns))
+    product = inverse_hessian.times(mx.array(columns))
     np.testing.assert_allclose(product, expected @ columns, atol=1e-5 * scale)
 
 
-def test_layers_with_heads_may_share_a_covariance_that_has_none():
-    feedback = InverseHessian.of(random_covariance(64), 32)
+def test_layers_with_heads_may_share_a_hessian_without_heads():
+    inverse_hessian = InverseHessian.of(random_covariance(64), 32)
     columns = mx.random.normal((3, 64, 5), key=mx.random.key(0))
     for head in range(3):
         np.testing.assert_allclose(
-            feedback.times(columns)[head], feedback.times(columns[head]), rtol=1e-4, atol=1e-2
+            inverse_hessian.times(columns)[head],
+            inverse_hessian.times(columns[head]),
+            rtol=1e-4,
+            atol=1e-2,
         )
 
 
 def naive_conditional_variances(covariance: np.ndarray, group_size: int) -> np.ndarray:
-    """Of each input, what the inputs encoded after it do not explain: Schur complements."""
+    """Variance of each input given the inputs encoded after it: Schur complements."""
     diagonal = np.diag(covariance)
     masses = diagonal.reshape(-1, group_size)
     order = []
@@ -134,14 +141,14 @@ def test_conditional_variances_of_experts_have_one_row_each():
     assert mx.all(found > 0).item()
 
 
-def test_without_the_covariance_the_factor_stays():
+def test_without_the_hessian_the_factor_stays():
     covariance = covariance_of(correlated_inputs())
-    feedback = InverseHessian.of(covariance, 32)
-    bare = feedback.without_covariance()
-    assert bare.nbytes == feedback.nbytes - covariance.nbytes
-    assert mx.array_equal(bare.factor(32, 64), feedback.factor(32, 64)).item()
+    inverse_hessian = InverseHessian.of(covariance, 32)
+    bare = inverse_hessian.without_hessian()
+    assert bare.nbytes == inverse_hessian.nbytes - covariance.nbytes
+    assert mx.array_equal(bare.factor(32, 64), inverse_hessian.factor(32, 64)).item()
 
 
-def test_a_covariance_that_no_damping_mends_is_refused():
+def test_a_hessian_that_no_damping_makes_definite_is_refused():
     with pytest.raises(ValueError, match="not positive definite"):
         conditional_variances(mx.full((32, 32), float("nan")), 32)

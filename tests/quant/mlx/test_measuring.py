@@ -12,9 +12,9 @@ import pytest
 from dynquant.errors import NonFiniteError
 from dynquant.quant.formats import QuantFormat
 from dynquant.quant.mlx import measuring
-from dynquant.quant.mlx.encoding import decode, encode
+from dynquant.quant.mlx.arrays import scalar
+from dynquant.quant.mlx.encoding import decode, encode, encode_min_max
 from dynquant.quant.mlx.importance import Importance, Term
-from dynquant.quant.mlx.loading import scalar
 from dynquant.quant.mlx.measuring import Costs, format_costs, measure_costs, sample_layer
 from dynquant.quant.recipe import EFFORTS
 from tests.quant.mlx.factories import (
@@ -63,18 +63,22 @@ def costs_of(
 
 def full_costs(weight: mx.array, importance: Importance, formats: list[QuantFormat]) -> list[float]:
     """Half the weighted squared error over all rows."""
-    matter = importance.of_rows(mx.arange(weight.size // weight.shape[-1]))
+    importances = importance.of_rows(mx.arange(weight.size // weight.shape[-1]))
     costs = []
     for fmt in formats:
-        error = decode(encode(weight, lambda rows: matter[rows], fmt)) - weight.astype(mx.float32)
-        costs.append(0.5 * scalar((matter * mx.square(error).reshape(matter.shape)).sum()))
+        error = decode(encode(weight, lambda rows: importances[rows], fmt)) - weight.astype(
+            mx.float32
+        )
+        costs.append(
+            0.5 * scalar((importances * mx.square(error).reshape(importances.shape)).sum())
+        )
     return costs
 
 
 def run(
     tiny: TinyModel, *, encoder: str = "wls", formats: str | None = None, steps: list | None = None
 ) -> Costs:
-    measurement = make_measurement(tiny, feedback=encoder == "gptq")
+    measurement = make_measurement(tiny, gptq=encoder == "gptq")
     profiles = make_profiles(measurement, **({"formats": formats} if formats else {}))
     return measure_costs(
         measurement,
@@ -103,7 +107,7 @@ def test_the_cost_of_a_large_layer_is_estimated_to_within_a_few_percent(shape, s
     assert costs == pytest.approx(full_costs(weight, importance, formats), rel=0.04)
 
 
-def test_layers_judged_together_cost_what_they_cost_alone():
+def test_layers_encoded_together_have_the_costs_of_layers_alone():
     shapes = [(64, 128), (4000, 256), (64, 64), (3, 16, 128)]
     layers = [(random_weight(*s), random_importance(*s)) for s in shapes]
     samples = [sample_layer(weight, importance, MENU) for weight, importance in layers]
@@ -112,7 +116,7 @@ def test_layers_judged_together_cost_what_they_cost_alone():
     assert [list(c) for c in together] == [pytest.approx(c, rel=1e-6) for c in alone]
 
 
-def test_rows_that_count_for_nothing_are_not_sampled():
+def test_rows_without_importance_are_not_sampled():
     weight = random_weight(4000, 256)
     rows = mx.where(mx.arange(4000) % 8 == 0, 1.0, 0.0)
     importance = Importance((Term(rows, mx.ones(256)),))
@@ -135,6 +139,18 @@ def test_the_search_costs_less_than_minimum_and_maximum():
     searched, plain = (costs_of(weight, importance, MENU, search=s) for s in (True, False))
     assert all(a <= b for a, b in zip(searched, plain, strict=True))
     assert searched[0] < 0.8 * plain[0]
+
+
+def test_weights_on_the_grid_of_a_format_cost_nothing_there():
+    fmt = QuantFormat(4, 32)
+    plain = [mx.array(np.random.default_rng(n).normal(size=(8, 64))) for n in range(2)]
+    plain = [weight.astype(mx.bfloat16) for weight in plain]
+    quantized = decode(encode_min_max(plain[0], fmt)).astype(mx.bfloat16)
+    formats = (QuantFormat(3, 32), fmt, QuantFormat(8, 32))
+    samples = [sample_layer(each, Importance(()), formats) for each in (quantized, plain[1])]
+    on_grid, other = format_costs(samples, search=True)
+    assert on_grid[1] == 0 < on_grid[2] < on_grid[0]
+    assert 0 < other[2] < other[1] < other[0]
 
 
 def test_without_importance_costs_are_squared_errors():
@@ -189,7 +205,7 @@ def test_a_damaged_weight_is_an_error_that_names_its_layer(tied, path, value):
 
 
 class NoGradient(nn.Module):
-    """What a block's norm becomes when an operation of it has no gradient."""
+    """A norm with an operation that has no gradient."""
 
     def __init__(self, inner: nn.Module, error: Exception | None = None) -> None:
         super().__init__()
@@ -212,7 +228,7 @@ class NoGradient(nn.Module):
 
 
 class PoisonedGradient(NoGradient):
-    """A gradient that is NaN, though what goes forward is sound."""
+    """A gradient that is NaN, though the forward pass is finite."""
 
     def __call__(self, x: mx.array) -> mx.array:
         @mx.custom_function
@@ -227,7 +243,7 @@ class PoisonedGradient(NoGradient):
         return cast("mx.array", result)
 
 
-def test_a_gradient_that_is_not_finite_is_a_reason_to_do_without(tied, caplog):
+def test_a_gradient_that_is_not_finite_leads_to_the_method_without_gradients(tied, caplog):
     model = tied.with_weights(lambda _path, array: array)
     block = model.plain.model.layers[2]
     block.input_layernorm = PoisonedGradient(block.input_layernorm)
@@ -250,7 +266,7 @@ def without_gradient(tiny: TinyModel) -> TinyModel:
     return tiny
 
 
-def test_a_machine_that_fails_is_no_model_without_gradients(tied):
+def test_a_failing_machine_is_not_taken_for_a_model_without_gradients(tied):
     model = tied.with_weights(lambda _path, array: array)
     block = model.plain.model.layers[2]
     failure = RuntimeError("[METAL] Command buffer execution failed: Insufficient Memory")
@@ -259,7 +275,7 @@ def test_a_machine_that_fails_is_no_model_without_gradients(tied):
         run(model)
 
 
-def test_a_model_without_gradients_is_judged_by_its_blocks_outputs(tied, caplog):
+def test_a_model_without_gradients_is_measured_by_its_blocks_outputs(tied, caplog):
     model = without_gradient(tied.with_weights(lambda _path, array: array))
     with caplog.at_level(logging.WARNING, logger=measuring.__name__):
         costs = run(model)
@@ -272,7 +288,7 @@ def test_a_model_without_gradients_is_judged_by_its_blocks_outputs(tied, caplog)
         assert 0 < quantized[-1] <= quantized[0] < float("inf")
 
 
-def test_both_methods_agree_on_what_the_probes_can_tell(tied):
+def test_both_methods_agree_on_sums_over_a_role(tied):
     """The probes put block-output errors into nats, so sums over a role come out alike."""
     by_gradient = run(tied)
     by_output = run(without_gradient(tied.with_weights(lambda _path, array: array)))
@@ -285,7 +301,7 @@ def test_both_methods_agree_on_what_the_probes_can_tell(tied):
         assert total(by_output, name) == pytest.approx(total(by_gradient, name), rel=0.5)
 
 
-def test_experts_and_an_untied_head_are_judged_without_gradients_too(experts):
+def test_experts_and_an_untied_head_are_measured_without_gradients_too(experts):
     model = without_gradient(experts.with_weights(lambda _path, array: array))
     costs = run(model)
     assert costs.method == "block_output"

@@ -16,7 +16,7 @@ Pair = namedtuple("Pair", "first second")
 
 
 class Recorder:
-    """Keeps what it sees; the output goes on, changed where asked for."""
+    """Keeps the observations; returns the output, changed by `change`."""
 
     def __init__(self, change: Callable[[mx.array], mx.array] = lambda y: y) -> None:
         self.seen: list[Observation] = []
@@ -41,7 +41,7 @@ def random(*shape: int, seed: int = 0) -> mx.array:
     return mx.array(np.random.default_rng(seed).normal(size=shape).astype(np.float32))
 
 
-def test_a_linear_layer_reports_what_went_in_and_out():
+def test_a_linear_layer_reports_its_input_and_output():
     layer, recorder, x = nn.Linear(6, 4), Recorder(), random(2, 3, 6)
     expected = layer(x)
     with observed({"a.b": layer}, recorder):
@@ -53,7 +53,7 @@ def test_a_linear_layer_reports_what_went_in_and_out():
     assert seen.y is y
 
 
-def test_the_model_goes_on_with_what_the_observer_returns():
+def test_the_model_goes_on_with_the_array_that_the_observer_returns():
     layer, x = nn.Linear(6, 4), random(2, 6)
     with observed({"a": layer}, Recorder(lambda y: 2 * y)):
         doubled = layer(x)

@@ -56,7 +56,7 @@ def run(code: str, *arguments: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-def test_only_what_mlx_calls_has_its_usual_name(tmp_path):
+def test_only_functions_that_mlx_calls_keep_their_names(tmp_path):
     copy = tmp_path / "libopenblas.so"
     library = Path(scipy_openblas32.get_lib_dir(), "libscipy_openblas.so")
     openblas_for_mlx.rename(library, copy, called=frozenset({"cblas_sgemm", "spotrf_", "malloc"}))
@@ -67,7 +67,7 @@ def test_only_what_mlx_calls_has_its_usual_name(tmp_path):
         "spotrf_",
     }
     assert "scipy_cblas_dgemm" in exported
-    # What it takes from other libraries is called as before.
+    # Functions of other libraries keep their names.
     imported = {str(each.name) for each in renamed.imported_symbols}
     assert imported == openblas_for_mlx.imported_names(library)
 

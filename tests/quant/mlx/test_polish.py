@@ -18,8 +18,8 @@ TARGET = 5.0
 WINDOWS = make_batches(1, seed=5)
 
 
-def misjudged(measurement) -> ModelInventory:
-    """Costs that say of every other layer that it hardly matters, so that plans are poor."""
+def with_poor_costs(measurement) -> ModelInventory:
+    """Costs far too low for every other layer, so that plans are poor."""
     profiles = make_profiles(measurement, formats=FORMATS)
     layers = tuple(
         dataclasses.replace(
@@ -32,7 +32,7 @@ def misjudged(measurement) -> ModelInventory:
 
 
 def polish(measurement, *, num_rounds: int = 2, keep_going=lambda: True):
-    inventory = misjudged(measurement)
+    inventory = with_poor_costs(measurement)
     plan = allocate(inventory, target_bpw=TARGET)
     encoder = LayerEncoder("wls", measurement.observer())
     steps: list[int] = []
@@ -56,7 +56,7 @@ def kl(measurement, *plans: QuantPlan) -> list[float]:
 
 
 def test_a_poor_plan_gets_better_and_no_larger(tied):
-    measurement = make_measurement(tied, feedback=False)
+    measurement = make_measurement(tied, gptq=False)
     plan, better, steps = polish(measurement)
     before, after = kl(measurement, plan, better)
     assert after < before
@@ -66,19 +66,17 @@ def test_a_poor_plan_gets_better_and_no_larger(tied):
 
 
 def test_polishing_twice_gives_the_same_plan(experts):
-    first, second = (
-        polish(make_measurement(experts, feedback=False), num_rounds=1)[1] for _ in "ab"
-    )
+    first, second = (polish(make_measurement(experts, gptq=False), num_rounds=1)[1] for _ in "ab")
     assert first == second
 
 
 @pytest.mark.parametrize("rounds", [0, 1])
-def test_no_round_begins_that_there_is_no_time_for(tied, rounds):
-    measurement = make_measurement(tied, feedback=False)
+def test_no_round_begins_after_the_time_is_spent(tied, rounds):
+    measurement = make_measurement(tied, gptq=False)
     asked = count()
     plan, better, steps = polish(measurement, num_rounds=9, keep_going=lambda: next(asked) < rounds)
     assert steps == rounds * len(measurement.blocks.blocks)
-    # What was tried before the time ran out is kept; what was not tried is not called polished.
+    # Rounds before the time was spent are kept; without a round no plan is called polished.
     assert (better is not None) == bool(rounds)
     if better is not None:
         before, after = kl(measurement, plan, better)

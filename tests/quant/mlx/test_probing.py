@@ -6,7 +6,6 @@ from itertools import pairwise
 from statistics import median
 from typing import Any
 
-import mlx.core as mx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,6 +14,7 @@ from dynquant.quant.formats import QuantFormat
 from dynquant.quant.kl_calibration import KlCalibration
 from dynquant.quant.mlx.encoders import LayerEncoder
 from dynquant.quant.mlx.hessians import HessianObserver
+from dynquant.quant.mlx.model_inputs import Batch
 from dynquant.quant.mlx.probing import corrected, kl_of_formats, measure_scales, role_of
 from tests.quant.mlx.factories import TinyModel, make_batches, make_measurement, make_profiles
 from tests.report.factories import make_layer
@@ -58,12 +58,12 @@ def test_one_probe_scales_every_width_alike():
     assert factors({"up_proj:4": 3.0}) == pytest.approx([3.0] * 5)
 
 
-def test_scales_of_other_roles_are_none_of_its_business():
+def test_scales_of_other_roles_are_ignored():
     scales = {"down_proj:2": 9.0, "up_proj (experts):2": 9.0}
     assert corrected(profile(), scales) == profile()
 
 
-def test_what_costs_nothing_keeps_costing_nothing():
+def test_a_cost_of_zero_stays_zero():
     assert corrected(profile(), {"up_proj:2": 5.0}).costs_nats[-1] == 0
 
 
@@ -86,7 +86,7 @@ def probed(
     name: str = "wls",
     max_spread: float = math.inf,
 ) -> tuple[dict[str, float], KlCalibration]:
-    measurement = make_measurement(tiny, feedback=name == "gptq")
+    measurement = make_measurement(tiny, gptq=name == "gptq")
     profiles = [
         make_layer(
             {fmt.name: cost / 2**fmt.bits for fmt in each.formats},
@@ -95,7 +95,7 @@ def probed(
         )
         for each in make_profiles(measurement, formats=formats)
     ]
-    moments = HessianObserver(measurement.shapes, covariance=measurement.feedback)
+    moments = HessianObserver(measurement.shapes, gram=measurement.gptq)
     steps: list[int] = []
     found = measure_scales(
         measurement,
@@ -138,28 +138,28 @@ def test_costs_twice_as_high_get_scales_half_as_high(tied):
 
 
 @pytest.mark.parametrize("cost", [1e-3, 2e-3])
-def test_all_layers_at_each_width_tell_what_corrected_costs_come_to(tied, cost):
+def test_plans_of_one_width_calibrate_the_summed_costs(tied, cost):
     scales, together = probed(tied, formats="2g32,4g32", cost=cost)
     assert len(together.probes) == 2
     for summed, measured in together.probes:
-        # Of a random model the layers add up to about what they cost alone.
+        # In a random model the costs of layers about add up.
         assert 0.2 < measured / summed < 5
         assert together.predicted_nats(summed) == pytest.approx(measured)
     assert all("all layers" not in name for name in scales)
 
 
-def test_with_experts_plans_tell_what_costs_come_to(experts):
+def test_with_experts_chosen_plans_calibrate_the_summed_costs(experts):
     _, together = probed(experts, formats="2g32,3g32,4g32,6g32,8g32")
     assert len(together.probes) == 2
     assert len({summed for summed, _ in together.probes}) == 2
     assert all(0 < kl < math.inf for _, kl in together.probes)
 
 
-def test_the_windows_that_are_learned_from_may_be_those_to_judge_by(experts):
+def test_calibration_windows_may_be_the_windows_for_kl(experts):
     measurement = make_measurement(experts)
     plan = dict.fromkeys(measurement.shapes, QuantFormat(3, 32))
 
-    def kl(windows: Sequence[mx.array]) -> dict[str, float]:
+    def kl(windows: Sequence[Batch]) -> dict[str, float]:
         encoder = LayerEncoder("wls", measurement.observer())
         return kl_of_formats(measurement, windows, {"plan": plan}, encoder)
 
@@ -189,11 +189,11 @@ def test_layers_that_no_affine_format_fits_are_not_probed(tied):
     assert probed(tied, formats="unquantized") == ({}, KlCalibration())
 
 
-def test_costs_of_nothing_give_no_scale(tied):
+def test_costs_of_zero_give_no_scale(tied):
     assert probed(tied, formats="2g32", cost=0.0) == ({}, KlCalibration())
 
 
-def test_the_probed_format_is_the_nearest_to_what_is_wanted(tied):
+def test_the_probed_format_is_the_nearest_in_bits(tied):
     """Three bits are nearest to two and to four alike."""
     scales = scales_of(tied, formats="3g32,6g32")
     assert {name.rpartition(":")[2] for name in scales} == {"3"}

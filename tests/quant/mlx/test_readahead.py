@@ -17,7 +17,7 @@ from tests.quant.mlx.factories import make_batches, save_model
 from tests.waiting import wait_until
 
 
-def test_a_block_lies_where_the_header_says(tmp_path):
+def test_a_block_lies_at_the_offsets_of_the_header(tmp_path):
     blocks = {f"model.layers.{n}.up.weight": mx.full((4,), float(n)) for n in range(12)}
     mx.save_safetensors(str(tmp_path / "model.safetensors"), {"embed": mx.zeros(3), **blocks})
     for block, value in (("model.layers.1", 1.0), ("language_model.layers.11", 11.0)):
@@ -42,7 +42,7 @@ def cached_share(span: Span) -> float:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks Linux what it has in memory")
-def test_the_system_reads_what_it_is_asked_for(tmp_path):
+def test_the_system_reads_the_bytes_that_it_is_asked_for(tmp_path):
     weights = {f"model.layers.{n}.up.weight": mx.ones(1 << 20) for n in range(3)}
     file = tmp_path / "model.safetensors"
     mx.save_safetensors(str(file), weights)
@@ -57,7 +57,7 @@ def test_the_system_reads_what_it_is_asked_for(tmp_path):
     wait_until(lambda: cached_share(span) == 1)
 
 
-def test_what_cannot_be_read_ahead_is_left_to_who_needs_it(tmp_path):
+def test_an_unreadable_file_is_reported_by_the_reader_of_the_weights(tmp_path):
     ReadAhead(tmp_path / "nowhere")("model.layers.0")
     (tmp_path / "model.safetensors").write_bytes(b"damaged")
     ReadAhead(tmp_path)("model.layers.0")
@@ -87,6 +87,6 @@ def test_a_pass_asks_for_the_block_before_it_is_needed_both_ways(tmp_path):
         forward,
         BlockWeights(blocks, model.lazy_weights),
         loss=lambda _index, logits: logits.sum(),
-        gauge=Nothing(),
+        targets=Nothing(),
     )
     assert asked == paths[-2::-1]

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -13,7 +13,9 @@ from mlx_lm.utils import load_model
 from dynquant.errors import InvalidModelError, NonFiniteError, UnsupportedModelError
 from dynquant.quant.formats import QuantFormat
 from dynquant.quant.mlx.comparing import are_finite, streamed_logits
+from dynquant.quant.mlx.inventory import inventory_of
 from dynquant.quant.mlx.loading import open_model
+from dynquant.quant.mlx.model_inputs import ModelInputs
 from dynquant.quant.mlx.quantizer import MlxQuantizer
 from dynquant.quant.mlx.reference import check_reference, sample_windows
 from dynquant.quant.mlx.stock_run import StockRequest, run_stock
@@ -55,25 +57,29 @@ def engine_logits(folder: Path) -> list[np.ndarray]:
     return streamed_logits(blocks, opened.lazy_weights, SAMPLE)
 
 
+def no_image(_inputs: Sequence[ModelInputs]) -> list[np.ndarray]:
+    raise AssertionError("this model sees no images")
+
+
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory) -> Path:
     return save_model(tmp_path_factory.mktemp("reference") / "model")
 
 
 def test_a_sound_source_passes_in_a_process_of_its_own(sound):
-    assert check_reference(open_model(sound), engine_logits(sound), SAMPLE)
+    assert check_reference(open_model(sound), engine_logits(sound), SAMPLE, no_image)
 
 
 def test_logits_of_another_model_end_the_job(sound, tmp_path):
     other = change_weights(save_model(tmp_path / "other"), lambda w: enlarge(w, UP, 1.5))
     with pytest.raises(InvalidModelError, match="computes something else"):
-        check_reference(open_model(sound), engine_logits(other), SAMPLE)
+        check_reference(open_model(sound), engine_logits(other), SAMPLE, no_image)
 
 
 def test_a_source_that_computes_nan_ends_the_job(sound):
     nan = [np.full_like(logits, np.nan) for logits in engine_logits(sound)]
     with pytest.raises(NonFiniteError, match="NaN or infinity"):
-        check_reference(open_model(sound), nan, SAMPLE)
+        check_reference(open_model(sound), nan, SAMPLE, no_image)
 
 
 def test_a_model_larger_than_memory_is_compared_block_by_block(sound):
@@ -125,13 +131,13 @@ def silent_about_tying(folder: Path, family: str, *, tied: bool) -> Path:
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
 def test_a_stored_head_under_a_silent_config_is_kept(tmp_path, family):
     opened = open_model(silent_about_tying(tmp_path / "model", family, tied=False))
-    assert "lm_head" in {layer.path for layer in opened.inventory(MENU).layers}
+    assert "lm_head" in {layer.path for layer in inventory_of(opened, MENU).layers}
     assert opened.config["tie_word_embeddings"] is False
 
 
 def test_a_module_that_insists_on_an_answer_gets_that_of_the_tensors(tmp_path):
     opened = open_model(silent_about_tying(tmp_path / "model", "qwen3", tied=True))
-    assert "lm_head" not in {layer.path for layer in opened.inventory(MENU).layers}
+    assert "lm_head" not in {layer.path for layer in inventory_of(opened, MENU).layers}
     assert opened.config["tie_word_embeddings"] is True
 
 

@@ -9,7 +9,7 @@ import pytest
 from dynquant.errors import UnsupportedModelError
 from dynquant.model.config import as_mlx_lm_reads
 from dynquant.quant.mlx.ropes import _constants, _equal, require_ropes_read
-from dynquant.quant.mlx.stock import build
+from dynquant.quant.mlx.runtimes.mlx_lm import MlxLm
 from tests.families import FAMILIES, config_of
 
 BASES = ("rope_theta", "rotary_emb_base")
@@ -73,13 +73,14 @@ def test_a_family_gets_the_same_rotary_embeddings_in_either_spelling_or_is_refus
     assert newer != older
     if family in FIXED_BASE:
         with pytest.raises(UnsupportedModelError, match="rope_theta"):
-            require_ropes_read(older)
+            require_ropes_read(older, MlxLm())
         with pytest.raises(UnsupportedModelError, match="rope_parameters"):
-            require_ropes_read(newer)
+            require_ropes_read(newer, MlxLm())
         return
-    require_ropes_read(older)
-    require_ropes_read(newer)
-    wanted, got = _constants(build(older)), _constants(build(as_mlx_lm_reads(newer)))
+    require_ropes_read(older, MlxLm())
+    require_ropes_read(newer, MlxLm())
+    wanted = _constants(MlxLm().build(older))
+    got = _constants(MlxLm().build(as_mlx_lm_reads(newer)))
     assert wanted.keys() == got.keys()
     assert [key for key in wanted if not _equal(wanted[key], got[key])] == []
 
@@ -89,9 +90,9 @@ def test_stock_mlx_lm_takes_another_base_for_the_newer_spelling(family):
     """Else this project would not have to rewrite it."""
     older = in_language_model(config_of(family), with_other_bases)
     newer = in_language_model(older, as_transformers_5_writes)
-    right = _constants(build(older))
+    right = _constants(MlxLm().build(older))
     try:
-        stock = _constants(build(newer))
+        stock = _constants(MlxLm().build(newer))
     except TypeError:  # it insists on the older spelling
         return
     assert [key for key in right if not _equal(right[key], stock.get(key))]
@@ -99,25 +100,25 @@ def test_stock_mlx_lm_takes_another_base_for_the_newer_spelling(family):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_no_family_is_refused_as_its_own_authors_write_it(family):
-    require_ropes_read(config_of(family))
+    require_ropes_read(config_of(family), MlxLm())
 
 
 def test_a_factor_that_a_module_does_not_know_is_refused_by_name():
     config = config_of("gemma") | {"rope_scaling": {"rope_type": "linear", "factor": 8.0}}
     with pytest.raises(UnsupportedModelError, match=r"'rope_scaling\.factor': 8.*'gemma'"):
-        require_ropes_read(config)
+        require_ropes_read(config, MlxLm())
 
 
-def test_a_base_that_the_module_has_anyway_need_not_be_read():
-    require_ropes_read(config_of("recurrent_gemma") | {"rope_theta": 10000.0})
+def test_a_base_that_is_the_modules_default_need_not_be_read():
+    require_ropes_read(config_of("recurrent_gemma") | {"rope_theta": 10000.0}, MlxLm())
 
 
-def test_a_base_in_a_place_that_the_module_does_not_look_at_is_refused():
+def test_a_base_in_a_field_that_the_module_does_not_read_is_refused():
     config = config_of("qwen3_5-tied")
     del config["rope_parameters"]
     with pytest.raises(UnsupportedModelError, match="'rope_theta': 500000"):
-        require_ropes_read(config | {"rope_theta": 5e5})
+        require_ropes_read(config | {"rope_theta": 5e5}, MlxLm())
 
 
 def test_a_model_without_rotary_embeddings_may_have_their_settings():
-    require_ropes_read(config_of("mamba2") | {"rope_theta": 5e5})
+    require_ropes_read(config_of("mamba2") | {"rope_theta": 5e5}, MlxLm())

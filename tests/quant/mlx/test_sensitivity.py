@@ -11,9 +11,9 @@ import pytest
 from mlx_lm.models.switch_layers import SwitchLinear
 
 from dynquant.errors import NonFiniteError
+from dynquant.quant.mlx.arrays import Weights
 from dynquant.quant.mlx.importance import Importance
 from dynquant.quant.mlx.inverse_hessian import conditional_variances
-from dynquant.quant.mlx.loading import Weights
 from dynquant.quant.mlx.observing import Role
 from dynquant.quant.mlx.parameters import quantizable
 from dynquant.quant.mlx.sensitivity import Measurement, draw_labels, measure_importance
@@ -24,7 +24,7 @@ UNSEEN_TOKENS = 0.5
 
 
 class Plus(nn.Module):
-    """A layer with something added to its output; keeps what went in."""
+    """A layer with an array added to its output; keeps its inputs."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
@@ -108,7 +108,7 @@ def test_labels_are_drawn_as_often_as_they_are_likely():
     assert np.square((found - expected) / np.sqrt(expected)).sum() < 31.3  # chi square, p = 0.001
 
 
-def test_what_is_impossible_is_never_drawn():
+def test_a_label_of_probability_zero_is_never_drawn():
     probabilities = mx.tile(mx.array([0.0, 0.25, 0.0, 0.75, 0.0]), (2000, 1))
     assert set(np.asarray(drawn_labels(probabilities, seed=0))) == {1, 3}
 
@@ -220,26 +220,26 @@ def test_a_looped_model_adds_both_passes_up():
 
 
 @pytest.mark.parametrize("path", ["model.layers.1.mlp.down_proj", "lm_head"])
-def test_with_feedback_columns_are_what_the_later_inputs_cannot_mend(batches, path):
+def test_with_gptq_columns_are_the_variance_that_later_inputs_leave(batches, path):
     tiny = make_model(tie_word_embeddings=False)
-    (term,) = measured(make_measurement(tiny, batches, feedback=True))[path].terms
+    (term,) = measured(make_measurement(tiny, batches, gptq=True))[path].terms
     inputs = inputs_of(tiny, path, batches)
     expected = conditional_variances(mx.array(inputs.T @ inputs), 32) / len(inputs)
     np.testing.assert_allclose(term.cols, expected, rtol=1e-2)
 
 
-def test_only_the_covariances_of_what_lies_outside_the_blocks_are_left(tied, batches):
-    """A tied embedding is encoded with that of its head's inputs, in the probes too."""
-    measurement = make_measurement(tied, batches, feedback=True)
-    watcher = measure_importance(measurement, on_layers=lambda _part, _held: None)
-    head = watcher.of("model.embed_tokens", Role.LINEAR)
-    seen = [watcher.of(*key) for key in watcher.roles()]
-    kept = [moments for moments in seen if moments and moments.products]
+def test_only_gram_matrices_of_layers_outside_the_blocks_are_kept(tied, batches):
+    """A tied embedding is encoded with the Gram matrix of its head's inputs, in the probes too."""
+    measurement = make_measurement(tied, batches, gptq=True)
+    hessians = measure_importance(measurement, on_layers=lambda _part, _held: None)
+    head = hessians.of("model.embed_tokens", Role.LINEAR)
+    seen = [hessians.of(*key) for key in hessians.roles()]
+    kept = [hessian for hessian in seen if hessian and hessian.gram]
     assert head is not None
     assert kept == [head]
-    assert head.covariance is not None
+    assert head.matrix is not None
     inputs = inputs_of(tied, "model.embed_tokens", batches, start=1)
-    np.testing.assert_allclose(head.covariance, inputs.T @ inputs, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(head.matrix, inputs.T @ inputs, rtol=1e-3, atol=1e-3)
     assert head.num_vectors.item() == len(inputs)
 
 
@@ -254,7 +254,7 @@ def test_measuring_twice_gives_the_same_numbers(tied, batches):
     assert not mx.allclose(first[path].terms[0].rows, other[path].terms[0].rows).item()
 
 
-def test_blocks_are_reported_backwards_and_what_lies_outside_them_last(tied, batches):
+def test_blocks_are_reported_backwards_and_the_layers_outside_them_last(tied, batches):
     order, steps = [], []
     measurement = make_measurement(tied, batches)
 
@@ -275,7 +275,7 @@ def test_a_layer_that_never_runs_has_no_terms(tied, batches):
     blocks.blocks["model.layers.0"].spare = nn.Linear(4, 4, bias=False)
     shapes = {**measurement.shapes, "model.layers.0.spare": (4, 4)}
     weights = {**tied.weights, "model.layers.0.spare.weight": mx.ones((4, 4))}
-    spare = Measurement(blocks, lambda: dict(weights), batches, shapes, feedback=True, seed=0)
+    spare = Measurement(blocks, lambda: dict(weights), batches, shapes, gptq=True, seed=0)
     assert measured(spare)["model.layers.0.spare"].terms == ()
 
 
@@ -294,6 +294,6 @@ def test_a_weight_that_is_not_finite_is_an_error(tied, batches, path):
     assert raised.value.layer in str(raised.value)
 
 
-def test_the_switch_layers_of_the_fixture_are_what_the_tests_take_them_for(experts):
+def test_the_fixture_with_experts_has_six_switch_layers(experts):
     kinds = [type(layer) for layer in quantizable(experts.plain).values()]
     assert kinds.count(SwitchLinear) == 6

@@ -9,7 +9,7 @@ import mlx.nn as nn
 import pytest
 from mlx.utils import tree_flatten
 
-from dynquant.quant.mlx.loading import Weights
+from dynquant.quant.mlx.arrays import Weights
 from dynquant.quant.mlx.streaming import BlockModel, BlockWeights, Forward
 from tests.quant.mlx.factories import TinyModel, make_batches, make_model
 
@@ -86,7 +86,7 @@ def test_streaming_a_trained_model_gives_the_logits_of_calling_it(name, request)
 @pytest.mark.parametrize(
     "family", ["gemma3_text", "deepseek_v3", "gemma3n", "falcon_h1", "nanbeige"]
 )
-def test_streaming_gives_the_logits_of_calling_whatever_the_blocks_pass_on(family):
+def test_streaming_gives_the_logits_of_calling_for_all_kinds_of_block_state(family):
     tiny, batches = make_model(family), make_batches(2, shape=(2, 12))
     for batch, logits in zip(batches, streamed_logits(tiny, batches), strict=True):
         assert close(logits, tiny.plain(batch), 1e-5)
@@ -121,7 +121,7 @@ def test_a_looped_model_goes_through_its_blocks_twice():
     assert order == 2 * list(blocks.blocks)
 
 
-def test_a_blocks_weights_are_held_during_its_step_and_let_go_after_it(tied):
+def test_a_blocks_weights_are_held_during_its_step_and_freed_after_it(tied):
     blocks = tied.blocks()
     forward = Forward(blocks, tied.streamed(blocks), make_batches())
     held: list[str] = []
@@ -148,7 +148,7 @@ def peak_growth(num_blocks: int) -> int:
         blocks.install({path: mx.zeros_like(array)})
 
     def load() -> Weights:
-        """Lazy, as from a file: nothing is there until it is evaluated."""
+        """Lazy, as from a file: no memory is used before evaluation."""
         fresh = Stack(num_blocks, width=512)
         return dict(tree_flatten(fresh.parameters()))
 
@@ -168,7 +168,7 @@ def test_memory_does_not_grow_with_depth():
 
 
 @pytest.mark.parametrize("size", [1 << 20, 1 << 22], ids=["small", "large"])
-def test_what_is_observed_is_evaluated_before_more_batches_run(tied, size):
+def test_observed_sums_are_evaluated_before_more_batches_run(tied, size):
     """Two batches at a time on a CPU, so twice a block for three, and once each at the head."""
     blocks, made = tied.blocks(), list[mx.array]()
     forward = Forward(blocks, tied.streamed(blocks), make_batches(3))
@@ -206,12 +206,12 @@ def test_forwards_over_one_skeleton_keep_their_weights_apart(tied):
         assert not close(streams["a"][i], streams["b"][i], 1e-2)
 
 
-def test_weights_can_be_amended_as_they_are_read(tied):
-    def amend(weights: Weights) -> Weights:
+def test_weights_can_be_transformed_as_they_are_read(tied):
+    def change(weights: Weights) -> Weights:
         return {path: 2 * array if "q_proj" in path else array for path, array in weights.items()}
 
     blocks, batches = tied.blocks(), make_batches()
-    forward = Forward(blocks, BlockWeights(blocks, tied.load, amend), batches)
+    forward = Forward(blocks, BlockWeights(blocks, tied.load, change), batches)
     doubled = tied.with_weights(lambda path, array: 2 * array if "q_proj" in path else array)
     for batch, logits in zip(batches, forward.run(), strict=True):
         assert close(logits, doubled.plain(batch))
@@ -224,7 +224,7 @@ def test_the_way_back_to_the_stored_dtype_is_exact():
     with held.holding("layers.0") as computed:
         assert computed["layers.0.proj.weight"].dtype == mx.float32
         stored = held.as_stored(computed)
-        assert not computed  # each is let go as it is cast
+        assert not computed  # each is freed as it is cast
         assert not blocks.model.layers[0].proj.weight.size
     assert stored["layers.0.proj.weight"].dtype == mx.bfloat16
     (path,) = weights
@@ -261,7 +261,7 @@ def test_an_error_inside_a_block_comes_out_and_leaves_nothing_behind():
         assert close(logits, tiny.plain(batch))
 
 
-def test_an_error_while_the_weights_are_held_lets_them_go(tied):
+def test_an_error_while_the_weights_are_held_frees_them(tied):
     blocks = tied.blocks()
     forward = Forward(blocks, tied.streamed(blocks), make_batches())
 
@@ -288,11 +288,11 @@ def test_an_error_between_the_blocks_comes_out():
 def test_weights_that_cannot_be_read_leave_nothing_behind(tied):
     blocks = tied.blocks()
 
-    def amend(weights: Weights) -> Weights:
+    def change(weights: Weights) -> Weights:
         singular = mx.linalg.inv(mx.zeros((4, 4)), stream=mx.cpu)  # fails when it is evaluated
         return weights | {"model.layers.0.mlp.up_proj.weight": singular}
 
-    forward = Forward(blocks, BlockWeights(blocks, tied.load, amend), make_batches())
+    forward = Forward(blocks, BlockWeights(blocks, tied.load, change), make_batches())
     with pytest.raises(RuntimeError):
         forward.step()
     assert num_parameters(blocks.model) == 0
@@ -315,7 +315,7 @@ def test_a_model_without_layers_is_one_block():
 def test_a_model_that_drives_the_parts_of_its_blocks_itself_can_run_as_a_whole():
     tiny, batches = make_model("iquestloopcoder"), make_batches(2, shape=(2, 12))
     blocks = tiny.blocks()
-    with pytest.raises(ValueError, match="weight"):  # they are empty, and nobody asks for them
+    with pytest.raises(ValueError, match="weight"):  # they are empty, and never installed
         list(Forward(blocks, tiny.streamed(blocks), batches).run())
     assert num_parameters(blocks.model) == 0
     whole = blocks.treat_as_whole()

@@ -84,7 +84,7 @@ IF_KNOWN = (
     ("source", "expected"),
     [(TODAY, "Friday, 26 July 2024 12:00 [user]"), (IF_KNOWN, "26 Jul 2024 [user]")],
 )
-def test_a_template_is_told_the_same_day_on_every_day(opened, at, source, expected):
+def test_a_template_gets_the_same_date_on_every_day(opened, at, source, expected):
     template = opened(source)
     real: list[str] = []
     for zone in ("Etc/GMT+12", "Etc/GMT-14"):
@@ -109,7 +109,7 @@ def test_no_date_is_noted_that_the_template_did_not_ask_for(opened, source):
 @pytest.mark.parametrize(
     "source", ["{{ [1, 2, 3, 4, 5, 6, 7] | random }}{{ range(99) | random }}", "{{ lipsum(n=1) }}"]
 )
-def test_chance_is_the_same_for_every_chat_and_no_other_chance_is_touched(opened, source):
+def test_random_numbers_are_the_same_for_every_chat_and_python_keeps_its_state(opened, source):
     template = opened(source)
     random.seed(1)
     first = template.render(CHAT)
@@ -120,7 +120,7 @@ def test_chance_is_the_same_for_every_chat_and_no_other_chance_is_touched(opened
     assert random.random() == after
 
 
-def test_a_refusal_is_counted_and_its_reason_told_on_one_line(opened):
+def test_a_refusal_is_counted_with_its_reason_on_one_line(opened):
     template = opened(
         "{{ raise_exception('Roles must\n alternate.') if messages | length < 2 }}" + LOOP
     )
@@ -179,7 +179,7 @@ def test_calls_tools_and_arguments_reach_the_template(opened):
     )
 
 
-def test_a_row_cannot_give_what_is_its_callers(opened):
+def test_a_row_cannot_give_arguments_of_the_caller(opened):
     """Neither another template, nor another kind of answer."""
     reserved = {
         "chat_template": "mine",
@@ -196,7 +196,7 @@ def test_a_row_cannot_give_what_is_its_callers(opened):
     assert template.render(chat) == "[user] hi there[assistant] hello you"
 
 
-def test_what_a_template_changes_is_a_copy(opened):
+def test_a_template_changes_a_copy(opened):
     call = {"function": {"name": "f", "arguments": {}}}
     chat = Chat(messages=({"role": "assistant", "tool_calls": [call]},))
     opened("{{ messages[0].update({'role': 'x'}) }}" + LOOP).render(chat)
@@ -210,6 +210,6 @@ def test_half_a_character_of_a_template_is_replaced(opened):
     )
 
 
-def test_what_a_template_writes_is_bounded(opened, monkeypatch):
+def test_the_length_of_a_rendered_chat_is_bounded(opened, monkeypatch):
     monkeypatch.setattr(templates, "MAX_RENDERED_CHARACTERS", 10)
     assert opened(LOOP).render(CHAT) == "[user] hi "

@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 
 from dynquant.quant.formats import QuantFormat
+from dynquant.quant.mlx.arrays import scalar
 from dynquant.quant.mlx.encoders import LayerEncoder
 from dynquant.quant.mlx.encoding import Encoded, decode, encode
 from dynquant.quant.mlx.hessians import HessianObserver
 from dynquant.quant.mlx.importance import Importance, Term
-from dynquant.quant.mlx.loading import scalar
 from dynquant.quant.mlx.observing import Observation, Role
 from dynquant.quant.mlx.tied_embedding import encode_tied
 
@@ -22,7 +22,7 @@ def random(*shape: int, seed: int = 0) -> mx.array:
 
 
 def inputs(num: int = 500) -> mx.array:
-    """What goes into the head: mostly in a few directions."""
+    """Inputs of the head: mostly in a few directions."""
     return random(num, 8, seed=1) @ random(8, WIDTH, seed=2) + 0.3 * random(num, WIDTH, seed=3)
 
 
@@ -35,7 +35,7 @@ def terms(*, as_table: float) -> tuple[Term, Term]:
 
 
 def cost(encoded: Encoded, weight: mx.array, head: Term, table: Term) -> float:
-    """What the error costs in both roles, exactly."""
+    """The exact cost of the error in both roles."""
     error = np.asarray(decode(encoded) - weight, np.float64)
     as_head = np.square(error @ np.asarray(inputs(), np.float64).T).mean(1)
     as_table = np.square(error) @ np.asarray(table.cols, np.float64)
@@ -43,7 +43,7 @@ def cost(encoded: Encoded, weight: mx.array, head: Term, table: Term) -> float:
 
 
 @pytest.mark.parametrize("as_table", [0.01, 1.0, 100.0])
-def test_feedback_costs_less_than_least_squares_whichever_role_weighs_more(as_table):
+def test_gptq_costs_less_than_least_squares_whichever_role_weighs_more(as_table):
     weight, (head, table) = random(VOCAB, WIDTH), terms(as_table=as_table)
     x = inputs()
     mine = encode_tied(weight, head, table, x.T @ x / len(x), FMT, num_sweeps=2)
@@ -51,7 +51,7 @@ def test_feedback_costs_less_than_least_squares_whichever_role_weighs_more(as_ta
     assert cost(mine, weight, head, table) < cost(plain, weight, head, table)
 
 
-def test_every_row_comes_back_where_it_was():
+def test_every_row_returns_to_its_place():
     """Eight bits: a row out of place would be off by far more than a step."""
     weight, (head, table) = random(VOCAB, WIDTH) + mx.arange(VOCAB)[:, None], terms(as_table=1)
     x = inputs()
@@ -60,12 +60,12 @@ def test_every_row_comes_back_where_it_was():
     assert scalar(mx.abs(found - weight).max()) < 0.1
 
 
-def test_the_encoder_takes_an_embedding_that_is_the_head_too_for_what_it_is():
+def test_the_encoder_recognizes_an_embedding_that_is_the_head_too():
     weight, (head, table), x = random(VOCAB, WIDTH), terms(as_table=1), inputs()
-    watcher = HessianObserver({"embed": (VOCAB, WIDTH)}, covariance=True)
-    watcher(Observation("embed", Role.LOOKUP, mx.array([1, 2, 3]), x))
-    watcher(Observation("embed", Role.LINEAR, x, x))
-    encoder = LayerEncoder("gptq", watcher, {"embed": Importance((head, table))})
+    hessians = HessianObserver({"embed": (VOCAB, WIDTH)}, gram=True)
+    hessians(Observation("embed", Role.LOOKUP, mx.array([1, 2, 3]), x))
+    hessians(Observation("embed", Role.LINEAR, x, x))
+    encoder = LayerEncoder("gptq", hessians, {"embed": Importance((head, table))})
     found = encoder.encode("embed", weight, FMT)
     expected = encode_tied(weight, head, table, x.T @ x / len(x), FMT, num_sweeps=0)
     assert mx.array_equal(found.arrays["weight"], expected.arrays["weight"]).item()
@@ -73,9 +73,9 @@ def test_the_encoder_takes_an_embedding_that_is_the_head_too_for_what_it_is():
 
 def test_an_embedding_that_is_no_head_keeps_least_squares():
     weight, (_, table) = random(VOCAB, WIDTH), terms(as_table=1)
-    watcher = HessianObserver({"embed": (VOCAB, WIDTH)}, covariance=True)
-    watcher(Observation("embed", Role.LOOKUP, mx.array([1, 2, 3]), inputs()))
+    hessians = HessianObserver({"embed": (VOCAB, WIDTH)}, gram=True)
+    hessians(Observation("embed", Role.LOOKUP, mx.array([1, 2, 3]), inputs()))
     importance = Importance((table,))
-    found = LayerEncoder("gptq", watcher, {"embed": importance}).encode("embed", weight, FMT)
+    found = LayerEncoder("gptq", hessians, {"embed": importance}).encode("embed", weight, FMT)
     expected = encode(weight, importance.of_rows, FMT)
     assert mx.array_equal(found.arrays["weight"], expected.arrays["weight"]).item()

@@ -217,7 +217,7 @@ def change_tokenizer(copy: Path) -> None:
     ],
     ids=["digits", "eos", "default template", "lost templates", "another template"],
 )
-def test_a_copy_that_differs_is_told_by_what_differs(folder, change, difference):
+def test_a_copy_that_differs_is_refused_with_the_difference(folder, change, difference):
     (folder / "chat_template.jinja").write_text(CHATTY)
     add_templates(folder, tool_use=CHATTY)
     copy = copied(folder)
@@ -227,7 +227,7 @@ def test_a_copy_that_differs_is_told_by_what_differs(folder, change, difference)
         require_same_tokenizer(open_tokenizer(folder), copy)
 
 
-def test_templates_are_compared_by_what_they_make_of_special_tokens_too(folder):
+def test_templates_are_compared_by_their_rendering_of_special_tokens_too(folder):
     (folder / "chat_template.jinja").write_text("{{ sep_token }}" + CHATTY)
     copy = copied(folder)
     edit_config(copy, sep_token="<s>")

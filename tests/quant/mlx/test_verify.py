@@ -36,14 +36,27 @@ def sound(tmp_path_factory) -> Path:
 
 def test_a_sound_folder_generates_in_a_process_of_its_own(sound):
     model, _ = load_model(sound)
-    text = verify_folder(sound, stored_bpw=compute_bits_per_weight(model))
-    assert text.startswith("The")
+    found = verify_folder(sound, stored_bpw=compute_bits_per_weight(model))
+    assert found.sample.startswith("The")
+    assert found.runtimes == ("mlx-lm",)
+    assert not found.saw_image
+
+
+def test_a_sound_folder_is_timed_on_a_prompt(sound):
+    model, _ = load_model(sound)
+    bpw = compute_bits_per_weight(model)
+    found = verify_folder(sound, stored_bpw=bpw, text=[i % 99 for i in range(100)]).speed
+    assert found is not None
+    assert found.prompt_tokens == 100
+    assert found.machine.startswith(str(mx.device_info()["device_name"]))
+    assert verify_folder(sound, stored_bpw=bpw).speed is None
 
 
 def test_unquantized_experts_run_on_a_cpu_too(tmp_path):
     folder = save_model(tmp_path / "experts", "qwen3_moe")
     model, _ = load_model(folder)
-    assert verify_folder(folder, stored_bpw=compute_bits_per_weight(model)).startswith("The")
+    found = verify_folder(folder, stored_bpw=compute_bits_per_weight(model))
+    assert found.sample.startswith("The")
 
 
 def test_another_size_than_planned_is_refused(sound):
@@ -74,7 +87,7 @@ def broken(folder: Path, *, file: str, content: bytes | None) -> Path:
 )
 def test_a_broken_folder_is_refused_without_a_path_of_this_machine(tmp_path, file, content):
     sentence = refused(broken(tmp_path / "model", file=file, content=content))
-    assert sentence.startswith("Stock mlx-lm cannot load or run the written model: ")
+    assert sentence.startswith("The written model does not load or run in stock mlx-lm: ")
 
 
 def test_a_folder_whose_settings_do_not_match_its_arrays_is_refused(tmp_path):
@@ -83,7 +96,7 @@ def test_a_folder_whose_settings_do_not_match_its_arrays_is_refused(tmp_path):
     config["quantization"] = {"group_size": 64, "bits": 4, "mode": "affine"}
     config["num_hidden_layers"] = 4
     (folder / "config.json").write_text(json.dumps(config))
-    assert "cannot load or run" in refused(folder)
+    assert "does not load or run" in refused(folder)
 
 
 WINDOWS = [[1], [5, 6, 7], list(range(30))]
@@ -116,14 +129,14 @@ def change_weights(folder: Path, change) -> Path:
 
 
 def test_a_folder_that_computes_what_was_planned_passes(sound):
-    text = verify_folder(
+    found = verify_folder(
         sound,
         stored_bpw=bpw_of(sound),
         windows=WINDOWS,
         planned=planned_from(sound),
         original=planned_from(sound),
     )
-    assert text.startswith("The")
+    assert found.sample.startswith("The")
 
 
 def test_a_folder_that_computes_another_model_is_refused(sound, tmp_path):
@@ -131,7 +144,7 @@ def test_a_folder_that_computes_another_model_is_refused(sound, tmp_path):
         save_model(tmp_path / "other"),
         lambda name, array: array * 1.5 if "up_proj" in name else array,
     )
-    with pytest.raises(VerificationError, match="something else from the written model"):
+    with pytest.raises(VerificationError, match="computes something else than was planned"):
         verify_folder(other, stored_bpw=bpw_of(other), windows=WINDOWS, planned=planned_from(sound))
 
 
@@ -180,9 +193,7 @@ def test_one_token_for_ever_is_refused_unless_the_original_does_the_same(sound, 
             planned=planned_from(dead),
             original=planned_from(sound),
         )
-    assert verify_folder(
-        dead, stored_bpw=bpw_of(dead), windows=WINDOWS, original=planned_from(dead)
-    )
+    verify_folder(dead, stored_bpw=bpw_of(dead), windows=WINDOWS, original=planned_from(dead))
 
 
 @pytest.mark.harden("child and runner")
@@ -204,7 +215,7 @@ np.savez(sys.stdout.buffer, facts=np.frombuffer(facts, dtype=np.uint8))
 """
     command = [sys.executable, "-c", plant, str(tmp_path)]
     monkeypatch.setattr(stock_run, "confined", lambda _, **terms: confined(command, **terms))
-    temporary = Path(verify_folder(sound, stored_bpw=16.0))
+    temporary = Path(verify_folder(sound, stored_bpw=16.0).sample)
     assert temporary.parent == tmp_path
     assert list(tmp_path.iterdir()) == []
     harden("refused")

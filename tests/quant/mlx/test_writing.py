@@ -20,7 +20,6 @@ from dynquant.quant.mlx.writing import (
     PART_BYTES,
     FolderWriter,
     quantization_config,
-    replace_arrays,
     translated_storage_errors,
 )
 from dynquant.quant.plan import QuantPlan
@@ -166,23 +165,6 @@ def test_what_waits_to_be_written_does_not_keep_what_it_was_made_from(tmp_path):
         writer.add(f"a{number}.weight", large.reshape(-1, 64).sum(0))
         del large
     assert mx.get_active_memory() - before < 1 << 18
-
-
-def test_replaced_arrays_leave_all_others_and_the_shards_as_they_were(tmp_path):
-    source, out = make_source(tmp_path / "source"), tmp_path / "out"
-    out.mkdir()
-    writer = FolderWriter(out, num_parameters=1, shard_bytes=100)
-    for i in range(3):
-        writer.add(f"w{i}", mx.full((20,), i, dtype=mx.float32))
-    writer.finish(source, {}, keep_vision_config=False)
-    before = shard_names(out)
-    replace_arrays(out, {"w1": mx.full((20,), 9, dtype=mx.float32)})
-    assert shard_names(out) == before
-    found: dict[str, mx.array] = {}
-    for name in before:
-        loaded: Any = mx.load(str(out / name))
-        found |= loaded
-    assert {name: array[0].item() for name, array in found.items()} == {"w0": 0, "w1": 9, "w2": 2}
 
 
 def test_what_belongs_to_the_model_is_copied_and_nothing_else(tmp_path):
