@@ -44,7 +44,6 @@ the written weights stand for. "Image" means that tests compare the same for an 
 
 def main() -> int:
     """Write the page; the exit code."""
-    mx.disable_compile()
     rows = [*_language(), *_seeing()]
     text = sum(bool(loaders) for _, loaders, _ in rows)
     both = sum("mlx-vlm" in loaders and "mlx-lm" in loaders for _, loaders, _ in rows)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,15 +26,6 @@ from tests.vlm_families import (
     save,
     text_inputs,
 )
-
-
-@pytest.fixture(autouse=True)
-def _uncompiled() -> Iterator[None]:
-    """Run functions as they are written: a CPU compiles each with g++, which takes seconds."""
-    mx.disable_compile()
-    yield
-    mx.enable_compile()
-
 
 #: Upper bounds of a model's parameters and of its file, in bytes.
 _MAX_PARAMETERS = 3_000_000

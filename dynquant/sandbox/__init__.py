@@ -23,7 +23,11 @@ __all__ = ["clean_environment", "confined", "is_confined"]
 MARK = "DYNQUANT_CONFINED"
 """Environment variable of a process that is confined already."""
 
-_INHERITED = (MARK, "PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "LD_PRELOAD", "DYLD_LIBRARY_PATH")
+_INHERITED = (
+    *(MARK, "PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "LD_PRELOAD", "DYLD_LIBRARY_PATH"),
+    # How many cores the operator leaves to us counts in children too.
+    *("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"),
+)
 
 
 def is_confined() -> bool:

@@ -30,6 +30,7 @@ SOURCE = "org/sample-2m"
 OPTIONS = {
     "menu": "3g64,4g64,8g64",
     "encoder": "minmax",
+    "effort": "fast",
     "calibration": str(CALIBRATION),
     "evaluation": str(HELD_OUT),
     "calibration_tokens": 512,

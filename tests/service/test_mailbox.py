@@ -12,13 +12,15 @@ import pytest
 from dynquant.hub import HubInbox
 from dynquant.jobs.request import JobRequest
 from local_hub.texts import add_default_texts
-from tests.command_line import MODEL, needs_shared
+from tests.hostile.damage import make_sound
 from tests.post_server import Post, taking_posts
-from tests.service.conftest import SECRET, SOURCE, TOKEN
+from tests.service.conftest import SECRET, TOKEN, Field
 
-pytestmark = [pytest.mark.hub, pytest.mark.slow, needs_shared]
+pytestmark = [pytest.mark.hub, pytest.mark.slow]
 
 INBOX = "you/inbox"
+SOURCE = "org/small"
+"""Small, since a request from a Space can ask neither for less effort nor for fewer tokens."""
 
 
 @dataclass
@@ -53,10 +55,18 @@ def states(space: Space, *, attempt: int = 1) -> list[str]:
     return [job["state"] for job in jobs if job["attempt"] == attempt]
 
 
-def test_a_request_in_the_inbox_is_done_shown_live_and_answered_there(sqlite_field, space):
-    field = sqlite_field
+@pytest.fixture
+def mail_field(sqlite_field, tmp_path) -> Field:
+    """With a small model, and the texts by default: a request from a Space cannot name others."""
+    make_sound(tmp_path / "small")
+    sqlite_field.hub.add(SOURCE, tmp_path / "small")
+    add_default_texts(sqlite_field.hub, num_documents=4)
+    return sqlite_field
+
+
+def test_a_request_in_the_inbox_is_done_shown_live_and_answered_there(mail_field, space):
+    field = mail_field
     inbox = HubInbox(INBOX, endpoint=field.hub.url, token=TOKEN)
-    add_default_texts(field.hub)  # a request from a Space cannot name other texts
     fields: dict[str, Any] = {"destination": "you", "requester": "ann"}
     name = inbox.send(JobRequest(model=SOURCE, targets_bpw=(4.5,), **fields))
     refused = inbox.send(JobRequest(model="org/none", targets_bpw=(4.5,), **fields))
@@ -69,7 +79,7 @@ def test_a_request_in_the_inbox_is_done_shown_live_and_answered_there(sqlite_fie
     assert (found["state"], found["reason_code"]) == ("refused", "model_not_found")
     result = field.wait(lambda: inbox.result(name), "the result")
     assert result["state"] == "published"
-    assert [each["repo_id"] for each in result["results"]] == ["you/org__sample-2m-MLX-4.5bpw"]
+    assert [each["repo_id"] for each in result["results"]] == ["you/org__small-MLX-4.5bpw"]
     assert not inbox.pending()
     field.wait(lambda: "published" in states(space), "the live board")
     assert "running" in states(space)
@@ -99,11 +109,10 @@ def test_a_private_model_of_the_operator_cannot_be_asked_for_by_mail(sqlite_fiel
 
 @pytest.mark.harden("web")
 def test_what_was_deleted_is_made_again_by_mail_and_private_models_are_on_no_board(
-    sqlite_field, space
+    mail_field, space, tmp_path
 ):
-    field = sqlite_field
-    field.hub.add("you/canary", MODEL, private=True)
-    add_default_texts(field.hub)
+    field = mail_field
+    field.hub.add("you/canary", tmp_path / "small", private=True)
     inbox = HubInbox(INBOX, endpoint=field.hub.url, token=TOKEN)
     fields: dict[str, Any] = {"destination": "you", "requester": "ann"}
     asked = JobRequest(model=SOURCE, targets_bpw=(4.5,), **fields)
@@ -118,7 +127,7 @@ def test_what_was_deleted_is_made_again_by_mail_and_private_models_are_on_no_boa
     for name in (hidden, first):
         result = field.wait(lambda: inbox.result(name), "the result")  # noqa: B023
         assert result["state"] == "published"
-    repo = "you/org__sample-2m-MLX-4.5bpw"
+    repo = "you/org__small-MLX-4.5bpw"
     del field.hub.repos["model", repo]
     second = inbox.send(asked)
     result = field.wait(lambda: inbox.result(second), "the second result")

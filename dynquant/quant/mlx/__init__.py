@@ -8,6 +8,10 @@ first puts its `cblas_*` symbols in front, so it must happen before the first
 
 On some GPUs MLX multiplies float32 matrices in TF32, with ten bits of mantissa. The Cholesky
 factors of GPTQ need more, so TF32 is switched off, before MLX reads the variable.
+
+On a CPU `mx.compile` starts g++ for every function of a model, a second each, again in every
+process, since processes that run a stranger's files share no compiled code. A model is no faster
+for it, so functions are not compiled there (decision 0030).
 """
 
 import ctypes
@@ -48,17 +52,20 @@ _OPENBLAS, FAST_BLAS = _preload_openblas()
 os.environ.setdefault("MLX_ENABLE_TF32", "0")
 # As mlx-lm does: transformers warns at its import that there is no PyTorch, which is not used here.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+
+import mlx.core as mx
+
+_ON_CPU = mx.default_device() == mx.Device(mx.cpu)
+if _ON_CPU:
+    mx.disable_compile()
+
 HAS_FAST_BLAS = _OPENBLAS is not None or not sys.platform.startswith("linux")
 """Whether float32 matrix products on the CPU run at full speed."""
 
 
 def slow_blas_sentence() -> str | None:
     """Advice to install a BLAS where matrix products run on a CPU without one; None elsewhere."""
-    if HAS_FAST_BLAS:
-        return None
-    import mlx.core as mx  # noqa: PLC0415  after OpenBLAS
-
-    if mx.default_device() != mx.cpu:
+    if HAS_FAST_BLAS or not _ON_CPU:
         return None
     return (
         "MLX finds no OpenBLAS on this machine. With it, dynquant is 5 to 10 times faster on this "

@@ -7,7 +7,6 @@ written to docs/families.md by `DYNQUANT_UPDATE_FAMILIES=1`.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 
 import mlx.core as mx
 import numpy as np
@@ -58,14 +57,6 @@ EXCLUDED_HERE = {
 
 
 SKIPPED = {*NO_TEXT, *REFUSED, *EXCLUDED_HERE}
-
-
-@pytest.fixture(autouse=True)
-def _uncompiled() -> Iterator[None]:
-    """A CPU compiles each function with g++, which takes seconds."""
-    mx.disable_compile()
-    yield
-    mx.enable_compile()
 
 
 def steps(_step: str, _amount: int = 1) -> None:
