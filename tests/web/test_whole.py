@@ -29,7 +29,7 @@ def process(tmp_path_factory) -> Iterator[tuple[str, psutil.Process]]:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     folder = tmp_path_factory.mktemp("whole")
-    with offline_hub(num_documents=8) as hub:
+    with offline_hub(num_documents=2) as hub:
         settings = environment(hub, folder, GRADIO_SERVER_PORT=str(port))
         with running([sys.executable, "app.py"], settings) as process:
             yield answering(f"http://127.0.0.1:{port}", process), psutil.Process(process.pid)
