@@ -30,7 +30,7 @@ LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --genera
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev cpu-only demo hub serve screenshots test test-fast families chaos harden soak sbom lint format bench bench-full lock clean
+.PHONY: help setup setup-dev cpu-only demo hub serve screenshots test test-fast families chaos harden soak sbom lint format bench bench-full bench-real lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -125,6 +125,10 @@ bench-full: $(DEV_STAMP) ## all peers, sizes, models; goes on where it was cut o
 	$(BIN)/python -m benchmarks.reading
 	$(BIN)/python -m benchmarks.larger_than_memory
 
+bench-real: $(DEV_STAMP) ## a real chat model beside its peers; resumes (hours on two cores)
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python gguf==0.19.0
+	$(BIN)/python -m benchmarks.real
+
 lock: $(DEV_STAMP) ## resolve the newest allowed versions into requirements
 	$(LOCK) $(RUN_EXTRAS) --extra dev pyproject.toml --output-file requirements/dev.lock
 	$(LOCK) $(RUN_EXTRAS) pyproject.toml --constraint requirements/dev.lock --output-file requirements/run.lock
@@ -134,6 +138,6 @@ lock: $(DEV_STAMP) ## resolve the newest allowed versions into requirements
 	$(LOCK) --extra mlx --extra web pyproject.toml --constraint requirements/run.lock --output-file requirements.txt
 
 clean: ## remove .venv, caches and build output
-	rm -rf $(VENV) .bench-full .coverage .coverage.* .hypothesis .import_linter_cache .mypy_cache \
+	rm -rf $(VENV) .bench-full .bench-real .coverage .coverage.* .hypothesis .import_linter_cache .mypy_cache \
 		.pytest_cache .ruff_cache build dist htmlcov *.egg-info
 	find dynquant tests local_hub benchmarks scripts -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

@@ -2,8 +2,8 @@
 
     python benchmarks/mlx_lm_peer.py NAME TOKENS.npy [its own arguments]
 
-NAME is dynamic_quant, gptq or awq, TOKENS are (windows, seq), int32; the rest is the tool's own
-`main`. Upstream downloads a calibration text, which this machine may not. On a CPU a bfloat16
+NAME is dynamic_quant, gptq, awq or dwq, TOKENS are (windows, seq), int32; the rest is the tool's
+own `main`. Upstream downloads a calibration text, which this machine may not. On a CPU a bfloat16
 matrix product is forty times slower than in float32, so activations are float32 there, and weights
 for the gradients too; the stored codes are quantized from the original weights.
 """
@@ -20,12 +20,19 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_map
 
+_NUM_VALIDATED = 32  # windows that dwq validates on, as upstream
+
 
 def main() -> None:
     """Replace the text, then run the tool."""
     name, tokens = sys.argv[1], np.load(sys.argv[2])
     module: Any = importlib.import_module(f"mlx_lm.quant.{name}")
-    module.load_data = lambda *_args, **_kwargs: mx.array(tokens)
+    if name == "dwq":
+        samples = [(window.tolist(), 0) for window in tokens]
+        split = -min(_NUM_VALIDATED, len(samples) // 8)
+        module.load_data = lambda *_args, **_kwargs: (samples[:split], samples[split:])
+    else:
+        module.load_data = lambda *_args, **_kwargs: mx.array(tokens)
     if mx.default_device() == mx.cpu:
         if name == "dynamic_quant":
             module.estimate_sensitivities = _with_wide_weights(module.estimate_sensitivities)

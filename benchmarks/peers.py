@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -32,6 +33,7 @@ REQUIREMENTS = {
 BITS, GROUP_SIZES = (2, 3, 4, 5, 6, 8), (32, 64, 128)
 GPTQ_BITS = (2, 4, 8)  # mlx_lm.gptq packs no others
 EQUAL_BPW = 0.02
+DWQ_FORMATS, DWQ_RATES = ((3, 64), (4, 64)), (1e-6, 1e-5, 3e-5)
 # Settings of mlx_lm.dynamic_quant: two widths to choose from, and a size. Where one layer has a
 # quarter of the weights it can miss the size by far, so it gets more attempts around 3.0.
 DYNAMIC = {
@@ -66,8 +68,13 @@ class Attempt:
 
     @property
     def name(self) -> str:
-        """Of its row, and of its folder."""
+        """Of its row."""
         return f"{self.method} {self.setting}".replace("/", "-")
+
+    @property
+    def slug(self) -> str:
+        """Of its folder."""
+        return re.sub(r"[^\w.]+", "-", self.name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +94,7 @@ class _Inputs:
     model: Path
     tokens: Path
     documents: Path
+    fitting: Path
     embedded: float = field(init=False)
 
     def __post_init__(self) -> None:
@@ -95,7 +103,13 @@ class _Inputs:
 
 
 def attempts(
-    model: Path, *, tokens: Path, documents: Path, targets: Sequence[float], full: bool
+    model: Path,
+    *,
+    tokens: Path,
+    documents: Path,
+    fitting: Path,
+    targets: Sequence[float],
+    full: bool,
 ) -> list[Attempt]:
     """Every peer at every size near which it can store.
 
@@ -103,15 +117,16 @@ def attempts(
         model: The original.
         tokens: Calibration windows (windows, seq), as .npy.
         documents: The same windows as text, one JSON object a line.
+        fitting: These windows and those behind them that dynquant's effort `max` fits weights on.
         targets: Stored bits per weight.
         full: With the slow peers, and those that require PyTorch.
     """
-    inputs = _Inputs(model, tokens, documents)
+    inputs = _Inputs(model, tokens, documents, fitting)
     found = [*_uniform(inputs, targets), *_mixed(inputs), *_dynamic(inputs, targets, full=full)]
     found += _with_embedding(inputs, "gptq", targets, GPTQ_BITS)
     if full:
         found += _with_embedding(inputs, "awq", targets[::2], BITS)
-        found += [*_auto_round(inputs), _optiq(inputs)]
+        found += [*_dwq(inputs, targets), *_auto_round(inputs), _optiq(inputs)]
     return found
 
 
@@ -241,7 +256,7 @@ def _convert(inputs: _Inputs, *options: str) -> tuple[str, ...]:
     return ("mlx_lm.convert", *folders, "--quantize", *options)
 
 
-def _dynamic(inputs: _Inputs, targets: Sequence[float], *, full: bool) -> Iterator[Attempt]:
+def _dynamic(inputs: _Inputs, targets: Sequence[float], *, full: bool = False) -> Iterator[Attempt]:
     for target in targets:
         for low, high, asked in DYNAMIC[target] if full else DYNAMIC[target][:1]:
             widths = ("--low-bits", str(low), "--high-bits", str(high))
@@ -279,10 +294,33 @@ def _with_embedding(
         )
 
 
-def _tool(inputs: _Inputs, name: str, *options: str) -> tuple[str, ...]:
+def _dwq(inputs: _Inputs, targets: Sequence[float]) -> Iterator[Attempt]:
+    """From uniform formats, and on top of `mlx_lm.dynamic_quant`; each at several rates."""
+    starts: list[tuple[str, float | None, tuple[str | int, ...]]] = [
+        (f"{bits} bits, group {size}", bits + 32 / size, ("--bits", bits, "--group-size", size))
+        for bits, size in DWQ_FORMATS
+    ]
+    for dynamic in _dynamic(inputs, [target for target in (3.0, 3.5) if target in targets]):
+        name = f"{dynamic.method} {dynamic.setting}"
+        starts.append((name, dynamic.target_bpw, ("--quantized-model", dynamic.slug)))
+    for (name, size, options), rate in product(starts, DWQ_RATES):
+        yield Attempt(
+            method="mlx_lm.dwq",
+            setting=f"{name}, rate {rate:g}",
+            target_bpw=size,
+            command=_tool(
+                inputs,
+                "dwq",
+                *map(str, (*options, "--learning-rate", f"{rate:g}")),
+                tokens=inputs.fitting,
+            ),
+        )
+
+
+def _tool(inputs: _Inputs, name: str, *options: str, tokens: Path | None = None) -> tuple[str, ...]:
     script = str(HERE / "mlx_lm_peer.py")
     folders = ("--model", str(inputs.model), "--mlx-path", "{out}")
-    return ("python", script, name, str(inputs.tokens), *folders, *options)
+    return ("python", script, name, str(tokens or inputs.tokens), *folders, *options)
 
 
 def _auto_round(inputs: _Inputs) -> Iterator[Attempt]:

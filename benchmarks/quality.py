@@ -1,6 +1,7 @@
 """Quality at equal size, time and memory: dynquant and its peers side by side.
 
     python -m benchmarks.quality [--full] [--models DIR,DIR] [--judge-on-cpu]
+                                 [--targets BPW,BPW] [--elsewhere TEXT,TEXT]
                                  [--keep DIR] [--out DIR]
 
 Every quantizer runs for real, by its own command, in a process and (peers) a virtual environment
@@ -28,7 +29,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,13 +63,17 @@ BARS, BEST_PEER_BAR = {3.0: 0.55, 4.0: 0.45, 5.0: 0.40}, 0.9
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One line of the table; `why_not` is the reason if there is no result."""
+    """One line of the table; `why_not` is the reason if there is no result.
+
+    `elsewhere` has the figures on texts of another kind.
+    """
 
     method: str
     setting: str
     target_bpw: float | None
     stored_bpw: float | None = None
     quality: Quality | None = None
+    elsewhere: Mapping[str, Quality] = field(default_factory=dict)
     wall_secs: float = 0.0
     cpu_secs: float = 0.0
     peak_bytes: int = 0
@@ -83,6 +88,9 @@ def main() -> int:
     parser.add_argument("--models", help="folders, with commas")
     parser.add_argument("--calibration", default=str(SHARED / "text" / "calibration.txt"))
     parser.add_argument("--eval", default=str(SHARED / "text" / "heldout.txt"))
+    parser.add_argument("--elsewhere", default="", help="texts of other kinds, to judge by too")
+    parser.add_argument("--targets", help="stored bits per weight, with commas, at all efforts")
+    parser.add_argument("--without", default="", help="methods to leave out, with commas")
     parser.add_argument("--eval-tokens", type=int, help="held-out tokens to judge by")
     parser.add_argument("--limit", type=float, help="seconds for one run of a quantizer")
     parser.add_argument(
@@ -130,8 +138,11 @@ def written(model: str, result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 def benchmarked(model: Path, options: argparse.Namespace, work: Path) -> dict[str, Any]:
     """All results: made, evaluated and compared."""
-    texts, recipe, full = open_texts(), Recipe(targets_bpw=()), options.full
-    targets = TARGETS if full else FEW_TARGETS
+    full = options.full
+    targets: tuple[float, ...] = TARGETS if full else FEW_TARGETS
+    few_targets: tuple[float, ...] = FEW_TARGETS
+    if options.targets:
+        targets = few_targets = tuple(map(float, options.targets.split(",")))
     limit_secs = options.limit or (LIMIT_SECS if full else SHORT_LIMIT_SECS)
     work.mkdir(parents=True, exist_ok=True)
 
@@ -147,27 +158,20 @@ def benchmarked(model: Path, options: argparse.Namespace, work: Path) -> dict[st
         return outcome
 
     with open_model(str(model)) as (_, quantizer):
-        windows = quantizer.calibration_windows(
-            texts.open(options.calibration), recipe.calibration_tokens
-        )
-        held_out = quantizer.evaluation_windows(
-            texts.open(options.eval),
-            options.eval_tokens or (EVALUATION_TOKENS if full else FEW_EVALUATION_TOKENS),
-        )
-        held_out.check_disjoint(windows)
-        tokens, documents = save_text(windows, model, work)
-        peers = attempts(model, tokens=tokens, documents=documents, targets=targets, full=full)
-        found = [(attempt, made(attempt)) for attempt in peers]
+        windows, held_out, *others = windows_of(quantizer, options)
+        peers = attempts(model, **save_text(windows, model, work), targets=targets, full=full)
+        left_out = options.without.split(",")
+        found = [(each, made(each)) for each in peers if each.method not in left_out]
         rows, folders = [], dict[str, Path]()
         for attempt, outcome in found:
-            folder = None if outcome.why_not else model_folder(work / slug(attempt))
+            folder = None if outcome.why_not else model_folder(work / attempt.slug)
             row = row_of(attempt, outcome, folder, model)
             if folder is not None:
                 folders[f"{row.method} {row.setting}"] = folder
             rows.append(row)
         sizes = sorted({*targets, *equal_sizes(rows)})
         # Polishing tries plans on the whole model, size by size: three sizes show its effect.
-        efforts = {"fast": sizes, "normal": sizes} | ({"max": list(FEW_TARGETS)} if full else {})
+        efforts = {"fast": sizes, "normal": sizes} | ({"max": list(few_targets)} if full else {})
         for effort, asked in efforts.items():
             attempt = ours(
                 model,
@@ -180,11 +184,11 @@ def benchmarked(model: Path, options: argparse.Namespace, work: Path) -> dict[st
             if outcome.why_not:
                 rows.append(row_of(attempt, outcome, None, model))
                 continue
-            for size, folder in zip(asked, results_of(work / slug(attempt), asked), strict=True):
+            for size, folder in zip(asked, results_of(work / attempt.slug, asked), strict=True):
                 one = replace(attempt, setting=f"{effort}, {size:g}", target_bpw=size)
                 rows.append(row_of(one, outcome, folder, model, num_results=len(asked)))
                 folders[f"{one.method} {one.setting}"] = folder
-        rows, original = judged(quantizer, held_out, rows, folders)
+        rows, original = judged(quantizer, [held_out, *others], rows, folders)
     return {
         "model": model.name,
         "form": "full" if full else "short",
@@ -193,16 +197,37 @@ def benchmarked(model: Path, options: argparse.Namespace, work: Path) -> dict[st
         "versions": tool_versions(),
         "calibration": text_to_json(windows.facts),
         "evaluation": text_to_json(held_out.facts),
+        "elsewhere": [text_to_json(each.facts) for each in others],
         "original": asdict(original),
         "rows": [asdict(row) for row in rows],
         "bars": list(bars(rows)),
     }
 
 
-def save_text(windows: Windows, model: Path, work: Path) -> tuple[Path, Path]:
-    """The calibration windows for tools that take tokens, and for tools that take text."""
-    tokens, documents = work / TOKENS, work / "calibration.jsonl"
+def windows_of(quantizer: MlxQuantizer, options: argparse.Namespace) -> list[Windows]:
+    """Windows to calibrate on, to judge by, and to judge by elsewhere."""
+    texts, recipe = open_texts(), Recipe(targets_bpw=(), effort="max")
+    windows = quantizer.calibration_windows(
+        texts.open(options.calibration),
+        recipe.calibration_tokens,
+        num_fitting_tokens=recipe.fitting_tokens,
+    )
+    num_tokens = EVALUATION_TOKENS if options.full else FEW_EVALUATION_TOKENS
+    found = [windows]
+    for name in (options.eval, *filter(None, options.elsewhere.split(","))):
+        text = texts.open(name)
+        found.append(quantizer.evaluation_windows(text, options.eval_tokens or num_tokens))
+        found[-1].check_disjoint(windows)
+    return found
+
+
+def save_text(windows: Windows, model: Path, work: Path) -> dict[str, Path]:
+    """The calibration windows for tools that take tokens, that take text, and that train."""
+    tokens, documents, fitting = (
+        work / name for name in (TOKENS, "calibration.jsonl", "fitting.npy")
+    )
     np.save(tokens, windows.tokens)
+    np.save(fitting, np.concatenate([windows.tokens, windows.more]))
     tokenizer = open_tokenizer(model)
     with documents.open("w", encoding="utf-8") as file:
         for window in windows.tokens.tolist():
@@ -211,12 +236,7 @@ def save_text(windows: Windows, model: Path, work: Path) -> tuple[Path, Path]:
     num_windows, num_tokens = windows.tokens.shape
     shape = {"windows": num_windows, "tokens": num_tokens * 15 // 16}
     documents.with_suffix(".json").write_text(json.dumps(shape))
-    return tokens, documents
-
-
-def slug(attempt: Attempt) -> str:
-    """Name of the folder of an attempt."""
-    return re.sub(r"[^\w.]+", "-", attempt.name)
+    return {"tokens": tokens, "documents": documents, "fitting": fitting}
 
 
 def run_once(attempt: Attempt, work: Path, *, venvs: Path, limit_secs: float) -> Outcome:
@@ -224,7 +244,7 @@ def run_once(attempt: Attempt, work: Path, *, venvs: Path, limit_secs: float) ->
 
     Failures are tried again, except those by the time limit.
     """
-    out = work / slug(attempt)
+    out = work / attempt.slug
     note = out.with_name(f"{out.name}.outcome.json")
     software = list(REQUIREMENTS[attempt.venv]) if attempt.venv else [revision()]
     made = {
@@ -280,9 +300,12 @@ def equal_sizes(rows: Sequence[Row]) -> Iterator[float]:
 
 
 def judged(
-    quantizer: MlxQuantizer, held_out: Windows, rows: Sequence[Row], folders: Mapping[str, Path]
+    quantizer: MlxQuantizer,
+    texts: Sequence[Windows],
+    rows: Sequence[Row],
+    folders: Mapping[str, Path],
 ) -> tuple[list[Row], Quality]:
-    """The rows with their figures, and the original's figures, from one pass."""
+    """The rows with their figures on each text, and the original's on the first, a pass each."""
     refused = {}
     for name, folder in folders.items():
         try:
@@ -290,11 +313,22 @@ def judged(
         except DynquantError as error:  # some write what mlx-lm cannot load
             refused[name] = str(error)
     sound = {name: folder for name, folder in folders.items() if name not in refused}
-    with ConsoleProgress().track({"evaluate": quantizer.num_blocks}) as on_step:
-        original, found = quantizer.evaluate(sound, {}, held_out, on_step=on_step)
+    with ConsoleProgress().track({"evaluate": len(texts) * quantizer.num_blocks}) as on_step:
+        (original, found), *others = [
+            quantizer.evaluate(sound, {}, windows, on_step=on_step) for windows in texts
+        ]
     names = [f"{row.method} {row.setting}" for row in rows]
     return [
-        replace(row, quality=found.get(name), why_not=refused.get(name, row.why_not))
+        replace(
+            row,
+            quality=found.get(name),
+            elsewhere={
+                windows.facts.name: figures[name]
+                for windows, (_, figures) in zip(texts[1:], others, strict=True)
+                if name in figures
+            },
+            why_not=refused.get(name, row.why_not),
+        )
         for row, name in zip(rows, names, strict=True)
     ], original
 

