@@ -283,7 +283,7 @@ def _tell(job: RentedJob | None, published: Sequence[PublishedModel], *, as_json
     """The result: the Job, if there was one, and the repos."""
     if as_json:
         found = [asdict(each) for each in published]
-        console.print_json({"job": job and asdict(job), "published": found})
+        console.print_json({"job": job and job.to_json(), "published": found})
     else:
         console.print_published(published)
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from enum import StrEnum
+from typing import Any
 
 __all__ = ["ACTIVE", "RentedJob", "Stage", "why_it_ended"]
 
@@ -64,6 +65,10 @@ class RentedJob:
     def name(self) -> str:
         """The name that `--follow` and `--cancel` take."""
         return f"{self.namespace}/{self.id}"
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON types."""
+        return asdict(self) | {"created_at": self.created_at.isoformat()}
 
 
 def why_it_ended(job: RentedJob) -> str:

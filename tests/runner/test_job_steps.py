@@ -217,9 +217,7 @@ def test_every_step_may_be_done_on_another_machine_and_one_ladder_is_published(h
             snapshot_download(each.repo_id, cache_dir=tmp_path / "reader", endpoint=hub.url)
         )
         card = (folder / "README.md").read_text()
-        assert all(
-            f"{hub.url}/{other}" in card for other in REPOS if other != each.repo_id
-        )
+        assert all(f"{hub.url}/{other}" in card for other in REPOS if other != each.repo_id)
         plan = json.loads((folder / "dynquant" / "plan.json").read_text())
         assert plan["revision_sha"] == request(hub).revision
         for path in folder.rglob("*"):

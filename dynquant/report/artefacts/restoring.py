@@ -12,6 +12,7 @@ from dynquant.quant.cache_bits import cache_losses_in
 from dynquant.quant.formats import QuantFormat
 from dynquant.quant.plan import LayerProfile, QuantPlan
 from dynquant.quant.quality import IMAGE_FIGURES, Quality
+from dynquant.quant.recipe import EFFORTS
 from dynquant.quant.speed import MeasuredSpeed, TokenReads
 from dynquant.quant.verified import runtimes_in
 from dynquant.report.artefacts.fields import (
@@ -104,7 +105,7 @@ def _planned(raw: Mapping[str, Any]) -> dict[str, Any]:
         "menu": tuple(QuantFormat.from_name(string(fmt)) for fmt in request["menu"]),
         "method": string(raw["method"]),
         "encoder": string(raw["encoder"]),
-        "effort": string(request["effort"]),
+        "effort": EFFORTS[request["effort"]].name,
         "distil": request.get("distil", request.get("refine")) is True,  # the older name
         "time_budget_mins": None if budget is None else real(budget),
         "seed": whole(raw["seed"]),

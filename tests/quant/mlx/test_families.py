@@ -1,7 +1,8 @@
 """Every family that mlx-lm has goes through the whole path, from a folder to a folder.
 
-Families that are excluded, refused or take a side path are in `tests.families`, each with its
-reason, and are listed at the end of the session.
+`make families` and CI take all of them; `make test` one of each kind. Families that are excluded,
+refused or take a side path are in `tests.families`, each with its reason, and are listed at the end
+of the session.
 """
 
 from __future__ import annotations
@@ -61,13 +62,32 @@ from tests.families import (
 )
 
 MENU = tuple(map(QuantFormat.from_name, ("2g32", "4g32", "4g64", "8g32", "unquantized")))
-QUANTIZED = [family for family in FAMILIES if family not in REFUSED]
-DIFFERENTIABLE = [family for family in QUANTIZED if family not in NO_GRADIENT]
+EVERY_FAMILY = "DYNQUANT_FAMILIES" in os.environ
+NOT_REFUSED = [family for family in FAMILIES if family not in REFUSED]
+DIFFERENTIABLE = [family for family in NOT_REFUSED if family not in NO_GRADIENT]
 IN_A_FRESH_PROCESS = ("llama", "qwen3_next", "gemma3n")
 # Probes and sweeps take most of the time: here for one family of each kind, with `make families`
 # for all.
 THOROUGH = (*IN_A_FRESH_PROCESS, *WHOLE, "gpt2", "mixtral", "qwen3_5-tied")
-EVERY_FAMILY = "DYNQUANT_FAMILIES" in os.environ
+PECULIAR = (*THOROUGH, *NO_GRADIENT, *MASKED_LOGITS, *STOCK_CANNOT_RELOAD)
+USUAL = (
+    *(
+        "qwen2",
+        "qwen3",
+        "qwen3_moe",
+        "qwen3_vl",
+        "llama-tied",
+        "llama4",
+        "mistral3",
+        "phi3",
+        "phimoe",
+    ),
+    *("gemma2", "gemma3", "gemma3_text", "deepseek_v3", "glm4_moe", "gpt_oss", "kimi_linear"),
+    *("mamba2", "jamba", "nemotron_h", "granitemoehybrid", "falcon_h1", "rwkv7", "recurrent_gemma"),
+    *("lfm2", "dbrx", "cohere2", "olmoe", "longcat_flash", "seed_oss", "minicpm3"),
+)
+"""Beside the peculiar ones: a family of each kind of attention, recurrence, experts and head."""
+QUANTIZED = [f for f in NOT_REFUSED if EVERY_FAMILY or f in (*PECULIAR, *USUAL)]
 
 
 def effort_for(family: str) -> Effort:
