@@ -105,6 +105,7 @@ def main() -> int:
     if options.judge_on_cpu:
         mx.set_default_device(mx.cpu)
     judge_in_float32()
+    options.venvs = options.venvs.resolve()  # commands run in other folders
     models = list(MODELS)
     if options.models:
         models = [Path(model).resolve() for model in options.models.split(",")]

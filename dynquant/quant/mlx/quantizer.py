@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import platform
+import shutil
 import tempfile
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial, wraps
 from pathlib import Path
@@ -249,7 +251,10 @@ class MlxQuantizer:
         """Refuse a source that would be another model in its runtime; settle the stored dtype."""
         batches = self._batches(windows, 0, _NUM_RANGE_WINDOWS)
         layers = [layer.path for layer in self.inventory(()).layers] if self._is_half else []
-        if not check_source(self._model, self._blocks, windows.tokens, batches, half=layers):
+        is_sound = check_source(
+            self._model, self._blocks, windows.tokens, batches, half=layers, home=self._stock_home
+        )
+        if not is_sound:
             self.store_as(_WIDER)
 
     def store_as(self, dtype: str) -> None:
@@ -415,6 +420,7 @@ class MlxQuantizer:
             original=partial(streamed_logits, self._blocks, self._model.lazy_weights),
             text=windows.tokens.reshape(-1)[:num_long_tokens].tolist(),
             runtime=self._model.runtime.name,
+            home=self._stock_home,
         )
 
     @_in_our_words
@@ -452,6 +458,13 @@ class MlxQuantizer:
         if not by_blocks and self._model.runtime.name == "mlx-vlm":
             require_logits(self._model.skeleton, for_compute(weights), family=self._family)
         return blocks if by_blocks else blocks.treat_as_whole()
+
+    @cached_property
+    def _stock_home(self) -> Path:
+        """Where stock runtimes keep what they compile for this model; it goes with the object."""
+        home = Path(tempfile.mkdtemp(prefix="dynquant-stock-"))
+        weakref.finalize(self, shutil.rmtree, home, ignore_errors=True)
+        return home
 
     @property
     def _family(self) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
@@ -55,6 +56,7 @@ def check_source(
     batches: Sequence[mx.array],
     *,
     half: Collection[str],
+    home: Path | None = None,
 ) -> bool:
     """Refuse a source that its runtime would make another model of.
 
@@ -64,6 +66,7 @@ def check_source(
         tokens: Calibration windows, (windows, seq).
         batches: Some of them, each (batch, seq), int32.
         half: Paths of the layers of a float16 source; empty for another dtype.
+        home: See `stock_run.answer_of`.
 
     Returns:
         Whether results may be stored in the source's dtype: False for a float16 source that is not
@@ -83,7 +86,7 @@ def check_source(
             check_finite({path: array})  # names the layer whose weight is damaged
     if model.runtime.name == "mlx-vlm":
         require_causal(engine, tokens[0].tolist(), family=str(model.config["model_type"]))
-    is_sound = check_reference(model, logits, sample, engine)
+    is_sound = check_reference(model, logits, sample, engine, home=home)
     if not half:
         return True
     watched = {p: m for p, m in quantizable(model.skeleton).items() if p in half}
@@ -95,6 +98,8 @@ def check_reference(
     logits: Sequence[np.ndarray],
     windows: Sequence[Sequence[int]],
     engine: Callable[[Sequence[ModelInputs]], list[np.ndarray]],
+    *,
+    home: Path | None = None,
 ) -> bool:
     """Compare the engine's logits of the source with those of its stock runtime.
 
@@ -103,6 +108,7 @@ def check_reference(
         logits: The engine's for `windows`.
         windows: Token ids.
         engine: Logits of the source for other inputs.
+        home: See `stock_run.answer_of`.
 
     Returns:
         Whether the source is finite in its own dtype, as far as this machine can tell.
@@ -129,7 +135,7 @@ def check_reference(
     )
     try:
         with as_loaded(model.folder, model.stock_config) as folder:
-            run = run_stock(folder, request)
+            run = run_stock(folder, request, home=home)
     except StockFailedError as error:
         text_only = ", or convert its language model alone (--text-only)" if model.has_tower else ""
         raise InvalidModelError(

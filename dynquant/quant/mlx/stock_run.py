@@ -14,7 +14,7 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -31,7 +31,7 @@ __all__ = ["StockFailedError", "StockRequest", "StockRun", "answer_of", "run_sto
 
 _TIMEOUT_SECS = 3600
 _MAX_ANSWER_BYTES = 4 << 30
-_IMAGE = "image:"
+_IMAGE, _PREFIX = "image:", "dynquant-stock-"
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -90,25 +90,36 @@ class StockRun:
     cache_losses: tuple[CacheLoss, ...] = ()
 
 
-def run_stock(folder: Path, request: StockRequest) -> StockRun:
+def run_stock(folder: Path, request: StockRequest, *, home: Path | None = None) -> StockRun:
     """Run the stock library on `folder`.
+
+    Args:
+        folder: A model's folder, checked.
+        request: What to run.
+        home: See `answer_of`.
 
     Raises:
         StockFailedError: It does not load or run.
         StorageFullError: The folder for temporary files is full.
     """
-    with answer_of("dynquant.quant.mlx.stock_process", folder, asdict(request)) as answer:
+    with answer_of(
+        "dynquant.quant.mlx.stock_process", folder, asdict(request), home=home
+    ) as answer:
         return _read(answer)
 
 
 @contextmanager
-def answer_of(module: str, folder: Path, request: object) -> Iterator[IO[bytes]]:
+def answer_of(
+    module: str, folder: Path, request: object, *, home: Path | None = None
+) -> Iterator[IO[bytes]]:
     """The answer of `module` on `folder`, run in a process of its own; a file of numpy's.
 
     Args:
         module: Name of the module to run.
         folder: A model's folder, checked.
         request: JSON types.
+        home: Folder where the process keeps what it compiles, for others on the same model; None
+            for a new one. A GPU compiles the kernels of each format for up to a minute.
 
     Raises:
         StockFailedError: It fails, or its answer is too long.
@@ -119,16 +130,16 @@ def answer_of(module: str, folder: Path, request: object) -> Iterator[IO[bytes]]
     with (
         disk_errors_translated(),
         tempfile.TemporaryFile() as answer,
-        tempfile.TemporaryDirectory(prefix="dynquant-stock-") as home,
+        nullcontext(home) if home else tempfile.TemporaryDirectory(prefix=_PREFIX) as own,
     ):
         # MLX loads from there what it has compiled; a process that is not confined shares it with
-        # no other.
-        scratch = tempfile.gettempdir() if is_confined() else home
+        # no other model.
+        scratch = tempfile.gettempdir() if is_confined() else own
         try:
             child = subprocess.run(
-                confined(command, writable=[Path(home)], readable=_places(folder)),
-                env=clean_environment(Path(home), {"HF_HUB_OFFLINE": "1", "TMPDIR": scratch}),
-                cwd=home,
+                confined(command, writable=[Path(own)], readable=_places(folder)),
+                env=clean_environment(Path(own), {"HF_HUB_OFFLINE": "1", "TMPDIR": str(scratch)}),
+                cwd=own,
                 input=json.dumps(request).encode(),
                 stdout=answer,
                 stderr=subprocess.PIPE,

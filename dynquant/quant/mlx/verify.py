@@ -51,6 +51,7 @@ def verify_folder(
     original: Logits | None = None,
     text: Sequence[int] = (),
     runtime: str = "mlx-lm",
+    home: Path | None = None,
 ) -> Verified:
     """Check that `folder` loads in its stock runtime, stores what was planned and computes it.
 
@@ -64,6 +65,7 @@ def verify_folder(
         original: Windows → logits of the source; None where it is not at hand.
         text: Token ids of a long text, to time it and to try caches on; empty to do neither.
         runtime: `mlx-lm` or `mlx-vlm`.
+        home: See `stock_run.answer_of`.
 
     Raises:
         VerificationError: It does not load, its stored bits per weight differ, or it computes
@@ -80,6 +82,7 @@ def verify_folder(
                 generate=True,
                 text=text,
             ),
+            home=home,
         )
     except StockFailedError as error:
         raise VerificationError(
@@ -98,7 +101,7 @@ def verify_folder(
     if original is not None:
         _check_variety(run, original, stock)
     runtimes = [runtime]
-    if runtime != "mlx-lm" and _runs_in_mlx_lm(folder, windows, expected):
+    if runtime != "mlx-lm" and _runs_in_mlx_lm(folder, windows, expected, home):
         runtimes.append("mlx-lm")
     return Verified(
         run.text,
@@ -110,11 +113,14 @@ def verify_folder(
 
 
 def _runs_in_mlx_lm(
-    folder: Path, windows: Sequence[Sequence[int]], expected: Sequence[np.ndarray] | None
+    folder: Path,
+    windows: Sequence[Sequence[int]],
+    expected: Sequence[np.ndarray] | None,
+    home: Path | None,
 ) -> bool:
     """Whether stock mlx-lm, too, computes from text what was planned."""
     try:
-        run = run_stock(folder, StockRequest(windows=windows, generate=True))
+        run = run_stock(folder, StockRequest(windows=windows, generate=True), home=home)
         _check_logits(run, None if expected is None else expected[: len(windows)], "stock mlx-lm")
     except (StockFailedError, VerificationError) as error:
         logger.info("The model runs in mlx-vlm only, not in mlx-lm: %s", error)

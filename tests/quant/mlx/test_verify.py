@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import json
 import sys
 import tempfile
@@ -13,6 +14,7 @@ from mlx_lm.utils import compute_bits_per_weight, load_model
 
 from dynquant.errors import VerificationError
 from dynquant.quant.mlx import stock_run
+from dynquant.quant.mlx.quantizer import MlxQuantizer
 from dynquant.quant.mlx.verify import verify_folder
 from dynquant.sandbox import confined
 from tests.quant.mlx.factories import save_model
@@ -219,3 +221,34 @@ np.savez(sys.stdout.buffer, facts=np.frombuffer(facts, dtype=np.uint8))
     assert temporary.parent == tmp_path
     assert list(tmp_path.iterdir()) == []
     harden("refused")
+
+
+def test_processes_on_one_model_keep_what_they_compiled_for_each_other(
+    sound, tmp_path, monkeypatch
+):
+    """On a GPU the kernels of a format take up to a minute."""
+    keep = """
+import json, os, sys
+from pathlib import Path
+import numpy as np
+kept = Path.home() / "compiled"
+facts = {"stored_bpw": 16.0, "text": str(kept.exists()), "prompt": [], "generated": []}
+kept.write_text("a kernel")
+facts = json.dumps(facts | {"has_computed": False, "has_own": False}).encode()
+np.savez(sys.stdout.buffer, facts=np.frombuffer(facts, dtype=np.uint8))
+"""
+    command = [sys.executable, "-c", keep]
+    monkeypatch.setattr(stock_run, "confined", lambda _, **terms: confined(command, **terms))
+    found = [
+        verify_folder(sound, stored_bpw=16.0, home=home) for home in (tmp_path, tmp_path, None)
+    ]
+    assert [each.sample for each in found] == ["False", "True", "False"]
+
+
+def test_what_was_compiled_goes_with_the_quantizer(sound):
+    quantizer = MlxQuantizer(sound, name="model")
+    home = quantizer._stock_home
+    assert home.is_dir()
+    del quantizer
+    gc.collect()
+    assert not home.exists()
