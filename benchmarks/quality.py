@@ -45,7 +45,8 @@ from dynquant.errors import DynquantError
 from dynquant.quant.mlx import arrays
 from dynquant.quant.mlx.calibration import Windows
 from dynquant.quant.mlx.loading import open_model as open_folder
-from dynquant.quant.mlx.quantizer import MlxQuantizer, tool_versions
+from dynquant.quant.mlx.opened import tool_versions
+from dynquant.quant.mlx.quantizer import MlxQuantizer
 from dynquant.quant.mlx.tokenizing import open_tokenizer
 from dynquant.quant.quality import Quality
 from dynquant.quant.recipe import Recipe
