@@ -10,7 +10,8 @@ RUN_PART := $(if $(CUDA),cuda,run)
 # Written last, so that an interrupted setup runs again. The second is of what only developers need.
 STAMP := $(VENV)/.dynquant-setup$(if $(CUDA),-cuda)
 DEV_STAMP := $(VENV)/.dynquant-setup-dev
-NUM_TEST_WORKERS ?= 2
+# A third of the tests mostly wait, so three share two cores.
+NUM_TEST_WORKERS ?= 3
 PYTEST_ARGS ?=
 # `make test COVERAGE=1` measures branch coverage, as CI does; it takes half as long again.
 COVERAGE ?=
