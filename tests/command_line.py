@@ -189,9 +189,10 @@ def ladder(factory: pytest.TempPathFactory) -> Path:
     def make(folder: Path) -> None:
         texts = (f"--calibration={CALIBRATION}", f"--eval={HELD_OUT}")
         sizes = ("--calibration-tokens", "512", "--eval-tokens", "512")
+        rest = ("--effort", "fast", "--json")
         out = folder / "out"
         done = run(
-            "quantize", MODEL, "--bpw", "3.0,4.0,5.0", "--out", out, *texts, *sizes, "--json"
+            "quantize", MODEL, "--bpw", "3.0,4.0,5.0", "--out", out, *texts, *sizes, *rest
         )
         (folder / "stdout").write_text(done.check().out)
         (folder / "stderr").write_text(done.err)
