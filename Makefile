@@ -48,6 +48,8 @@ $(STAMP): pyproject.toml requirements/$(RUN_PART).lock requirements/installer.lo
 		scripts/setup_venv.sh scripts/install_locked.py scripts/openblas_for_mlx.py
 	@rm -f $@
 	@sh scripts/setup_venv.sh $(VENV) $(RUN_PART)
+	@# Python compiles modules at their first import: here, and not in the first command.
+	@$(BIN)/python -c "import dynquant.cli.app, dynquant.runner.worker, mlx_vlm.generate" 2>/dev/null || true
 	@touch $@
 	@$(BIN)/python scripts/blas_hint.py
 
