@@ -191,9 +191,7 @@ def ladder(factory: pytest.TempPathFactory) -> Path:
         sizes = ("--calibration-tokens", "512", "--eval-tokens", "512")
         rest = ("--effort", "fast", "--json")
         out = folder / "out"
-        done = run(
-            "quantize", MODEL, "--bpw", "3.0,4.0,5.0", "--out", out, *texts, *sizes, *rest
-        )
+        done = run("quantize", MODEL, "--bpw", "3.0,4.0,5.0", "--out", out, *texts, *sizes, *rest)
         (folder / "stdout").write_text(done.check().out)
         (folder / "stderr").write_text(done.err)
 

@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import fields
+from datetime import datetime
 
 import pytest
 import typer
@@ -71,6 +72,7 @@ def test_a_model_is_published_by_a_job_that_was_shown_confirmed_and_followed(hub
     assert "Encoding: 100 %" in done.err
     assert [each["repo_id"] for each in done.json["published"]] == ["you/org__sample-2m-MLX-4.5bpw"]
     assert done.json["job"]["stage"] == "COMPLETED"
+    assert datetime.fromisoformat(done.json["job"]["created_at"]).tzinfo is not None
     published = hub.repos["model", "you/org__sample-2m-MLX-4.5bpw"]
     assert "dynquant/plan.json" in published.commits[published.branches["main"]].files
     # Once more: the quant is there, so nothing is paid.

@@ -266,6 +266,8 @@ def test_what_is_no_artefact_is_refused_by_name(file, text):
         (("num_parameters",), -1, "plan.json"),
         (("num_parameters",), 10**400, "plan.json"),
         (("target_bpw",), 10**400, "plan.json"),
+        (("request", "effort"), "", "plan.json"),
+        (("request", "effort"), ["fast"], "plan.json"),
         (("version",), 2, "plan.json"),
         (("rows",), [], "report.json"),
         (("rows", 0, "num_windows"), 1.5, "report.json"),
