@@ -10,8 +10,7 @@ RUN_PART := $(if $(CUDA),cuda,run)
 # Written last, so that an interrupted setup runs again. The second is of what only developers need.
 STAMP := $(VENV)/.dynquant-setup$(if $(CUDA),-cuda)
 DEV_STAMP := $(VENV)/.dynquant-setup-dev
-# A third of the tests mostly wait, so three share two cores.
-NUM_TEST_WORKERS ?= 3
+NUM_TEST_WORKERS ?= 2
 PYTEST_ARGS ?=
 # `make test COVERAGE=1` measures branch coverage, as CI does; it takes half as long again.
 COVERAGE ?=
