@@ -25,7 +25,6 @@ NOT_YET_CLEAN = (
     "dynquant/quant/mlx/dropped_tensors.py",
     "dynquant/quant/mlx/folder.py",
     "dynquant/quant/mlx/loading.py",
-    "dynquant/quant/mlx/quantizer.py",
     "dynquant/quant/mlx/reference.py",
     "dynquant/quant/mlx/stock_run.py",
     "dynquant/quant/mlx/verify.py",

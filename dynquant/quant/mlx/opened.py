@@ -133,7 +133,7 @@ class OpenedModel:
         return tool_versions()
 
     def inventory(self, menu: Sequence[QuantFormat]) -> ModelInventory:
-        """What the model weighs, and which formats of `menu` each layer may take."""
+        """Sizes of the model and its layers, and the formats of `menu` that each may take."""
         return inventory_of(self._model, menu)
 
     def cache_bytes(self, context_tokens: int, *, kv_bits: int = 16) -> int:
