@@ -21,12 +21,12 @@ _USED = re.compile(r'^"t(\d+)" ->', re.MULTILINE)
 def dropped(read: Weights, kept: Weights) -> list[str]:
     """Names of `read` that no array of `kept` is made from; nothing is evaluated.
 
-    A tensor that is only renamed is the same array before and after. What is joined or reshaped
-    is found in the graph of the arrays that it became a part of.
+    A tensor that is only renamed is the same array before and after. A tensor that is joined or
+    reshaped is found in the graph of the array that it became a part of.
 
     Args:
         read: Weights as they are stored.
-        kept: What the model's class made of them.
+        kept: The weights that the model's class made of them.
     """
     before, after = set(map(id, read.values())), set(map(id, kept.values()))
     missing = [name for name, array in read.items() if id(array) not in after]

@@ -106,7 +106,7 @@ def tensors_of(folder: Path) -> dict[str, Tensor]:
 def as_loaded(folder: Path, config: Mapping[str, Any] | None = None) -> Iterator[Path]:
     """`folder` for a loader that reads every `model*.safetensors` in it: only those that count.
 
-    What is loaded from there may be read after the context too: MLX keeps its files open.
+    Arrays that are loaded from there may be read after the context too: MLX keeps its files open.
 
     Args:
         folder: A model's folder.
@@ -142,7 +142,7 @@ def taken_over(folder: Path) -> list[str]:
 
 
 def stamps(folder: Path) -> tuple[tuple[int, ...], ...]:
-    """What changes with the weight files: they are opened again for every pass over the model."""
+    """Marks that change with the weight files, which every pass over the model opens again."""
 
     def stamp(file: Path) -> tuple[int, ...]:
         try:
@@ -157,7 +157,7 @@ def stamps(folder: Path) -> tuple[tuple[int, ...], ...]:
 def check_folder(folder: Path) -> dict[str, Any]:
     """Refuse a folder that cannot be a model of ours; return its config.
 
-    What stock mlx-lm loads is sound, whatever else lies in the folder.
+    Files that stock mlx-lm loads make a folder sound, whatever else lies there.
 
     Raises:
         ModelNotFoundError: There is no such folder.
@@ -224,7 +224,7 @@ def _candidates(folder: Path) -> list[Path]:
 
 
 def _paths(folder: Path) -> Iterator[Path]:
-    """What lies at the top of a model's folder, and in those of its folders that matter."""
+    """Files at the top of a model's folder, and in those of its folders that matter."""
     for path in folder.iterdir():
         yield path
         if is_subfolder(path.name) and path.is_dir():

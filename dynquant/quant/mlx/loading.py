@@ -66,11 +66,11 @@ class ModelFolder:
 
     Attributes:
         folder: The folder.
-        runtime: What loads and runs it.
+        runtime: The library that loads and runs it.
         config: Its `config.json` as mlx-lm reads it, without quantization settings.
-        settings: What mlx-lm is told in place of what the file says.
-        form: What the stored weights are quantized as, in words (they are then dequantized on
-            load); None for plain ones.
+        settings: Values that mlx-lm gets in place of those in the file.
+        form: The form in which the stored weights are quantized, in words (they are then
+            dequantized on load); None for plain ones.
         stored: Name → dtype and shape of what is stored.
         codes: Those of its weights that are stored as codes with scales.
         stamps: Of its weight files, when they were checked.
@@ -112,7 +112,7 @@ class ModelFolder:
 
     @property
     def stock_config(self) -> dict[str, Any] | None:
-        """What the stock runtime finds as `config.json` where it can be told in no other way."""
+        """The `config.json` of the stock runtime where it can get settings in no other way."""
         is_told = self.runtime.name == "mlx-lm"
         return None if is_told else read_config(self.folder) | self.settings
 
@@ -271,7 +271,7 @@ class ModelFolder:
         }
 
     def _dtype_of(self, stored: mx.Dtype) -> mx.Dtype:
-        """What `mlx_lm.convert` would cast to; it settles the size of scales and biases.
+        """The dtype that `mlx_lm.convert` casts to; it settles the size of scales and biases.
 
         But never bfloat16 to float16, whatever the config says: what is large would be infinite.
         """

@@ -3,7 +3,7 @@
 The source is loaded a second time in a fresh process, by its stock runtime, with that runtime's
 code and in the source's dtype. Logits that differ from those of the streamed engine by more than
 arithmetic explains end the job. Where dynquant reads a config otherwise than the runtime on purpose
-(`model.config`), the runtime is told so, and `ropes` checks that reading by itself.
+(`model.config`), the runtime gets the same settings, and `ropes` checks that reading by itself.
 """
 
 from __future__ import annotations
@@ -164,8 +164,8 @@ def leaves_float16(
 ) -> bool:
     """Whether activations come near the end of float16's range, on these token batches.
 
-    A quantized model computes as its scales are stored, and on a Mac that is what overflows. What
-    goes into and out of layers and blocks is looked at in float32.
+    A quantized model computes as its scales are stored, and on a Mac that is what overflows. The
+    inputs and outputs of layers and blocks are looked at in float32.
 
     Args:
         blocks: The model.

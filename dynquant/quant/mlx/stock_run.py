@@ -41,13 +41,13 @@ class StockFailedError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class StockRequest:
-    """What to run.
+    """A run of a stock runtime.
 
     Attributes:
         runtime: `mlx-lm` or `mlx-vlm`.
         windows: Token ids of each window, of any length.
         image: Whether to run a question about a generated image behind them.
-        settings: What counts in place of what `config.json` says.
+        settings: Values that count in place of those in `config.json`.
         generate: Whether to go on from a short prompt, with the folder's own tokenizer.
         text: Token ids of a long text, to time the model and to try caches on; empty to do neither.
         by_blocks: Whether to hold one block at a time; for what is larger than memory.
@@ -64,7 +64,7 @@ class StockRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class StockRun:
-    """What came of it.
+    """The results of a run.
 
     Attributes:
         stored_bpw: As `mlx_lm` counts it.
@@ -74,7 +74,7 @@ class StockRun:
         prompt: Token ids of the prompt.
         generated: Token ids that came after it.
         text: The prompt and what came after it.
-        image: What the processor made of the question about an image; its logits are the last.
+        image: The question about an image as the processor cut it; its logits are the last.
         speed: In the model's own dtype; None where that was not to be timed, or cannot be.
         cache_losses: Of caches of fewer bits; empty where they were not tried, or cannot be.
     """
@@ -95,7 +95,7 @@ def run_stock(folder: Path, request: StockRequest, *, home: Path | None = None) 
 
     Args:
         folder: A model's folder, checked.
-        request: What to run.
+        request: The run.
         home: See `answer_of`.
 
     Raises:

@@ -44,7 +44,7 @@ class FolderWriter:
         num_parameters: For the index's metadata.
         copies: Path of a layer → path of the layer whose arrays are written under it too.
         shard_bytes: Largest size of a shard, unless one array alone is larger.
-        part_bytes: What to hold in memory at most, unless one array alone is larger.
+        part_bytes: Most bytes to hold in memory, unless one array alone is larger.
     """
 
     def __init__(
@@ -163,8 +163,8 @@ def quantization_config(
     Args:
         plan: The plan.
         copies: Path of a layer → path of the layer whose arrays it has too.
-        named: Paths of layers that stand by their path in any case. What mlx-lm infers for
-            the others names a `mode`, which some layers do not take.
+        named: Paths of layers that stand by their path in any case. For the others mlx-lm
+            infers an entry with a `mode`, which some layers do not take.
     """
     if all(fmt.mode == "unquantized" for fmt in plan.formats.values()):
         return {}

@@ -209,7 +209,7 @@ def test_a_token_that_becomes_e_to_the_hundredth_likelier_has_a_finite_divergenc
 
 
 def peak_bytes(folder: Path, num_models: int) -> int:
-    """What comparing a model to so many copies of itself takes at most."""
+    """Most memory that comparing a model to so many copies of itself takes."""
     model, batches = open_model(folder), make_batches()
     blocks = BlockModel(model.skeleton)
     copies = {str(n): BlockWeights(blocks, model.lazy_weights) for n in range(num_models)}

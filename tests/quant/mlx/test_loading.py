@@ -33,7 +33,7 @@ def change_config(folder: Path, **changes: Any) -> None:
 
 
 def save_quantized(folder: Path, family: str = "qwen3", *, mode: str = "affine", bits: int = 8):
-    """What `mlx_lm.convert -q` would write."""
+    """A folder as `mlx_lm.convert -q` would write it."""
     model, config = build_model(family)
     model, config = quantize_model(model, config, 32, bits, mode=mode)
     folder.mkdir()
