@@ -223,6 +223,7 @@ np.savez(sys.stdout.buffer, facts=np.frombuffer(facts, dtype=np.uint8))
     harden("refused")
 
 
+@pytest.mark.harden("child and runner")
 def test_processes_on_one_model_keep_what_they_compiled_for_each_other(
     sound, tmp_path, monkeypatch
 ):
