@@ -78,10 +78,8 @@ def conversations(folder: Path) -> Iterable[list[dict[str, str]]]:
     model, tokenizer = opened(folder)
     sampler = make_sampler(temp=0.7)
     for question in QUESTIONS:
-        asked = [{"role": "user", "content": question}]
-        prompt = tokenizer.apply_chat_template(asked, add_generation_prompt=True)
-        said = generate(model, tokenizer, prompt, max_tokens=MAX_CHAT_TOKENS, sampler=sampler)
-        yield [*asked, {"role": "assistant", "content": said}]
+        said = answer(model, tokenizer, question, max_tokens=MAX_CHAT_TOKENS, sampler=sampler)
+        yield [{"role": "user", "content": question}, {"role": "assistant", "content": said}]
 
 
 def answers(original: Path, made: dict[str, Path]) -> str:
@@ -96,14 +94,7 @@ def answers(original: Path, made: dict[str, Path]) -> str:
     for name, folder in models.items():
         model, tokenizer = opened(folder)
         said[name] = [
-            generate(
-                model,
-                tokenizer,
-                tokenizer.apply_chat_template(
-                    [{"role": "user", "content": question}], add_generation_prompt=True
-                ),
-                max_tokens=MAX_ANSWER_TOKENS,
-            )
+            answer(model, tokenizer, question, max_tokens=MAX_ANSWER_TOKENS)
             for question in QUESTIONS[:NUM_READ]
         ]
     lines = [
@@ -117,6 +108,14 @@ def answers(original: Path, made: dict[str, Path]) -> str:
             text = " ".join(said[name][number].replace("|", "\\|").split())
             lines.append(f"| {name} | {text} |")
     return "\n".join(lines) + "\n"
+
+
+def answer(model: Any, tokenizer: Any, question: str, **how: Any) -> str:
+    """The model's answer to one question; `how` are options of mlx-lm's `generate`."""
+    asked = [{"role": "user", "content": question}]
+    prompt = tokenizer.apply_chat_template(asked, add_generation_prompt=True)
+    said: str = generate(model, tokenizer, prompt, **how)
+    return said
 
 
 def opened(folder: Path) -> tuple[Any, Any]:

@@ -74,7 +74,7 @@ license_link: https://example.org/tiny
 ---
 # A model of nothing
 """
-_HUBS_OWN, _CARD = {".gitattributes"}, "README.md"
+_HUBS_OWN, _README = {".gitattributes"}, "README.md"
 _OF_A_RUN = re.compile(rb"http://(127\.0\.0\.1|localhost):\d+|written by dynquant, sha256 \w+")
 
 
@@ -281,9 +281,9 @@ def files_of(commit: Commit | None) -> dict[str, str]:
     """
     found = {} if commit is None else commit.files
     hashes = {name: blob.sha256 for name, blob in found.items() if name not in _HUBS_OWN}
-    if _CARD in hashes:
-        anywhere = _OF_A_RUN.sub(b"", found[_CARD].read())
-        hashes[_CARD] = hashlib.sha256(anywhere).hexdigest()
+    if _README in hashes:
+        anywhere = _OF_A_RUN.sub(b"", found[_README].read())
+        hashes[_README] = hashlib.sha256(anywhere).hexdigest()
     return hashes
 
 

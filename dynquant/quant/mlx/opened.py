@@ -167,15 +167,11 @@ class OpenedModel:
         num_fitting_tokens: int = 0,
     ) -> Windows:
         """Windows to calibrate on, some behind them to probe on, and more to fit weights on."""
-        length = window_length(self._model.config)
-        windows = cut_windows(
+        windows = self._cut(
             text,
-            self._tokenizer,
-            window_tokens=length,
-            num_windows=(num_tokens + _PROBE_TOKENS) // length,
+            num_tokens + _PROBE_TOKENS,
             min_windows=_MIN_WINDOWS,
-            num_more=max(0, num_fitting_tokens - num_tokens) // length,
-            num_tokens=self._model.num_tokens,
+            num_more_tokens=max(0, num_fitting_tokens - num_tokens),
         )
         return self._with_images(windows, images)
 
@@ -184,14 +180,7 @@ class OpenedModel:
     ) -> Windows:
         """Windows to evaluate on."""
         length = window_length(self._model.config)
-        windows = cut_windows(
-            text,
-            self._tokenizer,
-            window_tokens=length,
-            num_windows=max(2, num_tokens // length),
-            min_windows=2,
-            num_tokens=self._model.num_tokens,
-        )
+        windows = self._cut(text, max(2 * length, num_tokens), min_windows=2)
         return self._with_images(windows, images)
 
     def windows_from_json(self, raw: Any, images: ImagePrompts | None = None) -> Windows:
@@ -236,6 +225,20 @@ class OpenedModel:
 
     def _batches(self, windows: Windows, start: int = 0, stop: int | None = None) -> list[mx.array]:
         return windows.batches(start, stop, vocab=vocabulary_size(self._model.config))
+
+    def _cut(
+        self, text: Text, num_tokens: int, *, min_windows: int, num_more_tokens: int = 0
+    ) -> Windows:
+        length = window_length(self._model.config)
+        return cut_windows(
+            text,
+            self._tokenizer,
+            window_tokens=length,
+            num_windows=num_tokens // length,
+            min_windows=min_windows,
+            num_more=num_more_tokens // length,
+            num_tokens=self._model.num_tokens,
+        )
 
     def _with_images(self, windows: Windows, images: ImagePrompts | None) -> Windows:
         """`windows` beside `images`, which the processor has taken once: it runs before the work.
