@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 import re
-import resource
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -28,12 +29,23 @@ TORCH = "torch==2.13.0"
 REQUIREMENTS = {
     "mlx-lm": (*MLX, "mlx-lm==0.32.2"),
     "auto-round": (TORCH, "auto-round==0.16.1"),
+    "gguf": (
+        *MLX,
+        "mlx-lm==0.32.2",
+        "gguf==0.19.0",
+        "libggml-python==0.20.2.post1",
+        "cyllama==0.2.18",
+    ),
     "mlx-optiq": (TORCH, *MLX, "mlx-optiq==0.7.7"),
 }
 BITS, GROUP_SIZES = (2, 3, 4, 5, 6, 8), (32, 64, 128)
 GPTQ_BITS = (2, 4, 8)  # mlx_lm.gptq packs no others
 EQUAL_BPW = 0.02
 DWQ_FORMATS, DWQ_RATES = ((3, 64), (4, 64)), (1e-6, 1e-5, 3e-5)
+GGUF_PRESETS = (
+    *("Q2_K", "Q3_K_S", "Q3_K_M", "Q3_K_L", "IQ3_S", "Q4_0"),
+    *("IQ4_XS", "Q4_K_S", "Q4_K_M", "Q5_K_S", "Q5_K_M", "Q6_K"),
+)
 # Settings of mlx_lm.dynamic_quant: two widths to choose from, and a size. Where one layer has a
 # quarter of the weights it can miss the size by far, so it gets more attempts around 3.0.
 DYNAMIC = {
@@ -46,6 +58,9 @@ DYNAMIC = {
 }
 
 
+_VENVS = threading.Lock()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Attempt:
     """One run of one quantizer.
@@ -56,6 +71,8 @@ class Attempt:
         target_bpw: The size nearest to the setting's; None for a size of its own.
         venv: A key of `REQUIREMENTS`; empty for the environment of dynquant.
         command: Program in the environment's `bin` and arguments; `{out}` is the new folder.
+        sizes: Stored bits per weight of its results, where one run makes several.
+        goes_on: Whether it starts from another run's result.
         why_not: The reason if it cannot be run.
     """
 
@@ -64,12 +81,15 @@ class Attempt:
     target_bpw: float | None
     venv: str = "mlx-lm"
     command: tuple[str, ...] = ()
+    sizes: tuple[float, ...] = ()
+    goes_on: bool = False
     why_not: str = ""
 
     @property
     def name(self) -> str:
-        """Of its row."""
-        return f"{self.method} {self.setting}".replace("/", "-")
+        """Of its run."""
+        sizes = "".join(f" {size:g}" for size in self.sizes)
+        return f"{self.method} {self.setting}{sizes}".replace("/", "-")
 
     @property
     def slug(self) -> str:
@@ -126,7 +146,8 @@ def attempts(
     found += _with_embedding(inputs, "gptq", targets, GPTQ_BITS)
     if full:
         found += _with_embedding(inputs, "awq", targets[::2], BITS)
-        found += [*_dwq(inputs, targets), *_auto_round(inputs), _optiq(inputs)]
+        found += [*_dwq(inputs, targets), *_gguf(inputs, targets)]
+        found += [*_auto_round(inputs), _optiq(inputs)]
     return found
 
 
@@ -147,6 +168,7 @@ def ours(
         setting=effort,
         target_bpw=None,
         venv="",
+        sizes=tuple(targets),
         command=(
             *program,
             str(model),
@@ -166,7 +188,8 @@ def run(attempt: Attempt, out: Path, *, venvs: Path, limit_secs: float) -> Outco
     if attempt.why_not:
         return Outcome(why_not=attempt.why_not)
     try:
-        bin_folder = _venv(attempt.venv, venvs) if attempt.venv else Path()
+        with _VENVS:  # of several runs at once the first makes it
+            bin_folder = _venv(attempt.venv, venvs) if attempt.venv else Path()
     except subprocess.CalledProcessError as error:
         return Outcome(why_not=f"it could not be installed: {_last_line(error.stderr)}")
     command = [part.replace("{out}", str(out)) for part in attempt.command]
@@ -176,15 +199,13 @@ def run(attempt: Attempt, out: Path, *, venvs: Path, limit_secs: float) -> Outco
     if FAST_BLAS is not None:  # the wheel of MLX brings the reference BLAS, see dynquant
         environment["LD_PRELOAD"] = FAST_BLAS
     log = out.with_name(f"{out.name}.log")
-    before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    started = time.perf_counter()
     with log.open("w") as output:
         child = subprocess.Popen(
             command, stdout=output, stderr=subprocess.STDOUT, env=environment, cwd=out.parent
         )
-        peak_bytes, late = _watch(child, limit_secs)
+        peak_bytes, cpu_secs, late = _watch(child, limit_secs)
     wall_secs = time.perf_counter() - started
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    cpu_secs = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     why_not = ""
     if late:
         why_not = f"stopped after {limit_secs:.0f} s: {_last_line(log.read_text())}"
@@ -193,23 +214,20 @@ def run(attempt: Attempt, out: Path, *, venvs: Path, limit_secs: float) -> Outco
     return Outcome(wall_secs=wall_secs, cpu_secs=cpu_secs, peak_bytes=peak_bytes, why_not=why_not)
 
 
-def _watch(child: subprocess.Popen[bytes], limit_secs: float) -> tuple[int, bool]:
-    """Peak resident bytes of `child` and its descendants, and whether it had to be stopped."""
-    process, peak = psutil.Process(child.pid), 0
+def _watch(child: subprocess.Popen[bytes], limit_secs: float) -> tuple[int, float, bool]:
+    """Peak resident bytes and CPU seconds of `child` and its children; whether it was stopped."""
+    process, peak, late = psutil.Process(child.pid), 0, False
     deadline = time.monotonic() + limit_secs
-    while child.poll() is None:
-        try:
+    while (ended := os.wait4(child.pid, os.WNOHANG))[0] == 0:
+        with suppress(psutil.Error):  # one of them has just ended
             family = [process, *process.children(recursive=True)]
             peak = max(peak, sum(member.memory_info().rss for member in family))
-        except psutil.Error:
-            continue  # one of them has just ended
-        if time.monotonic() > deadline:
-            for member in family:
-                member.kill()
-            child.wait()
-            return peak, True
+            if late := time.monotonic() > deadline:
+                for member in family:
+                    member.kill()
         time.sleep(0.05)
-    return peak, False
+    child.returncode = os.waitstatus_to_exitcode(ended[1])
+    return peak, ended[2].ru_utime + ended[2].ru_stime, late
 
 
 def _venv(name: str, venvs: Path) -> Path:
@@ -308,6 +326,7 @@ def _dwq(inputs: _Inputs, targets: Sequence[float]) -> Iterator[Attempt]:
             method="mlx_lm.dwq",
             setting=f"{name}, rate {rate:g}",
             target_bpw=size,
+            goes_on="--quantized-model" in options,
             command=_tool(
                 inputs,
                 "dwq",
@@ -321,6 +340,31 @@ def _tool(inputs: _Inputs, name: str, *options: str, tokens: Path | None = None)
     script = str(HERE / "mlx_lm_peer.py")
     folders = ("--model", str(inputs.model), "--mlx-path", "{out}")
     return ("python", script, name, str(tokens or inputs.tokens), *folders, *options)
+
+
+def _gguf(inputs: _Inputs, targets: Sequence[float]) -> Iterator[Attempt]:
+    """llama.cpp's presets, and mixtures where blocks of 256 weights divide the model's width."""
+    config = json.loads((inputs.model / "config.json").read_text())
+    why_not = "its tensors of experts are not tried" if config.get("num_experts") else ""
+    command = ("python", str(HERE / "gguf_peer.py"), str(inputs.model), str(inputs.tokens), "{out}")
+    for preset in GGUF_PRESETS:
+        yield Attempt(
+            method="GGUF",
+            setting=preset,
+            target_bpw=None,
+            venv="gguf",
+            command=(*command, "--preset", preset),
+            why_not=why_not,
+        )
+    if config["hidden_size"] % 256 == 0 and not why_not:
+        yield Attempt(
+            method="GGUF",
+            setting="mixture",
+            target_bpw=None,
+            venv="gguf",
+            sizes=tuple(targets),
+            command=(*command, "--bpw", ",".join(f"{target:g}" for target in targets)),
+        )
 
 
 def _auto_round(inputs: _Inputs) -> Iterator[Attempt]:

@@ -2,14 +2,15 @@
 
     python -m benchmarks.quality [--full] [--models DIR,DIR] [--judge-on-cpu]
                                  [--targets BPW,BPW] [--elsewhere TEXT,TEXT]
-                                 [--keep DIR] [--out DIR]
+                                 [--at-once N] [--keep DIR] [--out DIR]
 
 Every quantizer runs for real, by its own command, in a process and (peers) a virtual environment
 of its own, which this script makes, on the same calibration tokens. Stored bits are counted from
 the files (`stored_bits.py`), and all results of a model are evaluated in one pass over the same
 held-out windows. `quality-MODEL.json`, `.md` and `-{light,dark}.svg` go to `--out`. With `--keep`
-an interrupted run is resumed; results of dynquant are reused for the same commit only. The exit
-code is 0 if the goals are met.
+an interrupted run is resumed; results of dynquant are reused for the same commit only. A large GPU
+makes several results of a small model at once, whose times then say little. The exit code is 0 if
+the goals are met.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -95,6 +97,7 @@ def main() -> int:
     parser.add_argument("--without", default="", help="methods to leave out, with commas")
     parser.add_argument("--eval-tokens", type=int, help="held-out tokens to judge by")
     parser.add_argument("--limit", type=float, help="seconds for one run of a quantizer")
+    parser.add_argument("--at-once", type=int, default=1, help="runs side by side")
     parser.add_argument(
         "--judge-on-cpu", action="store_true", help="in float32, whatever quantizes"
     )
@@ -153,9 +156,8 @@ def benchmarked(model: Path, options: argparse.Namespace, work: Path) -> dict[st
     """All results: made, evaluated and compared."""
     full = options.full
     targets: tuple[float, ...] = TARGETS if full else FEW_TARGETS
-    few_targets: tuple[float, ...] = FEW_TARGETS
     if options.targets:
-        targets = few_targets = tuple(map(float, options.targets.split(",")))
+        targets = tuple(map(float, options.targets.split(",")))
     limit_secs = options.limit or (LIMIT_SECS if full else SHORT_LIMIT_SECS)
     work.mkdir(parents=True, exist_ok=True)
 
@@ -170,42 +172,42 @@ def benchmarked(model: Path, options: argparse.Namespace, work: Path) -> dict[st
             late.add(attempt.method)
         return outcome
 
+    def made_of(runs: Sequence[Attempt]) -> Iterator[tuple[Row, Path | None]]:
+        """Each result's row and folder; a run that goes on from another's result comes late."""
+        with ThreadPoolExecutor(options.at_once) as pool:
+            for part in (False, True):
+                now = [each for each in runs if each.goes_on == part]
+                for attempt, outcome in zip(now, pool.map(made, now), strict=True):
+                    yield from results_of(attempt, outcome, work / attempt.slug, model)
+
     with open_model(str(model)) as (_, quantizer):
         windows, held_out, *others = windows_of(quantizer, options)
         peers = attempts(model, **save_text(windows, model, work), targets=targets, full=full)
         left_out = options.without.split(",")
-        found = [(each, made(each)) for each in peers if each.method not in left_out]
-        rows, folders = [], dict[str, Path]()
-        for attempt, outcome in found:
-            folder = None if outcome.why_not else model_folder(work / attempt.slug)
-            row = row_of(attempt, outcome, folder, model)
-            if folder is not None:
-                folders[f"{row.method} {row.setting}"] = folder
-            rows.append(row)
-        sizes = sorted({*targets, *equal_sizes(rows)})
-        # Polishing tries plans on the whole model, size by size: three sizes show its effect.
-        efforts = {"fast": sizes, "normal": sizes} | ({"max": list(few_targets)} if full else {})
-        for effort, asked in efforts.items():
-            attempt = ours(
-                model,
-                calibration=options.calibration,
-                evaluation=options.eval,
-                targets=asked,
-                effort=effort,
+        peers = [each for each in peers if each.method not in left_out]
+
+        texts = {"calibration": options.calibration, "evaluation": options.eval}
+        efforts = ("max", "normal", "fast") if full else ("normal", "fast")
+        if options.targets:  # each size in a run of its own, whose time is that of one size
+            sizes = [[target] for target in targets]
+            mine = [ours(model, **texts, targets=t, effort=e) for e in efforts for t in sizes]
+            found = [*made_of([*mine, *peers])]
+        else:
+            found = [*made_of(peers)]
+            equal = sorted({*targets, *equal_sizes([row for row, _ in found])})
+            # Polishing tries plans on the whole model, size by size: three show its effect.
+            at_effort = {effort: FEW_TARGETS if effort == "max" else equal for effort in efforts}
+            found += made_of(
+                [ours(model, **texts, targets=t, effort=e) for e, t in at_effort.items()]
             )
-            outcome = made(attempt)
-            if outcome.why_not:
-                rows.append(row_of(attempt, outcome, None, model))
-                continue
-            for size, folder in zip(asked, results_of(work / attempt.slug, asked), strict=True):
-                one = replace(attempt, setting=f"{effort}, {size:g}", target_bpw=size)
-                rows.append(row_of(one, outcome, folder, model, num_results=len(asked)))
-                folders[f"{one.method} {one.setting}"] = folder
+        rows = [row for row, _ in found]
+        folders = {f"{r.method} {r.setting}": folder for r, folder in found if folder is not None}
         rows, original = judged(quantizer, [held_out, *others], rows, folders)
     return {
         "model": model.name,
         "form": "full" if full else "short",
         "command": command(sys.argv[1:]),
+        "at_once": options.at_once,
         "revision": revision(),
         "versions": tool_versions(),
         "calibration": text_to_json(windows.facts),
@@ -282,11 +284,21 @@ def model_folder(out: Path) -> Path:
     return min(out.rglob("*.safetensors"), key=lambda file: len(file.parts)).parent
 
 
-def results_of(out: Path, sizes: Sequence[float]) -> list[Path]:
-    """One folder of dynquant for each size."""
-    folders = {file.parent for file in out.rglob("*.safetensors")}
-    by_size = {float(re.findall(r"-([\d.]+)bpw", folder.name)[-1]): folder for folder in folders}
-    return [min(by_size.items(), key=lambda pair: abs(pair[0] - size))[1] for size in sizes]
+def results_of(
+    attempt: Attempt, outcome: Outcome, out: Path, model: Path
+) -> Iterator[tuple[Row, Path | None]]:
+    """The rows of one run, without figures, and their folders; of ours one for each size."""
+    if outcome.why_not:
+        yield row_of(attempt, outcome, None, model), None
+    elif not attempt.sizes:
+        yield row_of(attempt, outcome, folder := model_folder(out), model), folder
+    else:
+        folders = {file.parent for file in out.rglob("*.safetensors")}
+        found = {float(re.findall(r"-([\d.]+)bpw", each.name)[-1]): each for each in folders}
+        for size in attempt.sizes:
+            folder = min(found.items(), key=lambda pair: abs(pair[0] - size))[1]
+            one = replace(attempt, setting=f"{attempt.setting}, {size:g}", target_bpw=size)
+            yield row_of(one, outcome, folder, model, num_results=len(attempt.sizes)), folder
 
 
 def row_of(

@@ -19,6 +19,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ def main() -> int:
     ]
     code = quality.main()
     made = kept.resolve() / MODEL
-    text = answers(folder, {effort: made / f"dynquant-{effort}" for effort in ("normal", "max")})
+    text = answers(folder, made)
     (options.out / f"answers-{MODEL}.md").write_text(text, encoding="utf-8")
     return code
 
@@ -82,14 +83,13 @@ def conversations(folder: Path) -> Iterable[list[dict[str, str]]]:
         yield [{"role": "user", "content": question}, {"role": "assistant", "content": said}]
 
 
-def answers(original: Path, made: dict[str, Path]) -> str:
+def answers(original: Path, made: Path) -> str:
     """The answers of original and quants to the same questions, the likeliest token at a time."""
     models = {"original": original}
-    for effort, folder in made.items():
-        if folder.is_dir():
-            found = quality.results_of(folder, READ_TARGETS)
-            names = (f"{effort}, {target:g} BPW" for target in READ_TARGETS)
-            models |= dict(zip(names, found, strict=True))
+    for effort, target in product(("normal", "max"), READ_TARGETS):
+        out = made / f"dynquant-{effort}-{target:g}"
+        if any(out.rglob("*.safetensors")):
+            models[f"{effort}, {target:g} BPW"] = quality.model_folder(out)
     said: dict[str, list[str]] = {}
     for name, folder in models.items():
         model, tokenizer = opened(folder)

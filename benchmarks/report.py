@@ -27,6 +27,8 @@ def markdown(result: Mapping[str, Any]) -> str:
         "counted from the files. Seconds and peak memory (resident, all processes) are those of "
         "the whole run; where one run made several results, × says how many."
     )
+    if (at_once := result.get("at_once", 1)) > 1:
+        about += f" {at_once} runs shared the machine at a time, which lengthens each."
     elsewhere = [text["name"] for text in result.get("elsewhere", ())]
     columns = (
         *("quantizer", "setting", "stored BPW", "mean KL (nats)"),

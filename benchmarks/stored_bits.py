@@ -1,7 +1,8 @@
 """Stored bits per weight, from the files alone, without code of dynquant or of a peer.
 
 All arrays in a folder of safetensors count: codes, scales, biases and unquantized arrays, over the
-number of weights in the original's headers.
+number of weights in the original's headers. Beside weights that were decoded from a GGUF file
+`gguf.json` has the bytes of its tensors, and these count.
 """
 
 from __future__ import annotations
@@ -16,7 +17,10 @@ __all__ = ["num_weights", "stored_bpw"]
 
 def stored_bpw(folder: Path, original: Path) -> float:
     """Bits in the weight files of `folder` for each weight of `original`."""
-    stored_bytes = sum(num_bytes for _, _, num_bytes in _tensors(folder))
+    if (decoded := folder / "gguf.json").exists():
+        stored_bytes = sum(each["bytes"] for each in json.loads(decoded.read_text()).values())
+    else:
+        stored_bytes = sum(num_bytes for _, _, num_bytes in _tensors(folder))
     return 8 * stored_bytes / num_weights(original)
 
 
